@@ -1,0 +1,97 @@
+"""Images held in memory, and a shuffle that depends on the seed and the epoch alone."""
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+
+from hetpure.errors import InputError
+
+Sample = dict[str, Tensor]
+
+
+def check_images(images: Tensor, where: str, *, samples: Tensor | None = None) -> None:
+    """Raises InputError unless images (N, C, H, W) are 8-bit, or floats in pixel [0,1].
+
+    `where` names them in the message; `samples` (N,) are their ids, by default 0 to N - 1.
+    """
+    if images.ndim != 4:
+        raise InputError(f"{where}: shape {tuple(images.shape)}, expected (N, C, H, W)")
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise InputError(f"{where}: {images.dtype} images, expected uint8 or float in [0, 1]")
+    # Written so that NaN, for which every comparison is false, counts as bad.
+    bad = ~((images >= 0) & (images <= 1)).flatten(1)
+    if bad.any():
+        position = int(bad.any(dim=1).nonzero()[0])
+        value = images[position].flatten()[bad[position]][0].item()
+        sample = position if samples is None else int(samples[position])
+        raise InputError(
+            f"{where}: sample {sample} has the pixel value {value:g}, allowed is [0, 1];"
+            " scale the images (8-bit values by 1/255) and remove NaN"
+        )
+
+
+class ImageDataset(Dataset[Sample]):
+    """Labelled images with ids; an item is {"image", "label", "sample"}.
+
+    images: (N, C, H, W), uint8 or float32 in pixel [0,1]; labels: (N,); samples: (N,), the ids.
+    An item's image is float32 (C, H, W) in pixel [0,1], its label and id are int64 scalars.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, samples: Tensor, *, where: str = "images"
+    ) -> None:
+        if images.dtype not in (torch.uint8, torch.float32):
+            raise InputError(f"{where}: {images.dtype} images, expected uint8 or float32")
+        if not labels.shape == samples.shape == images.shape[:1]:
+            raise InputError(
+                f"{where}: {len(images)} images, {len(labels)} labels and {len(samples)} ids,"
+                " expected as many of each"
+            )
+        check_images(images, where, samples=samples)
+        self.images = images
+        self.labels = labels.long()
+        self.samples = samples.long()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        image = self.images[index]
+        return {
+            # Kept as bytes and converted here: the full set is 47 MB so, and 188 MB as float32.
+            "image": image.float() / 255 if image.dtype == torch.uint8 else image,
+            "label": self.labels[index],
+            "sample": self.samples[index],
+        }
+
+    def take(self, index: Tensor | slice) -> "ImageDataset":
+        """The samples at these positions, with their own ids."""
+        return ImageDataset(self.images[index], self.labels[index], self.samples[index])
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """A permutation (count,) of 0 to count - 1 that is a function of its arguments alone."""
+    # Hashed, not added: with seed + epoch, one seed's second epoch is the next seed's first.
+    digest = hashlib.sha256(f"{seed}:{epoch}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.randperm(count, generator=generator)
+
+
+class EpochSampler(DistributedSampler[int]):
+    """Every rank's share of `epoch_order`; Lightning calls `set_epoch` before each epoch.
+
+    A DistributedSampler because Lightning wraps any other on several devices, and then calls
+    `set_epoch` on its wrapper only: the order would no longer be ours.
+    """
+
+    def __init__(self, dataset: ImageDataset, *, seed: int, replicas: int, rank: int) -> None:
+        super().__init__(dataset, replicas, rank, shuffle=True, seed=seed, drop_last=True)
+
+    def __iter__(self) -> Iterator[int]:
+        order = epoch_order(len(self.dataset), self.seed, self.epoch)  # type: ignore[arg-type]
+        return iter(order[self.rank : self.total_size : self.num_replicas].tolist())

@@ -1,0 +1,225 @@
+"""Fashion-MNIST: the full set where it is found, else the subset that comes with the project."""
+
+import hashlib
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.dataset import EpochSampler, ImageDataset, Sample
+from datamodules.idx import read_idx
+from hetpure.errors import InputError
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
+PACKAGED = Path(__file__).parent / "assets" / "fashion_mnist"
+PACKAGED_ORIGIN = "packaged subset (1,000 test, 500 validation, 5,000 train)"
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+FULL_PREFIX = {"train": "train", "validation": "train", "test": "t10k"}
+FULL_COUNT = {"train": 60_000, "t10k": 10_000}
+FULL_NAMES = tuple(
+    f"{prefix}-{kind}-ubyte" for prefix in FULL_COUNT for kind in ("images-idx3", "labels-idx1")
+)
+
+
+def find_full(folder: Path) -> dict[str, Path] | None:
+    """The full set's four files in the folder, gzipped or plain, or None where one is missing."""
+    found = {
+        name: path
+        for name in FULL_NAMES
+        for path in (folder / f"{name}.gz", folder / name)
+        if path.is_file()
+    }
+    return found if len(found) == len(FULL_NAMES) else None
+
+
+def packaged_files(split: Split) -> dict[str, Path]:
+    """The packaged split's files: images, labels and ids (indices in the full original set)."""
+    suffixes = {"images": "idx3-ubyte", "labels": "idx1-ubyte", "ids": "idx1-int"}
+    return {kind: PACKAGED / f"{split}-{kind}-{end}.gz" for kind, end in suffixes.items()}
+
+
+def read_pair(images_file: Path, labels_file: Path) -> tuple[Tensor, Tensor]:
+    """Images uint8 (N, 1, 28, 28), 0 to 255, and labels int64 (N,), 0 to 9, of two IDX files."""
+    images, labels = read_idx(images_file), read_idx(labels_file)
+    if images.dtype != torch.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28):
+        raise InputError(
+            f"{images_file}: {images.dtype} of shape {tuple(images.shape)}, expected"
+            " torch.uint8 of shape (N, 28, 28); give Fashion-MNIST's own files"
+        )
+    if labels.dtype != torch.uint8 or labels.ndim != 1 or len(labels) != len(images):
+        raise InputError(
+            f"{labels_file}: {labels.dtype} of shape {tuple(labels.shape)}, expected torch.uint8"
+            f" of shape ({len(images)},), as many labels as images in {images_file.name}"
+        )
+    if len(labels) and int(labels.max()) > 9:
+        position = int((labels > 9).nonzero()[0])
+        raise InputError(
+            f"{labels_file}: label {int(labels[position])} at index {position}, allowed are 0 to 9;"
+            " give Fashion-MNIST's own files"
+        )
+    return images.unsqueeze(1), labels.long()
+
+
+def read_packaged(split: Split) -> ImageDataset:
+    """A packaged split; its ids are the images' indices in the full original set."""
+    files = packaged_files(split)
+    images, labels = read_pair(files["images"], files["labels"])
+    return ImageDataset(images, labels, read_idx(files["ids"]), where=str(files["ids"]))
+
+
+def read_full(files: dict[str, Path], split: Literal["train", "test"]) -> ImageDataset:
+    """The full test set, or the full training set without the packaged validation images."""
+    prefix = FULL_PREFIX[split]
+    images_file = files[f"{prefix}-images-idx3-ubyte"]
+    images, labels = read_pair(images_file, files[f"{prefix}-labels-idx1-ubyte"])
+    if len(images) != FULL_COUNT[prefix]:
+        raise InputError(
+            f"{images_file}: {len(images):,} images, expected Fashion-MNIST's"
+            f" {FULL_COUNT[prefix]:,}; give its own files, or none with --data.source packaged"
+        )
+    # MNIST's files have the same names and sizes: only the pixels tell the two apart.
+    known = read_packaged("validation" if split == "train" else "test")
+    differs = (images[known.samples] != known.images).flatten(1).any(dim=1)
+    differs |= labels[known.samples] != known.labels
+    if differs.any():
+        raise InputError(
+            f"{images_file}: not Fashion-MNIST: image or label {int(known.samples[differs][0])}"
+            " differs from the packaged copy; give another folder, or check the files"
+        )
+    kept = torch.ones(len(images), dtype=torch.bool)
+    if split == "train":
+        kept[known.samples] = False
+    return ImageDataset(images[kept], labels[kept], kept.nonzero().squeeze(1))
+
+
+class FashionMNIST(L.LightningDataModule):
+    """Fashion-MNIST in batches {"image", "label", "sample"}.
+
+    image: float32 (B, 1, 28, 28) in pixel [0,1]; label: int64 (B,); sample: int64 (B,), the
+    image's index in the full original training or test set, whichever files it is read from.
+    The 500 validation images are the same whatever the source, and no training ever sees them.
+    """
+
+    num_classes: ClassVar[int] = 10
+    channels: ClassVar[int] = 1
+    image_size: ClassVar[int] = 28
+    class_names: ClassVar[tuple[str, ...]] = (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    )
+
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        source: Literal["auto", "packaged"] = "auto",
+        batch_size: int = 64,
+        test_split: Literal["test", "validation"] = "test",
+        limit: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Finds the files; reads none before `setup`.
+
+        Args:
+            data_dir: folder with the four original IDX files, gzipped or plain.
+            source: auto takes data_dir, else Debian's folder, else the packaged subset.
+            batch_size: images in a batch, on each device.
+            test_split: the split that `test_dataloader` gives.
+            limit: evaluate only the first so many samples of that split.
+            num_workers: processes that load batches.
+            seed: with the epoch, decides the order of training.
+        """
+        super().__init__()
+        for flag, value in (("batch_size", batch_size), ("limit", limit)):
+            if value is not None and value < 1:
+                raise InputError(f"--data.{flag} is {value}, allowed is 1 or more")
+        if data_dir is not None and source == "packaged":
+            raise InputError(
+                f"--data.data_dir {data_dir} contradicts --data.source packaged; give one of them"
+            )
+        folder = DEBIAN if data_dir is None else Path(data_dir)
+        self._files = find_full(folder) if source == "auto" else None
+        if data_dir is not None and self._files is None:
+            raise InputError(
+                f"--data.data_dir {data_dir}: not all of {', '.join(FULL_NAMES)} (or .gz of them)"
+                " are there; give the folder that holds them, or leave the flag out"
+            )
+        self.origin = PACKAGED_ORIGIN if self._files is None else str(folder)
+        self.batch_size = batch_size
+        self.test_split: Split = test_split
+        self.limit = limit
+        self.num_workers = num_workers
+        self.seed = seed
+        self._splits: dict[Split, ImageDataset] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the splits that the stage needs and are not read yet (None: all)."""
+        if not self._splits:
+            rank_zero_info(f"Fashion-MNIST from {self.origin}")
+        needed: dict[str | None, tuple[Split, ...]] = {
+            "fit": ("train", "validation"),
+            "validate": ("validation",),
+            "test": (self.test_split,),
+        }
+        for split in needed.get(stage, SPLITS):
+            if split not in self._splits:
+                self._splits[split] = self._read(split)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Shuffled by (seed, epoch); the last short batch is dropped."""
+        dataset = self._splits["train"]
+        replicas, rank = 1, 0
+        if self.trainer is not None:
+            replicas, rank = self.trainer.world_size, self.trainer.global_rank
+        sampler = EpochSampler(dataset, seed=self.seed, replicas=replicas, rank=rank)
+        if len(sampler) < self.batch_size:
+            raise InputError(
+                f"--data.batch_size is {self.batch_size}, allowed is at most {len(sampler)}, the"
+                f" training images of a device from {self.origin}"
+            )
+        return DataLoader(
+            dataset, self.batch_size, sampler=sampler, drop_last=True, num_workers=self.num_workers
+        )
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """The validation split in the order of its ids."""
+        return self._in_order(self._splits["validation"])
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """The first `limit` samples of `test_split` in the order of their ids, none left out."""
+        dataset = self._splits[self.test_split]
+        if self.limit is not None and self.limit > len(dataset):
+            raise InputError(
+                f"--data.limit is {self.limit}, allowed is at most {len(dataset)}, the"
+                f" {self.test_split} images from {self.origin}"
+            )
+        return self._in_order(dataset.take(slice(self.limit)))
+
+    def files_sha256(self) -> dict[str, str]:
+        """SHA-256 of every data file that this source can read, by file name."""
+        splits: tuple[Split, ...] = SPLITS if self._files is None else ("validation",)
+        files = [path for split in splits for path in packaged_files(split).values()]
+        files += [] if self._files is None else self._files.values()
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    def _read(self, split: Split) -> ImageDataset:
+        if self._files is None or split == "validation":
+            return read_packaged(split)
+        return read_full(self._files, split)
+
+    def _in_order(self, dataset: ImageDataset) -> DataLoader[Sample]:
+        return DataLoader(dataset, self.batch_size, num_workers=self.num_workers)

@@ -1,0 +1,1 @@
+"""Diffusion-based adversarial purification and the honest evaluation of it."""

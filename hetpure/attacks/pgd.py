@@ -1,0 +1,131 @@
+"""PGD with expectation over transformation (Madry et al. 2018; Athalye et al. 2018)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hetpure.attacks.attack import Attack
+from hetpure.defense import Defense
+from hetpure.errors import InputError
+from hetpure.gradients import input_gradient
+from hetpure.noise import Noise, Purpose, RowNoise, attack_draw
+from hetpure.numbers import Number
+
+Norm = Literal["linf", "l2"]
+
+
+@dataclass(frozen=True)
+class PGD(Attack):
+    """Ascends the mean cross-entropy over fresh noise draws, with the gradient of the whole
+    defence on its own schedule. The mask is that of each iterate (no gradient through it).
+
+    Args:
+        epsilon: radius in pixel units [0, 1]; 8/255 may be written.
+        norm: of the ball.
+        steps: iterations.
+        step_size: of the sign (linf) or of the normalised gradient (l2), pixel units.
+        eot_samples: noise draws averaged in each gradient.
+        random_start: start uniformly inside the ball, else at the image.
+        restarts: independent runs; each gives one candidate.
+    """
+
+    epsilon: Number = Number("8/255")
+    norm: Norm = "linf"
+    steps: int = 20
+    step_size: Number = Number("2/255")
+    eot_samples: int = 10
+    random_start: bool = True
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("epsilon", "be >= 0"), ("step_size", "be > 0")):
+            value = getattr(self, name)
+            if value < 0 or (value == 0 and name == "step_size"):
+                raise InputError(f"--model.attack.{name} must {allowed}, got {value}")
+        for name in ("steps", "eot_samples", "restarts"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--model.attack.{name} must be >= 1, got {getattr(self, name)}")
+
+    @property
+    def name(self) -> str:
+        return f"pgd_{self.norm}"
+
+    def describe(self) -> str:
+        draws = f", EOT {self.eot_samples}"
+        norm = {"linf": "Linf", "l2": "L2"}[self.norm]
+        return f"{norm} {self.epsilon}, PGD {self.steps} steps of {self.step_size}{draws}"
+
+    def network_calls(self, defense: Defense) -> int:
+        passes = 2 if defense.policy == "checkpoint" else 1
+        return self.restarts * self.steps * self.eot_samples * passes * defense.network_calls
+
+    def __call__(
+        self,
+        defense: Defense,
+        images: Tensor,
+        labels: Tensor,
+        samples: Tensor,
+        noise: Noise,
+        *,
+        progress: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        eot = self.eot_samples if defense.stochastic else 1
+        candidates = []
+        for restart in range(self.restarts):
+            adversarial = images
+            if self.random_start:
+                adversarial = self._start(images, samples, noise, restart)
+            for iteration in range(self.steps):
+                draws = [attack_draw(0, restart, iteration, k) for k in range(eot)]
+                adversarial = adversarial.detach().requires_grad_()
+                mask = defense.mask(adversarial)
+                logits = defense(
+                    adversarial.repeat(eot, 1, 1, 1),
+                    RowNoise.stack([noise.redraw(draw) for draw in draws], samples),
+                    None if mask is None else mask.repeat(eot, 1, 1, 1),
+                )
+                # Summed over images, so that no image's gradient depends on the batch.
+                loss = F.cross_entropy(logits, labels.repeat(eot), reduction="sum") / eot
+                gradient = input_gradient(loss, adversarial)
+                adversarial = self._step(adversarial.detach(), gradient, images)
+                progress()
+            candidates.append(adversarial)
+        return torch.stack(candidates)
+
+    def _step(self, adversarial: Tensor, gradient: Tensor, images: Tensor) -> Tensor:
+        if self.norm == "linf":
+            moved = adversarial + self.step_size * gradient.sign()
+        else:
+            moved = adversarial + self.step_size * gradient / _norms(gradient)
+        return project(moved, images, self.epsilon, self.norm)
+
+    def _start(self, images: Tensor, samples: Tensor, noise: Noise, restart: int) -> Tensor:
+        rows = noise.redraw(attack_draw(0, restart, 0, 0)).on(samples)
+        if self.norm == "linf":
+            offset = 2 * rows.uniform(Purpose.START, images) - 1
+        else:
+            # Uniform in the ball: a uniform direction at radius u^(1/d).
+            direction = rows.normal(Purpose.START, images)
+            uniform = rows.uniform(Purpose.START, images[:, :1, :1, :1], step=1)
+            offset = direction / _norms(direction) * uniform ** (1 / images[0].numel())
+        return project(images + self.epsilon * offset, images, self.epsilon, self.norm)
+
+
+def project(moved: Tensor, images: Tensor, epsilon: float, norm: Norm) -> Tensor:
+    """The nearest point of the ball around `images`, then of [0, 1]; the second keeps the first,
+    since the images themselves are in [0, 1]."""
+    offset = moved - images
+    if norm == "linf":
+        offset = offset.clamp(-epsilon, epsilon)
+    else:
+        offset = offset * (epsilon / _norms(offset)).clamp(max=1)
+    return (images + offset).clamp(0, 1)
+
+
+def _norms(images: Tensor) -> Tensor:
+    """(B, 1, 1, 1) L2 norms, kept off zero."""
+    return images.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, 1, 1, 1)

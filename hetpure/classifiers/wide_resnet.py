@@ -1,0 +1,96 @@
+"""Wide residual network (Zagoruyko & Komodakis 2016), any depth and width.
+
+Module names and state-dict keys are those of the CIFAR WRN-28-10 in RobustBench's model zoo, so
+its checkpoints load with `load_state_dict`. Differences in code: no in-place activations (a hook
+must see what it captured) and a pooling window as large as the map (28-pixel images work too).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hetpure.errors import InputError
+
+
+class BasicBlock(nn.Module):
+    """Pre-activation unit: BN-ReLU-conv3 twice, and a 1x1 shortcut where the width changes."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels_in)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.relu2 = nn.ReLU()
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.convShortcut = (
+            nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+            if channels_in != channels_out
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.relu1(self.bn1(x))
+        out: Tensor = self.relu2(self.bn2(self.conv1(activated)))
+        out = self.conv2(self.dropout(out))
+        return out + (x if self.convShortcut is None else self.convShortcut(activated))
+
+
+class NetworkBlock(nn.Module):
+    """A stack of units at one resolution; the first unit strides and widens."""
+
+    def __init__(
+        self, units: int, channels_in: int, channels_out: int, stride: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(
+            BasicBlock(channels_in, channels_out, stride, dropout),
+            *(BasicBlock(channels_out, channels_out, 1, dropout) for _ in range(units - 1)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        return out
+
+
+class WideResNet(nn.Module):
+    """WRN-depth-width for normalised images (B, in_channels, H, W) to logits (B, num_classes).
+
+    `attention_blocks` names the activations HetPure reads: the inner relu2 of the last unit of
+    each block and the final relu.
+    """
+
+    def __init__(
+        self,
+        depth: int = 28,
+        widen_factor: int = 10,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise InputError(f"depth of a WRN must be 6n + 4 with n >= 1 (10, 16, 28), got {depth}")
+        units = (depth - 4) // 6
+        widths = (16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor)
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.block1 = NetworkBlock(units, widths[0], widths[1], 1, dropout)
+        self.block2 = NetworkBlock(units, widths[1], widths[2], 2, dropout)
+        self.block3 = NetworkBlock(units, widths[2], widths[3], 2, dropout)
+        self.bn1 = nn.BatchNorm2d(widths[3])
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(widths[3], num_classes)
+        self.attention_blocks = (
+            *(f"block{i}.layer.{units - 1}.relu2" for i in (1, 2, 3)),
+            "relu",
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.block3(self.block2(self.block1(self.conv1(x))))
+        out = self.relu(self.bn1(out))
+        logits: Tensor = self.fc(F.adaptive_avg_pool2d(out, 1).flatten(1))
+        return logits

@@ -1,0 +1,214 @@
+"""Noise as a pure function of its address: Philox4x32-10 (Salmon et al., SC 2011) and Box-Muller.
+
+No generator and no state: every random tensor is computed from
+`(seed, stream, sample id, draw, purpose, step, repeat)`. The address is packed without loss, so two
+different addresses never share a random number:
+
+    key     = (seed: 32 bits,  stream: 8 | purpose: 4 | step: 20 bits)
+    counter = (element block: 32,  sample id: 32,  draw low: 32,  repeat: 16 | draw high: 16 bits)
+
+Everything is int64 arithmetic on tensors: the integers are the same on every device and for every
+way of cutting a data set into batches.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Group = Literal["forward", "reverse"]
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Stream(IntEnum):
+    """Who draws. No two of these ever see the same numbers."""
+
+    TRAIN = 0
+    ATTACK = 1
+    SELECTION = 2
+    REPORT = 3
+    LOCKED = 4
+    PROBE = 5
+
+
+class Purpose(IntEnum):
+    """What a draw is used for inside one purification, attack or training update."""
+
+    FORWARD = 0  # initial and known noise: at one diffusion index they are one draw
+    RESAMPLE = 1  # jumps back up in the heterogeneous purifier
+    REVERSE = 2  # the sampler's own noise
+    START = 3  # random start of an attack
+    TIMESTEP = 4
+    TRAINING = 5
+    PERTURBATION = 6  # ADDT's initial perturbation
+    RANK = 7  # the Gaussian multiset of RBGM
+    TIES = 8  # RBGM's order among equal values
+    AUGMENTATION = 9
+
+
+FORWARD_GROUP = (Purpose.FORWARD, Purpose.RESAMPLE)
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
+    """Philox4x32-10: four 32-bit counters and two 32-bit keys to four 32-bit words.
+
+    Every argument is an int64 tensor with values in [0, 2^32); shapes broadcast. A 32x32-bit
+    product wraps around in int64, but its two halves are still exact once masked.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((product1 >> 32) & _MASK) ^ c1 ^ k0,
+            product1 & _MASK,
+            ((product0 >> 32) & _MASK) ^ c3 ^ k1,
+            product0 & _MASK,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of a stream; `index` counts draws and fits 48 bits."""
+
+    stream: Stream
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        _check("draw", self.index, 48)
+
+
+def attack_draw(attack: int, restart: int, iteration: int, eot: int) -> Draw:
+    """The draw of one EOT sample of one iteration: no two iterations share numbers."""
+    for name, value, bits in (
+        ("attack", attack, 8),
+        ("restart", restart, 8),
+        ("iteration", iteration, 16),
+        ("eot", eot, 16),
+    ):
+        _check(name, value, bits)
+    return Draw(Stream.ATTACK, attack << 40 | restart << 32 | iteration << 16 | eot)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Which draws a purification uses, for its forward group (initial, known and resampling noise)
+    and its reverse group (the sampler's own noise).
+
+    An attacker who knows a group's noise shares that group's draw: see `redraw`.
+    """
+
+    seed: int
+    forward: Draw
+    reverse: Draw
+
+    def __post_init__(self) -> None:
+        _check("seed", self.seed, 32)
+
+    @classmethod
+    def of(cls, seed: int, stream: Stream, index: int = 0) -> "Noise":
+        """Both groups on one draw."""
+        return cls(seed, Draw(stream, index), Draw(stream, index))
+
+    def redraw(self, draw: Draw, keep: Collection[Group] = ()) -> "Noise":
+        """The same noise with `draw` in every group not kept. `keep` is what an attacker knows:
+        nothing is white-box, both groups is the deterministic white box (DW-both)."""
+        changed: dict[str, Draw] = {g: draw for g in ("forward", "reverse") if g not in keep}
+        return replace(self, **changed)  # type: ignore[arg-type]
+
+    def on(self, samples: Tensor) -> "RowNoise":
+        """This noise for a batch whose rows are the given sample ids, (B,) int64."""
+        return RowNoise.stack([self], samples)
+
+
+@dataclass(frozen=True)
+class RowNoise:
+    """Noise for the rows of a batch: one sample id and one pair of draws a row.
+
+    All fields but the seed are (N,) int64 tensors.
+    """
+
+    seed: int
+    samples: Tensor
+    forward_stream: Tensor
+    forward_draw: Tensor
+    reverse_stream: Tensor
+    reverse_draw: Tensor
+
+    @classmethod
+    def stack(cls, noises: Sequence[Noise], samples: Tensor) -> "RowNoise":
+        """Every noise on every sample, noise-major: rows 0..B-1 use the first noise."""
+        if len({noise.seed for noise in noises}) != 1:
+            raise ValueError("stacked noises must share one seed")
+
+        def per_row(values: list[int]) -> Tensor:
+            return torch.tensor(values, device=samples.device).repeat_interleave(len(samples))
+
+        return cls(
+            noises[0].seed,
+            samples.repeat(len(noises)),
+            per_row([int(noise.forward.stream) for noise in noises]),
+            per_row([noise.forward.index for noise in noises]),
+            per_row([int(noise.reverse.stream) for noise in noises]),
+            per_row([noise.reverse.index for noise in noises]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def words(self, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
+        """(N, count) int64 random words in [0, 2^32)."""
+        _check("step", step, 20)
+        _check("repeat", repeat, 16)
+        forward = purpose in FORWARD_GROUP
+        stream = (self.forward_stream if forward else self.reverse_stream)[:, None]
+        draw = (self.forward_draw if forward else self.reverse_draw)[:, None]
+        key = (torch.full_like(stream, self.seed), stream << 24 | int(purpose) << 20 | step)
+        block = torch.arange(-(-count // 4), device=self.samples.device)[None, :]
+        counter = (block, self.samples[:, None], draw & _MASK, repeat << 16 | draw >> 32)
+        words = philox(tuple(torch.broadcast_tensors(*counter)), key)  # type: ignore[arg-type]
+        return torch.stack(words, dim=-1).flatten(1)[:, :count]
+
+    def uniform(self, purpose: Purpose, like: Tensor, *, step: int = 0, repeat: int = 0) -> Tensor:
+        """Uniform on the open interval (0, 1), with the shape (N, ...) and dtype of `like`.
+
+        Computed in float64; float32 keeps the interval open at 0 and may round up to 1.
+        """
+        count = math.prod(like.shape[1:])
+        words = self.words(purpose, step, repeat, count)
+        return _to_unit(words).reshape(like.shape).to(like.dtype)
+
+    def normal(self, purpose: Purpose, like: Tensor, *, step: int = 0, repeat: int = 0) -> Tensor:
+        """Standard normal with the shape (N, ...) and dtype of `like`, by Box-Muller in float64."""
+        if len(like) != len(self):
+            raise ValueError(f"noise for {len(self)} rows asked for a batch of {len(like)}")
+        count = math.prod(like.shape[1:])
+        words = self.words(purpose, step, repeat, count + count % 2)
+        radius = (-2 * _to_unit(words[:, 0::2]).log()).sqrt()
+        angle = 2 * math.pi * _to_unit(words[:, 1::2])
+        pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
+        return pairs.flatten(1)[:, :count].reshape(like.shape).to(like.dtype)
+
+    def integers(self, purpose: Purpose, high: int, *, step: int = 0, repeat: int = 0) -> Tensor:
+        """(N,) int64 in [0, high); the bias of the multiply-shift map is below high / 2^32."""
+        return self.words(purpose, step, repeat, 1)[:, 0] * high >> 32
+
+
+def _to_unit(words: Tensor) -> Tensor:
+    return (words.double() + 0.5) * 2.0**-32
+
+
+def _check(name: str, value: int, bits: int) -> None:
+    if not 0 <= value < 1 << bits:
+        raise ValueError(f"{name} must be in [0, 2^{bits}), got {value}")

@@ -1,0 +1,134 @@
+"""One step of diffusion as a pure function: forward, jump, DDIM and DDPM. Model units, [-1, 1].
+
+Noise is an argument; noise levels are signal variances `alpha = alphas_cumprod[t]`, as floats or
+as tensors that broadcast. A target level of 1 is the clean image.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+Level = float | Tensor
+
+
+def add_noise(x0: Tensor, alpha: Level, noise: Tensor) -> Tensor:
+    """q(x0, t, n) = sqrt(abar_t) x0 + sqrt(1 - abar_t) n (DDPM, eq. 4)."""
+    return alpha**0.5 * x0 + (1 - alpha) ** 0.5 * noise
+
+
+def jump_forward(x: Tensor, alpha: float, alpha_up: float, noise: Tensor) -> Tensor:
+    """From level abar_t up to the noisier abar_s in one draw; the law of s-t single steps."""
+    return add_noise(x, alpha_up / alpha, noise)
+
+
+def ddim_step(
+    x0: Tensor,
+    predicted_noise: Tensor,
+    alpha: float,
+    alpha_next: float,
+    eta: float = 0.0,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """DDIM (Song et al. 2021, eq. 12 with sigma of eq. 16): from abar_t down to `alpha_next`."""
+    sigma = ddim_sigma(alpha, alpha_next, eta)
+    direction = max(1 - alpha_next - sigma**2, 0.0) ** 0.5
+    x_next = alpha_next**0.5 * x0 + direction * predicted_noise
+    return x_next if sigma == 0 or noise is None else x_next + sigma * noise
+
+
+def ddim_sigma(alpha: float, alpha_next: float, eta: float) -> float:
+    """Standard deviation of the noise that a DDIM step adds."""
+    beta = 1 - alpha / alpha_next
+    return float(eta * ((1 - alpha_next) / (1 - alpha) * beta) ** 0.5)
+
+
+def ddpm_step(
+    x: Tensor,
+    x0: Tensor,
+    alpha: float,
+    alpha_next: float,
+    variance: Literal["fixed_large", "fixed_small"] = "fixed_large",
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Ancestral step (DDPM, eqs. 6-7) from abar_t down to `alpha_next`."""
+    alpha_step = alpha / alpha_next
+    beta_step = 1 - alpha_step
+    weight_x0 = alpha_next**0.5 * beta_step / (1 - alpha)
+    weight_x = alpha_step**0.5 * (1 - alpha_next) / (1 - alpha)
+    mean = weight_x0 * x0 + weight_x * x
+    if noise is None or alpha_next == 1:  # the last step ends in the mean, which is x0
+        return mean
+    scale = 1.0 if variance == "fixed_large" else (1 - alpha_next) / (1 - alpha)
+    return mean + float((scale * beta_step) ** 0.5) * noise
+
+
+class Sampler(Protocol):
+    """How a purifier takes one reverse step. `stochastic` says whether `noise` is asked for."""
+
+    @property
+    def stochastic(self) -> bool: ...
+
+    def step(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        predicted_noise: Tensor,
+        alpha: float,
+        alpha_next: float,
+        noise: Tensor | None,
+    ) -> Tensor: ...
+
+    def clip(self, x0: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """DDIM reverse steps. `clip_x0` clamps the predicted image to [-1, 1] before each step."""
+
+    eta: float = 0.0
+    clip_x0: bool = False
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    def clip(self, x0: Tensor) -> Tensor:
+        return x0.clamp(-1, 1) if self.clip_x0 else x0
+
+    def step(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        predicted_noise: Tensor,
+        alpha: float,
+        alpha_next: float,
+        noise: Tensor | None,
+    ) -> Tensor:
+        return ddim_step(x0, predicted_noise, alpha, alpha_next, self.eta, noise)
+
+
+@dataclass(frozen=True)
+class DDPM:
+    """DDPM ancestral reverse steps. `clip_x0` clamps the predicted image to [-1, 1]."""
+
+    variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
+    clip_x0: bool = True
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    def clip(self, x0: Tensor) -> Tensor:
+        return x0.clamp(-1, 1) if self.clip_x0 else x0
+
+    def step(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        predicted_noise: Tensor,
+        alpha: float,
+        alpha_next: float,
+        noise: Tensor | None,
+    ) -> Tensor:
+        return ddpm_step(x, x0, alpha, alpha_next, self.variance, noise)

@@ -1,0 +1,77 @@
+"""A diffusion's folder, as diffusers' `DDPMPipeline` writes and reads it.
+
+Both layouts are read: `unet/` and `scheduler/` inside, or everything at the root.
+"""
+
+from pathlib import Path
+
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from torch import nn
+
+from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError
+from hetpure.schedule import Schedule
+from hetpure.weights.folders import read_json, resolve, weights_file
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def load_denoiser(name: str | Path) -> Denoiser:
+    """The denoiser of a packaged name or folder, frozen and in eval mode."""
+    folder = resolve(name)
+    scheduler = load_scheduler(folder)
+    denoiser = Denoiser(
+        load_unet(folder), schedule_of(scheduler), scheduler.config["prediction_type"]
+    )
+    return denoiser.eval().requires_grad_(False)
+
+
+def load_unet(folder: Path) -> UNet2DModel:
+    """The folder's UNet. Weights that are missing or do not fit are an error, never random."""
+    if (folder / "unet").is_dir():
+        folder = folder / "unet"
+    read_json(folder / "config.json")
+    path = weights_file(folder, WEIGHTS)
+    try:
+        unet, info = UNet2DModel.from_pretrained(
+            str(folder),
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # diffusers raises a dozen kinds; all mean that the file is bad
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} cannot be loaded: {reason}") from None
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            raise InputError(f"{path} does not fit its config.json: {problem} {info[problem][:3]}")
+    return unet
+
+
+def load_scheduler(folder: Path) -> DDPMScheduler:
+    """The folder's noise schedule as a diffusers scheduler."""
+    if (folder / "scheduler").is_dir():
+        folder = folder / "scheduler"
+    config = read_json(folder / "scheduler_config.json")
+    try:
+        return DDPMScheduler.from_config(config)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{folder / 'scheduler_config.json'}: {error}") from None
+
+
+def load_schedule(name: str | Path) -> Schedule:
+    """The noise schedule of a packaged name or folder."""
+    return schedule_of(load_scheduler(resolve(name)))
+
+
+def schedule_of(scheduler: DDPMScheduler) -> Schedule:
+    """A diffusers scheduler's noise levels."""
+    return Schedule(tuple(scheduler.alphas_cumprod.double().tolist()))
+
+
+def save_diffusion(folder: Path, unet: nn.Module, scheduler: DDPMScheduler) -> None:
+    """Writes the folder that `load_denoiser` and `DDPMPipeline.from_pretrained` read."""
+    DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(
+        str(folder), safe_serialization=True
+    )

@@ -1,0 +1,67 @@
+"""Where weights are: the names of the packaged ones, folders of the user's, and their hashes."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from hetpure.errors import InputError
+
+ASSETS = Path(__file__).parent.parent / "assets"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def packaged() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted(path.name for path in ASSETS.iterdir() if path.is_dir())
+
+
+def resolve(name: str | Path) -> Path:
+    """A packaged name or a folder's path to the folder. The packaged name wins."""
+    if str(name) in packaged():
+        return ASSETS / str(name)
+    folder = Path(name)
+    if not folder.is_dir():
+        raise InputError(
+            f"no weights at {folder}: give a folder, or one of the packaged {', '.join(packaged())}"
+        )
+    return folder
+
+
+def weights_file(folder: Path, name: str) -> Path:
+    """The safetensors file of a folder, or an error that says what lies there instead."""
+    path = folder / name
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(2)
+        if head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            raise InputError(f"{path} is a pickle, not safetensors: convert it where you trust it")
+        return path
+    pickles = [found.name for pattern in _PICKLES for found in folder.glob(pattern)]
+    if pickles:
+        raise InputError(
+            f"{folder} holds {pickles[0]}, a pickle: only safetensors are loaded, save it as {name}"
+        )
+    raise InputError(f"{folder} holds no {name}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or an error naming the file."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path.parent} holds no {path.name}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return content
+
+
+def folder_hash(folder: Path) -> str:
+    """SHA-256 over the folder's safetensors and JSON files, names and contents in sorted order."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".safetensors", ".json"):
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Lightning glue: training and evaluation loops, logging, command lines. No mathematics."""

@@ -1,0 +1,110 @@
+"""What a training leaves behind: weights that others can load, and pictures to look at."""
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+from torch import Tensor
+
+from hetpure.weights import save_classifier, save_diffusion
+from lightning_modules.classifier import ClassifierTraining
+from lightning_modules.diffusion import DiffusionTraining
+
+
+class ExportWeights(Callback):
+    """Writes the trained network as a folder of safetensors when training ends.
+
+    A diffusion goes to `<run>/diffusion` with its averaged weights, in the layout of diffusers'
+    `DDPMPipeline`; a classifier to `<run>/classifier`.
+    """
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+
+    @rank_zero_only
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        run = Path(trainer.log_dir or trainer.default_root_dir)
+        if isinstance(pl_module, DiffusionTraining):
+            self.folder = folder = run / "diffusion"
+            pl_module.with_ema(
+                lambda: save_diffusion(folder, pl_module.unet, pl_module.scheduler)
+            )
+        elif isinstance(pl_module, ClassifierTraining):
+            self.folder = run / "classifier"
+            save_classifier(self.folder, pl_module.classifier, pl_module.description)
+
+
+class SampleGrid(Callback):
+    """Draws images from the averaged weights, to TensorBoard and to `<run>/samples.png`.
+
+    Args:
+        every_n_steps: updates between two grids; one more is drawn when training ends.
+        rows: images a side.
+        network_calls: steps of the sampler (diffusers' DDPM).
+    """
+
+    def __init__(self, every_n_steps: int = 1000, rows: int = 6, network_calls: int = 50) -> None:
+        self.every_n_steps = every_n_steps
+        self.rows = rows
+        self.network_calls = network_calls
+        self._drawn_at = -1
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
+    ) -> None:
+        if trainer.global_step % self.every_n_steps == 0:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._draw(trainer, pl_module)
+
+    @rank_zero_only
+    def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not isinstance(pl_module, DiffusionTraining) or self._drawn_at == trainer.global_step:
+            return
+        self._drawn_at = trainer.global_step
+        samples = pl_module.with_ema(
+            lambda: draw_samples(pl_module, self.rows**2, self.network_calls)
+        )
+        grid = tile(samples, self.rows)
+        picture = Image.fromarray((grid * 255).round().byte().numpy())
+        path = Path(trainer.log_dir or trainer.default_root_dir) / "samples.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(path)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                layout = "HW" if grid.dim() == 2 else "HWC"
+                logger.experiment.add_image(
+                    "samples", grid, trainer.global_step, dataformats=layout
+                )
+
+
+def draw_samples(module: DiffusionTraining, count: int, network_calls: int) -> Tensor:
+    """(count, H, W, C) samples in pixel [0, 1] by diffusers' own pipeline, always the same seed."""
+    scheduler = DDPMScheduler.from_config(module.scheduler.config)
+    pipeline = DDPMPipeline(unet=module.unet, scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    was_training = module.unet.training
+    module.unet.eval()
+    images = pipeline(
+        batch_size=count,
+        generator=torch.Generator().manual_seed(module.seed),
+        num_inference_steps=network_calls,
+        output_type="np",
+    ).images
+    module.unet.train(was_training)
+    return torch.from_numpy(images)
+
+
+def tile(images: Tensor, columns: int) -> Tensor:
+    """(N, H, W, C) images to one picture, (H', W') or (H', W', C)."""
+    count, height, width, channels = images.shape
+    rows = count // columns
+    grid = images[: rows * columns].reshape(rows, columns, height, width, channels)
+    picture = grid.transpose(1, 2).reshape(rows * height, columns * width, channels)
+    return picture.squeeze(-1)

@@ -1,0 +1,92 @@
+"""Training of a clean classifier: the one to defend and the guide of ADDT."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from hetpure.augmentation import flip, shift
+from hetpure.noise import Noise, Stream
+from hetpure.weights.classifier import build_classifier
+
+
+class ClassifierTraining(L.LightningModule):
+    """Trains a classifier with Nesterov SGD and a one-cycle learning rate.
+
+    Args:
+        architecture: name of the network's class in `hetpure.classifiers`.
+        network: its keyword arguments.
+        mean: of the normalisation, one number a channel, pixel units.
+        std: of the normalisation, one number a channel, pixel units.
+        learning_rate: peak of the one-cycle schedule.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        label_smoothing: of the cross-entropy.
+        shift_pixels: random translation of the training images; half of them are mirrored.
+        seed: of the addressed augmentation.
+    """
+
+    def __init__(
+        self,
+        architecture: str = "WideResNet",
+        network: dict[str, Any] | None = None,
+        mean: Sequence[float] = (0.5,),
+        std: Sequence[float] = (0.5,),
+        learning_rate: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        label_smoothing: float = 0.0,
+        shift_pixels: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.description = {
+            "architecture": architecture,
+            "network": {"num_classes": 10, **(network or {})},
+            "mean": list(mean),
+            "std": list(std),
+        }
+        self.classifier = build_classifier(self.description, where=Path("--model"))
+        self.optimiser = {
+            "lr": learning_rate,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "nesterov": True,
+        }
+        self.label_smoothing = label_smoothing
+        self.shift_pixels = shift_pixels
+        self.seed = seed
+        self.accuracy = MulticlassAccuracy(self.classifier.num_classes, average="micro")
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        noise = Noise.of(self.seed, Stream.TRAIN, self.global_step).on(batch["sample"])
+        images = shift(flip(batch["image"], noise), noise, self.shift_pixels)
+        loss = F.cross_entropy(
+            self.classifier(images), batch["label"], label_smoothing=self.label_smoothing
+        )
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._measure(batch, "validation")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._measure(batch, "test")
+
+    def _measure(self, batch: dict[str, Tensor], split: str) -> None:
+        self.accuracy(self.classifier(batch["image"]), batch["label"])
+        self.log(f"{split}/accuracy", self.accuracy, prog_bar=True, on_epoch=True, on_step=False)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimiser = torch.optim.SGD(self.classifier.parameters(), **self.optimiser)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser,
+            max_lr=self.optimiser["lr"],
+            total_steps=int(self.trainer.estimated_stepping_batches),
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,65 @@
+"""The data set's checks, and the order of an epoch."""
+
+import pytest
+import torch
+
+from datamodules.dataset import EpochSampler, ImageDataset, check_images, epoch_order
+from hetpure.errors import InputError
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    orders = {
+        (seed, epoch): epoch_order(100, seed, epoch) for seed in range(4) for epoch in range(4)
+    }
+    assert len({tuple(order.tolist()) for order in orders.values()}) == 16
+    for (seed, epoch), order in orders.items():
+        assert order.sort().values.tolist() == list(range(100))
+        torch.manual_seed(seed + epoch)
+        assert torch.equal(order, epoch_order(100, seed, epoch))
+
+
+def test_ranks_share_an_epoch_without_overlap() -> None:
+    zeros = torch.zeros(101)
+    dataset = ImageDataset(torch.zeros(101, 1, 2, 2), zeros, zeros)
+    ranks = [EpochSampler(dataset, seed=1, replicas=4, rank=rank) for rank in range(4)]
+    for sampler in ranks:
+        sampler.set_epoch(2)
+    shares = [list(sampler) for sampler in ranks]
+    assert [len(share) for share in shares] == [len(sampler) for sampler in ranks] == [25] * 4
+    together = [index for step in zip(*shares, strict=True) for index in step]
+    assert together == epoch_order(101, 1, 2)[:100].tolist()
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.01, 1.01, 255.0, float("inf")])
+def test_bad_pixel_is_refused_with_the_id_of_its_sample(value: float) -> None:
+    images = torch.rand(4, 3, 5, 5)
+    images[0].fill_(0), images[1].fill_(1)  # the bounds themselves are allowed
+    samples, labels = torch.tensor([7, 11, 42, 8]), torch.zeros(4, dtype=torch.int64)
+    assert len(ImageDataset(images, labels, samples)) == 4
+    images[2, 1, 3, 3] = value
+    with pytest.raises(InputError, match=rf"mine: sample 42 has the pixel value {value:g}"):
+        ImageDataset(images, labels, samples, where="mine")
+    with pytest.raises(InputError, match="mine: sample 2 "):
+        check_images(images, "mine")
+
+
+def test_dataset_refuses_other_types_and_counts() -> None:
+    labels = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(InputError, match="torch.int64"):
+        ImageDataset(torch.zeros(2, 1, 4, 4, dtype=torch.int64), labels, labels)
+    with pytest.raises(InputError, match="2 images, 2 labels and 1 ids"):
+        ImageDataset(torch.zeros(2, 1, 4, 4), labels, labels[:1])
+    with pytest.raises(InputError, match=r"shape \(2, 4, 4\)"):
+        ImageDataset(torch.zeros(2, 4, 4), labels, labels)
+
+
+def test_bytes_and_floats_give_the_same_item() -> None:
+    images = torch.randint(0, 256, (3, 2, 4, 4), dtype=torch.uint8)
+    labels, samples = torch.tensor([4, 5, 6], dtype=torch.uint8), torch.tensor([9, 7, 8])
+    for given in (images, images.float() / 255):
+        item = ImageDataset(given, labels, samples)[1]
+        assert torch.equal(item["image"], images[1].float() / 255)
+        assert (int(item["label"]), int(item["sample"])) == (5, 7)
+        assert item["label"].dtype == item["sample"].dtype == torch.int64
+        taken = ImageDataset(given, labels, samples).take(torch.tensor([2, 1]))
+        assert taken.samples.tolist() == [8, 7] and taken.labels.tolist() == [6, 5]

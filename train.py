@@ -1,0 +1,29 @@
+"""Trains a network: `python train.py` fine-tunes the packaged diffusion with ADDT.
+
+Every option: `python train.py --help`; other trainings: `configs/train/`.
+"""
+
+import sys
+from pathlib import Path
+
+from lightning import LightningDataModule, LightningModule
+
+from lightning_modules.callbacks import ExportWeights
+from lightning_modules.cli import make_cli, run, with_default_config
+
+DEFAULT = Path(__file__).parent / "configs" / "train" / "quick.yaml"
+
+
+def main(arguments: list[str]) -> None:
+    cli = make_cli(
+        with_default_config(arguments, DEFAULT),
+        model_class=LightningModule,
+        datamodule_class=LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+    )
+    cli.trainer.fit(cli.model, cli.datamodule)
+
+
+if __name__ == "__main__":
+    run(main, sys.argv[1:])
