@@ -8,13 +8,14 @@ from pathlib import Path
 
 from lightning import LightningDataModule, LightningModule
 
-from lightning_modules.callbacks import ExportWeights
+from lightning_modules.callbacks import announce
 from lightning_modules.cli import make_cli, run, with_default_config
 
 DEFAULT = Path(__file__).parent / "configs" / "train" / "quick.yaml"
 
 
 def main(arguments: list[str]) -> None:
+    """Parses the arguments, builds the program and runs it."""
     cli = make_cli(
         with_default_config(arguments, DEFAULT),
         model_class=LightningModule,
@@ -23,6 +24,7 @@ def main(arguments: list[str]) -> None:
         subclass_mode_data=True,
     )
     cli.trainer.fit(cli.model, cli.datamodule)
+    announce(cli.trainer)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def subset(folder: Path) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
 
 
 def main() -> int:
+    """Writes the packaged files and says where."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, default=DEBIAN, help="default: %(default)s")
     try:

@@ -44,7 +44,7 @@ def rank_gaussian(
         tensor.detach().flatten(start_dim) for tensor in (values, draw, tie_breaker)
     )
     shuffled = flat_ties.argsort(-1)
-    order = flat_values.gather(-1, shuffled).argsort(-1, stable=True)
+    order = flat_values.gather(-1, shuffled).argsort(dim=-1, stable=True)
     positions = shuffled.gather(-1, order)  # positions[k]: where the k-th smallest value stands
     ranked = torch.empty_like(flat_draw).scatter(-1, positions, flat_draw.sort(-1).values)
     return ranked.reshape(values.shape)

@@ -177,8 +177,7 @@ class RowNoise:
         key = (torch.full_like(stream, self.seed), stream << 24 | int(purpose) << 20 | step)
         block = torch.arange(-(-count // 4), device=self.samples.device)[None, :]
         counter = (block, self.samples[:, None], draw & _MASK, repeat << 16 | draw >> 32)
-        words = philox(tuple(torch.broadcast_tensors(*counter)), key)  # type: ignore[arg-type]
-        return torch.stack(words, dim=-1).flatten(1)[:, :count]
+        return torch.stack(philox(counter, key), dim=-1).flatten(1)[:, :count]
 
     def uniform(self, purpose: Purpose, like: Tensor, *, step: int = 0, repeat: int = 0) -> Tensor:
         """Uniform on the open interval (0, 1), with the shape (N, ...) and dtype of `like`.

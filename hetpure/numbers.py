@@ -23,5 +23,5 @@ class Number(float):
     def __str__(self) -> str:
         return self.text
 
-    def __getnewargs__(self) -> tuple[str]:
-        return (self.text,)
+    def __reduce__(self) -> tuple[type["Number"], tuple[str]]:
+        return Number, (self.text,)

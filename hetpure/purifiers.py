@@ -37,7 +37,9 @@ class Step:
 Plan = tuple[Step, ...]
 
 
-def timestep_grid(schedule: Schedule, steps: int, start: int, include: int | None = None) -> list[int]:
+def timestep_grid(
+    schedule: Schedule, steps: int, start: int, include: int | None = None
+) -> list[int]:
     """Descending indices from `start` to 0: the multiples of T / steps, and `include`.
 
     The grid hangs on 0, not on the start: two purifiers with different strengths share every index
@@ -113,7 +115,7 @@ class Purifier(ABC):
         if not 1 <= self.steps <= len(schedule):
             raise InputError(f"purifier steps must be in [1, {len(schedule)}], got {self.steps}")
         grid = timestep_grid(schedule, self.steps, start, include)
-        return grid[:-1] + [CLEAN if self.output == "x0" else 0]
+        return [*grid[:-1], CLEAN if self.output == "x0" else 0]
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ Noise is an argument; noise levels are signal variances `alpha = alphas_cumprod[
 as tensors that broadcast. A target level of 1 is the clean image.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from torch import Tensor
 
@@ -14,7 +15,8 @@ Level = float | Tensor
 
 def add_noise(x0: Tensor, alpha: Level, noise: Tensor) -> Tensor:
     """q(x0, t, n) = sqrt(abar_t) x0 + sqrt(1 - abar_t) n (DDPM, eq. 4)."""
-    return alpha**0.5 * x0 + (1 - alpha) ** 0.5 * noise
+    x: Tensor = alpha**0.5 * x0 + (1 - alpha) ** 0.5 * noise
+    return x
 
 
 def jump_forward(x: Tensor, alpha: float, alpha_up: float, noise: Tensor) -> Tensor:
@@ -33,7 +35,7 @@ def ddim_step(
     """DDIM (Song et al. 2021, eq. 12 with sigma of eq. 16): from abar_t down to `alpha_next`."""
     sigma = ddim_sigma(alpha, alpha_next, eta)
     direction = max(1 - alpha_next - sigma**2, 0.0) ** 0.5
-    x_next = alpha_next**0.5 * x0 + direction * predicted_noise
+    x_next: Tensor = alpha_next**0.5 * x0 + direction * predicted_noise
     return x_next if sigma == 0 or noise is None else x_next + sigma * noise
 
 
@@ -56,19 +58,29 @@ def ddpm_step(
     beta_step = 1 - alpha_step
     weight_x0 = alpha_next**0.5 * beta_step / (1 - alpha)
     weight_x = alpha_step**0.5 * (1 - alpha_next) / (1 - alpha)
-    mean = weight_x0 * x0 + weight_x * x
+    mean: Tensor = weight_x0 * x0 + weight_x * x
     if noise is None or alpha_next == 1:  # the last step ends in the mean, which is x0
         return mean
     scale = 1.0 if variance == "fixed_large" else (1 - alpha_next) / (1 - alpha)
     return mean + float((scale * beta_step) ** 0.5) * noise
 
 
-class Sampler(Protocol):
-    """How a purifier takes one reverse step. `stochastic` says whether `noise` is asked for."""
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """How a purifier takes one reverse step.
+
+    Args:
+        clip_x0: clamp the predicted image to [-1, 1] before each step.
+    """
+
+    clip_x0: bool = False
 
     @property
-    def stochastic(self) -> bool: ...
+    @abstractmethod
+    def stochastic(self) -> bool:
+        """Whether a step asks for noise."""
 
+    @abstractmethod
     def step(
         self,
         x: Tensor,
@@ -77,24 +89,28 @@ class Sampler(Protocol):
         alpha: float,
         alpha_next: float,
         noise: Tensor | None,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """The state x (B, C, H, W) at abar_t taken to `alpha_next`, given both predictions."""
 
-    def clip(self, x0: Tensor) -> Tensor: ...
+    def clip(self, x0: Tensor) -> Tensor:
+        """The predicted image as the step should use it."""
+        return x0.clamp(-1, 1) if self.clip_x0 else x0
 
 
 @dataclass(frozen=True)
-class DDIM:
-    """DDIM reverse steps. `clip_x0` clamps the predicted image to [-1, 1] before each step."""
+class DDIM(Sampler):
+    """DDIM reverse steps.
+
+    Args:
+        clip_x0: clamp the predicted image to [-1, 1] before each step.
+        eta: 0 is deterministic, 1 is as noisy as DDPM.
+    """
 
     eta: float = 0.0
-    clip_x0: bool = False
 
     @property
     def stochastic(self) -> bool:
         return self.eta > 0
-
-    def clip(self, x0: Tensor) -> Tensor:
-        return x0.clamp(-1, 1) if self.clip_x0 else x0
 
     def step(
         self,
@@ -109,18 +125,20 @@ class DDIM:
 
 
 @dataclass(frozen=True)
-class DDPM:
-    """DDPM ancestral reverse steps. `clip_x0` clamps the predicted image to [-1, 1]."""
+class DDPM(Sampler):
+    """DDPM ancestral reverse steps, clipped as in ADDT's evaluation.
 
-    variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
+    Args:
+        clip_x0: clamp the predicted image to [-1, 1] before each step.
+        variance: `fixed_large` is the step's beta, `fixed_small` the posterior variance.
+    """
+
     clip_x0: bool = True
+    variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
 
     @property
     def stochastic(self) -> bool:
         return True
-
-    def clip(self, x0: Tensor) -> Tensor:
-        return x0.clamp(-1, 1) if self.clip_x0 else x0
 
     def step(
         self,

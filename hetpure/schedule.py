@@ -26,7 +26,7 @@ class Schedule:
         return 1.0 if timestep == CLEAN else self.alphas_cumprod[timestep]
 
     def alphas_at(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        """(B,) indices to (B, 1, 1, 1) signal variances in the dtype and on the device of `like`."""
+        """(B,) indices to (B, 1, 1, 1) signal variances, dtype and device of `like`."""
         table = torch.tensor(self.alphas_cumprod, dtype=torch.float64, device=like.device)
         return table[timesteps].to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
 

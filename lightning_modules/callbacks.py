@@ -1,5 +1,6 @@
 """What a training leaves behind: weights that others can load, and pictures to look at."""
 
+import shlex
 from pathlib import Path
 
 import lightning as L
@@ -20,23 +21,36 @@ class ExportWeights(Callback):
     """Writes the trained network as a folder of safetensors when training ends.
 
     A diffusion goes to `<run>/diffusion` with its averaged weights, in the layout of diffusers'
-    `DDPMPipeline`; a classifier to `<run>/classifier`.
+    `DDPMPipeline`; a classifier to `<run>/classifier`. `option` is the
+    evaluation's option for them.
     """
 
     def __init__(self) -> None:
         self.folder: Path | None = None
+        self.option = ""
 
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         run = Path(trainer.log_dir or trainer.default_root_dir)
         if isinstance(pl_module, DiffusionTraining):
-            self.folder = folder = run / "diffusion"
-            pl_module.with_ema(
-                lambda: save_diffusion(folder, pl_module.unet, pl_module.scheduler)
-            )
+            folder = run / "diffusion"
+            pl_module.with_ema(lambda: save_diffusion(folder, pl_module.unet, pl_module.scheduler))
+            self.option, self.folder = "--model.denoisers.addt", folder
         elif isinstance(pl_module, ClassifierTraining):
-            self.folder = run / "classifier"
-            save_classifier(self.folder, pl_module.classifier, pl_module.description)
+            folder = run / "classifier"
+            save_classifier(folder, pl_module.classifier, pl_module.description)
+            self.option, self.folder = "--model.classifier", folder
+
+
+def announce(trainer: L.Trainer) -> None:
+    """Prints where the results of a training lie and the command that evaluates them."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ExportWeights) and callback.folder is not None:
+            if trainer.checkpoint_callback is not None:
+                print(f"checkpoint: {getattr(trainer.checkpoint_callback, 'best_model_path', '')}")
+            print(f"weights: {callback.folder}")
+            print("evaluate them with:\n")
+            print(f"  python evaluate.py {callback.option} {shlex.quote(str(callback.folder))}\n")
 
 
 class SampleGrid(Callback):

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -45,19 +46,16 @@ class ClassifierTraining(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.description = {
+        self.description: dict[str, Any] = {
             "architecture": architecture,
             "network": {"num_classes": 10, **(network or {})},
             "mean": list(mean),
             "std": list(std),
         }
         self.classifier = build_classifier(self.description, where=Path("--model"))
-        self.optimiser = {
-            "lr": learning_rate,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "nesterov": True,
-        }
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.weight_decay = weight_decay
         self.label_smoothing = label_smoothing
         self.shift_pixels = shift_pixels
         self.seed = seed
@@ -73,20 +71,20 @@ class ClassifierTraining(L.LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self._measure(batch, "validation")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self._measure(batch, "test")
-
-    def _measure(self, batch: dict[str, Tensor], split: str) -> None:
         self.accuracy(self.classifier(batch["image"]), batch["label"])
-        self.log(f"{split}/accuracy", self.accuracy, prog_bar=True, on_epoch=True, on_step=False)
+        self.log("validation/accuracy", self.accuracy, prog_bar=True, on_epoch=True, on_step=False)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        optimiser = torch.optim.SGD(self.classifier.parameters(), **self.optimiser)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimiser = torch.optim.SGD(
+            self.classifier.parameters(),
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=True,
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser,
-            max_lr=self.optimiser["lr"],
+            max_lr=self.learning_rate,
             total_steps=int(self.trainer.estimated_stepping_batches),
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,16 +1,21 @@
 """The command lines: LightningCLI without sub-commands, errors of the user's in one line."""
 
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError
+from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningCLI
 
 from hetpure.errors import InputError
+from hetpure.numbers import Number
 
 BAD_INPUT = 2
+register_type(Number, serializer=str, deserializer=Number)
 
 
 def with_default_config(arguments: Sequence[str], default: Path) -> list[str]:
@@ -24,19 +29,53 @@ def run(main: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
     """Runs an entry point: what the user can mend is printed in one line, exit code 2."""
     try:
         main(list(arguments))
-    except (InputError, ArgumentError) as error:
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+    except Exception as error:
+        cause = _users_mistake(error)
+        if cause is None:
+            raise
+        print(f"error: {_one_line(str(cause))}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+
+
+def quiet() -> None:
+    """Drops what a user can do nothing about: product tips, and warnings about our own calls."""
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+    def no_tip(record: logging.LogRecord) -> bool:
+        return "Tip:" not in record.getMessage()
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("lightning"):
+            logging.getLogger(name).addFilter(no_tip)
 
 
 def make_cli(arguments: list[str], **settings: Any) -> LightningCLI:
     """A LightningCLI that only parses and builds; parse errors are raised, not printed."""
+    quiet()
     return LightningCLI(
         run=False,
         args=arguments,
         parser_kwargs={"exit_on_error": False},
         **settings,
     )
+
+
+def _users_mistake(error: BaseException) -> BaseException | None:
+    """The error itself or the one inside that the user can mend: the parser wraps what our
+    constructors say in messages of its own."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    for kind in (InputError, ArgumentError):
+        for found in chain:
+            if isinstance(found, kind):
+                return found
+    return None
 
 
 def _one_line(message: str) -> str:

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from hetpure.addt import denoising_loss, mix_noise, optimise_perturbation, perturbation_ratio
@@ -74,13 +75,13 @@ class DiffusionTraining(L.LightningModule):
             raise InputError("--model.guide is needed while --model.perturbation_scale is above 0")
         if inner_steps < 1:
             raise InputError(f"--model.inner_steps must be >= 1, got {inner_steps}")
-        self.settings = {
-            "perturbation_scale": perturbation_scale,
-            "perturbation_cap": perturbation_cap,
-            "inner_steps": inner_steps,
-            "mode": mode,
-        }
-        self.optimiser = {"lr": learning_rate, "betas": betas, "weight_decay": weight_decay}
+        self.perturbation_scale = perturbation_scale
+        self.perturbation_cap = perturbation_cap
+        self.inner_steps = inner_steps
+        self.mode = mode
+        self.learning_rate = learning_rate
+        self.betas = betas
+        self.weight_decay = weight_decay
         self.learning_rate_schedule = learning_rate_schedule
         self.warmup_steps = warmup_steps
         self.horizontal_flip = horizontal_flip
@@ -91,7 +92,7 @@ class DiffusionTraining(L.LightningModule):
         else:
             folder = resolve(diffusion)
             self.scheduler = load_scheduler(folder)
-            network = load_unet(folder)
+            network = load_unet(folder).train()  # diffusers loads in eval mode
         self.denoiser = Denoiser(
             network, schedule_of(self.scheduler), self.scheduler.config["prediction_type"]
         )
@@ -107,7 +108,7 @@ class DiffusionTraining(L.LightningModule):
 
     @property
     def unet(self) -> UNet2DModel:
-        network: UNet2DModel = self.denoiser.network  # type: ignore[assignment]
+        network: UNet2DModel = self.denoiser.network
         return network
 
     def on_fit_start(self) -> None:
@@ -134,11 +135,11 @@ class DiffusionTraining(L.LightningModule):
         schedule = self.denoiser.schedule
         timesteps = noise.integers(Purpose.TIMESTEP, len(schedule))
         training_noise = noise.normal(Purpose.TRAINING, x0)
-        if self.settings["perturbation_scale"] > 0:
+        if self.perturbation_scale > 0:
             ratio = perturbation_ratio(
                 schedule.alphas_at(timesteps, x0),
-                self.settings["perturbation_scale"],
-                self.settings["perturbation_cap"],
+                self.perturbation_scale,
+                self.perturbation_cap,
             )
             perturbation = self._optimise(x0, labels, timesteps, ratio, noise)
             training_noise = mix_noise(training_noise, perturbation, ratio)
@@ -148,7 +149,7 @@ class DiffusionTraining(L.LightningModule):
         self, x0: Tensor, labels: Tensor, timesteps: Tensor, ratio: Tensor, noise: RowNoise
     ) -> Tensor:
         was_training = self.denoiser.training
-        self.denoiser.train(was_training and self.settings["mode"] == "reference")
+        self.denoiser.train(was_training and self.mode == "reference")
         try:
             return optimise_perturbation(
                 self.denoiser,
@@ -158,7 +159,7 @@ class DiffusionTraining(L.LightningModule):
                 timesteps,
                 ratio,
                 noise,
-                steps=self.settings["inner_steps"],
+                steps=self.inner_steps,
             )
         finally:
             self.denoiser.train(was_training)
@@ -169,9 +170,7 @@ class DiffusionTraining(L.LightningModule):
         x0 = to_model(batch["image"])
         timesteps = noise.integers(Purpose.TIMESTEP, len(self.denoiser.schedule))
         losses = self.with_ema(
-            lambda: denoising_loss(
-                self.denoiser, x0, timesteps, noise.normal(Purpose.TRAINING, x0)
-            )
+            lambda: denoising_loss(self.denoiser, x0, timesteps, noise.normal(Purpose.TRAINING, x0))
         )
         self.log("validation/loss", losses.mean(), prog_bar=True, batch_size=len(x0))
 
@@ -184,8 +183,13 @@ class DiffusionTraining(L.LightningModule):
         finally:
             self.ema.restore(self.unet.parameters())
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        optimiser = torch.optim.AdamW(self.denoiser.parameters(), **self.optimiser)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimiser = torch.optim.AdamW(
+            self.denoiser.parameters(),
+            lr=self.learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+        )
         schedule = get_scheduler(
             self.learning_rate_schedule,
             optimiser,

@@ -22,8 +22,22 @@ class Attack(ABC):
         """Norm, radius and budget in a few words."""
 
     @abstractmethod
+    def weaker_than_full(self) -> list[str]:
+        """What of the budget is below the published full attack."""
+
+    @property
+    @abstractmethod
+    def candidates(self) -> int:
+        """Adversarial candidates an image."""
+
+    @abstractmethod
+    def purifications(self, defense: Defense) -> int:
+        """Purifications that are differentiated for one image."""
+
     def network_calls(self, defense: Defense) -> int:
         """Forward network calls for one image, recomputed ones too."""
+        passes = 2 if defense.policy == "checkpoint" else 1
+        return self.purifications(defense) * passes * defense.network_calls
 
     @abstractmethod
     def __call__(
@@ -34,8 +48,9 @@ class Attack(ABC):
         samples: Tensor,
         noise: Noise,
         *,
-        progress: Callable[[], None] = lambda: None,
+        progress: Callable[[int], None] = lambda rows: None,
     ) -> Tensor:
         """(N, B, C, H, W) candidates inside the ball and [0, 1], N per image, for images
         (B, C, H, W) in pixel [0, 1], labels (B,) and sample ids (B,). Draws of the attack stream
-        replace those of `noise`; `progress` is called once an iteration."""
+        replace those of `noise`; `progress` is told how many rows were
+        differentiated."""

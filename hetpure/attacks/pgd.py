@@ -16,6 +16,7 @@ from hetpure.noise import Noise, Purpose, RowNoise, attack_draw
 from hetpure.numbers import Number
 
 Norm = Literal["linf", "l2"]
+FULL_STEPS, FULL_EOT = 200, 20
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class PGD(Attack):
         restarts: independent runs; each gives one candidate.
     """
 
-    epsilon: Number = Number("8/255")
+    epsilon: Number = Number("8/255")  # noqa: RUF009 (immutable)
     norm: Norm = "linf"
     steps: int = 20
-    step_size: Number = Number("2/255")
+    step_size: Number = Number("2/255")  # noqa: RUF009 (immutable)
     eot_samples: int = 10
     random_start: bool = True
     restarts: int = 1
@@ -59,9 +60,22 @@ class PGD(Attack):
         norm = {"linf": "Linf", "l2": "L2"}[self.norm]
         return f"{norm} {self.epsilon}, PGD {self.steps} steps of {self.step_size}{draws}"
 
-    def network_calls(self, defense: Defense) -> int:
-        passes = 2 if defense.policy == "checkpoint" else 1
-        return self.restarts * self.steps * self.eot_samples * passes * defense.network_calls
+    def weaker_than_full(self) -> list[str]:
+        found = ["one kind of attack; mask of each iterate only, without gradient through it"]
+        for name, value, full in (
+            ("iterations", self.steps, FULL_STEPS),
+            ("EOT draws", self.eot_samples, FULL_EOT),
+        ):
+            if value < full:
+                found.append(f"{value} {name} (HetPure's published attack: {full})")
+        return found
+
+    @property
+    def candidates(self) -> int:
+        return self.restarts
+
+    def purifications(self, defense: Defense) -> int:
+        return self.restarts * self.steps * self._eot(defense)
 
     def __call__(
         self,
@@ -71,9 +85,9 @@ class PGD(Attack):
         samples: Tensor,
         noise: Noise,
         *,
-        progress: Callable[[], None] = lambda: None,
+        progress: Callable[[int], None] = lambda rows: None,
     ) -> Tensor:
-        eot = self.eot_samples if defense.stochastic else 1
+        eot = self._eot(defense)
         candidates = []
         for restart in range(self.restarts):
             adversarial = images
@@ -92,9 +106,13 @@ class PGD(Attack):
                 loss = F.cross_entropy(logits, labels.repeat(eot), reduction="sum") / eot
                 gradient = input_gradient(loss, adversarial)
                 adversarial = self._step(adversarial.detach(), gradient, images)
-                progress()
+                progress(len(logits))
             candidates.append(adversarial)
         return torch.stack(candidates)
+
+    def _eot(self, defense: Defense) -> int:
+        """A deterministic defence needs one draw."""
+        return self.eot_samples if defense.stochastic else 1
 
     def _step(self, adversarial: Tensor, gradient: Tensor, images: Tensor) -> Tensor:
         if self.norm == "linf":
@@ -128,4 +146,5 @@ def project(moved: Tensor, images: Tensor, epsilon: float, norm: Norm) -> Tensor
 
 def _norms(images: Tensor) -> Tensor:
     """(B, 1, 1, 1) L2 norms, kept off zero."""
-    return images.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, 1, 1, 1)
+    norms: Tensor = torch.linalg.vector_norm(images, dim=(1, 2, 3), keepdim=True)
+    return norms.clamp(min=1e-12)

@@ -34,7 +34,8 @@ class Classifier(nn.Module):
         self.num_classes = num_classes
         self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
-        blocks = attention_blocks or getattr(network, "attention_blocks", ())
+        own: Sequence[str] = getattr(network, "attention_blocks", ())
+        blocks = own if attention_blocks is None else attention_blocks
         known = dict(network.named_modules())
         for name in blocks:
             if name not in known:

@@ -1,0 +1,1 @@
+"""How robustness is counted: protocols, intervals, records and results."""

@@ -1,0 +1,92 @@
+"""Results as a function of the records: what `results.json` says of each defence."""
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hetpure.evaluation.protocol import CLEAN, Record
+from hetpure.evaluation.statistics import Estimate, mean_accuracy, vote_accuracy
+
+SCHEMA = 1
+PACKAGES = ("torch", "lightning", "diffusers", "numpy", "scipy")
+
+
+def protocols(records: Sequence[Record]) -> dict[str, Estimate]:
+    """`single` and `vote` of one defence's records under one attack."""
+    predictions = np.array([record.predictions for record in records])
+    labels = np.array([record.label for record in records])
+    return {
+        "single": mean_accuracy(predictions == labels[:, None]),
+        "vote": vote_accuracy(predictions, labels),
+    }
+
+
+def summarise(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """By defence: `clean`, `attacks.<name>`, `robust` and what was spent.
+
+    `robust` is the per-sample worst over the attacks: of each sample's records the one with the
+    fewest selection draws right.
+    """
+    summary: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(record.defense for record in records):
+        own = [record for record in records if record.defense == name]
+        attacks = {
+            attack: [record for record in own if record.attack == attack]
+            for attack in dict.fromkeys(record.attack for record in own)
+        }
+        clean = attacks.pop(CLEAN)
+        worst = [
+            min(rows, key=lambda record: record.selection[record.chosen])
+            for rows in zip(*attacks.values(), strict=True)
+        ]
+        coverages = [record.coverage for record in clean if record.coverage is not None]
+        summary[name] = {
+            "samples": len(clean),
+            "clean": _as_dicts(protocols(clean)),
+            "attacks": {attack: _as_dicts(protocols(rows)) for attack, rows in attacks.items()},
+            "robust": _as_dicts(protocols(worst)),
+            "perturbation": {
+                "max_linf": max(record.linf for record in worst),
+                "max_l2": max(record.l2 for record in worst),
+            },
+            "mask_coverage": float(np.mean(coverages)) if coverages else None,
+            "network_calls": sum(record.network_calls for record in own),
+        }
+    return summary
+
+
+def provenance(root: Path, device: torch.device) -> dict[str, Any]:
+    """Commit, versions and device of this run."""
+    from importlib.metadata import version
+
+    return {
+        "commit": _commit(root),
+        "python": platform.python_version(),
+        "packages": {package: version(package) for package in PACKAGES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _commit(root: Path) -> str | None:
+    """The checkout's commit, marked where files differ from it; None outside a checkout."""
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
+
+
+def _as_dicts(estimates: dict[str, Estimate]) -> dict[str, dict[str, Any]]:
+    return {protocol: estimate.as_dict() for protocol, estimate in estimates.items()}

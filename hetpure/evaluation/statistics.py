@@ -1,0 +1,66 @@
+"""Accuracies with 95% intervals."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean accuracy, its 95% interval, the samples and the noise draws a sample behind it."""
+
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    draws: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def wilson(correct: int, n: int, draws: int = 1) -> Estimate:
+    """A proportion with Wilson's score interval."""
+    interval = binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
+    return Estimate(correct / n, float(interval.low), float(interval.high), n, draws)
+
+
+def mean_accuracy(correct: NDArray[np.bool_], seed: int = 0) -> Estimate:
+    """Protocol `single`: the mean of correct (n, draws) over samples and draws.
+
+    Percentile bootstrap over samples and, within each, over draws. Where every sample's draws
+    agree the draws say nothing more and the interval is Wilson's.
+    """
+    n, draws = correct.shape
+    if (correct == correct[:, :1]).all():
+        return wilson(int(correct[:, 0].sum()), n, draws)
+    generator = np.random.default_rng(seed)
+    # A resampled sample's draws are a resample of its draws: binomial with its own success rate.
+    rates = correct.mean(1)
+    chosen = generator.integers(n, size=(RESAMPLES, n))
+    means = generator.binomial(draws, rates[chosen]).mean(1) / draws
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(float(correct.mean()), float(low), float(high), n, draws)
+
+
+def majority(predictions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n, draws) predicted classes to the (n,) most frequent ones; -1 where two classes tie."""
+    winners = np.full(len(predictions), -1, dtype=np.int64)
+    for row, votes in enumerate(predictions):
+        classes, counts = np.unique(votes, return_counts=True)
+        best = counts == counts.max()
+        if best.sum() == 1:
+            winners[row] = classes[best][0]
+    return winners
+
+
+def vote_accuracy(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> Estimate:
+    """Protocol `vote`: the majority of the draws; a tie counts as wrong."""
+    correct = majority(predictions) == labels
+    return wilson(int(correct.sum()), len(labels), predictions.shape[1])

@@ -1,0 +1,1 @@
+"""What people read: the protocol table, figures and `report.md`."""

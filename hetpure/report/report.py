@@ -1,0 +1,57 @@
+"""`report.md`: one page for people, drawn from `results.json`."""
+
+from pathlib import Path
+from typing import Any
+
+from hetpure.report.table import markdown
+
+
+def write_report(results: dict[str, Any], folder: Path, figure: str | None) -> None:
+    """Writes `report.md` into the run's folder."""
+    sections = ["# Robustness report", markdown(results)]
+    if figure is not None:
+        sections.append(f"![clean, adversarial, mask and purified images]({figure})")
+    sections += ["## Weaker than the full protocol", _bullets(results["weaker_than_full"])]
+    sections += ["## Gradient certificates", _certificates(results)]
+    sections += ["## Cost", _costs(results)]
+    sections += ["## Provenance", _bullets(_provenance(results["provenance"]))]
+    (folder / "report.md").write_text("\n\n".join(sections) + "\n")
+
+
+def _certificates(results: dict[str, Any]) -> str:
+    lines = [
+        "| defence | policy | equal to tape, bit for bit (float64, CPU)"
+        " | error against finite differences | bound | directions | |",
+        "|" + " --- |" * 7,
+    ]
+    for name, defense in results["defenses"].items():
+        found = defense["certificate"]
+        lines.append(
+            f"| {name} | {found['policy']} | {'yes' if found['equal_to_tape'] else 'NO'} "
+            f"| {found['finite_difference_error']:.1e} | {found['bound']:.0e} "
+            f"| {found['directions']} | {'pass' if found['passed'] else 'FAIL'} |"
+        )
+    return "\n".join(lines)
+
+
+def _costs(results: dict[str, Any]) -> str:
+    return _bullets(
+        f"{name}: {defense['cost']['network_calls']:,} network calls, "
+        f"{defense['cost']['seconds']:.1f} s, purification and classification "
+        f"{1000 * defense['cost']['latency_seconds']:.1f} ms an image"
+        for name, defense in results["defenses"].items()
+    )
+
+
+def _provenance(content: dict[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, dict):
+            lines.extend(_provenance(value, f"{prefix}{key} "))
+        else:
+            lines.append(f"{prefix}{key}: {value}")
+    return lines
+
+
+def _bullets(lines: Any) -> str:
+    return "\n".join(f"- {line}" for line in lines) or "- nothing"

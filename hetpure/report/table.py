@@ -1,0 +1,73 @@
+"""The protocol table, for the terminal and for Markdown, from `results.json` alone."""
+
+from typing import Any
+
+from rich.table import Table
+
+COLUMNS = (
+    "defence",
+    "network calls",
+    "standard single",
+    "standard vote",
+    "robust single",
+    "robust vote",
+    "attended",
+)
+
+
+def title(results: dict[str, Any]) -> str:
+    """One line: data, attack, budget and sample count."""
+    run = results["run"]
+    return f"{run['data']}: {run['attack']}; n = {results['samples']}"
+
+
+def note(results: dict[str, Any]) -> str:
+    """What the numbers are."""
+    run = results["run"]
+    return (
+        "Accuracy in % with its 95% interval. single: mean over "
+        f"{run['report_draws']} fresh noise draws; vote: their majority, a tie is wrong. "
+        f"Adversarial examples are chosen on {run['selection_draws']} other draws. "
+        "network calls: of one purification. attended: mean share of pixels in the mask."
+    )
+
+
+def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table's cells."""
+    return [
+        (
+            name,
+            str(defense["purification_calls"]),
+            *(
+                _interval(defense[kind][protocol])
+                for kind in ("clean", "robust")
+                for protocol in ("single", "vote")
+            ),
+            "-" if defense["mask_coverage"] is None else f"{100 * defense['mask_coverage']:.0f}%",
+        )
+        for name, defense in results["defenses"].items()
+    ]
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """A Markdown table under its title, with the note below."""
+    lines = [f"**{title(results)}**", ""]
+    lines.append("| " + " | ".join(COLUMNS) + " |")
+    lines.append("|" + " --- |" * len(COLUMNS))
+    lines.extend("| " + " | ".join(row) + " |" for row in rows(results))
+    return "\n".join([*lines, "", note(results)])
+
+
+def terminal(results: dict[str, Any]) -> Table:
+    """The same as a rich table."""
+    table = Table(title=title(results), caption=note(results), caption_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == "defence" else "right")
+    for row in rows(results):
+        table.add_row(*row)
+    return table
+
+
+def _interval(estimate: dict[str, Any]) -> str:
+    accuracy, low, high = (100 * estimate[key] for key in ("accuracy", "low", "high"))
+    return f"{accuracy:.1f} [{low:.1f}, {high:.1f}]"

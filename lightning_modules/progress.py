@@ -1,0 +1,69 @@
+"""A progress bar in the unit of cost, with the accuracy so far."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hetpure.attacks import Attack
+from hetpure.defense import Defense
+from hetpure.evaluation.protocol import CLEAN, Protocol, Record
+
+# Cost of a differentiated purification in forward passes: a backward pass is about two.
+GRADIENT_PASSES = {"tape": 3, "checkpoint": 4}
+
+
+class AttackProgress:
+    """One bar for all defences together, in forward passes of the networks."""
+
+    def __init__(
+        self, attack: Attack, protocol: Protocol, defenses: dict[str, Defense], images: int
+    ) -> None:
+        self.images = images
+        self.correct: dict[str, list[float]] = {name: [] for name in defenses}
+        total = sum(
+            self._passes(defense, True) * attack.purifications(defense)
+            + self._passes(defense, False) * protocol.purifications(defense, attack.candidates)
+            for defense in defenses.values()
+        )
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self.task = self.bar.add_task("gradient certificates", total=images * total)
+
+    def start(self) -> None:
+        self.bar.start()
+
+    def stop(self) -> None:
+        self.bar.stop()
+
+    def of(self, name: str, defense: Defense) -> Callable[[int, bool], None]:
+        """What evaluate_block tells its progress to, for one defence."""
+        done = len(self.correct[name])
+        robust = f", robust so far {100 * np.mean(self.correct[name]):.0f}%" if done else ""
+        self.bar.update(self.task, description=f"{name}: {done}/{self.images} images{robust}")
+
+        def advance(rows: int, gradient: bool) -> None:
+            self.bar.advance(self.task, rows * self._passes(defense, gradient))
+
+        return advance
+
+    def finished(self, name: str, records: Sequence[Record]) -> None:
+        """Takes a block's records into the accuracy so far."""
+        self.correct[name].extend(
+            float(np.mean([prediction == record.label for prediction in record.predictions]))
+            for record in records
+            if record.attack != CLEAN
+        )
+
+    @staticmethod
+    def _passes(defense: Defense, gradient: bool) -> int:
+        weight = GRADIENT_PASSES[defense.policy] if gradient else 1
+        return max(1, defense.network_calls) * weight

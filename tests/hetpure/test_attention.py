@@ -1,0 +1,220 @@
+"""The mask: hand-made maps, guards against constant ones, and hooks that never outlive a call."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hetpure.attention import AttentionMask, attention_map, captured, normalise
+from hetpure.classifiers import Classifier
+from hetpure.errors import InputError
+
+VALUE, AREA = AttentionMask(threshold=0.9), AttentionMask(selection="area", threshold=0.15)
+
+
+class Planted(nn.Module):
+    """A network whose blocks put out the given activations (C, h, w), whatever the image."""
+
+    def __init__(self, **activations: Tensor) -> None:
+        super().__init__()
+        self.activations = activations
+        self.block = nn.ModuleDict({name: nn.Identity() for name in activations})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name, block in self.block.items():
+            block(self.activations[name].to(x).expand(len(x), -1, -1, -1))
+        return x.flatten(1)[:, :2]
+
+
+def planted(**activations: Tensor) -> Classifier:
+    blocks = [f"block.{name}" for name in activations]
+    network = Planted(**activations)
+    return Classifier(network, num_classes=2, mean=[0.0], std=[1.0], attention_blocks=blocks)
+
+
+def count_hooks(module: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
+
+
+@pytest.mark.parametrize(
+    ("power", "root", "expected"),
+    [(2.0, False, (25.0, 1.0)), (2.0, True, (5.0, 1.0)), (1.0, False, (7.0, 1.0))],
+    ids=["p=2", "p=2 with root", "p=1"],
+)
+def test_map_sums_powers_over_channels(
+    power: float, root: bool, expected: tuple[float, float]
+) -> None:
+    activation = torch.tensor([[[[3.0, 0.0]], [[-4.0, -1.0]]]])  # (1, 2, 1, 2)
+    assert attention_map(activation, power, root).tolist() == [[list(expected)]]
+
+
+def test_normalisations_of_hand_made_maps() -> None:
+    maps = torch.tensor([[[1.0, 3.0], [2.0, 5.0]], [[10.0, 10.0], [10.0, 14.0]]])
+    expected = [[[0.0, 0.5], [0.25, 1.0]], [[0.0, 0.0], [0.0, 1.0]]]  # each map by itself
+    assert normalise(maps, "minmax").tolist() == expected
+    weights = torch.exp(maps - 5)
+    by_hand = weights / weights.sum((1, 2), keepdim=True)
+    torch.testing.assert_close(normalise(maps, "softmax"), by_hand)
+
+
+def test_softmax_lets_one_pixel_a_block_exceed_one_half() -> None:
+    """Why tau must be chosen relative to 1 / (H W) there: 0.9 selects nothing on usual maps."""
+    peaked = torch.zeros(2, 8, 8)
+    peaked[:, 2, 3], peaked[1, 5, 5] = 9.0, 9.0
+    above = (normalise(peaked, "softmax") > 0.5).flatten(1).sum(1)
+    assert above.tolist() == [1, 0]  # two equal peaks already share the mass
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        VALUE,
+        AREA,
+        AttentionMask(normalisation="softmax", threshold=1 / 128),
+        AttentionMask(normalisation="softmax", selection="area", threshold=0.15),
+    ],
+    ids=["minmax value", "minmax area", "softmax value", "softmax area"],
+)
+@pytest.mark.parametrize("level", [0.0, 0.1, 0.7, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_constant_map_selects_nothing(
+    mask: AttentionMask, level: float, dtype: torch.dtype
+) -> None:
+    """Upsampling 3x3 to 8x8 leaves rounding errors on a constant: they are not attention."""
+    classifier = planted(flat=torch.full((1, 3, 3), level, dtype=dtype)).to(dtype)
+    scores = mask.scores(classifier, torch.rand(2, 1, 8, 8, dtype=dtype))
+    assert scores.isfinite().all()
+    assert not mask.select(scores).any()
+
+
+def test_constant_block_leaves_the_others_alone() -> None:
+    peak = torch.zeros(1, 8, 8)
+    peak[0, 2, 3] = 1.0
+    both = planted(flat=torch.full((1, 2, 2), 0.3), peak=peak)
+    mask = VALUE(both, torch.rand(1, 1, 8, 8))
+    assert mask.nonzero().tolist() == [[0, 0, 2, 3]]
+
+
+def test_threshold_of_maximum_is_union_of_thresholds(
+    classifier: Classifier, images: Tensor
+) -> None:
+    blocks = classifier.attention_blocks
+    singles = torch.stack(
+        [AttentionMask(blocks=(name,), threshold=0.7)(classifier, images) for name in blocks]
+    )
+    together = AttentionMask(threshold=0.7)(classifier, images)
+    assert torch.equal(together, singles.amax(0))
+    assert (together.sum() > singles.sum((1, 2, 3, 4))).all()  # no block is the union by itself
+
+
+@pytest.mark.parametrize("fraction", [0.15, 0.5, 1.0])
+def test_area_selects_the_top_fraction_exactly(fraction: float) -> None:
+    """Also where the lowest pixel has score 0, as minmax always leaves one."""
+    order = torch.stack([torch.randperm(64), torch.randperm(64)])
+    scores = (order / 63).reshape(2, 8, 8)
+    count = round(fraction * 64)
+    selected = AttentionMask(selection="area", threshold=fraction).select(scores)
+    assert torch.equal(selected, (order >= 64 - count).reshape(2, 8, 8))
+
+
+def test_value_keeps_scores_at_the_threshold() -> None:
+    scores = torch.tensor([[[0.9, 0.8999]]], dtype=torch.float64)
+    assert VALUE.select(scores).tolist() == [[[True, False]]]
+
+
+def test_mask_reads_the_normalised_image() -> None:
+    """The classifier's own mean and std are applied, once: by hand, with a conv and a ReLU."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten())
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
+    classifier = Classifier(network, num_classes=2, mean=mean, std=std, attention_blocks=["1"])
+    pixels = torch.rand(4, 3, 8, 8)
+
+    def by_hand(x: Tensor) -> Tensor:
+        energy = F.relu(network[0](x)).square().sum(1, keepdim=True)
+        large = F.interpolate(energy, (8, 8), mode="bilinear", align_corners=False)
+        low, high = large.amin((1, 2, 3), keepdim=True), large.amax((1, 2, 3), keepdim=True)
+        return ((large - low) / (high - low) >= 0.6).float()
+
+    channel = (1, 3, 1, 1)
+    right = (pixels - torch.tensor(mean).reshape(channel)) / torch.tensor(std).reshape(channel)
+    mask = AttentionMask(threshold=0.6)(classifier, pixels)
+    assert mask.shape == (4, 1, 8, 8)
+    assert torch.equal(mask, by_hand(right))
+    assert not torch.equal(mask, by_hand(pixels))
+
+
+@pytest.mark.parametrize("mask", [VALUE, AREA], ids=["value", "area"])
+def test_mask_does_not_depend_on_the_batch(
+    mask: AttentionMask, classifier: Classifier, images: Tensor
+) -> None:
+    whole = mask(classifier, images)
+    assert whole.any()
+    for order in ([0], [3, 1], [2, 3, 0, 1]):
+        assert torch.equal(mask(classifier, images[order]), whole[order])
+
+
+@pytest.mark.parametrize("mask", [VALUE, AREA], ids=["value", "area"])
+def test_mask_carries_no_gradient(
+    mask: AttentionMask, classifier: Classifier, images: Tensor
+) -> None:
+    classifier.requires_grad_()
+    images.requires_grad_()
+    result = mask(classifier, images)
+    assert not result.requires_grad
+    assert result.dtype == images.dtype
+    assert set(result.unique().tolist()) == {0.0, 1.0}
+
+
+def test_hooks_are_gone_after_a_call_and_never_grow(classifier: Classifier, images: Tensor) -> None:
+    """The published code added hooks in every forward pass and removed none."""
+    outer = classifier.network.relu.register_forward_hook(lambda *_: None)  # someone else's
+    for _ in range(200):
+        VALUE(classifier, images[:1])
+        assert count_hooks(classifier) == 1
+    outer.remove()
+
+
+def test_hooks_are_gone_after_an_exception(classifier: Classifier, images: Tensor) -> None:
+    with pytest.raises(RuntimeError):
+        VALUE(classifier, images.expand(-1, 2, -1, -1))  # two channels, where one is expected
+    with pytest.raises(KeyError), captured(classifier.network, ["relu", "absent"]):
+        pass
+    assert count_hooks(classifier) == 0
+
+
+def test_captures_nest(classifier: Classifier, images: Tensor) -> None:
+    with captured(classifier.network, ["relu", "fc"]) as outer:
+        classifier(images[:1])
+        with captured(classifier.network, ["relu"]) as inner:
+            classifier(images)
+        assert torch.equal(inner["relu"], outer["relu"])
+        assert len(inner["relu"]) == 4
+        classifier(images[:1])  # the outer capture lives on, the inner one does not
+        assert (len(outer["relu"]), len(outer["fc"]), len(inner["relu"])) == (1, 1, 4)
+    assert count_hooks(classifier) == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("threshold", 0.0),
+        ("threshold", -0.1),
+        ("threshold", 1.5),
+        ("threshold", float("nan")),
+        ("power", 0.0),
+        ("normalisation", "min-max"),
+        ("selection", "top"),
+    ],
+)
+def test_unusable_parameter_is_refused(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"{field}.*{value}"):
+        AttentionMask(**{field: value})  # type: ignore[arg-type]
+
+
+def test_unknown_or_missing_blocks_are_refused(images: Tensor) -> None:
+    nameless = Classifier(nn.Flatten(), num_classes=2, mean=[0.0], std=[1.0])
+    with pytest.raises(InputError, match=r"mask\.blocks"):
+        VALUE(nameless, images)
+    with pytest.raises(InputError, match="layer9"):
+        AttentionMask(blocks=("layer9",))(nameless, images)

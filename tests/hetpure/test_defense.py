@@ -1,0 +1,141 @@
+"""A defence is its classifier after its purifier, and nothing is left behind by counting calls."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from hetpure.attention import AttentionMask
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense, count_network_calls
+from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError
+from hetpure.noise import RowNoise
+from hetpure.purifiers import HeterogeneousPurifier, Purifier, UniformPurifier
+from hetpure.samplers import DDIM, DDPM, Sampler
+
+UNIFORM = UniformPurifier(steps=20, strength=0.2)
+HETEROGENEOUS = HeterogeneousPurifier(steps=20)
+Rows = Callable[..., RowNoise]
+
+
+@pytest.mark.parametrize("purifier", [UNIFORM, HETEROGENEOUS], ids=["uniform", "heterogeneous"])
+def test_logits_are_those_of_the_purified_image(
+    purifier: Purifier, denoiser: Denoiser, classifier: Classifier, images: Tensor, rows: Rows
+) -> None:
+    defense, noise = Defense(classifier, purifier, denoiser), rows(0, 1, 2, 3)
+    purified = defense.purify(images, noise)
+    assert purified.shape == images.shape
+    assert 0 <= purified.min() <= purified.max() <= 1
+    assert not torch.isclose(purified, images).all()
+    assert torch.equal(defense(images, noise), classifier(purified))
+    assert not torch.isclose(defense(images, rows(0, 1, 2, 3, draw=1)), classifier(purified)).all()
+    assert defense.stochastic
+
+
+def test_without_purifier_it_is_the_classifier(
+    classifier: Classifier, images: Tensor, rows: Rows
+) -> None:
+    defense = Defense(classifier)
+    assert torch.equal(defense(images, rows(0, 1, 2, 3)), classifier(images))
+    assert not defense.stochastic
+    assert defense.mask(images) is None
+    with count_network_calls(defense) as counter:
+        defense(images, rows(0, 1, 2, 3))
+    assert counter.batches == counter.rows == defense.network_calls == 0
+
+
+def test_purifier_and_denoiser_come_together(denoiser: Denoiser, classifier: Classifier) -> None:
+    with pytest.raises(InputError, match="needs a denoiser"):
+        Defense(classifier, purifier=UNIFORM)
+    with pytest.raises(InputError, match="a denoiser a purifier"):
+        Defense(classifier, denoiser=denoiser)
+
+
+def test_mask_is_that_of_the_image_to_purify(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor, rows: Rows
+) -> None:
+    """By default from this very image, with the rule the defence was given."""
+    rule, noise = AttentionMask(selection="area", threshold=0.3), rows(0, 1, 2, 3)
+    defense = Defense(classifier, HETEROGENEOUS, denoiser, rule)
+    other = images.flip(-1)
+    mask = defense.mask(other)
+    assert mask is not None
+    assert torch.equal(mask, rule(classifier, other))
+    assert not torch.equal(mask, rule(classifier, images))
+    assert torch.equal(defense(other, noise), defense(other, noise, mask))
+
+
+def test_given_mask_is_honoured(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor, half_mask: Tensor, rows: Rows
+) -> None:
+    """An attack that freezes the mask of the clean image depends on it; a uniform purifier has
+    no use for one."""
+    noise = rows(0, 1, 2, 3)
+    defense = Defense(classifier, HETEROGENEOUS, denoiser)
+    results = [defense.purify(images, noise, m) for m in (None, half_mask, 1 - half_mask)]
+    for one, another in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.isclose(results[one], results[another]).all()
+    uniform = Defense(classifier, UNIFORM, denoiser)
+    assert uniform.mask(images) is None
+    assert torch.equal(uniform(images, noise, half_mask), uniform(images, noise))
+
+
+def test_no_gradient_flows_through_the_mask(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor, rows: Rows
+) -> None:
+    defense, noise = Defense(classifier, HETEROGENEOUS, denoiser), rows(0, 1, 2, 3)
+    fixed = defense.mask(images)
+    images.requires_grad_()
+    gradients = [
+        torch.autograd.grad(defense(images, noise, mask).square().sum(), images)[0]
+        for mask in (None, fixed)
+    ]
+    assert gradients[0].any()
+    assert torch.equal(*gradients)
+
+
+def test_models_are_frozen(denoiser: Denoiser, classifier: Classifier) -> None:
+    denoiser.train().requires_grad_()
+    defense = Defense(classifier, UNIFORM, denoiser)
+    assert not any(parameter.requires_grad for parameter in defense.parameters())
+    assert not any(module.training for module in defense.modules())
+
+
+@pytest.mark.parametrize("sampler", [DDIM(), DDPM()], ids=["ddim", "ddpm"])
+@pytest.mark.parametrize(("policy", "passes"), [("tape", 1), ("checkpoint", 2)])
+def test_counter_sees_recomputed_calls(
+    policy: str,
+    passes: int,
+    sampler: Sampler,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    images: Tensor,
+    rows: Rows,
+) -> None:
+    """Also where the recomputation stops inside the network, at the last tensor it needs."""
+    purifier = HeterogeneousPurifier(steps=20, sampler=sampler)
+    defense = Defense(classifier, purifier, denoiser, policy=policy)  # type: ignore[arg-type]
+    images.requires_grad_()
+    with count_network_calls(defense) as counter:
+        loss = defense(images, rows(0, 1, 2, 3)).square().sum()
+        assert counter.batches == defense.network_calls == 6
+        torch.autograd.grad(loss, images)
+    assert counter.batches == passes * 6
+    assert counter.rows == 4 * counter.batches
+
+
+def test_counter_is_removed_even_after_an_error(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor, rows: Rows
+) -> None:
+    defense, noise = Defense(classifier, UNIFORM, denoiser), rows(0, 1, 2, 3)
+
+    with pytest.raises(ValueError, match="rows"), count_network_calls(defense) as counter:
+        defense(images[:2], noise)  # noise for four rows
+    assert counter.batches == 0
+    defense(images, noise)
+    assert counter.batches == 0
+    assert all(
+        not module._forward_hooks and not module._forward_pre_hooks for module in defense.modules()
+    )

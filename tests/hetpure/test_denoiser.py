@@ -1,0 +1,157 @@
+"""The denoiser's one contract: whatever a network predicts, (x0, noise) explain its input."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hetpure.denoiser import Denoiser, PredictionType, to_model, to_pixels
+from hetpure.errors import InputError
+from hetpure.noise import Noise, Purpose, Stream
+from hetpure.samplers import add_noise
+from hetpure.schedule import linear_schedule
+
+SCHEDULE = linear_schedule()
+PREDICTIONS: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction")
+TIMESTEPS = torch.tensor([0, 1, 100, 500, 999])
+
+
+class Network(nn.Module):
+    """A nonlinear function of image and time."""
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        return torch.tanh(x + timesteps.to(x.dtype).reshape(-1, 1, 1, 1).cos())
+
+
+class Answer(nn.Module):
+    """A network that gives one answer to everything."""
+
+    def __init__(self, answer: Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        return self.answer
+
+
+def draws(count: int) -> tuple[Tensor, Tensor]:
+    """(x0, noise) in float64, one row for each timestep."""
+    noise = Noise.of(0, Stream.PROBE).on(torch.arange(count))
+    like = torch.empty(count, 3, 4, 4, dtype=torch.float64)
+    return noise.normal(Purpose.FORWARD, like), noise.normal(Purpose.REVERSE, like)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_predictions_explain_the_noisy_image(prediction: PredictionType) -> None:
+    """x = sqrt(abar) x0 + sqrt(1-abar) noise, at both ends of the schedule and between."""
+    x, _ = draws(5)
+    denoiser = Denoiser(Network(), SCHEDULE, prediction)
+    x0, noise = denoiser.predict(x, TIMESTEPS)
+    levels = SCHEDULE.alphas_at(TIMESTEPS, x)
+    torch.testing.assert_close(add_noise(x0, levels, noise), x, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(x0, x, atol=1e-2)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_network_that_hits_its_target_recovers_image_and_noise(
+    prediction: PredictionType,
+) -> None:
+    """`target` and `predict` are inverse: training one and sampling the other must be the same."""
+    x0, noise = draws(5)
+    x = add_noise(x0, SCHEDULE.alphas_at(TIMESTEPS, x0), noise)
+    untrained = Denoiser(Network(), SCHEDULE, prediction)
+    trained = Denoiser(Answer(untrained.target(x0, noise, TIMESTEPS)), SCHEDULE, prediction)
+    predicted_x0, predicted_noise = trained.predict(x, TIMESTEPS)
+    torch.testing.assert_close(predicted_x0, x0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(predicted_noise, noise, rtol=1e-9, atol=1e-9)
+
+
+def test_each_prediction_type_has_its_own_target() -> None:
+    """v = sqrt(abar) noise - sqrt(1-abar) x0 (Salimans & Ho 2022), by its numbers: at abar = .64
+    it is .8 noise - .6 x0."""
+    schedule = linear_schedule(1, 0.36, 0.36)
+    x0, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 5.0)
+    targets = {
+        prediction: float(
+            Denoiser(Network(), schedule, prediction).target(x0, noise, TIMESTEPS[:1])
+        )
+        for prediction in PREDICTIONS
+    }
+    assert targets == pytest.approx({"epsilon": 5.0, "sample": 2.0, "v_prediction": 2.8})
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_per_sample_indices_equal_calls_at_one_index(
+    dtype: torch.dtype, prediction: PredictionType
+) -> None:
+    x = draws(5)[0].to(dtype)
+    denoiser = Denoiser(Network(), SCHEDULE, prediction)
+    x0, noise = denoiser.predict(x, TIMESTEPS)
+    assert x0.dtype == noise.dtype == dtype
+    for row, t in enumerate(TIMESTEPS.tolist()):
+        single_x0, single_noise = denoiser.predict(x[row : row + 1], t)
+        assert single_x0.dtype == single_noise.dtype == dtype
+        torch.testing.assert_close(single_x0, x0[row : row + 1])
+        torch.testing.assert_close(single_noise, noise[row : row + 1])
+
+
+def test_network_is_called_with_one_integer_index_per_sample() -> None:
+    seen: list[Tensor] = []
+
+    class Recorder(nn.Module):
+        def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+            seen.append(timesteps)
+            return x
+
+    denoiser = Denoiser(Recorder(), SCHEDULE)
+    denoiser(torch.zeros(3, 1, 2, 2), 7)
+    denoiser(torch.zeros(3, 1, 2, 2), torch.tensor([1, 2, 3]))
+    assert [timesteps.tolist() for timesteps in seen] == [[7, 7, 7], [1, 2, 3]]
+    assert all(timesteps.dtype == torch.int64 for timesteps in seen)
+
+
+def test_an_output_object_is_read_as_its_sample() -> None:
+    """diffusers' UNets answer with an object, plain modules with a tensor."""
+
+    class Wrapped(Network):
+        def forward(self, x: Tensor, timesteps: Tensor) -> Any:
+            return SimpleNamespace(sample=super().forward(x, timesteps))
+
+    x, _ = draws(5)
+    plain, wrapped = Denoiser(Network(), SCHEDULE), Denoiser(Wrapped(), SCHEDULE)
+    assert torch.equal(wrapped(x, TIMESTEPS), plain(x, TIMESTEPS))
+    assert torch.equal(wrapped.predict(x, 3)[0], plain.predict(x, 3)[0])
+
+
+@pytest.mark.parametrize("timesteps", [200, torch.tensor([200, 3])], ids=["int", "tensor"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_predictions_can_be_differentiated(
+    prediction: PredictionType, timesteps: int | Tensor
+) -> None:
+    """Attacks need the gradient of both predictions, by finite differences in float64."""
+    x = draws(2)[0][:, :1, :2, :2].clone().requires_grad_()
+    denoiser = Denoiser(Network(), SCHEDULE, prediction)
+    assert torch.autograd.gradcheck(lambda x: denoiser.predict(x, timesteps), x)
+
+
+def test_unknown_prediction_type_is_refused_with_the_known_ones() -> None:
+    unknown: Any = "eps"
+    with pytest.raises(
+        InputError, match=r"^prediction_type 'eps' .* epsilon, sample, v_prediction$"
+    ):
+        Denoiser(Network(), SCHEDULE, unknown)
+
+
+def test_an_index_outside_the_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match="999"):
+        Denoiser(Network(), SCHEDULE).predict(torch.zeros(1, 1, 2, 2), 1000)
+
+
+def test_units_of_pixels_and_model() -> None:
+    pixels = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    assert to_model(pixels).tolist() == [-1.0, -0.5, 0.0, 1.0]
+    assert torch.equal(to_pixels(to_model(pixels)), pixels)
+    assert to_pixels(torch.tensor([-2.0, 3.0])).tolist() == [-0.5, 2.0]  # the caller clamps

@@ -1,0 +1,316 @@
+"""Plans, network calls, addresses and degenerate cases of the purifiers.
+
+What a purification does to a distribution is in `test_purification_law.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense, count_network_calls
+from hetpure.denoiser import Denoiser, to_model
+from hetpure.errors import InputError
+from hetpure.noise import Purpose, RowNoise
+from hetpure.purifiers import (
+    HeterogeneousPurifier,
+    Plan,
+    Purifier,
+    Resampling,
+    Step,
+    UniformPurifier,
+    heterogeneous_state,
+    timestep_grid,
+)
+from hetpure.samplers import DDIM, DDPM, Sampler, add_noise
+from hetpure.schedule import CLEAN, Schedule, linear_schedule
+
+SCHEDULE = linear_schedule()
+RESAMPLING: tuple[Resampling, ...] = get_args(Resampling)
+Rows = Callable[..., RowNoise]
+SAMPLERS: dict[str, Sampler] = {"ddim": DDIM(), "ddpm": DDPM(), "eta": DDIM(eta=0.5)}
+EVERY: dict[str, Purifier] = {
+    f"{name} {sampler} {output}": replace(purifier, sampler=SAMPLERS[sampler], output=output)
+    for (name, purifier), sampler, output in product(
+        {
+            "uniform": UniformPurifier(steps=20, strength=0.2),
+            **{
+                how: HeterogeneousPurifier(steps=20, resampling=how, resample_jump=3)
+                for how in RESAMPLING
+            },
+        }.items(),
+        SAMPLERS,
+        ("x0", "state"),
+    )
+}
+CLAMPED: dict[str, Purifier] = {
+    f"{how} at the last index": HeterogeneousPurifier(
+        steps=10, sampler=DDPM(), t_large=1.0, t_small=0.5, resampling=how, resample_jump=600
+    )
+    for how in ("single_step", "fused")
+}
+every_purifier = pytest.mark.parametrize("purifier", EVERY.values(), ids=EVERY.keys())
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+every_resampling = pytest.mark.parametrize("resampling", RESAMPLING)
+
+
+def states(
+    purifier: Purifier,
+    plan: Plan,
+    denoiser: Denoiser,
+    images: Tensor,
+    mask: Tensor | None,
+    noise: RowNoise,
+) -> list[Tensor]:
+    """The state after the start and after every step, in model units: no clamp hides anything."""
+    found = [purifier.start(denoiser, images, noise)]
+    for step in plan:
+        found.append(purifier.advance(denoiser, step, found[-1], images, mask, noise))
+    return found
+
+
+def last_state(
+    purifier: Purifier, denoiser: Denoiser, images: Tensor, mask: Tensor | None, noise: RowNoise
+) -> Tensor:
+    plan = purifier.plan(denoiser.schedule)
+    return states(purifier, plan, denoiser, images, mask, noise)[-1]
+
+
+class OnGridOf(UniformPurifier):
+    """A uniform purifier on the grid of a heterogeneous one whose t_small is index 117."""
+
+    def plan(self, schedule: Schedule) -> Plan:
+        grid = timestep_grid(schedule, self.steps, schedule.index(self.strength), include=117)
+        return tuple(Step(t, t, s) for t, s in zip(grid, [*grid[1:-1], CLEAN], strict=False))
+
+
+def test_published_grid() -> None:
+    assert timestep_grid(SCHEDULE, 500, 200) == list(range(200, -1, -2))
+    assert timestep_grid(SCHEDULE, 500, 200, include=117) == [
+        *range(200, 117, -2),
+        117,
+        *range(116, -1, -2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("resampling", "jump", "calls"),
+    [("none", 10, 100), ("fused", 3, 100), ("single_step", 10, 150), ("multi_step", 20, 1100)],
+)
+def test_calls_of_the_reference_settings(resampling: Resampling, jump: int, calls: int) -> None:
+    """CIFAR-10, t_l .2 and t_s .1: single-step saves 86% of the calls of RePaint's U = 20."""
+    purifier = HeterogeneousPurifier(steps=500, resampling=resampling, resample_jump=jump)
+    plan = purifier.plan(SCHEDULE)
+    assert len(plan) == calls
+    assert (plan[0].at, plan[-1].to) == (200, CLEAN)
+    assert {step.to for step in plan if step.known} == set(range(198, 99, -2))
+
+
+@every_purifier
+def test_measured_calls_are_those_of_the_plan(
+    purifier: Purifier,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    images: Tensor,
+    half_mask: Tensor,
+    rows: Rows,
+) -> None:
+    defense = Defense(classifier, purifier, denoiser)
+    with count_network_calls(defense) as counter:
+        defense.purify(images, rows(0, 1, 2, 3), half_mask)
+    assert counter.batches == len(purifier.plan(SCHEDULE)) == defense.network_calls
+    assert counter.rows == 4 * counter.batches
+
+
+@every_resampling
+def test_both_outputs_cost_the_same_and_differ_at_the_end_only(resampling: Resampling) -> None:
+    plans = [
+        HeterogeneousPurifier(steps=100, resampling=resampling, output=output).plan(SCHEDULE)
+        for output in ("x0", "state")
+    ]
+    assert plans[0][:-1] == plans[1][:-1]
+    assert plans[0][-1] == replace(plans[1][-1], to=CLEAN)
+    assert plans[1][-1].to == 0
+
+
+def test_outputs_are_the_last_prediction_or_the_state_at_index_0(
+    denoiser: Denoiser, images: Tensor, half_mask: Tensor, rows: Rows
+) -> None:
+    noise = rows(0, 1, 2, 3)
+    purifier = HeterogeneousPurifier(steps=20, output="state")
+    *_, before, state = states(
+        purifier, purifier.plan(SCHEDULE), denoiser, images, half_mask, noise
+    )
+    x0, predicted_noise = denoiser.predict(before, 50)
+    assert torch.equal(
+        last_state(replace(purifier, output="x0"), denoiser, images, half_mask, noise), x0
+    )
+    assert torch.equal(state, add_noise(x0, SCHEDULE.alpha_cumprod(0), predicted_noise))
+
+
+def test_stage_boundary_off_the_stride_is_inserted() -> None:
+    """Below it, a uniform purifier of that strength takes the very same steps."""
+    plan = HeterogeneousPurifier(steps=50, t_small=0.117, resampling="none").plan(SCHEDULE)
+    uniform = UniformPurifier(steps=50, strength=0.117).plan(SCHEDULE)
+    assert [step.at for step in plan] == [200, 180, 160, 140, 120, 117, 100, 80, 60, 40, 20]
+    assert [step.to for step in plan if step.known] == [180, 160, 140, 120, 117]
+    assert plan[5:] == uniform
+
+
+def test_resampling_jumps_stop_at_the_last_index() -> None:
+    for resampling in RESAMPLING:
+        purifier = HeterogeneousPurifier(
+            steps=10, t_large=1.0, t_small=0.5, resampling=resampling, resample_jump=300
+        )
+        plan = purifier.plan(SCHEDULE)
+        assert plan[0].at == 999
+        assert max(step.via for step in plan) == 999
+        jumps = [step for step in plan if step.via > step.at]
+        assert (
+            len(jumps) == {"none": 0, "single_step": 5, "fused": 5, "multi_step": 1500}[resampling]
+        )
+
+
+@pytest.mark.parametrize(
+    "purifier", [*EVERY.values(), *CLAMPED.values()], ids=[*EVERY.keys(), *CLAMPED.keys()]
+)
+def test_no_address_is_used_twice(
+    purifier: Purifier,
+    denoiser: Denoiser,
+    images: Tensor,
+    half_mask: Tensor,
+    rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[Purpose, int, int]] = []
+    words = RowNoise.words
+
+    def record(self: RowNoise, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
+        asked.append((purpose, step, repeat))
+        return words(self, purpose, step, repeat, count)
+
+    monkeypatch.setattr(RowNoise, "words", record)
+    last_state(purifier, denoiser, images, half_mask, rows(0, 1, 2, 3))
+    assert (Purpose.FORWARD, purifier.plan(SCHEDULE)[0].at, 0) in asked
+    assert len(asked) == len(set(asked))
+    assert any(p is Purpose.REVERSE for p, _, _ in asked) == purifier.sampler.stochastic
+
+
+@every_sampler
+@every_resampling
+def test_equal_levels_are_the_uniform_purifier(
+    sampler: Sampler,
+    resampling: Resampling,
+    denoiser: Denoiser,
+    images: Tensor,
+    half_mask: Tensor,
+    rows: Rows,
+) -> None:
+    noise = rows(0, 1, 2, 3)
+    one_level = HeterogeneousPurifier(
+        20, sampler, t_large=0.12, t_small=0.12, resampling=resampling
+    )
+    uniform = UniformPurifier(20, sampler, strength=0.12)
+    expected = last_state(uniform, denoiser, images, None, noise)
+    assert torch.equal(last_state(one_level, denoiser, images, half_mask, noise), expected)
+
+
+@every_sampler
+@pytest.mark.parametrize("small", [0.1, 0.117], ids=["on the stride", "off the stride"])
+@pytest.mark.parametrize(("attended", "strength"), [(0.0, None), (1.0, 0.2)], ids=["none", "all"])
+def test_degenerate_masks_are_uniform_purifiers(
+    attended: float,
+    strength: float | None,
+    small: float,
+    sampler: Sampler,
+    denoiser: Denoiser,
+    images: Tensor,
+    rows: Rows,
+) -> None:
+    """All zeros: at t_small. All ones: at t_large, on the grid that holds t_small."""
+    noise = rows(0, 1, 2, 3)
+    purifier = HeterogeneousPurifier(20, sampler, t_small=small, resampling="none")
+    kind = OnGridOf if attended and small == 0.117 else UniformPurifier
+    expected = last_state(
+        kind(20, sampler, strength=strength or small), denoiser, images, None, noise
+    )
+    mask = torch.full_like(images, attended)
+    assert torch.equal(last_state(purifier, denoiser, images, mask, noise), expected)
+
+
+@every_sampler
+@every_resampling
+def test_unattended_pixels_have_the_noise_of_t_small_when_stage_1_ends(
+    sampler: Sampler,
+    resampling: Resampling,
+    denoiser: Denoiser,
+    images: Tensor,
+    half_mask: Tensor,
+    rows: Rows,
+) -> None:
+    """Exactly q(x, t_s) with the forward noise of index t_s, before the last resampling jump."""
+    noise = rows(0, 1, 2, 3)
+    purifier = HeterogeneousPurifier(20, sampler, resampling=resampling, resample_jump=2)
+    plan = purifier.plan(SCHEDULE)
+    end = max(i for i, step in enumerate(plan) if step.known)
+    assert plan[end].to == 100
+    state = states(purifier, plan[: end + 1], denoiser, images, half_mask, noise)[-1]
+    draw = noise.normal(Purpose.FORWARD, images, step=100, repeat=plan[end].repeat)
+    known = add_noise(to_model(images), SCHEDULE.alpha_cumprod(100), draw)
+    assert torch.equal(state[..., 4:], known[..., 4:])
+    assert not torch.isclose(state[..., :4], known[..., :4]).any()
+
+
+def test_heterogeneous_state_has_two_noise_levels(denoiser: Denoiser, rows: Rows) -> None:
+    """Mean and variance of q(x, t_l) and q(x, t_s), within five standard errors."""
+    images = torch.full((64, 1, 8, 8), 0.7, dtype=torch.float64)
+    mask = torch.zeros_like(images)
+    mask[..., :4] = 1
+    noise = rows(*range(64))
+    state = heterogeneous_state(denoiser, images, mask, noise, large=200, small=100)
+    for pixels, index in ((state[..., :4], 200), (state[..., 4:], 100)):
+        alpha, n = SCHEDULE.alpha_cumprod(index), pixels.numel()
+        assert abs(pixels.mean() - alpha**0.5 * 0.4) < 5 * ((1 - alpha) / n) ** 0.5
+        assert abs(pixels.var() / (1 - alpha) - 1) < 5 * (2 / n) ** 0.5
+
+
+@every_purifier
+def test_result_does_not_depend_on_batch_or_order(
+    purifier: Purifier, denoiser: Denoiser, images: Tensor, half_mask: Tensor, rows: Rows
+) -> None:
+    """Noise follows the sample id, not the position in the batch. To rounding only: the UNet's
+    matrix products add up in an order that depends on the number of rows."""
+    ids = (11, 3, 40, 7)
+    whole = last_state(purifier, denoiser, images, half_mask, rows(*ids))
+    for order in ([2], [3, 0], [1, 3, 2, 0]):
+        noise = rows(*(ids[i] for i in order))
+        part = last_state(purifier, denoiser, images[order], half_mask[order], noise)
+        torch.testing.assert_close(part, whole[order], rtol=0, atol=1e-12)
+    others = last_state(purifier, denoiser, images, half_mask, rows(1, 2, 3, 4))
+    assert not torch.isclose(others, whole).all((1, 2, 3)).any()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: HeterogeneousPurifier(t_small=0.3), "t_small 0.3 is above t_large 0.2"),
+        (lambda: HeterogeneousPurifier(t_large=1.2), "t_large .* 1.2"),
+        (lambda: HeterogeneousPurifier(t_small=0.0), "t_small .* 0.0"),
+        (lambda: HeterogeneousPurifier(resample_jump=0), "resample_jump .* 0"),
+        (lambda: HeterogeneousPurifier(resampling="single"), "resampling .*single"),
+        (lambda: UniformPurifier(strength=0.0), "strength .* 0.0"),
+        (lambda: UniformPurifier(strength=float("nan")), "strength .* nan"),
+        (lambda: UniformPurifier(strength=1e-4).plan(SCHEDULE), "0.0001"),
+        (lambda: UniformPurifier(steps=0).plan(SCHEDULE), r"steps .*\[1, 1000\], got 0"),
+        (lambda: UniformPurifier(steps=1001).plan(SCHEDULE), r"steps .* got 1001"),
+        (lambda: UniformPurifier(output="x1").plan(SCHEDULE), r"output .*x1"),
+    ],
+)
+def test_unusable_parameters_are_refused(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build()

@@ -1,0 +1,341 @@
+"""Sampler steps against diffusers' schedulers, against the algebra of Gaussians, and by their law.
+
+Everything is float64. diffusers keeps its table in float32, where 1 - alpha_t / alpha_s loses four
+digits, so its schedulers get the same table in float64: the formulas are compared, not rounding.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from scipy import stats
+from torch import Tensor, nn
+
+from hetpure.denoiser import Denoiser, PredictionType
+from hetpure.noise import Noise, Purpose, Stream
+from hetpure.samplers import (
+    DDIM,
+    DDPM,
+    Sampler,
+    add_noise,
+    ddim_sigma,
+    ddim_step,
+    ddpm_step,
+    jump_forward,
+)
+from hetpure.schedule import CLEAN, Schedule, cosine_schedule, linear_schedule
+
+LINEAR, COSINE = linear_schedule(), cosine_schedule()
+SCHEDULES = {"linear": LINEAR, "squaredcos_cap_v2": COSINE}
+SHAPE = (2, 3, 4, 4)
+TRAJECTORIES: list[tuple[str, PredictionType, int]] = [
+    ("linear", "epsilon", 50),
+    ("linear", "sample", 50),
+    ("linear", "v_prediction", 50),
+    ("squaredcos_cap_v2", "epsilon", 50),
+    ("squaredcos_cap_v2", "sample", 50),
+    ("squaredcos_cap_v2", "v_prediction", 50),
+    ("linear", "epsilon", 1000),
+    ("squaredcos_cap_v2", "v_prediction", 1000),
+]
+
+
+class Network(nn.Module):
+    """A bounded nonlinear function of image, neighbouring pixels and time: nothing to learn, but
+    every mistake in a step changes what it says in the next one. Its slope is small, or a thousand
+    steps would amplify the last bit to the tolerance."""
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        phase = timesteps.to(x.dtype).reshape(-1, 1, 1, 1) / 150
+        return 1.5 * torch.tanh(0.4 * x - 0.2 * x.roll(1, -1) + torch.sin(phase))
+
+
+def standard_normals(count: int, seed: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(SHAPE, generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+def in_float64(scheduler: Any) -> Any:
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    for name in ("one", "final_alpha_cumprod"):
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, getattr(scheduler, name).double())
+    return scheduler
+
+
+def trajectory(
+    denoiser: Denoiser, sampler: Sampler, x: Tensor, grid: Sequence[int], noises: Sequence[Tensor]
+) -> list[Tensor]:
+    """All states of a reverse process on a descending grid of indices, as a purifier runs it."""
+    level = denoiser.schedule.alpha_cumprod
+    states = []
+    for (t, s), noise in zip(pairwise(grid), noises, strict=False):
+        x0, predicted_noise = denoiser.predict(x, t)
+        x = sampler.step(x, sampler.clip(x0), predicted_noise, level(t), level(s), noise)
+        states.append(x)
+    return states
+
+
+@pytest.mark.parametrize("clip", [False, True], ids=["unclipped", "clipped"])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("name", "prediction", "steps"), TRAJECTORIES)
+def test_ddim_trajectory_is_that_of_diffusers(
+    name: str, prediction: PredictionType, steps: int, eta: float, clip: bool
+) -> None:
+    """Every state, from the last index of the grid to the clean image, with the same noise."""
+    scheduler = in_float64(
+        DDIMScheduler(beta_schedule=name, prediction_type=prediction, clip_sample=clip)
+    )
+    scheduler.set_timesteps(steps)
+    network, (x, *noises) = Network(), standard_normals(steps + 1)
+    states = trajectory(
+        Denoiser(network, SCHEDULES[name], prediction),
+        DDIM(eta=eta, clip_x0=clip),
+        x,
+        [*scheduler.timesteps.tolist(), CLEAN],
+        noises,
+    )
+    for t, noise, state in zip(scheduler.timesteps, noises, states, strict=True):
+        output = network(x, t.expand(len(x)))
+        x = scheduler.step(output, int(t), x, eta=eta, variance_noise=noise).prev_sample
+        torch.testing.assert_close(state, x, rtol=1e-10, atol=1e-10)
+
+
+def test_ddim_can_end_in_the_state_at_index_0() -> None:
+    """diffusers with `set_alpha_to_one=False` takes the step from 0 to 0: it changes nothing, as
+    HetPure's published code ends."""
+    scheduler = in_float64(DDIMScheduler(set_alpha_to_one=False, clip_sample=False))
+    scheduler.set_timesteps(50)
+    network, (x, *noises) = Network(), standard_normals(51)
+    grid = [*scheduler.timesteps.tolist(), 0]
+    states = trajectory(Denoiser(network, LINEAR), DDIM(), x, grid, noises)
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t.expand(len(x))), int(t), x).prev_sample
+    torch.testing.assert_close(states[-1], x, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(states[-1], states[-2], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("clip", [False, True], ids=["unclipped", "clipped"])
+@pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
+@pytest.mark.parametrize(("name", "prediction", "steps"), TRAJECTORIES)
+def test_ddpm_trajectory_is_that_of_diffusers(
+    name: str, prediction: PredictionType, steps: int, variance: Any, clip: bool
+) -> None:
+    """diffusers draws from a generator; one of the same seed gives us the same numbers. It draws
+    nothing at index 0, where our step gets noise and must not use it."""
+    scheduler = in_float64(
+        DDPMScheduler(
+            beta_schedule=name,
+            prediction_type=prediction,
+            variance_type=variance,
+            clip_sample=clip,
+        )
+    )
+    scheduler.set_timesteps(steps)
+    network, (x, *noises) = Network(), standard_normals(steps + 1)
+    states = trajectory(
+        Denoiser(network, SCHEDULES[name], prediction),
+        DDPM(variance=variance, clip_x0=clip),
+        x,
+        [*scheduler.timesteps.tolist(), CLEAN],
+        noises,
+    )
+    generator = torch.Generator().manual_seed(3)
+    torch.randn(SHAPE, generator=generator, dtype=torch.float64)  # the initial state
+    for t, state in zip(scheduler.timesteps, states, strict=True):
+        output = network(x, t.expand(len(x)))
+        x = scheduler.step(output, int(t), x, generator=generator).prev_sample
+        torch.testing.assert_close(state, x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("steps", [[999, 620, 100, 37, 0], [205, 200, 3, 0]], ids=str)
+def test_ddpm_on_an_uneven_grid_is_that_of_diffusers(steps: list[int]) -> None:
+    """HetPure inserts the stage boundary into the grid, so strides differ."""
+    scheduler = in_float64(DDPMScheduler(variance_type="fixed_large"))
+    scheduler.set_timesteps(timesteps=steps)
+    network, (x, *noises) = Network(), standard_normals(len(steps) + 1)
+    states = trajectory(Denoiser(network, LINEAR), DDPM(), x, [*steps, CLEAN], noises)
+    generator = torch.Generator().manual_seed(3)
+    torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+    for t in scheduler.timesteps:
+        output = network(x, t.expand(len(x)))
+        x = scheduler.step(output, t, x, generator=generator).prev_sample
+    torch.testing.assert_close(states[-1], x, rtol=1e-10, atol=1e-10)
+
+
+def test_add_noise_is_that_of_diffusers_and_broadcasts_levels() -> None:
+    x0, noise = standard_normals(2)
+    timesteps = torch.tensor([3, 700])
+    expected = in_float64(DDPMScheduler()).add_noise(x0, noise, timesteps)
+    mixed = add_noise(x0, LINEAR.alphas_at(timesteps, x0), noise)
+    torch.testing.assert_close(mixed, expected, rtol=1e-12, atol=1e-12)
+    for row, t in enumerate(timesteps.tolist()):
+        single = add_noise(x0[row], LINEAR.alpha_cumprod(t), noise[row])
+        torch.testing.assert_close(single, expected[row], rtol=1e-12, atol=1e-12)
+    assert torch.equal(add_noise(x0, 1.0, noise), x0)
+
+
+ONE, ZERO = torch.ones(1, 1, 1, 1).double(), torch.zeros(1, 1, 1, 1).double()
+
+
+@pytest.mark.parametrize(("t", "s"), [(CLEAN, 0), (0, 1), (0, 999), (100, 110), (200, 999)])
+def test_a_jump_is_the_composition_of_single_steps(t: int, s: int) -> None:
+    """A forward step is x -> m x + d n, so single steps compose to a mean factor prod(m) and a
+    variance that follows v -> m^2 v + d^2. One jump must have both numbers."""
+    mean, variance = 1.0, 0.0
+    for k in range(t, s):
+        low, high = LINEAR.alpha_cumprod(k), LINEAR.alpha_cumprod(k + 1)
+        m, d = float(jump_forward(ONE, low, high, ZERO)), float(jump_forward(ZERO, low, high, ONE))
+        assert m**2 + d**2 == pytest.approx(1, abs=1e-12)  # one step preserves unit variance
+        assert d**2 == pytest.approx(1 - high / low, rel=1e-9)  # and adds beta of noise
+        mean, variance = m * mean, m**2 * variance + d**2
+    low, high = LINEAR.alpha_cumprod(t), LINEAR.alpha_cumprod(s)
+    assert float(jump_forward(ONE, low, high, ZERO)) == pytest.approx(mean, rel=1e-9)
+    assert float(jump_forward(ZERO, low, high, ONE)) ** 2 == pytest.approx(variance, rel=1e-9)
+
+
+def test_a_jump_and_single_steps_have_the_same_law() -> None:
+    """The same, with the project's own noise and no algebra: two-sample KS, and moments."""
+    noise = Noise.of(1, Stream.PROBE).on(torch.arange(20_000))
+    x = torch.full((20_000, 1, 1, 1), 0.7, dtype=torch.float64)
+    t, s = 100, 130
+    level = LINEAR.alpha_cumprod
+    walked = x
+    for k in range(t, s):
+        fresh = noise.normal(Purpose.RESAMPLE, x, step=k)
+        walked = jump_forward(walked, level(k), level(k + 1), fresh)
+    jumped = jump_forward(x, level(t), level(s), noise.normal(Purpose.RESAMPLE, x, step=s))
+    assert stats.ks_2samp(walked.flatten().numpy(), jumped.flatten().numpy()).pvalue > 1e-3
+    mean, std = 0.7 * math.sqrt(level(s) / level(t)), math.sqrt(1 - level(s) / level(t))
+    for sample in (walked, jumped):
+        assert float(sample.mean()) == pytest.approx(mean, abs=5 * std / 20_000**0.5)
+        assert float(sample.std()) == pytest.approx(std, rel=5 / 40_000**0.5)
+
+
+PAIRS = [(999, 979), (200, 198), (200, 100), (1, 0), (0, CLEAN)]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(("t", "s"), PAIRS)
+def test_ddim_with_eta_1_is_ddpm_with_fixed_small(t: int, s: int, name: str) -> None:
+    """Song et al. 2021, section 4.1, for a consistent pair (x0, noise)."""
+    alpha, alpha_next = (SCHEDULES[name].alpha_cumprod(k) for k in (t, s))
+    x0, predicted, noise = standard_normals(3)
+    x = add_noise(x0, alpha, predicted)
+    ddim = ddim_step(x0, predicted, alpha, alpha_next, 1.0, noise)
+    ddpm = ddpm_step(x, x0, alpha, alpha_next, "fixed_small", noise)
+    torch.testing.assert_close(ddim, ddpm, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize(("t", "s"), PAIRS[:-1])
+def test_ddpm_with_fixed_small_is_the_exact_posterior(t: int, s: int) -> None:
+    """q(x_s | x_t, x0) by conditioning a joint Gaussian: cov(x_s, x_t) = sqrt(a_t / a_s)(1 - a_s).
+    This is the definition that DDPM's eqs. 6-7 solve."""
+    a_t, a_s = LINEAR.alpha_cumprod(t), LINEAR.alpha_cumprod(s)
+    x0, x, noise = standard_normals(3)
+    covariance = math.sqrt(a_t / a_s) * (1 - a_s)
+    gain = covariance / (1 - a_t)
+    mean = math.sqrt(a_s) * x0 + gain * (x - math.sqrt(a_t) * x0)
+    variance = (1 - a_s) - gain * covariance
+    stepped = ddpm_step(x, x0, a_t, a_s, "fixed_small", noise)
+    torch.testing.assert_close(stepped, mean + math.sqrt(variance) * noise, rtol=1e-7, atol=1e-7)
+    large = ddpm_step(x, x0, a_t, a_s, "fixed_large", noise)
+    torch.testing.assert_close(large, mean + math.sqrt(1 - a_t / a_s) * noise)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("t", "s"), PAIRS)
+def test_ddim_keeps_the_forward_marginal_for_every_eta(t: int, s: int, eta: float) -> None:
+    """Given the true x0 and a standard normal eps, the state at s must have q(x_s | x0): mean
+    sqrt(a_s) x0 and variance direction^2 + sigma^2 = 1 - a_s."""
+    a_t, a_s = LINEAR.alpha_cumprod(t), LINEAR.alpha_cumprod(s)
+    mean = ddim_step(ONE, ZERO, a_t, a_s, eta, ZERO)
+    direction = ddim_step(ZERO, ONE, a_t, a_s, eta, ZERO)
+    sigma = ddim_step(ZERO, ZERO, a_t, a_s, eta, ONE)
+    assert float(mean) == pytest.approx(math.sqrt(a_s))
+    assert float(direction**2 + sigma**2) == pytest.approx(1 - a_s, abs=1e-12)
+    assert float(sigma) == pytest.approx(ddim_sigma(a_t, a_s, eta), abs=1e-15)
+    assert (float(sigma) > 0) == (eta > 0 and s != CLEAN)
+
+
+class GaussianDenoiser(nn.Module):
+    """E[eps | x_t] for data N(mean, variance): the optimal network, in closed form."""
+
+    def __init__(self, schedule: Schedule, mean: float, variance: float) -> None:
+        super().__init__()
+        self.schedule, self.mean, self.variance = schedule, mean, variance
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        alpha = self.schedule.alphas_at(timesteps, x)
+        total = alpha * self.variance + 1 - alpha
+        return (1 - alpha).sqrt() * (x - alpha.sqrt() * self.mean) / total
+
+
+@pytest.mark.parametrize(
+    ("sampler", "tolerance"),
+    [
+        (DDIM(), 2e-3),
+        (DDIM(eta=1.0), 1e-2),
+        (DDPM(variance="fixed_small", clip_x0=False), 1e-2),
+        (DDPM(variance="fixed_large", clip_x0=False), 1e-2),
+    ],
+    ids=["DDIM-0", "DDIM-1", "DDPM-small", "DDPM-large"],
+)
+def test_reverse_process_ends_in_the_data_distribution(sampler: Sampler, tolerance: float) -> None:
+    """Data N(.3, .25) under its optimal denoiser: steps are affine, so the final mean and variance
+    are computed from the coefficients of each step, without sampling. The error is that of the
+    discretisation: small with 1000 steps, larger with 100."""
+    mean, variance = 0.3, 0.25
+    denoiser = Denoiser(GaussianDenoiser(LINEAR, mean, variance), LINEAR)
+    probes = torch.tensor([0.0, 1.0, 0.0]).double().reshape(3, 1, 1, 1)  # state, and its slope
+    fresh = torch.tensor([0.0, 0.0, 1.0]).double().reshape(3, 1, 1, 1)  # the noise's factor
+    errors = []
+    for stride in (1, 10):
+        grid = [*range(999, -1, -stride), CLEAN]
+        level = LINEAR.alpha_cumprod
+        m, v = math.sqrt(level(999)) * mean, level(999) * variance + 1 - level(999)
+        for t, s in pairwise(grid):
+            x0, predicted = denoiser.predict(probes, t)
+            out = sampler.step(probes, x0, predicted, level(t), level(s), fresh).flatten()
+            offset, slope, spread = (float(out[0]), float(out[1] - out[0]), float(out[2] - out[0]))
+            m, v = offset + slope * m, slope**2 * v + spread**2
+        errors.append(abs(m - mean) + abs(v - variance))
+    assert errors[0] < tolerance
+    assert errors[0] < errors[1] / 3
+
+
+@pytest.mark.parametrize(
+    ("sampler", "stochastic"),
+    [(DDIM(), False), (DDIM(eta=1e-3), True), (DDPM(), True), (DDPM(variance="fixed_small"), True)],
+    ids=repr,
+)
+def test_stochastic_says_whether_noise_matters(sampler: Sampler, stochastic: bool) -> None:
+    """A sampler that used noise while it says it does not would escape the DW-box lock."""
+    x0, predicted, first, second = standard_normals(4)
+    a_t, a_s = LINEAR.alpha_cumprod(200), LINEAR.alpha_cumprod(180)
+    x = add_noise(x0, a_t, predicted)
+    steps = [sampler.step(x, x0, predicted, a_t, a_s, noise) for noise in (first, second)]
+    assert sampler.stochastic == stochastic
+    assert torch.equal(*steps) == (not stochastic)
+
+
+@pytest.mark.parametrize("sampler", [DDIM(eta=1.0), DDPM()], ids=repr)
+def test_the_step_to_the_clean_image_is_x0_without_noise(sampler: Sampler) -> None:
+    x0, predicted, noise = standard_normals(3)
+    alpha = LINEAR.alpha_cumprod(2)
+    x = add_noise(x0, alpha, predicted)
+    torch.testing.assert_close(sampler.step(x, x0, predicted, alpha, 1.0, noise), x0)
+
+
+def test_defaults_and_clipping_are_those_of_the_spec() -> None:
+    """SPEC section 2: x0 clipping is off for DDIM and on for DDPM; fixed_large is the default."""
+    wide = torch.tensor([-3.0, -0.5, 2.0])
+    assert torch.equal(DDIM().clip(wide), wide)
+    assert DDPM().clip(wide).tolist() == [-1.0, -0.5, 1.0]
+    assert DDIM(clip_x0=True).clip(wide).tolist() == [-1.0, -0.5, 1.0]
+    assert torch.equal(DDPM(clip_x0=False).clip(wide), wide)
+    assert (DDIM().eta, DDPM().variance) == (0.0, "fixed_large")

@@ -1,0 +1,107 @@
+"""Noise levels against diffusers' tables and against their definition in exact arithmetic."""
+
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from hetpure.schedule import CLEAN, Schedule, cosine_schedule, linear_schedule, snr_root
+
+LINEAR = linear_schedule()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "settings"),
+    [
+        (LINEAR, {"beta_schedule": "linear"}),
+        (linear_schedule(100), {"beta_schedule": "linear", "num_train_timesteps": 100}),
+        (
+            linear_schedule(50, 1e-3, 5e-2),
+            {
+                "beta_schedule": "linear",
+                "num_train_timesteps": 50,
+                "beta_start": 1e-3,
+                "beta_end": 5e-2,
+            },
+        ),
+        (cosine_schedule(), {"beta_schedule": "squaredcos_cap_v2"}),
+        (cosine_schedule(64), {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 64}),
+    ],
+    ids=["linear-1000", "linear-100", "linear-betas", "cosine-1000", "cosine-64"],
+)
+def test_table_is_that_of_diffusers_bit_for_bit(
+    schedule: Schedule, settings: dict[str, object]
+) -> None:
+    """Weights trained with one and used with the other must see the same levels."""
+    assert schedule.alphas_cumprod == tuple(
+        DDPMScheduler(**settings).alphas_cumprod.double().tolist()
+    )
+
+
+def test_linear_table_is_the_product_of_its_signal_shares() -> None:
+    """DDPM, section 4, in float64: a definition that shares no code with either library."""
+    product = 1.0
+    for t, alpha in enumerate(LINEAR.alphas_cumprod):
+        product *= 1 - (1e-4 + (2e-2 - 1e-4) * t / 999)
+        assert alpha == pytest.approx(product, rel=1e-4)
+    assert len(LINEAR) == 1000
+
+
+def test_cosine_table_is_the_squared_cosine_until_its_cap() -> None:
+    schedule = cosine_schedule()
+
+    def level(t: int) -> float:
+        return math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    for t in range(990):
+        assert schedule.alphas_cumprod[t] == pytest.approx(level(t + 1) / level(0), rel=1e-4)
+    last, before = schedule.alphas_cumprod[-1], schedule.alphas_cumprod[-2]
+    assert last / before == pytest.approx(0.001, rel=1e-3)  # beta capped at .999, not 1
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, cosine_schedule()], ids=["linear", "cosine"])
+def test_signal_falls_strictly_and_never_leaves_the_open_interval(schedule: Schedule) -> None:
+    levels = [schedule.alpha_cumprod(t) for t in range(CLEAN, len(schedule))]
+    assert levels[0] == 1
+    assert all(1 >= a > b > 0 for a, b in zip(levels, levels[1:], strict=False))
+
+
+@pytest.mark.parametrize("timestep", [-2, 1000, 5000])
+def test_an_index_outside_the_table_is_refused(timestep: int) -> None:
+    """Python would read index -2 as the second noisiest level."""
+    with pytest.raises(ValueError, match=rf"\[-1, 999\], got {timestep}"):
+        LINEAR.alpha_cumprod(timestep)
+
+
+def test_levels_of_a_batch_are_those_of_its_indices() -> None:
+    """`CLEAN` is -1: as a plain index into the table it would be the noisiest level."""
+    timesteps = torch.tensor([999, 0, 100, CLEAN])
+    like = torch.empty(4, 1, 4, 4, dtype=torch.float64)
+    levels = LINEAR.alphas_at(timesteps, like)
+    assert levels.shape == (4, 1, 1, 1)
+    assert levels.dtype == torch.float64
+    assert levels.flatten().tolist() == [LINEAR.alpha_cumprod(int(t)) for t in timesteps]
+    assert LINEAR.alphas_at(timesteps, like.float()).dtype == torch.float32
+    assert LINEAR.alphas_at(timesteps, like[:, 0, 0]).shape == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("strength", "index"),
+    [(0.1, 100), (0.2, 200), (0.4, 400), (0.075, 75), (0.29, 290), (1.0, 999), (0.0004, 0)],
+    ids=str,
+)
+def test_strength_is_a_fraction_of_the_schedule(strength: float, index: int) -> None:
+    """t_s = 0.1 means index 100 (SPEC section 1); .29 * 1000 is 289.99999999999994 in floats."""
+    assert LINEAR.index(strength) == index
+
+
+def test_strength_on_a_short_schedule() -> None:
+    assert linear_schedule(50).index(0.1) == 5
+    assert linear_schedule(50).index(1.0) == 49
+
+
+def test_snr_root_is_the_ratio_of_signal_to_noise() -> None:
+    alphas = torch.tensor([0.9, 0.5, 0.2]).double()
+    expected = torch.tensor([3.0, 1.0, 0.5]).double()
+    torch.testing.assert_close(snr_root(alphas), expected)

@@ -1,0 +1,111 @@
+"""The layers of docs/architecture.md, read from the imports, and the house rules that grep can see."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A file may import from its own floor and from those below; first match wins.
+FLOORS = (
+    ("hetpure.errors", "hetpure.numbers"),
+    ("hetpure.noise", "hetpure.schedule"),
+    ("hetpure.samplers", "hetpure.denoiser", "hetpure.classifiers", "hetpure.augmentation"),
+    ("hetpure.weights",),
+    ("hetpure.purifiers", "hetpure.attention", "hetpure.addt"),
+    ("hetpure.gradients",),
+    ("hetpure.defense",),
+    ("hetpure.attacks",),
+    ("hetpure.evaluation", "hetpure.report"),
+    ("lightning_modules", "datamodules"),
+    ("train", "evaluate"),
+)
+
+
+def floor(module: str) -> int | None:
+    for level, names in enumerate(FLOORS):
+        if any(module == name or module.startswith(name + ".") for name in names):
+            return level
+    return None
+
+
+def sources() -> list[Path]:
+    packages = ("hetpure", "lightning_modules", "datamodules")
+    files = [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
+    return [*files, ROOT / "train.py", ROOT / "evaluate.py"]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_imports_go_down(path: Path) -> None:
+    name = module_name(path)
+    own = floor(name)
+    if name == "hetpure":
+        own = 0
+    assert own is not None, f"{name} stands on no floor"
+    for target in imports(path):
+        level = floor(target)
+        assert level is None or level <= own, f"{name} imports {target} from a floor above"
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_no_lightning_below_the_glue(path: Path) -> None:
+    if module_name(path).startswith("hetpure"):
+        forbidden = ("lightning", "pytorch_lightning", "lightning_modules", "datamodules")
+        assert not {name for name in imports(path) if name.split(".")[0] in forbidden}
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_nothing_pulls_in_torchvision(path: Path) -> None:
+    forbidden = {"torchvision", "timm", "robustbench", "torchattacks", "lpips"}
+    assert not {name.split(".")[0] for name in imports(path)} & forbidden
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_randomness_is_an_argument(path: Path) -> None:
+    """Noise comes from addresses only; a generator's state would break replay and resume."""
+    if module_name(path) != "hetpure.noise":
+        assert not re.search(r"torch\.(randn|rand|randint|normal)(_like)?\(", path.read_text())
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_nothing_is_unpickled(path: Path) -> None:
+    text = path.read_text()
+    assert "pickle.load" not in text
+    for call in re.findall(r"torch\.load\([^)]*\)", text):
+        assert "weights_only=True" in call
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_files_stay_readable(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_the_check_sees_a_violation(tmp_path: Path) -> None:
+    """The reader of imports finds nested and aliased imports, so the tests above can fail."""
+    code = "def f():\n    from hetpure.defense import Defense as D\n    import lightning.pytorch as p\n"
+    (tmp_path / "x.py").write_text(code)
+    found = imports(tmp_path / "x.py")
+    assert {"hetpure.defense", "lightning.pytorch"} <= found
+    below, above = floor("hetpure.noise"), floor("hetpure.defense")
+    assert below is not None
+    assert above is not None
+    assert below < above
