@@ -166,6 +166,12 @@ class FashionMNIST(L.LightningDataModule):
         self.seed = seed
         self._splits: dict[Split, ImageDataset] = {}
 
+    @property
+    def description(self) -> str:
+        """The evaluated images in a few words, for titles."""
+        where = "packaged subset" if self._files is None else "full set"
+        return f"Fashion-MNIST {self.test_split} images ({where})"
+
     def setup(self, stage: str | None = None) -> None:
         """Reads the splits that the stage needs and are not read yet (None: all)."""
         if not self._splits:

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hetpure.classifiers import Classifier
-from hetpure.errors import InputError
+from hetpure.errors import InputError, check_choice
 
 Normalisation = Literal["minmax", "softmax"]
+Selection = Literal["value", "area"]
 
 
 @contextmanager
@@ -51,7 +52,8 @@ def normalise(maps: Tensor, how: Normalisation) -> Tensor:
     """
     flat = maps.flatten(1)
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
-    constant = high <= low
+    # Interpolation of a constant map leaves it constant up to rounding only.
+    constant = high - low <= 8 * torch.finfo(maps.dtype).eps * high.abs()
     if how == "minmax":
         scaled = (flat - low) / torch.where(constant, torch.ones_like(high), high - low)
     else:
@@ -77,12 +79,14 @@ class AttentionMask:
     power: float = 2.0
     root: bool = False
     normalisation: Normalisation = "minmax"
-    selection: Literal["value", "area"] = "value"
+    selection: Selection = "value"
     threshold: float = 0.9
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
             raise InputError(f"mask threshold must be in (0, 1], got {self.threshold}")
+        check_choice("mask normalisation", self.normalisation, Normalisation)
+        check_choice("mask selection", self.selection, Selection)
         if self.power <= 0:
             raise InputError(f"mask power must be > 0, got {self.power}")
 
@@ -117,7 +121,7 @@ class AttentionMask:
         top = torch.zeros_like(flat, dtype=torch.bool).scatter(
             1, flat.topk(count, dim=1).indices, True
         )
-        return (top & (flat > 0)).reshape(scores.shape)
+        return (top & (flat.amax(1, keepdim=True) > 0)).reshape(scores.shape)
 
     def __call__(self, classifier: Classifier, pixels: Tensor) -> Tensor:
         """(B, 1, H, W) mask of 0 and 1 in the dtype of the images, pixel [0, 1]; no gradient."""

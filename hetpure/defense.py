@@ -101,14 +101,16 @@ def count_network_calls(defense: Defense) -> Iterator[CallCounter]:
     """Counts the diffusion network's forward calls inside the block, recomputed ones too."""
     counter = CallCounter()
 
-    def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+    def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         counter.batches += 1
         counter.rows += len(arguments[0])
 
     if defense.denoiser is None:
         yield counter
         return
-    handle = defense.denoiser.register_forward_hook(hook)
+    # Before the call: a recomputation ends as soon as it has what the backward pass needs, which
+    # can be inside the network.
+    handle = defense.denoiser.register_forward_pre_hook(hook)
     try:
         yield counter
     finally:

@@ -13,12 +13,13 @@ from typing import Literal
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser, to_model, to_pixels
-from hetpure.errors import InputError
+from hetpure.errors import InputError, check_choice
 from hetpure.noise import Purpose, RowNoise
 from hetpure.samplers import DDIM, Sampler, add_noise, jump_forward
 from hetpure.schedule import CLEAN, Schedule
 
 Resampling = Literal["none", "single_step", "fused", "multi_step"]
+Output = Literal["x0", "state"]
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,12 @@ class Purifier(ABC):
 
     steps: int = 50
     sampler: Sampler = field(default_factory=DDIM)
-    output: Literal["x0", "state"] = "x0"
+    output: Output = "x0"
 
     needs_mask = False
+
+    def __post_init__(self) -> None:
+        check_choice("purifier output", self.output, Output)
 
     @abstractmethod
     def plan(self, schedule: Schedule) -> Plan:
@@ -124,15 +128,22 @@ class UniformPurifier(Purifier):
 
     Args:
         strength: noise level as a fraction of T: 0.1 is index 100 of 1000.
+        through: a lower level that joins the grid, as the t_small of the heterogeneous purifier
+            that this one is compared with.
     """
 
     strength: float = 0.1
+    through: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_strength("strength", self.strength)
+        if self.through is not None:
+            _check_strength("through", self.through)
 
     def plan(self, schedule: Schedule) -> Plan:
-        grid = self._grid(schedule, _index(schedule, self.strength))
+        through = None if self.through is None else _index(schedule, self.through)
+        grid = self._grid(schedule, _index(schedule, self.strength), include=through)
         return tuple(Step(at=t, via=t, to=s) for t, s in pairwise(grid))
 
 
@@ -142,8 +153,8 @@ class HeterogeneousPurifier(Purifier):
 
     Stage 1 denoises attended pixels from t_large to t_small while the others are re-imposed at
     each index; stage 2 denoises the whole image. The network must see one noise level everywhere,
-    so stage 1 starts from the image at t_large in every pixel; when it ends at t_small,
-    unattended pixels have exactly the noise of t_small.
+    so stage 1 starts from the image at t_large in every pixel; when its last step lands on
+    t_small, unattended pixels are exactly q(x, t_small), and resampling follows.
 
     Args:
         t_large: noise level of attended pixels, a fraction of T.
@@ -153,6 +164,9 @@ class HeterogeneousPurifier(Purifier):
             and from there directly to the next index, no call more; `multi_step` (RePaint): U
             times back to the previous index and down again, U more calls.
         resample_jump: U.
+
+    Every reverse step, also of resampling, is the sampler's: by default it is the paper's
+    DDIM step.
     """
 
     t_large: float = 0.2
@@ -163,6 +177,8 @@ class HeterogeneousPurifier(Purifier):
     needs_mask = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("resampling", self.resampling, Resampling)
         _check_strength("t_large", self.t_large)
         _check_strength("t_small", self.t_small)
         if self.t_small > self.t_large:

@@ -56,7 +56,7 @@ class DefenseConfig:
 class TestData(TypingProtocol):
     """What a datamodule tells about its data."""
 
-    origin: str
+    description: str
     class_names: tuple[str, ...]
     num_classes: int
     channels: int
@@ -99,7 +99,7 @@ class RobustnessEvaluation(L.LightningModule):
         self.seed = seed
         self.weights = {"classifier": folder_hash(resolve(classifier))}
         self.shared_classifier = load_classifier(classifier)
-        self.defenses = nn.ModuleDict()
+        self.rows: dict[str, Defense] = {}
         loaded = {}
         for name, config in defenses.items():
             key = config.denoiser
@@ -111,13 +111,14 @@ class RobustnessEvaluation(L.LightningModule):
             if key is not None and key not in loaded:
                 self.weights[f"denoiser {key}"] = folder_hash(resolve(denoisers[key]))
                 loaded[key] = load_denoiser(denoisers[key])
-            self.defenses[name] = Defense(
+            self.rows[name] = Defense(
                 self.shared_classifier,
                 config.purifier,
                 loaded[key] if key is not None else None,
                 config.mask,
                 config.gradient,
             )
+        self.defenses = nn.ModuleList(self.rows.values())  # moves them to the device
         started = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         self.folder = RunFolder(Path(folder) / started)
         self.certificates: dict[str, dict[str, Any]] = {}
@@ -137,15 +138,22 @@ class RobustnessEvaluation(L.LightningModule):
                 raise InputError(f"the classifier has {mine} {what} and the data {theirs}")
         loader: DataLoader[Any] = self.trainer.test_dataloaders  # type: ignore[assignment]
         images = len(loader.dataset)  # type: ignore[arg-type]
-        self.progress = AttackProgress(self.attack, self.protocol, self._rows(), images)
+        self.progress = AttackProgress(self.attack, self.protocol, self.rows, images)
         self.progress.start()
 
-    @torch.enable_grad()
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        try:
+            self._evaluate(batch, batch_idx)
+        except BaseException:
+            self.progress.stop()  # gives the terminal back before the error is printed
+            raise
+
+    @torch.enable_grad()
+    def _evaluate(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         check_images(batch["image"], where="the data", samples=batch["sample"])
         block = Block(batch["image"], batch["label"], batch["sample"])
         outcomes = {}
-        for name, defense in self._rows().items():
+        for name, defense in self.rows.items():
             if batch_idx == 0:
                 self.certificates[name] = self._certify(name, defense, block)
             start = time.perf_counter()
@@ -191,13 +199,6 @@ class RobustnessEvaluation(L.LightningModule):
         console.print(terminal(results))
         console.print(f"run folder: {self.folder.path} (report.md, results.json)", soft_wrap=True)
 
-    def teardown(self, stage: str) -> None:
-        if hasattr(self, "progress"):
-            self.progress.stop()
-
-    def _rows(self) -> dict[str, Defense]:
-        return {name: d for name, d in self.defenses.items() if isinstance(d, Defense)}
-
     @property
     def _data(self) -> TestData:
         data: TestData = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -208,7 +209,7 @@ class RobustnessEvaluation(L.LightningModule):
         timing = self.folder.read_timing()
         defenses = summarise(records)
         for name, summary in defenses.items():
-            defense = self._rows()[name]
+            defense = self.rows[name]
             summary["purification_calls"] = defense.network_calls
             summary["certificate"] = self.certificates[name]
             summary["cost"] = {
@@ -221,7 +222,7 @@ class RobustnessEvaluation(L.LightningModule):
             "schema": SCHEMA,
             "samples": len({record.sample for record in records}),
             "run": {
-                "data": self._data.origin,
+                "data": self._data.description,
                 "attack": self.attack.describe(),
                 "report_draws": self.protocol.report_draws,
                 "selection_draws": self.protocol.selection_draws,
@@ -255,7 +256,7 @@ class RobustnessEvaluation(L.LightningModule):
         noise = Noise.of(self.seed, Stream.REPORT).on(samples)
         panels = [Panel("clean", images, [names[label] for label in block.labels[rows].tolist()])]
         for name, outcome in outcomes.items():
-            defense = self._rows()[name]
+            defense = self.rows[name]
             if not defense.stochastic:
                 continue
             label = textwrap.fill(name, 16)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from hetpure.attacks.attack import Attack
 from hetpure.defense import Defense
-from hetpure.errors import InputError
+from hetpure.errors import InputError, check_choice
 from hetpure.gradients import input_gradient
 from hetpure.noise import Noise, Purpose, RowNoise, attack_draw
 from hetpure.numbers import Number
@@ -45,8 +46,9 @@ class PGD(Attack):
     def __post_init__(self) -> None:
         for name, allowed in (("epsilon", "be >= 0"), ("step_size", "be > 0")):
             value = getattr(self, name)
-            if value < 0 or (value == 0 and name == "step_size"):
+            if not isfinite(value) or value < 0 or (value == 0 and name == "step_size"):
                 raise InputError(f"--model.attack.{name} must {allowed}, got {value}")
+        check_choice("--model.attack.norm", self.norm, Norm)
         for name in ("steps", "eot_samples", "restarts"):
             if getattr(self, name) < 1:
                 raise InputError(f"--model.attack.{name} must be >= 1, got {getattr(self, name)}")
@@ -102,8 +104,10 @@ class PGD(Attack):
                     RowNoise.stack([noise.redraw(draw) for draw in draws], samples),
                     None if mask is None else mask.repeat(eot, 1, 1, 1),
                 )
-                # Summed over images, so that no image's gradient depends on the batch.
-                loss = F.cross_entropy(logits, labels.repeat(eot), reduction="sum") / eot
+                # Summed over images, so that no image's gradient depends on the batch; in float64,
+                # where 1 - p of a sure classifier is not yet 0.
+                losses = F.cross_entropy(logits.double(), labels.repeat(eot), reduction="sum")
+                loss = losses / eot
                 gradient = input_gradient(loss, adversarial)
                 adversarial = self._step(adversarial.detach(), gradient, images)
                 progress(len(logits))
@@ -118,7 +122,7 @@ class PGD(Attack):
         if self.norm == "linf":
             moved = adversarial + self.step_size * gradient.sign()
         else:
-            moved = adversarial + self.step_size * gradient / _norms(gradient)
+            moved = adversarial + self.step_size * _direction(gradient)
         return project(moved, images, self.epsilon, self.norm)
 
     def _start(self, images: Tensor, samples: Tensor, noise: Noise, restart: int) -> Tensor:
@@ -142,6 +146,13 @@ def project(moved: Tensor, images: Tensor, epsilon: float, norm: Norm) -> Tensor
     else:
         offset = offset * (epsilon / _norms(offset)).clamp(max=1)
     return (images + offset).clamp(0, 1)
+
+
+def _direction(gradient: Tensor) -> Tensor:
+    """The gradient at L2 norm 1 an image, however small it is; zero stays zero."""
+    largest = gradient.abs().amax((1, 2, 3), keepdim=True)
+    scaled = gradient / torch.where(largest > 0, largest, torch.ones_like(largest))
+    return scaled / _norms(scaled)
 
 
 def _norms(images: Tensor) -> Tensor:

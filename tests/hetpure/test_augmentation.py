@@ -1,5 +1,7 @@
 """Augmentations: which images they can give, how often, and that they are addressed."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from scipy import stats
@@ -58,9 +60,10 @@ def test_shift_by_nothing_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("augment", [flip, lambda x, n: shift(x, n, 2)], ids=["flip", "shift"])
-def test_augmentation_depends_on_the_sample_and_the_update_only(augment: object) -> None:
+def test_augmentation_depends_on_the_sample_and_the_update_only(
+    augment: Callable[[Tensor, RowNoise], Tensor],
+) -> None:
     """Whatever batch and rank a sample is in it looks the same, and differs in the next epoch."""
-    assert callable(augment)
     samples = torch.arange(40)
     images = image().expand(40, -1, -1, -1)
     whole = augment(images, rows(samples))

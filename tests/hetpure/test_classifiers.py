@@ -14,9 +14,8 @@ from hetpure.noise import Noise, Purpose, Stream
 
 
 def pixels(*shape: int) -> Tensor:
-    return Noise.of(0, Stream.PROBE).on(torch.arange(shape[0])).uniform(
-        Purpose.FORWARD, torch.empty(shape)
-    )  # fmt: skip
+    noise = Noise.of(0, Stream.PROBE).on(torch.arange(shape[0]))
+    return noise.uniform(Purpose.FORWARD, torch.empty(shape))
 
 
 def seeded(*arguments: int, **settings: Any) -> WideResNet:
@@ -26,10 +25,11 @@ def seeded(*arguments: int, **settings: Any) -> WideResNet:
         network = WideResNet(*arguments, **settings)
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
-                for tensor in (module.weight, module.running_var):
-                    nn.init.uniform_(tensor, 0.5, 1.5)
-                for tensor in (module.bias, module.running_mean):
-                    nn.init.normal_(tensor, std=0.3)
+                for name, tensor in module.state_dict().items():
+                    if name in ("weight", "running_var"):
+                        nn.init.uniform_(tensor, 0.5, 1.5)
+                    elif name in ("bias", "running_mean"):
+                        nn.init.normal_(tensor, std=0.3)
     return network.eval()
 
 
@@ -255,7 +255,7 @@ def test_attention_blocks_come_from_the_network_or_from_the_user() -> None:
 
 
 def test_an_attention_block_that_does_not_exist_is_named() -> None:
-    with pytest.raises(InputError, match="attention block 'block9.relu2'"):
+    with pytest.raises(InputError, match=r"^attention block 'block9\.relu2' "):
         Classifier(
             seeded(10, 1),
             num_classes=10,

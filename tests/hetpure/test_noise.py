@@ -5,7 +5,7 @@ The statistical tests have a fixed seed: they pass or fail, they are never flaky
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations, pairwise
 
 import pytest
@@ -70,15 +70,18 @@ def rows(samples: int, seed: int = 5, index: int = 0, stream: Stream = Stream.RE
     return Noise.of(seed, stream, index).on(torch.arange(samples))
 
 
-@pytest.mark.parametrize(
-    ("counter", "key", "expected"),
-    [
-        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
-    ],
-    ids=["zeros", "ones", "pi"],
-)  # fmt: skip
+VECTORS = {
+    "zeros": ("00000000 " * 4, "00000000 " * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    "ones": ("ffffffff " * 4, "ffffffff " * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    "pi": (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), VECTORS.values(), ids=VECTORS)
 def test_philox_gives_the_published_vectors(counter: str, key: str, expected: str) -> None:
     c0, c1, c2, c3 = (torch.tensor(int(word, 16)) for word in counter.split())
     k0, k1 = (torch.tensor(int(word, 16)) for word in key.split())
@@ -139,26 +142,26 @@ def test_no_two_addresses_share_words() -> None:
 
 def test_fields_at_their_extremes_do_not_carry_into_each_other() -> None:
     """All ones in one field and 1 in its neighbour are where an off-by-one in a shift collides."""
+    purpose, other, step, repeat = Purpose(0), Purpose.RESAMPLE, 2**20 - 1, 2**16 - 1
+    full = row(seed=MASK, stream=255, sample=MASK, draw=2**48 - 1)
     extremes = {
-        name: (row(**fields), purpose, step, repeat)
-        for name, fields, purpose, step, repeat in (
-            ("seed", {"seed": MASK}, Purpose(0), 0, 0),
-            ("stream", {"stream": 255}, Purpose(0), 0, 0),
-            ("sample", {"sample": MASK}, Purpose(0), 0, 0),
-            ("draw", {"draw": 2**48 - 1}, Purpose(0), 0, 0),
-            ("draw, low half", {"draw": MASK}, Purpose(0), 0, 0),
-            ("draw, high half", {"draw": 0xFFFF << 32}, Purpose(0), 0, 0),
-            ("purpose", {}, Purpose.RESAMPLE, 0, 0),
-            ("step", {}, Purpose(0), 2**20 - 1, 0),
-            ("repeat", {}, Purpose(0), 0, 2**16 - 1),
-            ("step and purpose", {}, Purpose.RESAMPLE, 2**20 - 1, 0),
-            ("stream, below", {"stream": 1}, Purpose(0), 0, 0),
-            ("all", {"seed": MASK, "stream": 255, "sample": MASK, "draw": 2**48 - 1}, Purpose.RESAMPLE, 2**20 - 1, 2**16 - 1),
-        )
-    }  # fmt: skip
+        "zero": (row(), purpose, 0, 0),
+        "seed": (row(seed=MASK), purpose, 0, 0),
+        "stream": (row(stream=255), purpose, 0, 0),
+        "stream, one": (row(stream=1), purpose, 0, 0),
+        "sample": (row(sample=MASK), purpose, 0, 0),
+        "draw": (row(draw=2**48 - 1), purpose, 0, 0),
+        "draw, low half": (row(draw=MASK), purpose, 0, 0),
+        "draw, high half": (row(draw=0xFFFF << 32), purpose, 0, 0),
+        "purpose": (row(), other, 0, 0),
+        "step": (row(), purpose, step, 0),
+        "step and purpose": (row(), other, step, 0),
+        "repeat": (row(), purpose, 0, repeat),
+        "all": (full, other, step, repeat),
+    }
     words = {
-        name: tuple(noise.words(purpose, step, repeat, 4)[0].tolist())
-        for name, (noise, purpose, step, repeat) in extremes.items()
+        name: tuple(noise.words(used_for, at, times, 4)[0].tolist())
+        for name, (noise, used_for, at, times) in extremes.items()
     }
     for first, second in combinations(words, 2):
         assert words[first] != words[second], f"{first} = {second}"
@@ -195,7 +198,8 @@ def test_a_row_does_not_depend_on_the_batch_around_it(split: list[int]) -> None:
     assert torch.equal(normals, whole.normal(Purpose.REVERSE, like, step=9, repeat=1))
 
     backwards = Noise.of(1, Stream.REPORT, 2).on(samples.flip(0))
-    assert torch.equal(backwards.normal(Purpose.FORWARD, like), whole.normal(Purpose.FORWARD, like).flip(0))  # fmt: skip
+    forward = whole.normal(Purpose.FORWARD, like)
+    assert torch.equal(backwards.normal(Purpose.FORWARD, like), forward.flip(0))
 
 
 def test_a_larger_image_begins_with_the_smaller_ones_numbers() -> None:
@@ -422,10 +426,11 @@ def test_forward_and_reverse_groups_partition_the_purifiers_purposes() -> None:
         (lambda: rows(1).normal(Purpose.FORWARD, torch.empty(1, 2), step=-1), "step"),
         (lambda: rows(1).integers(Purpose.FORWARD, 2, repeat=-1), "repeat"),
     ],
-)  # fmt: skip
-def test_a_number_out_of_its_field_is_refused_and_named(make: object, says: str) -> None:
+)
+def test_a_number_out_of_its_field_is_refused_and_named(
+    make: Callable[[], object], says: str
+) -> None:
     """A field that spilled into the next one would silently share another address' numbers."""
-    assert callable(make)
     with pytest.raises(ValueError, match=rf"^{says} must be in \[0, 2\^\d+\), got -?\d+$"):
         make()
 

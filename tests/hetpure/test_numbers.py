@@ -71,13 +71,11 @@ def test_a_copy_is_still_written_as_it_was(copied: Any, text: str) -> None:
     assert str(twin) == text
 
 
-@pytest.mark.parametrize(
-    "garbage",
-    ["", " ", "abc", "8/", "/255", "8/255/3", "1/0", "8:255", "0,03", "1.5/2", "nan", "inf", "1e400",
-     "1e999999999", "9" * 400 + "/1",
-     float("nan"), float("inf"), -float("inf")],
-    ids=lambda garbage: repr(garbage)[:16],
-)  # fmt: skip
+NOT_A_NUMBER = ("", " ", "abc", "8/", "/255", "8/255/3", "1/0", "8:255", "0,03", "1.5/2")
+NOT_FINITE = ("nan", "inf", "1e400", "1e999999999", "9" * 400 + "/1", float("nan"), -float("inf"))
+
+
+@pytest.mark.parametrize("garbage", [*NOT_A_NUMBER, *NOT_FINITE], ids=lambda g: repr(g)[:16])
 def test_garbage_is_refused_by_its_text(garbage: Any) -> None:
     """A ValueError is what the command line turns into one line; anything else is a traceback."""
     with pytest.raises(ValueError, match="is not") as caught:

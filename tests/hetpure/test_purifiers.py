@@ -22,13 +22,12 @@ from hetpure.purifiers import (
     Plan,
     Purifier,
     Resampling,
-    Step,
     UniformPurifier,
     heterogeneous_state,
     timestep_grid,
 )
 from hetpure.samplers import DDIM, DDPM, Sampler, add_noise
-from hetpure.schedule import CLEAN, Schedule, linear_schedule
+from hetpure.schedule import CLEAN, linear_schedule
 
 SCHEDULE = linear_schedule()
 RESAMPLING: tuple[Resampling, ...] = get_args(Resampling)
@@ -79,14 +78,6 @@ def last_state(
 ) -> Tensor:
     plan = purifier.plan(denoiser.schedule)
     return states(purifier, plan, denoiser, images, mask, noise)[-1]
-
-
-class OnGridOf(UniformPurifier):
-    """A uniform purifier on the grid of a heterogeneous one whose t_small is index 117."""
-
-    def plan(self, schedule: Schedule) -> Plan:
-        grid = timestep_grid(schedule, self.steps, schedule.index(self.strength), include=117)
-        return tuple(Step(t, t, s) for t, s in zip(grid, [*grid[1:-1], CLEAN], strict=False))
 
 
 def test_published_grid() -> None:
@@ -235,10 +226,8 @@ def test_degenerate_masks_are_uniform_purifiers(
     """All zeros: at t_small. All ones: at t_large, on the grid that holds t_small."""
     noise = rows(0, 1, 2, 3)
     purifier = HeterogeneousPurifier(20, sampler, t_small=small, resampling="none")
-    kind = OnGridOf if attended and small == 0.117 else UniformPurifier
-    expected = last_state(
-        kind(20, sampler, strength=strength or small), denoiser, images, None, noise
-    )
+    uniform = UniformPurifier(20, sampler, strength=strength or small, through=small)
+    expected = last_state(uniform, denoiser, images, None, noise)
     mask = torch.full_like(images, attended)
     assert torch.equal(last_state(purifier, denoiser, images, mask, noise), expected)
 

@@ -1,6 +1,7 @@
 """Noise levels against diffusers' tables and against their definition in exact arithmetic."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_cosine_table_is_the_squared_cosine_until_its_cap() -> None:
 def test_signal_falls_strictly_and_never_leaves_the_open_interval(schedule: Schedule) -> None:
     levels = [schedule.alpha_cumprod(t) for t in range(CLEAN, len(schedule))]
     assert levels[0] == 1
-    assert all(1 >= a > b > 0 for a, b in zip(levels, levels[1:], strict=False))
+    assert all(1 >= a > b > 0 for a, b in pairwise(levels))
 
 
 @pytest.mark.parametrize("timestep", [-2, 1000, 5000])
@@ -92,11 +93,13 @@ def test_levels_of_a_batch_are_those_of_its_indices() -> None:
     ids=str,
 )
 def test_strength_is_a_fraction_of_the_schedule(strength: float, index: int) -> None:
-    """t_s = 0.1 means index 100 (SPEC section 1); .29 * 1000 is 289.99999999999994 in floats."""
+    """t_s = 0.1 means index 100 (SPEC section 1)."""
     assert LINEAR.index(strength) == index
 
 
 def test_strength_on_a_short_schedule() -> None:
+    """.29 * 100 is 28.999999999999996 in floats, and 1 is the last index, not T."""
+    assert linear_schedule(100).index(0.29) == 29
     assert linear_schedule(50).index(0.1) == 5
     assert linear_schedule(50).index(1.0) == 49
 
