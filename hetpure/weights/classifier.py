@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from hetpure.classifiers import Classifier, WideResNet
 from hetpure.errors import InputError
-from hetpure.weights.folders import read_json, resolve, weights_file
+from hetpure.weights.folders import in_one_line, read_json, resolve, weights_file
 
 ARCHITECTURES = {"WideResNet": WideResNet}
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -23,23 +23,25 @@ def load_classifier(name: str | Path) -> Classifier:
     try:
         classifier.network.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"{path} cannot be loaded: {_first_line(error)}") from None
+        raise InputError(f"{path} cannot be loaded: {in_one_line(error)}") from None
     return classifier.eval().requires_grad_(False)
 
 
 def build_classifier(config: dict[str, Any], *, where: Path) -> Classifier:
     """A classifier with fresh weights from the content of its `config.json`."""
     try:
-        architecture = ARCHITECTURES[config["architecture"]]
-        network = architecture(**config["network"])
+        network = config["network"]
+        channels = network.get("in_channels", len(config["mean"]))
+        if not channels == len(config["mean"]) == len(config["std"]):
+            raise ValueError(f"mean and std need one number for each of {channels} channels")
         return Classifier(
-            network,
-            num_classes=config["network"]["num_classes"],
+            ARCHITECTURES[config["architecture"]](**network),
+            num_classes=network["num_classes"],
             mean=config["mean"],
             std=config["std"],
         )
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{where} describes no classifier: {_first_line(error)}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{where} describes no classifier: {in_one_line(error)}") from None
 
 
 def save_classifier(folder: Path, classifier: Classifier, config: dict[str, Any]) -> None:
@@ -48,7 +50,3 @@ def save_classifier(folder: Path, classifier: Classifier, config: dict[str, Any]
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     weights = {key: value.contiguous() for key, value in classifier.network.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

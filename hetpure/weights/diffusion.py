@@ -4,14 +4,15 @@ Both layouts are read: `unet/` and `scheduler/` inside, or everything at the roo
 """
 
 from pathlib import Path
+from typing import get_args
 
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import nn
 
-from hetpure.denoiser import Denoiser
+from hetpure.denoiser import Denoiser, PredictionType
 from hetpure.errors import InputError
 from hetpure.schedule import Schedule
-from hetpure.weights.folders import read_json, resolve, weights_file
+from hetpure.weights.folders import in_one_line, read_json, resolve, weights_file
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -20,9 +21,8 @@ def load_denoiser(name: str | Path) -> Denoiser:
     """The denoiser of a packaged name or folder, frozen and in eval mode."""
     folder = resolve(name)
     scheduler = load_scheduler(folder)
-    denoiser = Denoiser(
-        load_unet(folder), schedule_of(scheduler), scheduler.config["prediction_type"]
-    )
+    schedule, prediction_type = schedule_of(scheduler), scheduler.config["prediction_type"]
+    denoiser = Denoiser(load_unet(folder), schedule, prediction_type)
     return denoiser.eval().requires_grad_(False)
 
 
@@ -41,8 +41,7 @@ def load_unet(folder: Path) -> UNet2DModel:
             output_loading_info=True,
         )
     except Exception as error:  # diffusers raises a dozen kinds; all mean that the file is bad
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} cannot be loaded: {reason}") from None
+        raise InputError(f"{path} cannot be loaded: {in_one_line(error)}") from None
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise InputError(f"{path} does not fit its config.json: {problem} {info[problem][:3]}")
@@ -53,11 +52,20 @@ def load_scheduler(folder: Path) -> DDPMScheduler:
     """The folder's noise schedule as a diffusers scheduler."""
     if (folder / "scheduler").is_dir():
         folder = folder / "scheduler"
-    config = read_json(folder / "scheduler_config.json")
+    path = folder / "scheduler_config.json"
+    config = read_json(path)
     try:
-        return DDPMScheduler.from_config(config)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise InputError(f"{folder / 'scheduler_config.json'}: {error}") from None
+        scheduler = DDPMScheduler.from_config(config)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: {in_one_line(error)}") from None
+    levels = scheduler.alphas_cumprod
+    if not len(levels) or not ((levels > 0) & (levels < 1)).all():
+        raise InputError(f"{path}: these betas leave (0, 1), no noise schedule")
+    prediction_type = scheduler.config["prediction_type"]
+    if prediction_type not in get_args(PredictionType):
+        allowed = ", ".join(get_args(PredictionType))
+        raise InputError(f"{path}: prediction_type {prediction_type!r} is not one of {allowed}")
+    return scheduler
 
 
 def load_schedule(name: str | Path) -> Schedule:

@@ -8,6 +8,7 @@ from typing import Any
 from hetpure.errors import InputError
 
 ASSETS = Path(__file__).parent.parent / "assets"
+_PICKLE_STARTS = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -33,8 +34,10 @@ def weights_file(folder: Path, name: str) -> Path:
     path = folder / name
     if path.is_file():
         with path.open("rb") as file:
-            head = file.read(2)
-        if head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            head = file.read(9)
+        # Safetensors begin with the header's length in 8 bytes and its brace; the length alone
+        # can look like the first bytes of a pickle or of the zip that torch.save writes.
+        if head[8:] != b"{" and head[:2] in _PICKLE_STARTS:
             raise InputError(f"{path} is a pickle, not safetensors: convert it where you trust it")
         return path
     pickles = [found.name for pattern in _PICKLES for found in folder.glob(pattern)]
@@ -56,6 +59,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object")
     return content
+
+
+def in_one_line(error: Exception) -> str:
+    """What a library's error says, short enough for a terminal."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def folder_hash(folder: Path) -> str:
