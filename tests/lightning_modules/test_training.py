@@ -1,0 +1,199 @@
+"""The training modules: what is trained, on what noise, and what a checkpoint holds."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hetpure.addt import denoising_loss
+from hetpure.denoiser import to_model
+from hetpure.errors import InputError
+from hetpure.noise import Noise, Purpose, Stream
+from hetpure.weights import load_classifier, load_denoiser
+from lightning_modules.callbacks import ExportWeights, tile
+from lightning_modules.classifier import ClassifierTraining
+from lightning_modules.diffusion import DiffusionTraining
+
+UNET: dict[str, Any] = {
+    "sample_size": 28,
+    "in_channels": 1,
+    "out_channels": 1,
+    "layers_per_block": 1,
+    "block_out_channels": [8, 16],
+    "norm_num_groups": 4,
+    "dropout": 0.5,
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    "add_attention": False,
+}
+
+
+class Images(Dataset[dict[str, Tensor]]):
+    """Squares in the top half are class 0, in the bottom half class 1."""
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        image = torch.zeros(1, 28, 28)
+        top = 4 if index % 2 == 0 else 18
+        image[:, top : top + 6, 4 + index // 2 : 10 + index // 2] = 1
+        return {"image": image, "label": torch.tensor(index % 2), "sample": torch.tensor(index)}
+
+
+def batch(count: int = 4) -> dict[str, Tensor]:
+    return next(iter(DataLoader(Images(), batch_size=count)))
+
+
+def fit(module: Any, folder: Path, steps: int, **options: Any) -> Trainer:
+    trainer = Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[ExportWeights()],
+        **options,
+    )
+    trainer.fit(module, DataLoader(Images(), batch_size=4))
+    return trainer
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def addt(**changes: Any) -> DiffusionTraining:
+    return DiffusionTraining(
+        **{"unet": UNET, "guide": "fashion_mnist_wrn", "inner_steps": 2} | changes
+    )
+
+
+def test_scale_zero_is_clean_diffusion_training() -> None:
+    module = DiffusionTraining(unet=UNET, perturbation_scale=0.0).eval()
+    x0 = to_model(batch()["image"])
+    noise = Noise.of(0, Stream.TRAIN, 7).on(batch()["sample"])
+    timesteps = noise.integers(Purpose.TIMESTEP, 1000)
+    expected = denoising_loss(module.denoiser, x0, timesteps, noise.normal(Purpose.TRAINING, x0))
+    assert torch.equal(module.losses(x0, batch()["label"], noise), expected)
+    assert not torch.equal(addt().eval().losses(x0, batch()["label"], noise), expected)
+
+
+def test_the_inner_loop_leaves_no_gradient_behind() -> None:
+    """Weights' gradients after a step are those of the outer loss alone."""
+    module = addt(unet=UNET | {"dropout": 0.0}).train()
+    x0 = to_model(batch()["image"])
+    noise = Noise.of(0, Stream.TRAIN).on(batch()["sample"])
+    losses = module.losses(x0, batch()["label"], noise)
+    assert all(parameter.grad is None for parameter in module.parameters())
+    losses.mean().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+    for guide in module._guide:
+        assert all(parameter.grad is None for parameter in guide.parameters())
+
+
+@pytest.mark.parametrize(("mode", "inner"), [("efficient", [False] * 2), ("reference", [True] * 2)])
+def test_dropout_of_the_inner_loop(mode: str, inner: list[bool]) -> None:
+    """Two inner calls in eval or train mode, then the training step itself in train mode."""
+    module = addt(mode=mode).train()
+    seen: list[bool] = []
+    module.unet.register_forward_pre_hook(lambda network, _: seen.append(network.training))
+    noise = Noise.of(0, Stream.TRAIN).on(batch()["sample"])
+    module.losses(to_model(batch()["image"]), batch()["label"], noise)
+    assert seen == [*inner, True]
+
+
+def test_a_loaded_network_trains_in_train_mode() -> None:
+    module = DiffusionTraining(diffusion="fashion_mnist_ddpm", perturbation_scale=0.0)
+    assert all(part.training for part in module.denoiser.modules())
+
+
+def test_noise_changes_with_the_update(tmp_path: Path) -> None:
+    """With a learning rate of 0 only the noise can change the loss between two passes."""
+    module = DiffusionTraining(
+        unet=UNET | {"dropout": 0.0}, perturbation_scale=0.0, learning_rate=0.0, weight_decay=0.0
+    )
+    losses: list[float] = []
+    step = module.training_step
+
+    def recorded(data: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = step(data, batch_idx)
+        losses.append(float(loss))
+        return loss
+
+    module.training_step = recorded  # type: ignore[method-assign]
+    fit(module, tmp_path, 16)
+    assert len(set(losses)) == 16
+
+
+def test_the_guide_stays_out_of_checkpoints_and_the_average_is_in(tmp_path: Path) -> None:
+    module = addt(ema_decay=0.5)
+    trainer = fit(module, tmp_path, 3)
+    path = tmp_path / "last.ckpt"
+    trainer.save_checkpoint(path)
+    content = torch.load(path, weights_only=True)
+    assert all(key.startswith("denoiser.") for key in content["state_dict"])
+    restored = addt(ema_decay=0.5)
+    restored.on_load_checkpoint(content)
+    for kept, found in zip(module.ema.shadow_params, restored.ema.shadow_params, strict=True):
+        assert torch.equal(kept, found)
+
+
+def test_the_export_holds_the_averaged_weights(tmp_path: Path) -> None:
+    module = addt(ema_decay=0.9, learning_rate=1e-2)
+    fit(module, tmp_path, 4)
+    loaded = load_denoiser(tmp_path / "diffusion")
+    raw = list(module.unet.parameters())
+    average = module.ema.shadow_params
+    for found, mean in zip(loaded.network.parameters(), average, strict=True):
+        assert torch.equal(found, mean)
+    assert not all(torch.equal(a, b) for a, b in zip(raw, average, strict=True))
+
+
+def test_the_average_moves_once_an_update_under_accumulation(tmp_path: Path) -> None:
+    module = DiffusionTraining(unet=UNET, perturbation_scale=0.0)
+    fit(module, tmp_path, 3, accumulate_grad_batches=2)
+    assert module.ema.optimization_step == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"unet": None}, "--model.diffusion"),
+        ({"diffusion": "fashion_mnist_ddpm"}, "--model.unet"),
+        ({"guide": None}, "--model.guide"),
+        ({"perturbation_scale": -1.0}, "perturbation_scale"),
+        ({"inner_steps": 0}, "inner_steps"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_impossible_settings(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        addt(**arguments)
+
+
+def test_a_classifier_learns_and_is_exported(tmp_path: Path) -> None:
+    network = {"depth": 10, "widen_factor": 1, "num_classes": 2, "in_channels": 1}
+    module = ClassifierTraining(network=network, shift_pixels=0, learning_rate=0.05)
+    fit(module, tmp_path, 40)
+    classifier = load_classifier(tmp_path / "classifier")
+    data = batch(32)
+    assert (classifier(data["image"]).argmax(1) == data["label"]).float().mean() > 0.9
+    assert torch.equal(classifier(data["image"]), module.classifier.eval()(data["image"]))
+
+
+def test_tile_keeps_rows_together() -> None:
+    images = torch.arange(6).reshape(6, 1, 1, 1).expand(6, 2, 2, 1)
+    picture = tile(images, 3)
+    assert picture.shape == (4, 6)
+    assert picture[0].tolist() == [0, 0, 1, 1, 2, 2]
+    assert picture[3].tolist() == [3, 3, 4, 4, 5, 5]
