@@ -11,8 +11,9 @@ class Number(float):
 
     def __new__(cls, value: "str | float") -> "Number":
         try:
-            parsed = float(Fraction(value)) if isinstance(value, str) else float(value)
-        except (ValueError, ZeroDivisionError):
+            is_fraction = isinstance(value, str) and "/" in value
+            parsed = float(Fraction(value)) if is_fraction else float(value)
+        except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError(f"{value!r} is not a number such as 0.03 or 8/255") from None
         if not isfinite(parsed):
             raise ValueError(f"{value!r} is not finite")

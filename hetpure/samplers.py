@@ -65,7 +65,7 @@ def ddpm_step(
     return mean + float((scale * beta_step) ** 0.5) * noise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
     """How a purifier takes one reverse step.
 
@@ -97,7 +97,7 @@ class Sampler(ABC):
         return x0.clamp(-1, 1) if self.clip_x0 else x0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DDIM(Sampler):
     """DDIM reverse steps.
 
@@ -124,7 +124,7 @@ class DDIM(Sampler):
         return ddim_step(x0, predicted_noise, alpha, alpha_next, self.eta, noise)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DDPM(Sampler):
     """DDPM ancestral reverse steps, clipped as in ADDT's evaluation.
 

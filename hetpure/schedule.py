@@ -26,9 +26,9 @@ class Schedule:
         return 1.0 if timestep == CLEAN else self.alphas_cumprod[timestep]
 
     def alphas_at(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        """(B,) indices to (B, 1, 1, 1) signal variances, dtype and device of `like`."""
-        table = torch.tensor(self.alphas_cumprod, dtype=torch.float64, device=like.device)
-        return table[timesteps].to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+        """(B,) indices to (B, 1, 1, 1) signal variances like `like`; `CLEAN` gives 1."""
+        table = torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64, device=like.device)
+        return table[timesteps - CLEAN].to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
 
     def index(self, strength: float) -> int:
         """A strength, as a fraction of T, to its index: 0.1 is index 100 of 1000."""

@@ -31,7 +31,7 @@ def build_classifier(config: dict[str, Any], *, where: Path) -> Classifier:
     """A classifier with fresh weights from the content of its `config.json`."""
     try:
         network = config["network"]
-        channels = network.get("in_channels", len(config["mean"]))
+        channels = network["in_channels"]
         if not channels == len(config["mean"]) == len(config["std"]):
             raise ValueError(f"mean and std need one number for each of {channels} channels")
         return Classifier(

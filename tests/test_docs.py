@@ -1,0 +1,65 @@
+"""What the documents say is still so: commands, code, and the weights behind every table."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from hetpure.weights import ASSETS, folder_hash
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ASSETS.glob("*/README.md")]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_quick_start_is_two_lines_to_paste() -> None:
+    start = README.split("## Quick start")[1].split("\n## ")[0]
+    found = re.findall(r"^```bash\n(.*?)^```", start, flags=re.MULTILINE | re.DOTALL)
+    assert [block.count("\n") for block in found] == [1, 1]
+    assert found[0].rstrip().endswith("python evaluate.py")
+    assert found[1].rstrip().endswith("python -m pytest")
+
+
+def test_the_python_example_runs() -> None:
+    (code,) = blocks("python")
+    namespace = {
+        "images": torch.full((2, 1, 28, 28), 0.5, requires_grad=True),
+        "samples": torch.tensor([3, 8]),
+    }
+    exec(code, namespace)
+    assert namespace["logits"].shape == (2, 10)
+    assert namespace["logits"].requires_grad
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tables_were_made_with_the_packaged_weights(document: Path) -> None:
+    """Each table cites its weights as `name@hash`; another hash means: make the table again."""
+    for name, cited in re.findall(r"`(\w+)@([0-9a-f]{12})`", document.read_text()):
+        assert folder_hash(ASSETS / name).startswith(cited), f"{document}: {name} has changed"
+
+
+def test_the_readmes_table_cites_its_weights() -> None:
+    cited = {name for name, _ in re.findall(r"`(\w+)@([0-9a-f]{12})`", README)}
+    assert cited == {path.name for path in ASSETS.iterdir() if path.is_dir()}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_configs_exist(document: Path) -> None:
+    text = document.read_text()
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        if not target.startswith("http"):
+            assert (document.parent / target).exists(), target
+    for config in re.findall(r"configs/\S+\.yaml", text):
+        assert (ROOT / config).is_file(), config
+
+
+@pytest.mark.parametrize("folder", sorted(ASSETS.iterdir()), ids=lambda path: path.name)
+def test_packaged_weights_have_a_card_and_a_size(folder: Path) -> None:
+    assert (folder / "README.md").is_file()
+    limit = 3_000_000 if (folder / "model.safetensors").exists() else 5_000_000
+    assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) <= limit
