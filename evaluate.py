@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning import LightningDataModule
 
-from lightning_modules.cli import make_cli, run, with_default_config
+from lightning_modules.cli import EvaluationCLI, make_cli, run, with_default_config
 from lightning_modules.evaluation import RobustnessEvaluation, SaveRunConfig
 
 DEFAULT = Path(__file__).parent / "configs" / "evaluate" / "quick.yaml"
@@ -17,6 +17,7 @@ DEFAULT = Path(__file__).parent / "configs" / "evaluate" / "quick.yaml"
 def main(arguments: list[str]) -> None:
     """Parses the arguments, builds the program and runs it."""
     cli = make_cli(
+        EvaluationCLI,
         with_default_config(arguments, DEFAULT),
         model_class=RobustnessEvaluation,
         datamodule_class=LightningDataModule,

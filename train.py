@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning import LightningDataModule, LightningModule
 
 from lightning_modules.callbacks import announce
-from lightning_modules.cli import make_cli, run, with_default_config
+from lightning_modules.cli import TrainingCLI, make_cli, run, with_default_config
 
 DEFAULT = Path(__file__).parent / "configs" / "train" / "quick.yaml"
 
@@ -17,13 +17,14 @@ DEFAULT = Path(__file__).parent / "configs" / "train" / "quick.yaml"
 def main(arguments: list[str]) -> None:
     """Parses the arguments, builds the program and runs it."""
     cli = make_cli(
+        TrainingCLI,
         with_default_config(arguments, DEFAULT),
         model_class=LightningModule,
         datamodule_class=LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
     )
-    cli.trainer.fit(cli.model, cli.datamodule)
+    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
     announce(cli.trainer)
 
 

@@ -35,7 +35,8 @@ def run_plan(
 
 
 def input_gradient(loss: Tensor, images: Tensor) -> Tensor:
-    """d loss / d images; a gradient that is missing, not finite or zero everywhere is an error."""
+    """d loss / d images (B, ...); missing, not finite or zero for an image is an error: an attack
+    would leave that image where it is, and it would count as robust."""
     if not loss.requires_grad:
         raise GradientError("the loss does not depend on the image: a step of it is detached")
     (gradient,) = torch.autograd.grad(loss, images, allow_unused=True)
@@ -43,8 +44,10 @@ def input_gradient(loss: Tensor, images: Tensor) -> Tensor:
         raise GradientError("the loss does not depend on the image: a step of it is detached")
     if not gradient.isfinite().all():
         raise GradientError("the gradient holds NaN or infinite values: attack nothing with it")
-    if not gradient.any():
-        raise GradientError("the gradient is zero for every image: the defence hides it")
+    zero = ~gradient.flatten(1).any(1)
+    if zero.any():
+        count = f"{int(zero.sum())} of {len(zero)}"
+        raise GradientError(f"the gradient is zero for {count} images: the defence hides it")
     return gradient
 
 

@@ -20,6 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hetpure.errors import InputError
+
 Group = Literal["forward", "reverse"]
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -210,4 +212,4 @@ def _to_unit(words: Tensor) -> Tensor:
 
 def _check(name: str, value: int, bits: int) -> None:
     if not 0 <= value < 1 << bits:
-        raise ValueError(f"{name} must be in [0, 2^{bits}), got {value}")
+        raise InputError(f"{name} must be in [0, 2^{bits}), got {value}")

@@ -106,7 +106,8 @@ class Purifier(ABC):
         state = self.sampler.step(
             state, x0, predicted_noise, level(step.via), level(step.to), fresh
         )
-        if step.known and mask is not None:
+        if step.known:
+            assert mask is not None, "a heterogeneous step needs a mask"
             known = _diffuse(denoiser, images, noise, step.to, step.repeat)
             state = mask * state + (1 - mask) * known
         return state
@@ -211,7 +212,11 @@ class HeterogeneousPurifier(Purifier):
 def heterogeneous_state(
     denoiser: Denoiser, images: Tensor, mask: Tensor, noise: RowNoise, large: int, small: int
 ) -> Tensor:
-    """x(t_l, t_s) = q(x, t_l) M + q(x, t_s) (1 - M) in model units, for two indices."""
+    """x(t_l, t_s) = q(x, t_l) M + q(x, t_s) (1 - M) in model units, for two indices.
+
+    The paper's picture of the forward process. The plan never holds it as a state: its two levels
+    meet in stage 1, one index at a time.
+    """
     attended = _diffuse(denoiser, images, noise, large)
     return mask * attended + (1 - mask) * _diffuse(denoiser, images, noise, small)
 

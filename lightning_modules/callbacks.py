@@ -8,7 +8,6 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
 
@@ -29,13 +28,15 @@ class ExportWeights(Callback):
         self.folder: Path | None = None
         self.option = ""
 
-    @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        run = Path(trainer.log_dir or trainer.default_root_dir)
+        run = Path(trainer.log_dir or trainer.default_root_dir)  # a collective: on every rank
+        if not trainer.is_global_zero:
+            return
         if isinstance(pl_module, DiffusionTraining):
             folder = run / "diffusion"
             pl_module.with_ema(lambda: save_diffusion(folder, pl_module.unet, pl_module.scheduler))
-            self.option, self.folder = "--model.denoisers.addt", folder
+            kind = "addt" if pl_module.perturbation_scale > 0 else "ddpm"
+            self.option, self.folder = f"--model.denoisers.{kind}", folder
         elif isinstance(pl_module, ClassifierTraining):
             folder = run / "classifier"
             save_classifier(folder, pl_module.classifier, pl_module.description)
@@ -77,8 +78,10 @@ class SampleGrid(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._draw(trainer, pl_module)
 
-    @rank_zero_only
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        run = Path(trainer.log_dir or trainer.default_root_dir)  # a collective: on every rank
+        if not trainer.is_global_zero:
+            return
         if not isinstance(pl_module, DiffusionTraining) or self._drawn_at == trainer.global_step:
             return
         self._drawn_at = trainer.global_step
@@ -87,7 +90,7 @@ class SampleGrid(Callback):
         )
         grid = tile(samples, self.rows)
         picture = Image.fromarray((grid * 255).round().byte().numpy())
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "samples.png"
+        path = run / "samples.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(path)
         for logger in trainer.loggers:

@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from hetpure.augmentation import flip, shift
 from hetpure.noise import Noise, Stream
 from hetpure.weights.classifier import build_classifier
+from lightning_modules.compatibility import check_classifier
 
 
 class ClassifierTraining(L.LightningModule):
@@ -48,7 +49,7 @@ class ClassifierTraining(L.LightningModule):
         super().__init__()
         self.description: dict[str, Any] = {
             "architecture": architecture,
-            "network": {"num_classes": 10, **(network or {})},
+            "network": {"num_classes": 10, "in_channels": len(mean), **(network or {})},
             "mean": list(mean),
             "std": list(std),
         }
@@ -60,6 +61,9 @@ class ClassifierTraining(L.LightningModule):
         self.shift_pixels = shift_pixels
         self.seed = seed
         self.accuracy = MulticlassAccuracy(self.classifier.num_classes, average="micro")
+
+    def on_fit_start(self) -> None:
+        check_classifier(self.classifier, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         noise = Noise.of(self.seed, Stream.TRAIN, self.global_step).on(batch["sample"])

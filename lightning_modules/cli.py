@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 from jsonargparse.typing import register_type
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from hetpure.errors import InputError
 from hetpure.numbers import Number
@@ -52,10 +52,32 @@ def quiet() -> None:
             logging.getLogger(name).addFilter(no_tip)
 
 
-def make_cli(arguments: list[str], **settings: Any) -> LightningCLI:
+class TrainingCLI(LightningCLI):
+    """Adds the checkpoint to go on from."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--ckpt_path", type=str | None, default=None, help="checkpoint to continue from"
+        )
+
+
+class EvaluationCLI(LightningCLI):
+    """Refuses what would give other numbers without saying so, before any process is started."""
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        trainer = self.trainer
+        if trainer.num_devices * trainer.num_nodes > 1 or trainer.precision != "32-true":
+            raise InputError(
+                "evaluation runs on one device in 32 bits so far: set --trainer.devices=1"
+                " --trainer.precision=32-true"
+            )
+
+
+def make_cli(kind: type[LightningCLI], arguments: list[str], **settings: Any) -> LightningCLI:
     """A LightningCLI that only parses and builds; parse errors are raised, not printed."""
     quiet()
-    return LightningCLI(
+    return kind(
         run=False,
         args=arguments,
         parser_kwargs={"exit_on_error": False},

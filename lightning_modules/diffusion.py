@@ -19,6 +19,7 @@ from hetpure.errors import InputError
 from hetpure.noise import Noise, Purpose, RowNoise, Stream
 from hetpure.weights import load_classifier, resolve
 from hetpure.weights.diffusion import load_scheduler, load_unet, schedule_of
+from lightning_modules.compatibility import check_classifier, check_denoiser
 
 T = TypeVar("T")
 
@@ -113,13 +114,10 @@ class DiffusionTraining(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.ema.to(self.device)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        check_denoiser(self.denoiser, data)
         for guide in self._guide:
-            guide.to(self.device)
-            channels = int(self.unet.config["in_channels"])
-            if guide.channels != channels:
-                raise InputError(
-                    f"the guide takes {guide.channels} channels and the diffusion {channels}"
-                )
+            check_classifier(guide.to(self.device), data)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         noise = Noise.of(self.seed, Stream.TRAIN, self.global_step).on(batch["sample"])

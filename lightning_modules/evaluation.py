@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from typing import Protocol as TypingProtocol
 
 import lightning as L
 import torch
@@ -23,7 +22,7 @@ from hetpure.errors import InputError
 from hetpure.evaluation.certificate import certify_defense
 from hetpure.evaluation.protocol import Block, Outcome, Protocol, evaluate_block
 from hetpure.evaluation.records import RunFolder
-from hetpure.evaluation.results import SCHEMA, provenance, summarise
+from hetpure.evaluation.results import SCHEMA, peak_memory, provenance, summarise
 from hetpure.gradients import Policy
 from hetpure.noise import Noise, Stream
 from hetpure.purifiers import Purifier
@@ -31,6 +30,7 @@ from hetpure.report.figure import Panel, draw
 from hetpure.report.report import write_report
 from hetpure.report.table import terminal
 from hetpure.weights import folder_hash, load_classifier, load_denoiser, resolve
+from lightning_modules.compatibility import ImageData, check_classifier, check_denoiser
 from lightning_modules.progress import AttackProgress
 
 FIGURE_ROWS = 6
@@ -51,17 +51,6 @@ class DefenseConfig:
     denoiser: str | None = None
     mask: AttentionMask = field(default_factory=AttentionMask)
     gradient: Policy = "checkpoint"
-
-
-class TestData(TypingProtocol):
-    """What a datamodule tells about its data."""
-
-    description: str
-    class_names: tuple[str, ...]
-    num_classes: int
-    channels: int
-
-    def files_sha256(self) -> dict[str, str]: ...
 
 
 class RobustnessEvaluation(L.LightningModule):
@@ -129,13 +118,10 @@ class RobustnessEvaluation(L.LightningModule):
             raise InputError(
                 "the trainer runs in inference mode: set --trainer.inference_mode=false"
             )
-        data = self._data
-        for what, mine, theirs in (
-            ("classes", self.shared_classifier.num_classes, data.num_classes),
-            ("channels", self.shared_classifier.channels, data.channels),
-        ):
-            if mine != theirs:
-                raise InputError(f"the classifier has {mine} {what} and the data {theirs}")
+        check_classifier(self.shared_classifier, self._data)
+        for defense in self.rows.values():
+            if defense.denoiser is not None:
+                check_denoiser(defense.denoiser, self._data)
         loader: DataLoader[Any] = self.trainer.test_dataloaders  # type: ignore[assignment]
         images = len(loader.dataset)  # type: ignore[arg-type]
         self.progress = AttackProgress(self.attack, self.protocol, self.rows, images)
@@ -200,8 +186,8 @@ class RobustnessEvaluation(L.LightningModule):
         console.print(f"run folder: {self.folder.path} (report.md, results.json)", soft_wrap=True)
 
     @property
-    def _data(self) -> TestData:
-        data: TestData = self.trainer.datamodule  # type: ignore[attr-defined]
+    def _data(self) -> ImageData:
+        data: ImageData = self.trainer.datamodule  # type: ignore[attr-defined]
         return data
 
     def _results(self) -> dict[str, Any]:
@@ -229,6 +215,7 @@ class RobustnessEvaluation(L.LightningModule):
             },
             "defenses": defenses,
             "weaker_than_full": weaker,
+            "cost": {"peak_memory_bytes": peak_memory(self.device)},
             "provenance": provenance(Path(__file__).parent, self.device)
             | {"weights": self.weights, "data": self._data.files_sha256()},
             "config": (self.folder.path / "config.yaml").read_text(),
@@ -240,7 +227,7 @@ class RobustnessEvaluation(L.LightningModule):
         image, noise = self.figure_rows[0].images[:1].to(self.device), self._probe(1)
         for _ in range(2):
             start = time.perf_counter()
-            defense(image, noise)
+            defense(image, noise).argmax(1).tolist()  # waits for the device
             seconds = time.perf_counter() - start
         return seconds
 

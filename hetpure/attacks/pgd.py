@@ -58,9 +58,11 @@ class PGD(Attack):
         return f"pgd_{self.norm}"
 
     def describe(self) -> str:
-        draws = f", EOT {self.eot_samples}"
         norm = {"linf": "Linf", "l2": "L2"}[self.norm]
-        return f"{norm} {self.epsilon}, PGD {self.steps} steps of {self.step_size}{draws}"
+        budget = f"PGD {self.steps} steps of {self.step_size}, EOT {self.eot_samples}"
+        restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
+        start = "" if self.random_start else ", no random start"
+        return f"{norm} {self.epsilon}, {budget}{restarts}{start}"
 
     def weaker_than_full(self) -> list[str]:
         found = ["one kind of attack; mask of each iterate only, without gradient through it"]

@@ -1,6 +1,7 @@
 """Results as a function of the records: what `results.json` says of each defence."""
 
 import platform
+import resource
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,6 @@ def summarise(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
             min(rows, key=lambda record: record.selection[record.chosen])
             for rows in zip(*attacks.values(), strict=True)
         ]
-        coverages = [record.coverage for record in clean if record.coverage is not None]
         summary[name] = {
             "samples": len(clean),
             "clean": _as_dicts(protocols(clean)),
@@ -54,10 +54,16 @@ def summarise(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
                 "max_linf": max(record.linf for record in worst),
                 "max_l2": max(record.l2 for record in worst),
             },
-            "mask_coverage": float(np.mean(coverages)) if coverages else None,
+            "mask_coverage": {"clean": coverage(clean), "adversarial": coverage(worst)},
             "network_calls": sum(record.network_calls for record in own),
         }
     return summary
+
+
+def coverage(records: Sequence[Record]) -> float | None:
+    """Mean share of attended pixels; None without a mask."""
+    found = [record.coverage for record in records if record.coverage is not None]
+    return float(np.mean(found)) if found else None
 
 
 def provenance(root: Path, device: torch.device) -> dict[str, Any]:
@@ -71,6 +77,14 @@ def provenance(root: Path, device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
     }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory so far in bytes: the accelerator's, or the process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _commit(root: Path) -> str | None:

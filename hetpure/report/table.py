@@ -28,7 +28,10 @@ def note(results: dict[str, Any]) -> str:
         "Accuracy in % with its 95% interval. single: mean over "
         f"{run['report_draws']} fresh noise draws; vote: their majority, a tie is wrong. "
         f"Adversarial examples are chosen on {run['selection_draws']} other draws. "
-        "network calls: of one purification. attended: mean share of pixels in the mask."
+        "network calls: of one purification. attended: mean share of pixels in the mask, of "
+        "clean / of adversarial images. Weaker than the full protocol: "
+        + ("; ".join(results["weaker_than_full"]) or "nothing")
+        + "."
     )
 
 
@@ -43,7 +46,7 @@ def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
                 for kind in ("clean", "robust")
                 for protocol in ("single", "vote")
             ),
-            "-" if defense["mask_coverage"] is None else f"{100 * defense['mask_coverage']:.0f}%",
+            _coverage(defense["mask_coverage"]),
         )
         for name, defense in results["defenses"].items()
     ]
@@ -66,6 +69,13 @@ def terminal(results: dict[str, Any]) -> Table:
     for row in rows(results):
         table.add_row(*row)
     return table
+
+
+def _coverage(shares: dict[str, float | None]) -> str:
+    clean, adversarial = shares["clean"], shares["adversarial"]
+    if clean is None or adversarial is None:
+        return "-"
+    return f"{100 * clean:.0f}% / {100 * adversarial:.0f}%"
 
 
 def _interval(estimate: dict[str, Any]) -> str:

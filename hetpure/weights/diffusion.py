@@ -68,11 +68,6 @@ def load_scheduler(folder: Path) -> DDPMScheduler:
     return scheduler
 
 
-def load_schedule(name: str | Path) -> Schedule:
-    """The noise schedule of a packaged name or folder."""
-    return schedule_of(load_scheduler(resolve(name)))
-
-
 def schedule_of(scheduler: DDPMScheduler) -> Schedule:
     """A diffusers scheduler's noise levels."""
     return Schedule(tuple(scheduler.alphas_cumprod.double().tolist()))

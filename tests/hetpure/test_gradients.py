@@ -150,21 +150,16 @@ OTHER = torch.ones((), requires_grad=True)
         (lambda x: x.detach().sum() * OTHER, "detached"),
         (lambda x: (x - x.detach()).sqrt().sum(), "NaN or infinite"),
         (lambda x: (x * float("nan")).sum(), "NaN or infinite"),
-        (lambda x: (x * 0).sum(), "zero for every image"),
-        (lambda x: (x + 5).clamp(0, 1).sum(), "zero for every image"),
+        (lambda x: (x * 0).sum(), "zero for 2 of 2 images"),
+        (lambda x: (x + 5).clamp(0, 1).sum(), "zero for 2 of 2 images"),
+        (lambda x: x[1].sum(), "zero for 1 of 2 images"),
     ],
-    ids=["detached", "of something else", "infinite", "nan", "zero", "saturated"],
+    ids=["detached", "of something else", "infinite", "nan", "zero", "saturated", "one dead"],
 )
 def test_useless_gradient_is_an_error(loss: Callable[[Tensor], Tensor], message: str) -> None:
     images = torch.rand(2, 1, 4, 4).requires_grad_()
     with pytest.raises(GradientError, match=message):
         input_gradient(loss(images), images)
-
-
-def test_one_flat_image_is_no_error() -> None:
-    images = torch.rand(2, 1, 4, 4).requires_grad_()
-    gradient = input_gradient(images[0].sum(), images)
-    assert gradient.flatten(1).sum(1).tolist() == [16.0, 0.0]
 
 
 # The certificate.

@@ -23,7 +23,6 @@ from hetpure.weights import (
     folder_hash,
     load_classifier,
     load_denoiser,
-    load_schedule,
     resolve,
     save_classifier,
     save_diffusion,
@@ -142,7 +141,7 @@ def test_diffusion_round_trip(tmp_path: Path, layout: str) -> None:
         folder = to_root_layout(folder)
     denoiser = load_denoiser(folder)
     assert same_as(denoiser.network, unet)
-    assert denoiser.schedule == load_schedule(folder) == linear_schedule()
+    assert denoiser.schedule == linear_schedule()
     assert denoiser.prediction_type == "epsilon"
     assert not any(module.training for module in denoiser.modules())
     assert not any(parameter.requires_grad for parameter in denoiser.parameters())
@@ -167,7 +166,7 @@ def test_diffusers_reads_what_we_write(tmp_path: Path) -> None:
     assert same_as(pipeline.unet, unet)
     assert pipeline.scheduler.config["prediction_type"] == "sample"
     levels = tuple(pipeline.scheduler.alphas_cumprod.double().tolist())
-    assert load_schedule(folder).alphas_cumprod == levels
+    assert load_denoiser(folder).schedule.alphas_cumprod == levels
 
 
 def test_we_read_what_diffusers_writes_and_nothing_is_a_pickle(tmp_path: Path) -> None:
@@ -199,7 +198,7 @@ Stored = tuple[Path, Loader, Path]
 
 
 def test_missing_folder_is_named_with_the_packaged_weights(tmp_path: Path) -> None:
-    for load in (load_classifier, load_denoiser, load_schedule, resolve):
+    for load in (load_classifier, load_denoiser, resolve):
         message = refusal(load, tmp_path / "nowhere")
         assert str(tmp_path / "nowhere") in message
         assert "packaged" in message
@@ -368,7 +367,6 @@ def test_a_classifier_config_without_a_key_names_both(tmp_path: Path, key: str) 
         ("classifier/config.json", load_classifier),
         ("diffusion/unet/config.json", load_denoiser),
         ("diffusion/scheduler/scheduler_config.json", load_denoiser),
-        ("diffusion/scheduler/scheduler_config.json", load_schedule),
     ],
 )
 @pytest.mark.parametrize(

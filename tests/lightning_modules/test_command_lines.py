@@ -17,7 +17,7 @@ import evaluate
 import train
 from hetpure.attacks import PGD
 from hetpure.numbers import Number
-from hetpure.weights import ASSETS
+from hetpure.weights import ASSETS, load_denoiser
 from lightning_modules.cli import run
 from lightning_modules.evaluation import DefenseConfig, RobustnessEvaluation
 
@@ -114,6 +114,9 @@ def test_unknown_class_path(
         ("--model.attack.steps=0", "steps"),
         ("--model.protocol.report_draws=0", "report_draws"),
         ("--data.limit=0", "limit"),
+        ("--model.seed=-1", "seed"),
+        ("--trainer.devices=2", "one device"),
+        ("--trainer.precision=bf16-mixed", "32 bits"),
         ("--data.data_dir=.", "packaged"),
         ("--model.unknown=1", "unknown"),
         ("--config=nowhere.yaml", "nowhere.yaml"),
@@ -264,6 +267,43 @@ def test_training_prints_a_command_that_works(capsys: pytest.CaptureFixture[str]
     assert (folder.parent / "samples.png").is_file()
     evaluate.main([*options, *TINY])
     assert "ADDT" in capsys.readouterr().out
+
+
+QUICK_FIT = [
+    "--trainer.max_steps=2",
+    "--trainer.limit_val_batches=1",
+    "--trainer.enable_progress_bar=false",
+    "--data.batch_size=64",
+]
+
+
+def test_training_with_a_guide_of_other_classes(
+    classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hetpure.weights.classifier import build_classifier, save_classifier
+
+    config = json.loads((classifier / "config.json").read_text())
+    config["network"]["num_classes"] = 7
+    save_classifier(classifier, build_classifier(config, where=classifier), config)
+    line = refused(train.main, [f"--model.guide={classifier}", *QUICK_FIT], capsys)
+    assert "7 classes" in line
+
+
+def test_training_goes_on_from_its_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two updates, then a third from the checkpoint, end where three at once do."""
+    plain = ["--model.perturbation_scale=0", *QUICK_FIT]
+    train.main(plain)
+    lines = capsys.readouterr().out.splitlines()
+    assert any("--model.denoisers.ddpm" in line for line in lines), "a clean training is no ADDT"
+    checkpoint = next(line for line in lines if line.startswith("checkpoint: ")).split()[1]
+    finals = []
+    for more in ([f"--ckpt_path={checkpoint}"], []):
+        train.main([*plain, "--trainer.max_steps=3", *more])
+        lines = capsys.readouterr().out.splitlines()
+        folder = Path(next(line for line in lines if line.startswith("weights: ")).split()[1])
+        finals.append(load_denoiser(folder).state_dict())
+    for key, value in finals[0].items():
+        torch.testing.assert_close(value, finals[1][key], rtol=0, atol=1e-6)
 
 
 CONFIGS = [

@@ -46,7 +46,7 @@ def test_summary_by_hand() -> None:
     assert summary["robust"]["vote"]["accuracy"] == 0.5
     assert summary["attacks"]["pgd_linf"] == summary["robust"]
     assert summary["perturbation"]["max_linf"] == 0.3
-    assert summary["mask_coverage"] == 0.5
+    assert summary["mask_coverage"] == {"clean": 0.5, "adversarial": 0.5}
     assert summary["network_calls"] == 2 * 99
 
 

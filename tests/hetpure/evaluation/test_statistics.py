@@ -34,6 +34,14 @@ def test_single_all_right_keeps_an_interval() -> None:
     assert estimate.low == pytest.approx(64 / (64 + 3.8415), abs=1e-4)  # Wilson at p = 1
 
 
+def test_one_stray_draw_does_not_tighten_the_interval() -> None:
+    """1 of 320 draws right: a bootstrap alone would end at 1.25%, below Wilson's 5.7% for none."""
+    correct = np.zeros((64, 5), dtype=bool)
+    correct[3, 2] = True
+    assert mean_accuracy(correct).high >= wilson(0, 64).high
+    assert mean_accuracy(~correct).low <= wilson(64, 64).low
+
+
 def test_bootstrap_interval_covers_the_truth() -> None:
     """Samples with rates ~ Beta(2, 1), 64 samples, 5 draws: the truth 2/3 is covered about 95% of
     the time. 300 repetitions: three standard errors are 3.8 points, plus the small-sample

@@ -1,0 +1,36 @@
+"""Whether networks and data belong together, asked before anything is computed."""
+
+from typing import Any, Protocol
+
+from hetpure.classifiers import Classifier
+from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError
+
+
+class ImageData(Protocol):
+    """What a datamodule tells about its data."""
+
+    description: str
+    class_names: tuple[str, ...]
+    num_classes: int
+    channels: int
+
+    def files_sha256(self) -> dict[str, str]: ...
+
+
+def check_classifier(classifier: Classifier, data: Any) -> None:
+    """Raises InputError unless the classifier answers for the data's classes and channels."""
+    for what, mine, theirs in (
+        ("classes", classifier.num_classes, getattr(data, "num_classes", None)),
+        ("channels", classifier.channels, getattr(data, "channels", None)),
+    ):
+        if theirs is not None and mine != theirs:
+            raise InputError(f"the classifier has {mine} {what} and the data {theirs}")
+
+
+def check_denoiser(denoiser: Denoiser, data: Any) -> None:
+    """Raises InputError unless the diffusion network takes the data's channels."""
+    config = getattr(denoiser.network, "config", {})
+    mine, theirs = config.get("in_channels"), getattr(data, "channels", None)
+    if None not in (mine, theirs) and mine != theirs:
+        raise InputError(f"the diffusion has {mine} channels and the data {theirs}")
