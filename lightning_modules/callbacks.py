@@ -17,7 +17,8 @@ from lightning_modules.diffusion import DiffusionTraining
 
 
 class ExportWeights(Callback):
-    """Writes the trained network as a folder of safetensors when training ends.
+    """Writes the trained network as a folder of safetensors when training ends, and beside it
+    `checkpoints/end.ckpt` to go on from (`--ckpt_path`).
 
     A diffusion goes to `<run>/diffusion` with its averaged weights, in the layout of diffusers'
     `DDPMPipeline`; a classifier to `<run>/classifier`. `option` is the
@@ -26,10 +27,13 @@ class ExportWeights(Callback):
 
     def __init__(self) -> None:
         self.folder: Path | None = None
+        self.checkpoint: Path | None = None
         self.option = ""
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         run = Path(trainer.log_dir or trainer.default_root_dir)  # a collective: on every rank
+        self.checkpoint = run / "checkpoints" / "end.ckpt"
+        trainer.save_checkpoint(self.checkpoint)
         if not trainer.is_global_zero:
             return
         if isinstance(pl_module, DiffusionTraining):
@@ -47,8 +51,7 @@ def announce(trainer: L.Trainer) -> None:
     """Prints where the results of a training lie and the command that evaluates them."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ExportWeights) and callback.folder is not None:
-            if trainer.checkpoint_callback is not None:
-                print(f"checkpoint: {getattr(trainer.checkpoint_callback, 'best_model_path', '')}")
+            print(f"checkpoint: {callback.checkpoint}")
             print(f"weights: {callback.folder}")
             print("evaluate them with:\n")
             print(f"  python evaluate.py {callback.option} {shlex.quote(str(callback.folder))}\n")
