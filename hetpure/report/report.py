@@ -12,9 +12,9 @@ def write_report(results: dict[str, Any], folder: Path, figure: str | None) -> N
     if figure is not None:
         sections.append(f"![clean, adversarial, mask and purified images]({figure})")
         sections.append(
-            "Under a clean image its label, under an adversarial one the plain classifier's "
-            "answer, under a mask its share of the image, under a purified image the defence's answer on "
-            "the first report draw."
+            "Under a clean image its label, under an adversarial one the plain classifier's answer,"
+            " under a mask its share of the image, under a purified image the defence's answer on"
+            " the first report draw."
         )
     sections += ["## Weaker than the full protocol", _bullets(results["weaker_than_full"])]
     sections += ["## Gradient certificates", _certificates(results)]
