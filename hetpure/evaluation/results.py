@@ -4,6 +4,7 @@ import platform
 import resource
 import subprocess
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hetpure.evaluation.protocol import CLEAN, Record
 from hetpure.evaluation.statistics import Estimate, mean_accuracy, vote_accuracy
 
 SCHEMA = 1
-PACKAGES = ("torch", "lightning", "diffusers", "numpy", "scipy")
+PACKAGES = ("lightning", "diffusers", "numpy", "scipy")
 
 
 def protocols(records: Sequence[Record]) -> dict[str, Estimate]:
@@ -68,12 +69,11 @@ def coverage(records: Sequence[Record]) -> float | None:
 
 def provenance(root: Path, device: torch.device) -> dict[str, Any]:
     """Commit, versions and device of this run."""
-    from importlib.metadata import version
-
     return {
         "commit": _commit(root),
         "python": platform.python_version(),
-        "packages": {package: version(package) for package in PACKAGES},
+        # torch's own string names its build (+cpu, +cu130), which its metadata may not.
+        "packages": {"torch": torch.__version__} | {name: version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
     }
