@@ -3,6 +3,7 @@
 Both layouts are read: `unet/` and `scheduler/` inside, or everything at the root.
 """
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -78,3 +79,9 @@ def save_diffusion(folder: Path, unet: nn.Module, scheduler: DDPMScheduler) -> N
     DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(
         str(folder), safe_serialization=True
     )
+    # diffusers writes down where a network was loaded from: a path of this machine, and a hash that
+    # would differ between machines.
+    path = folder / "unet" / "config.json"
+    config = read_json(path)
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

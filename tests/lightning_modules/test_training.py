@@ -159,6 +159,13 @@ def test_the_export_holds_the_averaged_weights(tmp_path: Path) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(raw, average, strict=True))
 
 
+def test_the_export_names_no_path_of_this_machine(tmp_path: Path) -> None:
+    module = DiffusionTraining(diffusion="fashion_mnist_ddpm", perturbation_scale=0.0)
+    fit(module, tmp_path, 1)
+    for path in (tmp_path / "diffusion").rglob("*.json"):
+        assert "/" not in path.read_text(), path
+
+
 def test_the_average_moves_once_an_update_under_accumulation(tmp_path: Path) -> None:
     module = DiffusionTraining(unet=UNET, perturbation_scale=0.0)
     fit(module, tmp_path, 3, accumulate_grad_batches=2)
