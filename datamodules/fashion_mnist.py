@@ -149,7 +149,8 @@ class FashionMNIST(L.LightningDataModule):
                 raise InputError(f"--data.{flag} is {value}, allowed is 1 or more")
         if data_dir is not None and source == "packaged":
             raise InputError(
-                f"--data.data_dir {data_dir} contradicts --data.source packaged; give one of them"
+                f"--data.data_dir {data_dir} contradicts --data.source packaged, which the quick"
+                " configs set: add --data.source=auto"
             )
         folder = DEBIAN if data_dir is None else Path(data_dir)
         self._files = find_full(folder) if source == "auto" else None

@@ -9,6 +9,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 from jsonargparse.typing import register_type
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from hetpure.errors import InputError
@@ -60,6 +61,11 @@ class TrainingCLI(LightningCLI):
             "--ckpt_path", type=str | None, default=None, help="checkpoint to continue from"
         )
 
+    def before_instantiate_classes(self) -> None:
+        path = self.config.ckpt_path
+        if path is not None and not Path(path).is_file():
+            raise InputError(f"--ckpt_path {path}: there is no such file")
+
 
 class EvaluationCLI(LightningCLI):
     """Refuses what would give other numbers without saying so, before any process is started."""
@@ -93,7 +99,7 @@ def _users_mistake(error: BaseException) -> BaseException | None:
     while current is not None and current not in chain:
         chain.append(current)
         current = current.__cause__ or current.__context__
-    for kind in (InputError, ArgumentError):
+    for kind in (InputError, ArgumentError, MisconfigurationException):
         for found in chain:
             if isinstance(found, kind):
                 return found

@@ -1,5 +1,6 @@
 """Evaluation of several defences side by side under one attack, as a Lightning test loop."""
 
+import signal
 import textwrap
 import time
 from dataclasses import dataclass, field
@@ -118,6 +119,9 @@ class RobustnessEvaluation(L.LightningModule):
             raise InputError(
                 "the trainer runs in inference mode: set --trainer.inference_mode=false"
             )
+        # Lightning's handler waits for the end of an epoch: here, the whole run. Finished blocks
+        # are on the disk, so ending at once loses no record.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         check_classifier(self.shared_classifier, self._data)
         for defense in self.rows.values():
             if defense.denoiser is not None:

@@ -277,6 +277,16 @@ QUICK_FIT = [
 ]
 
 
+def test_an_impossible_trainer(capsys: pytest.CaptureFixture[str]) -> None:
+    """Lightning's own complaint, as for --trainer.accelerator=gpu where there is none."""
+    options = ["--trainer.accelerator=cpu", "--trainer.devices=0"]
+    assert "devices" in refused(train.main, options, capsys)
+
+
+def test_a_checkpoint_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere.ckpt" in refused(train.main, ["--ckpt_path=nowhere.ckpt"], capsys)
+
+
 def test_training_with_a_guide_of_other_classes(
     classifier: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
