@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from hetpure.classifiers import Classifier
 from hetpure.errors import InputError, check_choice
+from hetpure.noise import Noise, Purpose, Stream
 
 Normalisation = Literal["minmax", "softmax"]
 Selection = Literal["value", "area"]
+Placement = Literal["attended", "inverted", "random", "shifted"]
 
 
 @contextmanager
@@ -73,6 +75,11 @@ class AttentionMask:
         selection: `value` keeps scores >= threshold (0.9 for CIFAR-like images); `area` keeps
             that fraction of the pixels (0.15 for ImageNet).
         threshold: tau, or the fraction.
+        placement: `attended` is the method. The others are controls with as many pixels for each
+            image: `inverted` takes those with the lowest scores, `random` any, `shifted` moves the
+            mask around the image's edges. The last two are fixed for an image by its sample id, so
+            an attacker knows them.
+        seed: of `random` and `shifted`.
     """
 
     blocks: tuple[str, ...] | None = None
@@ -81,12 +88,15 @@ class AttentionMask:
     normalisation: Normalisation = "minmax"
     selection: Selection = "value"
     threshold: float = 0.9
+    placement: Placement = "attended"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
             raise InputError(f"mask threshold must be in (0, 1], got {self.threshold}")
         check_choice("mask normalisation", self.normalisation, Normalisation)
         check_choice("mask selection", self.selection, Selection)
+        check_choice("mask placement", self.placement, Placement)
         if self.power <= 0:
             raise InputError(f"mask power must be > 0, got {self.power}")
 
@@ -123,7 +133,39 @@ class AttentionMask:
         )
         return (top & (flat.amax(1, keepdim=True) > 0)).reshape(scores.shape)
 
-    def __call__(self, classifier: Classifier, pixels: Tensor) -> Tensor:
-        """(B, 1, H, W) mask of 0 and 1 in the dtype of the images, pixel [0, 1]; no gradient."""
-        mask = self.select(self.scores(classifier, pixels.detach()))
+    def place(self, mask: Tensor, scores: Tensor, samples: Tensor | None) -> Tensor:
+        """A selected mask (B, H, W) where `placement` wants it, with as many pixels an image."""
+        if self.placement == "attended":
+            return mask
+        if self.placement == "inverted":
+            return _lowest(scores, mask)
+        if samples is None:
+            raise InputError(f"a mask placed {self.placement} needs the images' sample ids")
+        rows = Noise.of(self.seed, Stream.LOCKED).on(samples.to(mask.device))
+        if self.placement == "random":
+            return _lowest(rows.uniform(Purpose.MASK, scores.double()), mask)
+        height, width = mask.shape[1:]
+        down = rows.integers(Purpose.MASK, height, step=0)[:, None, None]
+        right = rows.integers(Purpose.MASK, width, step=1)[:, None, None]
+        row = (torch.arange(height, device=mask.device)[:, None] + down) % height
+        column = (torch.arange(width, device=mask.device)[None, :] + right) % width
+        image = torch.arange(len(mask), device=mask.device)[:, None, None]
+        return mask[image, row, column]
+
+    def __call__(
+        self, classifier: Classifier, pixels: Tensor, samples: Tensor | None = None
+    ) -> Tensor:
+        """(B, 1, H, W) mask of 0 and 1 in the dtype of the images, pixel [0, 1]; no gradient.
+
+        `samples` are the images' ids (B,); only the placements that use noise need them.
+        """
+        scores = self.scores(classifier, pixels.detach())
+        mask = self.place(self.select(scores), scores, samples)
         return mask[:, None].to(pixels.dtype)
+
+
+def _lowest(values: Tensor, like: Tensor) -> Tensor:
+    """For each image as many pixels as `like` (B, H, W) has, those with the lowest values."""
+    rank = values.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
+    count = like.flatten(1).sum(1, keepdim=True)
+    return (rank < count).reshape(like.shape)

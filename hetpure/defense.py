@@ -47,14 +47,14 @@ class Defense(nn.Module):
     @property
     def network_calls(self) -> int:
         """Network calls of one purification."""
-        return len(self.plan)
+        return sum(step.network_calls for step in self.plan)
 
-    def mask(self, images: Tensor) -> Tensor | None:
+    def mask(self, images: Tensor, samples: Tensor | None = None) -> Tensor | None:
         """(B, 1, H, W) attended pixels, where the purifier asks for them. Depends on the image
-        only: compute it once for all noise draws."""
+        and, for random control masks, its sample id only: compute it once for all noise draws."""
         if self.purifier is None or not self.purifier.needs_mask:
             return None
-        return self.attention_mask(self.classifier, images)
+        return self.attention_mask(self.classifier, images, samples)
 
     def purify(
         self,
@@ -68,7 +68,7 @@ class Defense(nn.Module):
         if purifier is None or denoiser is None:
             return images
         if purifier.needs_mask and mask is None:
-            mask = self.mask(images)
+            mask = self.mask(images, noise.samples)
 
         def advance(step: Step, state: Tensor) -> Tensor:
             return purifier.advance(denoiser, step, state, images, mask, noise)

@@ -50,6 +50,7 @@ class Purpose(IntEnum):
     RANK = 7  # the Gaussian multiset of RBGM
     TIES = 8  # RBGM's order among equal values
     AUGMENTATION = 9
+    MASK = 10  # control masks: where the pixels go instead
 
 
 FORWARD_GROUP = (Purpose.FORWARD, Purpose.RESAMPLE)

@@ -1,9 +1,11 @@
-"""One step of diffusion as a pure function: forward, jump, DDIM and DDPM. Model units, [-1, 1].
+"""One step of diffusion as a pure function: forward, jump, DDIM, DDPM, VP-SDE and its flow ODE.
 
-Noise is an argument; noise levels are signal variances `alpha = alphas_cumprod[t]`, as floats or
-as tensors that broadcast. A target level of 1 is the clean image.
+The state is in model units, [-1, 1]. Noise is an argument; noise levels are signal variances
+`alpha = alphas_cumprod[t]`, as floats or as tensors that broadcast; a target level of 1 is the
+clean image.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 Level = float | Tensor
+Variance = Literal["fixed_large", "fixed_small"]
 
 
 def add_noise(x0: Tensor, alpha: Level, noise: Tensor) -> Tensor:
@@ -50,7 +53,7 @@ def ddpm_step(
     x0: Tensor,
     alpha: float,
     alpha_next: float,
-    variance: Literal["fixed_large", "fixed_small"] = "fixed_large",
+    variance: Variance = "fixed_large",
     noise: Tensor | None = None,
 ) -> Tensor:
     """Ancestral step (DDPM, eqs. 6-7) from abar_t down to `alpha_next`."""
@@ -61,8 +64,29 @@ def ddpm_step(
     mean: Tensor = weight_x0 * x0 + weight_x * x
     if noise is None or alpha_next == 1:  # the last step ends in the mean, which is x0
         return mean
+    return mean + math.sqrt(ddpm_variance(alpha, alpha_next, variance)) * noise
+
+
+def ddpm_variance(alpha: float, alpha_next: float, variance: Variance) -> float:
+    """Of an ancestral step: its beta (`fixed_large`), or that of the posterior (`fixed_small`)."""
     scale = 1.0 if variance == "fixed_large" else (1 - alpha_next) / (1 - alpha)
-    return mean + float((scale * beta_step) ** 0.5) * noise
+    return scale * (1 - alpha / alpha_next)
+
+
+def vp_sde_step(
+    x: Tensor, x0: Tensor, alpha: float, alpha_next: float, noise: Tensor | None
+) -> Tensor:
+    """Euler-Maruyama step of the reverse VP-SDE (Song et al. 2021, eq. 6) from abar_t down to
+    `alpha_next`; without noise, with half the score: Euler step of its flow ODE (eq. 13).
+
+    In the clock tau = -log abar the forward process is dx = -x/2 dtau + dw for every schedule, and
+    one grid step lasts log(alpha_next / alpha).
+    """
+    length = math.log(alpha_next / alpha)
+    score = (alpha**0.5 * x0 - x) / (1 - alpha)
+    drift: Tensor = x / 2 + (score if noise is not None else score / 2)
+    x_next = x + length * drift
+    return x_next if noise is None else x_next + length**0.5 * noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +158,7 @@ class DDPM(Sampler):
     """
 
     clip_x0: bool = True
-    variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
+    variance: Variance = "fixed_large"
 
     @property
     def stochastic(self) -> bool:
@@ -150,3 +174,51 @@ class DDPM(Sampler):
         noise: Tensor | None,
     ) -> Tensor:
         return ddpm_step(x, x0, alpha, alpha_next, self.variance, noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPSDE(Sampler):
+    """Euler-Maruyama steps of the reverse VP-SDE (DiffPure, Nie et al. 2022).
+
+    Args:
+        clip_x0: clamp the predicted image to [-1, 1] before each step.
+    """
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    def step(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        predicted_noise: Tensor,
+        alpha: float,
+        alpha_next: float,
+        noise: Tensor | None,
+    ) -> Tensor:
+        return vp_sde_step(x, x0, alpha, alpha_next, noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPODE(Sampler):
+    """Euler steps of the VP-SDE's probability flow ODE (Song et al. 2021).
+
+    Args:
+        clip_x0: clamp the predicted image to [-1, 1] before each step.
+    """
+
+    @property
+    def stochastic(self) -> bool:
+        return False
+
+    def step(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        predicted_noise: Tensor,
+        alpha: float,
+        alpha_next: float,
+        noise: Tensor | None,
+    ) -> Tensor:
+        return vp_sde_step(x, x0, alpha, alpha_next, noise=None)

@@ -1,5 +1,6 @@
 """Variance-preserving noise schedules: how much signal is left at each diffusion index."""
 
+import bisect
 import math
 from dataclasses import dataclass
 
@@ -29,6 +30,17 @@ class Schedule:
         """(B,) indices to (B, 1, 1, 1) signal variances like `like`; `CLEAN` gives 1."""
         table = torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64, device=like.device)
         return table[timesteps - CLEAN].to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+
+    def sigma(self, timestep: int) -> float:
+        """Noise over signal, sqrt((1 - abar) / abar): the noise level in EDM's units."""
+        alpha = self.alpha_cumprod(timestep)
+        return math.sqrt((1 - alpha) / alpha)
+
+    def nearest(self, sigma: float) -> int:
+        """The index whose noise level is nearest to sigma."""
+        above = bisect.bisect_left(range(len(self)), sigma, key=self.sigma)
+        candidates = range(max(above - 1, 0), min(above, len(self) - 1) + 1)
+        return min(candidates, key=lambda timestep: abs(self.sigma(timestep) - sigma))
 
     def index(self, strength: float) -> int:
         """A strength, as a fraction of T, to its index: 0.1 is index 100 of 1000."""

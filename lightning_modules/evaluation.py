@@ -3,7 +3,6 @@
 import signal
 import textwrap
 import time
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,41 +16,22 @@ from torch.utils.data import DataLoader
 
 from datamodules.dataset import check_images
 from hetpure.attacks import PGD, Attack
-from hetpure.attention import AttentionMask
 from hetpure.defense import Defense
 from hetpure.errors import InputError
 from hetpure.evaluation.certificate import certify_defense
 from hetpure.evaluation.protocol import Block, Outcome, Protocol, evaluate_block
 from hetpure.evaluation.records import RunFolder
 from hetpure.evaluation.results import SCHEMA, peak_memory, provenance, summarise
-from hetpure.gradients import Policy
 from hetpure.noise import Noise, Stream
-from hetpure.purifiers import Purifier
 from hetpure.report.figure import Panel, draw
 from hetpure.report.report import write_report
 from hetpure.report.table import terminal
 from hetpure.weights import folder_hash, load_classifier, load_denoiser, resolve
 from lightning_modules.compatibility import ImageData, check_classifier, check_denoiser
+from lightning_modules.defenses import DefenseConfig, Sweep
 from lightning_modules.progress import AttackProgress
 
 FIGURE_ROWS = 6
-
-
-@dataclass(frozen=True)
-class DefenseConfig:
-    """One row of the table.
-
-    Args:
-        purifier: what stands before the classifier; nothing is the plain classifier.
-        denoiser: key of the diffusion weights in `denoisers`.
-        mask: attention mask of a heterogeneous purifier.
-        gradient: memory policy of the exact gradient.
-    """
-
-    purifier: Purifier | None = None
-    denoiser: str | None = None
-    mask: AttentionMask = field(default_factory=AttentionMask)
-    gradient: Policy = "checkpoint"
 
 
 class RobustnessEvaluation(L.LightningModule):
@@ -61,6 +41,9 @@ class RobustnessEvaluation(L.LightningModule):
         classifier: packaged name or folder of the classifier that all defences share.
         denoisers: names of diffusion weights, each a packaged name or a diffusers folder.
         defenses: rows of the table by name.
+        sweep: rows to add, each the base with one setting changed.
+        baseline: row that every other one is compared with, paired by sample; by default the
+            sweep's base.
         attack: hyper-parameters of the attack; the same for every defence.
         protocol: how draws are counted.
         certificate_bound: largest relative error of the gradient against finite differences on
@@ -74,6 +57,8 @@ class RobustnessEvaluation(L.LightningModule):
         classifier: str,
         denoisers: dict[str, str],
         defenses: dict[str, DefenseConfig],
+        sweep: Sweep | None = None,
+        baseline: str | None = None,
         attack: Attack = PGD(),  # noqa: B008 (frozen)
         protocol: Protocol = Protocol(),  # noqa: B008 (frozen)
         certificate_bound: float = 1e-5,
@@ -83,6 +68,14 @@ class RobustnessEvaluation(L.LightningModule):
         super().__init__()
         if not defenses:
             raise InputError("--model.defenses names no defence")
+        if sweep is not None:
+            defenses = defenses | sweep.rows(defenses)
+            baseline = baseline or sweep.base
+        if baseline is not None and baseline not in defenses:
+            raise InputError(
+                f"--model.baseline {baseline!r} is not among the defences: {', '.join(defenses)}"
+            )
+        self.baseline = baseline
         self.attack = attack
         self.protocol = protocol
         self.certificate_bound = certificate_bound
@@ -90,6 +83,7 @@ class RobustnessEvaluation(L.LightningModule):
         self.weights = {"classifier": folder_hash(resolve(classifier))}
         self.shared_classifier = load_classifier(classifier)
         self.rows: dict[str, Defense] = {}
+        self.surrogates: dict[str, Defense] = {}
         loaded = {}
         for name, config in defenses.items():
             key = config.denoiser
@@ -101,13 +95,10 @@ class RobustnessEvaluation(L.LightningModule):
             if key is not None and key not in loaded:
                 self.weights[f"denoiser {key}"] = folder_hash(resolve(denoisers[key]))
                 loaded[key] = load_denoiser(denoisers[key])
-            self.rows[name] = Defense(
-                self.shared_classifier,
-                config.purifier,
-                loaded[key] if key is not None else None,
-                config.mask,
-                config.gradient,
-            )
+            denoiser = loaded[key] if key is not None else None
+            self.rows[name], surrogate = config.build(self.shared_classifier, denoiser)
+            if surrogate is not None:
+                self.surrogates[name] = surrogate
         self.defenses = nn.ModuleList(self.rows.values())  # moves them to the device
         started = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         self.folder = RunFolder(Path(folder) / started)
@@ -128,8 +119,13 @@ class RobustnessEvaluation(L.LightningModule):
                 check_denoiser(defense.denoiser, self._data)
         loader: DataLoader[Any] = self.trainer.test_dataloaders  # type: ignore[assignment]
         images = len(loader.dataset)  # type: ignore[arg-type]
-        self.progress = AttackProgress(self.attack, self.protocol, self.rows, images)
+        self.progress = AttackProgress(self.attack, self.protocol, self.rows, self.attacked, images)
         self.progress.start()
+
+    @property
+    def attacked(self) -> dict[str, Defense]:
+        """What the attack differentiates for each row: the defence, or its surrogate."""
+        return self.rows | self.surrogates
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         try:
@@ -145,7 +141,7 @@ class RobustnessEvaluation(L.LightningModule):
         outcomes = {}
         for name, defense in self.rows.items():
             if batch_idx == 0:
-                self.certificates[name] = self._certify(name, defense, block)
+                self.certificates[name] = self._certify(name, self.attacked[name], block)
             start = time.perf_counter()
             outcome = evaluate_block(
                 name,
@@ -154,7 +150,8 @@ class RobustnessEvaluation(L.LightningModule):
                 block,
                 self.protocol,
                 self.seed,
-                progress=self.progress.of(name, defense),
+                attacked=self.attacked[name],
+                progress=self.progress.of(name),
             )
             seconds = time.perf_counter() - start
             self.progress.finished(name, outcome.records)
@@ -197,7 +194,7 @@ class RobustnessEvaluation(L.LightningModule):
     def _results(self) -> dict[str, Any]:
         records = self.folder.read_records()
         timing = self.folder.read_timing()
-        defenses = summarise(records)
+        defenses = summarise(records, self.baseline)
         for name, summary in defenses.items():
             defense = self.rows[name]
             summary["purification_calls"] = defense.network_calls
@@ -208,6 +205,11 @@ class RobustnessEvaluation(L.LightningModule):
                 "latency_seconds": self._latency(defense),
             }
         weaker = [*self.attack.weaker_than_full(), *self.protocol.weaker_than_full()]
+        weaker += [
+            f"{name}: the attack differentiates a surrogate of {surrogate.network_calls} network"
+            f" calls, not the defence's {self.rows[name].network_calls}"
+            for name, surrogate in self.surrogates.items()
+        ]
         return {
             "schema": SCHEMA,
             "samples": len({record.sample for record in records}),
@@ -216,6 +218,7 @@ class RobustnessEvaluation(L.LightningModule):
                 "attack": self.attack.describe(),
                 "report_draws": self.protocol.report_draws,
                 "selection_draws": self.protocol.selection_draws,
+                "baseline": self.baseline,
             },
             "defenses": defenses,
             "weaker_than_full": weaker,
@@ -253,7 +256,7 @@ class RobustnessEvaluation(L.LightningModule):
             label = textwrap.fill(name, 16)
             adversarial = outcome.adversarial[rows]
             plain = self.shared_classifier(adversarial).argmax(1).tolist()
-            mask = defense.mask(adversarial)
+            mask = defense.mask(adversarial, samples)
             purified = defense.purify(adversarial, noise, mask)
             answers = self.shared_classifier(purified).argmax(1).tolist()
             panels.append(Panel(f"{label}\nadversarial", adversarial, [names[k] for k in plain]))

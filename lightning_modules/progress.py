@@ -18,14 +18,23 @@ class AttackProgress:
     """One bar for all defences together, in forward passes of the networks."""
 
     def __init__(
-        self, attack: Attack, protocol: Protocol, defenses: dict[str, Defense], images: int
+        self,
+        attack: Attack,
+        protocol: Protocol,
+        defenses: dict[str, Defense],
+        attacked: dict[str, Defense],
+        images: int,
     ) -> None:
         self.images = images
+        self.weights = {
+            name: (self._passes(defense, False), self._passes(attacked[name], True))
+            for name, defense in defenses.items()
+        }
         self.correct: dict[str, list[float]] = {name: [] for name in defenses}
         total = sum(
-            self._passes(defense, True) * attack.purifications(defense)
-            + self._passes(defense, False) * protocol.purifications(defense, attack.candidates)
-            for defense in defenses.values()
+            self.weights[name][1] * attack.purifications(attacked[name])
+            + self.weights[name][0] * protocol.purifications(defense, attack.candidates)
+            for name, defense in defenses.items()
         )
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -44,14 +53,14 @@ class AttackProgress:
     def stop(self) -> None:
         self.bar.stop()
 
-    def of(self, name: str, defense: Defense) -> Callable[[int, bool], None]:
+    def of(self, name: str) -> Callable[[int, bool], None]:
         """What evaluate_block tells its progress to, for one defence."""
         done = len(self.correct[name])
         robust = f", robust so far {100 * np.mean(self.correct[name]):.0f}%" if done else ""
         self.bar.update(self.task, description=f"{name}: {done}/{self.images} images{robust}")
 
         def advance(rows: int, gradient: bool) -> None:
-            self.bar.advance(self.task, rows * self._passes(defense, gradient))
+            self.bar.advance(self.task, rows * self.weights[name][gradient])
 
         return advance
 

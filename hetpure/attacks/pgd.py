@@ -100,7 +100,7 @@ class PGD(Attack):
             for iteration in range(self.steps):
                 draws = [attack_draw(0, restart, iteration, k) for k in range(eot)]
                 adversarial = adversarial.detach().requires_grad_()
-                mask = defense.mask(adversarial)
+                mask = defense.mask(adversarial, samples)
                 logits = defense(
                     adversarial.repeat(eot, 1, 1, 1),
                     RowNoise.stack([noise.redraw(draw) for draw in draws], samples),

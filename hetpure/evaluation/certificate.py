@@ -30,7 +30,8 @@ def certify_defense(
     )
     directions = directions / directions.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1, 1)
     device = next(mask_module.parameters()).device
-    mask = defense.mask(images.to(device, next(mask_module.parameters()).dtype))
+    dtype = next(mask_module.parameters()).dtype
+    mask = defense.mask(images.to(device, dtype), samples.to(device))
     fixed = None if mask is None else mask.cpu().double()
 
     def loss(module: nn.Module, point: Tensor, policy: Policy) -> Tensor:

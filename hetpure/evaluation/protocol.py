@@ -105,13 +105,15 @@ def evaluate_block(
     protocol: Protocol,
     seed: int,
     *,
+    attacked: Defense | None = None,
     progress: Progress = lambda rows, gradient: None,
 ) -> Outcome:
     """Standard and robust predictions of one defence for one block.
 
-    For each sample the reported example is the candidate on which the defence is right least
-    often over the selection draws; ties go to the attack. The report draws are used for nothing
-    else.
+    The attack differentiates `attacked`, a surrogate, where one is given, and else the defence
+    itself; choosing and reporting are always on the defence. For each sample the reported example
+    is the candidate on which the defence is right least often over the selection draws; ties go to
+    the attack. The report draws are used for nothing else.
     """
     report = [Noise.of(seed, Stream.REPORT, k) for k in range(protocol.report_draws)]
     select = [Noise.of(seed, Stream.SELECTION, k) for k in range(protocol.selection_draws)]
@@ -124,7 +126,7 @@ def evaluate_block(
         )
     with count_network_calls(defense) as robust_calls:
         candidates = attack(
-            defense,
+            attacked or defense,
             block.images,
             block.labels,
             block.samples,
@@ -163,7 +165,7 @@ def predict(
     progress: Progress = lambda rows, gradient: None,
 ) -> tuple[Tensor, Tensor | None]:
     """(B, draws) predicted classes, and the (B,) fraction of attended pixels where there is one."""
-    mask = defense.mask(images)
+    mask = defense.mask(images, samples)
     columns = []
     for noise in noises:
         columns.append(defense(images, noise.on(samples), mask).argmax(1))

@@ -10,9 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hetpure.evaluation.protocol import CLEAN, Record
-from hetpure.evaluation.statistics import Estimate, mean_accuracy, vote_accuracy
+from hetpure.evaluation.statistics import (
+    Estimate,
+    mean_accuracy,
+    paired_difference,
+    vote_accuracy,
+)
 
 SCHEMA = 1
 PACKAGES = ("lightning", "diffusers", "numpy", "scipy")
@@ -23,18 +29,22 @@ def protocols(records: Sequence[Record]) -> dict[str, Estimate]:
     predictions = np.array([record.predictions for record in records])
     labels = np.array([record.label for record in records])
     return {
-        "single": mean_accuracy(predictions == labels[:, None]),
+        "single": mean_accuracy(_right(records)),
         "vote": vote_accuracy(predictions, labels),
     }
 
 
-def summarise(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+def summarise(records: Sequence[Record], baseline: str | None = None) -> dict[str, dict[str, Any]]:
     """By defence: `clean`, `attacks.<name>`, `robust` and what was spent.
+
+    Where a baseline is named, also each other defence's `difference` from it: mean accuracies over
+    the same samples, paired.
 
     `robust` is the per-sample worst over the attacks: of each sample's records the one with the
     fewest selection draws right.
     """
     summary: dict[str, dict[str, Any]] = {}
+    right: dict[str, dict[str, NDArray[np.bool_]]] = {}
     for name in dict.fromkeys(record.defense for record in records):
         own = [record for record in records if record.defense == name]
         attacks = {
@@ -58,6 +68,14 @@ def summarise(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
             "mask_coverage": {"clean": coverage(clean), "adversarial": coverage(worst)},
             "network_calls": sum(record.network_calls for record in own),
         }
+        right[name] = {"clean": _right(clean), "robust": _right(worst)}
+    if baseline is not None:
+        for name, own_right in right.items():
+            if name != baseline:
+                summary[name]["difference"] = {
+                    kind: paired_difference(values, right[baseline][kind]).as_dict()
+                    for kind, values in own_right.items()
+                }
     return summary
 
 
@@ -100,6 +118,11 @@ def _commit(root: Path) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout.strip()
+
+
+def _right(records: Sequence[Record]) -> NDArray[np.bool_]:
+    """(n, draws): which predictions are the label."""
+    return np.array([[p == record.label for p in record.predictions] for record in records])
 
 
 def _as_dicts(estimates: dict[str, Estimate]) -> dict[str, dict[str, Any]]:

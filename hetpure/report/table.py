@@ -29,14 +29,26 @@ def note(results: dict[str, Any]) -> str:
         f"{run['report_draws']} fresh noise draws; vote: their majority, a tie is wrong. "
         f"Adversarial examples are chosen on {run['selection_draws']} other draws. "
         "network calls: of one purification. attended: mean share of pixels in the mask, of "
-        "clean / of adversarial images. Weaker than the full protocol: "
+        "clean / of adversarial images. "
+        + (
+            f"difference: in points from {run['baseline']!r}, robust single, paired by sample. "
+            if run["baseline"]
+            else ""
+        )
+        + "Weaker than the full protocol: "
         + ("; ".join(results["weaker_than_full"]) or "nothing")
         + "."
     )
 
 
+def columns(results: dict[str, Any]) -> tuple[str, ...]:
+    """The table's heads; differences only where there is a baseline."""
+    return COLUMNS + (("difference",) if results["run"]["baseline"] else ())
+
+
 def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table's cells."""
+    paired = bool(results["run"]["baseline"])
     return [
         (
             name,
@@ -47,6 +59,7 @@ def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
                 for protocol in ("single", "vote")
             ),
             _coverage(defense["mask_coverage"]),
+            *([_difference(defense.get("difference"))] if paired else []),
         )
         for name, defense in results["defenses"].items()
     ]
@@ -55,8 +68,9 @@ def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
 def markdown(results: dict[str, Any]) -> str:
     """A Markdown table under its title, with the note below."""
     lines = [f"**{title(results)}**", ""]
-    lines.append("| " + " | ".join(COLUMNS) + " |")
-    lines.append("|" + " --- |" * len(COLUMNS))
+    heads = columns(results)
+    lines.append("| " + " | ".join(heads) + " |")
+    lines.append("|" + " --- |" * len(heads))
     lines.extend("| " + " | ".join(row) + " |" for row in rows(results))
     return "\n".join([*lines, "", note(results)])
 
@@ -64,7 +78,7 @@ def markdown(results: dict[str, Any]) -> str:
 def terminal(results: dict[str, Any]) -> Table:
     """The same as a rich table."""
     table = Table(title=title(results), caption=note(results), caption_justify="left")
-    for column in COLUMNS:
+    for column in columns(results):
         table.add_column(column, justify="left" if column == "defence" else "right")
     for row in rows(results):
         table.add_row(*row)
@@ -81,3 +95,11 @@ def _coverage(shares: dict[str, float | None]) -> str:
 def _interval(estimate: dict[str, Any]) -> str:
     accuracy, low, high = (100 * estimate[key] for key in ("accuracy", "low", "high"))
     return f"{accuracy:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _difference(difference: dict[str, Any] | None) -> str:
+    if difference is None:
+        return "-"
+    robust = difference["robust"]
+    points, low, high = (100 * robust[key] for key in ("difference", "low", "high"))
+    return f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"

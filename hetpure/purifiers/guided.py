@@ -1,0 +1,86 @@
+"""Guided purification: GDMP (Wang et al. 2022, arXiv 2205.14969), squared-error guidance."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from torch import Tensor
+
+from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError
+from hetpure.noise import RowNoise
+from hetpure.purifiers.purifier import (
+    GridPurifier,
+    Plan,
+    Step,
+    check_strength,
+    diffuse,
+    strength_index,
+)
+from hetpure.samplers import DDPM, Sampler, ddpm_variance
+from hetpure.schedule import CLEAN, Schedule
+
+
+@dataclass(frozen=True)
+class GuidedPurifier(GridPurifier):
+    """DDPM purification whose every step is drawn towards the diffused input.
+
+    The mean of a step from x_t moves by -s_t Sigma_t grad D, where D = |x_t - q(x, t, n)|^2,
+    Sigma_t is the step's variance and s_t = guidance sqrt(1 - abar_t) / sqrt(abar_t). The whole
+    purification is repeated on its own output, always guided by the input.
+
+    Args:
+        strength: noise level as a fraction of T; GDMP's CIFAR-10 setting is 36 of 1000.
+        guidance: 0 is none. 9.3 is the published scale on CIFAR-10 at 8/255: 60000 x 3 / (16/255)
+            on the mean over a batch of 100 images. Here the error is summed over each image, so
+            that no image depends on its batch.
+        rounds: purifications one after another; GDMP: 4.
+    """
+
+    sampler: Sampler = field(default_factory=DDPM)
+    strength: float = 0.036
+    guidance: float = 9.3
+    rounds: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_strength("strength", self.strength)
+        if not isinstance(self.sampler, DDPM):
+            raise InputError("guidance is scaled by a step's variance: the sampler must be DDPM")
+        if not 0 <= self.guidance < float("inf"):
+            raise InputError(f"guidance must be >= 0, got {self.guidance}")
+        if self.rounds < 1:
+            raise InputError(f"rounds must be >= 1, got {self.rounds}")
+
+    def plan(self, schedule: Schedule) -> Plan:
+        grid = self.grid(schedule, strength_index(schedule, self.strength))
+        plan: list[Step] = []
+        for number in range(self.rounds):
+            steps = [Step(at=t, via=t, to=s, repeat=number) for t, s in pairwise(grid)]
+            if number:  # starts where the round before it ended
+                steps[0] = Step(at=grid[-1], via=grid[0], to=grid[1], repeat=number)
+            plan.extend(steps)
+        return tuple(plan)
+
+    def advance(
+        self,
+        denoiser: Denoiser,
+        step: Step,
+        state: Tensor,
+        images: Tensor,
+        mask: Tensor | None,
+        noise: RowNoise,
+    ) -> Tensor:
+        """One network call, and the pull towards the input."""
+        state = self._jump(denoiser, step, state, noise)
+        after = self._denoise(denoiser, step, state, noise)
+        if step.to == CLEAN:  # no variance is left
+            return after
+        assert isinstance(self.sampler, DDPM)
+        alpha = denoiser.schedule.alpha_cumprod(step.via)
+        variance = ddpm_variance(
+            alpha, denoiser.schedule.alpha_cumprod(step.to), self.sampler.variance
+        )
+        scale = self.guidance * ((1 - alpha) / alpha) ** 0.5
+        target = diffuse(denoiser, images, noise, step.via, step.repeat)
+        guided: Tensor = after - scale * variance * 2 * (state - target)
+        return guided
