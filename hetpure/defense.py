@@ -45,6 +45,16 @@ class Defense(nn.Module):
         return bool(self.plan)
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that the diffusion network was made for."""
+        config = getattr(self.denoiser and self.denoiser.network, "config", {})
+        size = config.get("sample_size")
+        if size is None:
+            raise InputError("this defence's diffusion network names no sample_size")
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.classifier.channels, height, width
+
+    @property
     def network_calls(self) -> int:
         """Network calls of one purification."""
         return sum(step.network_calls for step in self.plan)

@@ -135,6 +135,11 @@ class Noise:
         return RowNoise.stack([self], samples)
 
 
+def noise_for(images: Tensor, seed: int = 0) -> "RowNoise":
+    """Noise for images (B, ...) that belong to no data set: samples 0 to B - 1 of a seed."""
+    return Noise.of(seed, Stream.REPORT).on(torch.arange(len(images), device=images.device))
+
+
 @dataclass(frozen=True)
 class RowNoise:
     """Noise for the rows of a batch: one sample id and one pair of draws a row.

@@ -50,6 +50,7 @@ class EDMPurifier(Purifier):
             ("sigma_min", "be > 0", 0 < self.sigma_min < inf),
             ("churn", "be >= 0", 0 <= self.churn < inf),
             ("churn_noise", "be >= 0", 0 <= self.churn_noise < inf),
+            ("churn_max", f"be >= churn_min {self.churn_min}", self.churn_min <= self.churn_max),
         ):
             if not good:
                 raise InputError(f"EDM {name} must {allowed}, got {getattr(self, name)}")

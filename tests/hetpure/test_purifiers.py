@@ -24,7 +24,6 @@ from hetpure.purifiers import (
     Resampling,
     UniformPurifier,
     heterogeneous_state,
-    timestep_grid,
 )
 from hetpure.samplers import DDIM, DDPM, Sampler, add_noise
 from hetpure.schedule import CLEAN, linear_schedule
@@ -81,12 +80,14 @@ def last_state(
 
 
 def test_published_grid() -> None:
-    assert timestep_grid(SCHEDULE, 500, 200) == list(range(200, -1, -2))
-    assert timestep_grid(SCHEDULE, 500, 200, include=117) == [
+    purifier = UniformPurifier(steps=500, output="state")
+    assert purifier.grid(SCHEDULE, 200) == list(range(200, -1, -2))
+    assert purifier.grid(SCHEDULE, 200, include=117) == [
         *range(200, 117, -2),
         117,
         *range(116, -1, -2),
     ]
+    assert replace(purifier, output="x0").grid(SCHEDULE, 200) == [*range(200, 0, -2), CLEAN]
 
 
 @pytest.mark.parametrize(

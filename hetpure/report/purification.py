@@ -1,0 +1,54 @@
+"""A picture of one purification: the image, where it is attended, its states, the result."""
+
+from collections.abc import Sequence
+
+import torch
+
+from hetpure.defense import Defense
+from hetpure.denoiser import to_pixels
+from hetpure.errors import InputError
+from hetpure.noise import RowNoise
+from hetpure.purifiers import HeterogeneousPurifier, heterogeneous_state
+from hetpure.report.figure import Panel
+
+STATES = 6
+
+
+@torch.no_grad()
+def purification_panels(
+    defense: Defense, images: torch.Tensor, noise: RowNoise, classes: Sequence[str] | None = None
+) -> list[Panel]:
+    """Panels for images (B, C, H, W) in pixel [0, 1]: input; mask and x(t_l, t_s) where the
+    purifier is heterogeneous; at most six of the states between; the purified image."""
+    purifier, denoiser = defense.purifier, defense.denoiser
+    if purifier is None or denoiser is None:
+        raise InputError("the plain classifier purifies nothing: there is no picture of it")
+
+    def answers(pixels: torch.Tensor) -> list[str]:
+        return [classes[k] if classes else str(k) for k in defense.classifier(pixels).argmax(1)]
+
+    rows = len(images)
+    panels = [Panel("image", images, answers(images))]
+    mask = defense.mask(images, noise.samples)
+    if mask is not None:
+        shares = [f"{share:.0%} attended" for share in mask.flatten(1).mean(1).tolist()]
+        panels.append(Panel("attention", mask, shares))
+    if isinstance(purifier, HeterogeneousPurifier) and mask is not None:
+        large, small = (denoiser.schedule.index(s) for s in (purifier.t_large, purifier.t_small))
+        both = heterogeneous_state(denoiser, images, mask, noise, large, small)
+        label = [f"t_l = {large}, t_s = {small}"] * rows
+        panels.append(Panel("x(t_l, t_s)", to_pixels(both).clamp(0, 1), label))
+    state = purifier.start(denoiser, images, noise)
+    states = [(defense.plan[0].at, state)]
+    for step in defense.plan:
+        state = purifier.advance(denoiser, step, state, images, mask, noise)
+        states.append((step.to, state))
+    inner = states[:-1]
+    shown = sorted({round(k * (len(inner) - 1) / (STATES - 1)) for k in range(STATES)})
+    for position in shown:
+        index, held = inner[position]
+        title = "start" if position == 0 else f"step {position}"
+        panels.append(Panel(title, to_pixels(held).clamp(0, 1), [f"t = {index}"] * rows))
+    purified = purifier.finish(state)
+    panels.append(Panel("purified", purified, answers(purified)))
+    return panels

@@ -1,0 +1,194 @@
+"""Search for a defence's settings on validation images, one finished trial a line."""
+
+import copy
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.dataset import check_images
+from hetpure.attacks import Attack
+from hetpure.errors import InputError
+from hetpure.evaluation.frontier import Trial
+from hetpure.evaluation.protocol import CLEAN, Block, Protocol, Record, evaluate_block
+from hetpure.evaluation.results import coverage, protocols
+from hetpure.weights import load_classifier, load_denoiser
+from lightning_modules.compatibility import check_classifier, check_denoiser
+from lightning_modules.defenses import DefenseConfig, with_setting
+
+TRIALS = "trials.jsonl"
+Settings = dict[str, Any]
+
+
+def combinations(
+    base: DefenseConfig, vary: dict[str, list[Any]]
+) -> tuple[dict[str, tuple[Settings, DefenseConfig]], list[str]]:
+    """Every combination of the values by a name, and why some are impossible (t_small above
+    t_large)."""
+    found, refused = {}, []
+    for values in itertools.product(*vary.values()):
+        settings = dict(zip(vary, values, strict=True))
+        name = " ".join(f"{path}={value}" for path, value in settings.items())
+        try:
+            found[name] = settings, apply(base, settings)
+        except InputError as error:
+            refused.append(f"{name}: {error}")
+    if not found:
+        raise InputError(f"no combination of vary is possible; the last: {refused[-1]}")
+    return found, refused
+
+
+def apply(base: DefenseConfig, settings: Settings) -> DefenseConfig:
+    """The base with settings changed. What is right together may be wrong half changed, as two
+    noise levels that both move up: so a step that fails is tried again after the others."""
+    config, left = base, list(settings.items())
+    while left:
+        failed: list[tuple[str, Any]] = []
+        for path, value in left:
+            try:
+                config = with_setting(config, path, value)
+            except InputError as error:
+                failed.append((path, value))
+                last = error
+        if len(failed) == len(left):
+            raise last
+        left = failed
+    return config
+
+
+def search(
+    classifier: str,
+    denoiser: str,
+    base: DefenseConfig,
+    vary: dict[str, list[Any]],
+    attack: Attack,
+    protocol: Protocol,
+    data: L.LightningDataModule,
+    seed: int,
+    folder: Path,
+    console: Console,
+) -> Iterator[Trial]:
+    """Trials in order, each written to the folder as soon as it is done; those that a run before
+    this one finished are read from there."""
+    network, diffusion = load_classifier(classifier), load_denoiser(denoiser)
+    check_classifier(network, data)
+    check_denoiser(diffusion, data)
+    data.setup("test")
+    blocks = [_block(batch) for batch in _loader(data)]
+    candidates, refused = combinations(base, vary)
+    for reason in refused:
+        console.print(f"[dim]left out: {reason}[/dim]", soft_wrap=True)
+    path = folder / TRIALS
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {line["name"]: Trial.from_dict(line["trial"]) for line in lines}
+    for number, (name, (settings, config)) in enumerate(candidates.items(), start=1):
+        if name not in done:
+            start = time.perf_counter()
+            defense, attacked = config.build(network, diffusion)
+            records: list[Record] = []
+            for block in blocks:
+                outcome = evaluate_block(
+                    name, defense, attack, block, protocol, seed, attacked=attacked
+                )
+                records += outcome.records
+            done[name] = _trial(settings, records, defense.network_calls)
+            with path.open("a") as file:
+                file.write(json.dumps({"name": name, "trial": done[name].as_dict()}) + "\n")
+            seconds = f"{time.perf_counter() - start:.0f} s"
+        else:
+            seconds = "from an earlier run"
+        trial = done[name]
+        console.print(
+            f"{number}/{len(candidates)} {name}: clean {trial.clean.accuracy:.1%},"
+            f" robust {trial.robust.accuracy:.1%} ({seconds})",
+            soft_wrap=True,
+            highlight=False,
+        )
+        yield trial
+
+
+def claim_folder(folder: Path, config: dict[str, Any]) -> None:
+    """Takes a folder for a search. Trials of another one are not mixed in: only what does not
+    change a trial, the values to try and the choice among trials, may differ."""
+    kept = {k: v for k, v in config.items() if k not in ("vary", "clean_weight", "folder")}
+    path = folder / "search.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        differing = [name for name in kept if kept[name] != before.get(name)]
+        if differing:
+            raise InputError(
+                f"{folder} holds trials of another search, with another {', '.join(differing)}:"
+                " give another --folder"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def tuned_config(config: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """A config for evaluate.py with the chosen settings, on the test images."""
+    row = copy.deepcopy(config["base"]) | {"denoiser": "tuned"}
+    for path, value in settings.items():
+        node = row
+        *parents, last = path.split(".")
+        for parent in parents:
+            node = _inner(node)[parent]
+        _inner(node)[last] = value
+    data = copy.deepcopy(config["data"])
+    data["init_args"]["test_split"] = "test"
+    return {
+        "seed_everything": config["seed"],
+        "model": {
+            "classifier": config["classifier"],
+            "denoisers": {"tuned": config["denoiser"]},
+            "defenses": {"plain classifier": {}, "tuned": row},
+            "attack": config["attack"],
+            "protocol": config["protocol"],
+            "seed": config["seed"],
+        },
+        "data": data,
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "inference_mode": False,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
+    }
+
+
+def _inner(node: dict[str, Any]) -> dict[str, Any]:
+    """Where a class's settings are in a config: beside its class_path, or in the node itself."""
+    inner: dict[str, Any] = node["init_args"] if "class_path" in node else node
+    return inner
+
+
+def _trial(settings: Settings, records: list[Record], network_calls: int) -> Trial:
+    clean = [record for record in records if record.attack == CLEAN]
+    attacked = [record for record in records if record.attack != CLEAN]
+    return Trial(
+        settings,
+        protocols(clean)["single"],
+        protocols(attacked)["single"],
+        coverage(clean),
+        network_calls,
+    )
+
+
+def _block(batch: dict[str, Tensor]) -> Block:
+    check_images(batch["image"], where="the data", samples=batch["sample"])
+    return Block(batch["image"], batch["label"], batch["sample"])
+
+
+def _loader(data: L.LightningDataModule) -> DataLoader[dict[str, torch.Tensor]]:
+    loader: DataLoader[dict[str, torch.Tensor]] = data.test_dataloader()
+    return loader
