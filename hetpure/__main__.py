@@ -132,10 +132,10 @@ def main(arguments: list[str]) -> None:
     if parsed.subcommand == "purify":
         purify(**parsed.purify)
         return
-    plain = yaml.safe_load(tuning.dump(parsed.tune, skip_none=False))
+    plain = yaml.safe_load(tuning.dump(parsed.tune))
     ready = tuning.instantiate_classes(parsed.tune).as_dict()
     ready.pop("config", None)
-    tune({name: plain[name] for name in ready}, **ready)
+    tune({name: plain[name] for name in ready if name in plain}, **ready)
 
 
 if __name__ == "__main__":

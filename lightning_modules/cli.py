@@ -44,6 +44,9 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # jsonargparse 4.49 renamed a method; the versions before it know only the old name.
+    warnings.filterwarnings("ignore", message=r"\s*By default only one JsonargparseDeprecation")
+    warnings.filterwarnings("ignore", message=r"\s*``instantiate_classes`` was deprecated")
 
     def no_tip(record: logging.LogRecord) -> bool:
         return "Tip:" not in record.getMessage()

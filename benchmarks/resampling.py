@@ -1,0 +1,294 @@
+"""What resampling costs and what it buys: none, single_step, fused and multi_step (U = 20).
+
+Cost, on HetPure's published plan (t_l .2, t_s .1, S = 500) with the packaged networks: network
+calls counted, seconds of one purification and of one full-gradient step as medians of interleaved
+repeats in one process, and peak memory of each in a process of its own. Quality, on a coarser plan
+that can be attacked: how visible mask borders are, and accuracy under full-gradient PGD + EOT.
+
+    python benchmarks/resampling.py --figure docs/resampling.png
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from cost import peak_bytes
+
+from datamodules.fashion_mnist import read_packaged
+from hetpure.attacks import PGD
+from hetpure.defense import Defense, count_network_calls
+from hetpure.evaluation.borders import border_inconsistency
+from hetpure.evaluation.protocol import Block, Protocol, Record, evaluate_block
+from hetpure.evaluation.results import summarise
+from hetpure.gradients import input_gradient
+from hetpure.noise import Noise, Stream, noise_for
+from hetpure.numbers import Number
+from hetpure.presets import PRESETS
+from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
+from hetpure.weights import load_classifier, load_denoiser
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "none": {"resampling": "none"},
+    "single_step": {"resampling": "single_step", "resample_jump": 10},
+    "fused": {"resampling": "fused", "resample_jump": 3},
+    "multi_step U=20": {"resampling": "multi_step", "resample_jump": 20},
+}
+CONTROL = "uniform t=200"  # of border inconsistency: what a purifier without a mask gives
+KINDS = ("purification", "gradient, tape", "gradient, checkpoint")
+
+
+def defense_of(variant: str, steps: int, device: str) -> Defense:
+    """The packaged classifier and DDPM behind one variant."""
+    preset = PRESETS["fashion_mnist"]
+    purifier = (
+        UniformPurifier(steps=steps, strength=0.2, through=0.1)
+        if variant == CONTROL
+        else replace(HeterogeneousPurifier(steps=steps), **VARIANTS[variant])
+    )
+    classifier, denoiser = load_classifier(preset.classifier), load_denoiser("fashion_mnist_ddpm")
+    return Defense(classifier, purifier, denoiser, preset.mask).to(device)
+
+
+def work(
+    variant: str, kind: str, steps: int, batch: int, device: str
+) -> tuple[Callable[[], None], Defense]:
+    """One purification without a gradient, or one gradient of the whole defence."""
+    defense = defense_of(variant, steps, device)
+    data = read_packaged("validation")
+    images = torch.stack([data[i]["image"] for i in range(batch)]).to(device)
+    noise, mask = noise_for(images), defense.mask(images)
+
+    def purify() -> None:
+        with torch.no_grad():
+            defense.purify(images, noise, mask)
+
+    def gradient() -> None:
+        point = images.clone().requires_grad_()
+        policy = "tape" if kind.endswith("tape") else "checkpoint"
+        input_gradient(defense(point, noise, mask, policy).sum(), point)
+
+    return purify if kind == "purification" else gradient, defense
+
+
+def costs(steps: int, batch: int, device: str, repeats: int) -> dict[str, Any]:
+    """By variant and kind: network calls, median seconds, peak bytes."""
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        runs = {variant: work(variant, kind, steps, batch, device) for variant in VARIANTS}
+        seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+        runs["none"][0]()  # warms up
+        network_calls = {}
+        for _ in range(repeats):
+            for variant, (run, defense) in runs.items():
+                start = time.perf_counter()
+                with count_network_calls(defense) as counter:
+                    run()
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                seconds[variant].append(time.perf_counter() - start)
+                network_calls[variant] = counter.batches
+        for variant in VARIANTS:
+            with get_context("spawn").Pool(1) as pool:  # memory that nothing else has touched
+                peak = pool.apply(measure_peak, (variant, kind, steps, batch, device))
+            found.setdefault(variant, {})[kind] = {
+                "network_calls": network_calls[variant],
+                "seconds": statistics.median(seconds[variant]),
+                "peak_bytes": peak,
+            }
+            print(f"{kind}, {variant}: {found[variant][kind]}", flush=True)
+    return found
+
+
+def measure_peak(variant: str, kind: str, steps: int, batch: int, device: str) -> int | None:
+    """Peak bytes above what the networks and a first call take."""
+    work(variant, "purification", 10, batch, device)[0]()
+    return peak_bytes(work(variant, kind, steps, batch, device)[0], device)
+
+
+def quality(steps: int, count: int, attack: PGD, device: str) -> dict[str, Any]:
+    """By variant: border inconsistency of clean images, and accuracy with and without attack."""
+    data = read_packaged("test")
+    batch = [data[i] for i in range(count)]
+    images, labels, samples = (
+        torch.stack([item[key] for item in batch]).to(device)
+        for key in ("image", "label", "sample")
+    )
+    mask = defense_of("none", steps, device).mask(images)
+    assert mask is not None
+    noise = Noise.of(0, Stream.REPORT).on(samples)
+    found: dict[str, Any] = {}
+    records: list[Record] = []
+    for variant in (*VARIANTS, CONTROL):
+        defense = defense_of(variant, steps, device)
+        defense.policy = "tape"
+        with torch.no_grad():
+            seam = border_inconsistency(images, defense.purify(images, noise, mask), mask)
+        seam = seam[seam.isfinite()]
+        found[variant] = {
+            "network_calls": defense.network_calls,
+            "border": float(seam.mean()),
+            "border_standard_error": float(seam.std() / len(seam) ** 0.5),
+        }
+        for rows in torch.arange(count).split(64):
+            block = Block(images[rows], labels[rows], samples[rows])
+            records += evaluate_block(variant, defense, attack, block, Protocol(5, 3), 0).records
+        print(f"quality, {variant}: done", flush=True)
+    for variant, summary in summarise(records, baseline="single_step").items():
+        found[variant] |= {
+            "standard": summary["clean"]["single"],
+            "robust": summary["robust"]["single"],
+            "difference": summary.get("difference", {}).get("robust"),
+        }
+    return found
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Both tables in Markdown, and what single-step saves against multi-step."""
+    cost, quality_of = found["cost"], found["quality"]
+    lines = [
+        f"**Cost of one batch of {found['batch']} on the published plan (S = {found['steps']})**",
+        "",
+        "| resampling | "
+        + " | ".join(f"{kind}: calls | s | MB" for kind in KINDS)
+        + " |\n|"
+        + " --- |" * (1 + 3 * len(KINDS)),
+    ]
+    for variant, kinds in cost.items():
+        cells = [
+            f"{kinds[kind]['network_calls']} | {kinds[kind]['seconds']:.2f} | "
+            + _megabytes(kinds[kind]["peak_bytes"])
+            for kind in KINDS
+        ]
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    lines += ["", "Single-step against multi-step U=20 saves:", ""]
+    for kind in KINDS:
+        single, multi = cost["single_step"][kind], cost["multi_step U=20"][kind]
+        shares = [
+            f"{100 * (1 - single[key] / multi[key]):.0f}% of {name}"
+            for key, name in (
+                ("network_calls", "network calls"),
+                ("seconds", "seconds"),
+                ("peak_bytes", "peak memory"),
+            )
+            if multi[key]
+        ]
+        lines.append(f"- {kind}: {', '.join(shares)}")
+    lines += [
+        "",
+        f"**Quality (S = {found['quality_steps']}, n = {found['images']}, {found['attack']})**",
+        "",
+        "| purifier | network calls | border inconsistency | standard | robust | difference |",
+        "|" + " --- |" * 6,
+    ]
+    for variant, row in quality_of.items():
+        difference = row["difference"]
+        lines.append(
+            f"| {variant} | {row['network_calls']} | {row['border']:.2f} ± "
+            f"{row['border_standard_error']:.2f} | {_interval(row['standard'])} "
+            f"| {_interval(row['robust'])} | "
+            + (_difference(difference) if difference else "-")
+            + " |"
+        )
+    lines += [
+        "",
+        "Border inconsistency: gradient energy of the change across mask borders over elsewhere,"
+        " clean images, mean ± standard error; the uniform purifier has no seam, so its value is"
+        " what the images give. Accuracy in % over 5 report draws with its 95% interval;"
+        " difference: robust points from single_step, paired by sample.",
+    ]
+    return "\n".join(lines)
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Calls, seconds and memory of a taped gradient step, and both quality measures."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 5)
+    names = list(VARIANTS)
+    cost, quality_of = found["cost"], found["quality"]
+    taped = [cost[name]["gradient, tape"] for name in names]
+    robust = [quality_of[name]["robust"] for name in names]
+    panels = (
+        ("network calls", [cell["network_calls"] for cell in taped], None),
+        ("seconds, gradient step", [cell["seconds"] for cell in taped], None),
+        ("taped peak (MB)", [(cell["peak_bytes"] or 0) / 1e6 for cell in taped], None),
+        (
+            "border inconsistency",
+            [quality_of[name]["border"] for name in names],
+            [quality_of[name]["border_standard_error"] for name in names],
+        ),
+        (
+            "robust accuracy (%)",
+            [100 * estimate["accuracy"] for estimate in robust],
+            [
+                [100 * (e["accuracy"] - e["low"]) for e in robust],
+                [100 * (e["high"] - e["accuracy"]) for e in robust],
+            ],
+        ),
+    )
+    for axis, (title, values, errors) in zip(axes, panels, strict=True):
+        axis.bar(range(len(names)), values, yerr=errors, color="#1b6ca8", ecolor="#333333")
+        axis.set_title(title, fontsize=9)
+        axis.set_xticks(range(len(names)), [n.replace(" ", "\n") for n in names], fontsize=7)
+    axes[3].axhline(quality_of[CONTROL]["border"], color="#c0392b", linewidth=1)
+    figure.savefig(path, dpi=120)
+
+
+def _megabytes(peak: int | None) -> str:
+    return "-" if peak is None else f"{peak / 1e6:.0f}"
+
+
+def _interval(estimate: dict[str, Any]) -> str:
+    return "{:.1f} [{:.1f}, {:.1f}]".format(
+        *(100 * estimate[key] for key in ("accuracy", "low", "high"))
+    )
+
+
+def _difference(found: dict[str, Any]) -> str:
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(
+        *(100 * found[key] for key in ("difference", "low", "high"))
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=500, help="S of the cost table")
+    parser.add_argument("--batch", type=int, default=2, help="images in the cost table")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quality_steps", type=int, default=20, help="S of the quality table")
+    parser.add_argument("--images", type=int, default=128, help="images in the quality table")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks/resampling"))
+    parser.add_argument("--figure", type=Path, default=None, help="default: in the folder")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    attack = PGD(Number("16/255"), "linf", 10, Number("4/255"), 2)
+    found = {
+        "steps": options.steps,
+        "batch": options.batch,
+        "quality_steps": options.quality_steps,
+        "images": options.images,
+        "attack": attack.describe(),
+        "threads": torch.get_num_threads(),
+        "cost": costs(options.steps, options.batch, options.device, options.repeats),
+        "quality": quality(options.quality_steps, options.images, attack, options.device),
+    }
+    (options.folder / "results.json").write_text(json.dumps(found, indent=2) + "\n")
+    text = tables(found)
+    (options.folder / "tables.md").write_text(text + "\n")
+    draw(found, options.figure or options.folder / "figure.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

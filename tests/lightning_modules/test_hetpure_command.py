@@ -1,0 +1,181 @@
+"""`python -m hetpure purify` and `tune`, as a user runs them."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from hetpure.__main__ import main
+from hetpure.attention import AttentionMask
+from hetpure.errors import InputError
+from hetpure.images import read_image, write_image
+from hetpure.noise import noise_for
+from hetpure.presets import load_defense
+from hetpure.purifiers import HeterogeneousPurifier
+from lightning_modules.cli import run
+from lightning_modules.defenses import DefenseConfig
+from lightning_modules.tuning import apply, claim_folder, combinations, tuned_config
+
+ROOT = Path(__file__).parent.parent.parent
+BASE = DefenseConfig(HeterogeneousPurifier(steps=20), "ddpm", AttentionMask(threshold=0.5))
+SMALL = [
+    "--config=configs/tune/fashion_mnist.yaml",
+    "--data.limit=3",
+    "--attack.steps=1",
+    "--attack.eot_samples=1",
+    '--vary={"purifier.t_large": [0.2, 0.1], "mask.threshold": [0.5]}',
+]
+
+
+def hetpure(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "hetpure", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs the command in this process, which must leave with code 2 and one line."""
+    monkeypatch.chdir(ROOT)
+
+    def call(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            run(main, arguments)
+        assert stopped.value.code == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    return call
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    write_image(tmp_path / "in.png", torch.linspace(0, 1, 784).reshape(1, 28, 28))
+    return tmp_path / "in.png"
+
+
+def test_purify_writes_what_the_library_gives(picture: Path, tmp_path: Path) -> None:
+    result = hetpure("purify", str(picture), str(tmp_path / "out.png"), "--seed=3",
+                     f"--figure={tmp_path / 'steps.png'}")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert f"{tmp_path / 'out.png'}: classified as " in result.stdout
+    defense = load_defense()
+    image = read_image(picture, defense.image_shape)
+    expected = defense.purify(image, noise_for(image, seed=3))
+    found = read_image(tmp_path / "out.png", defense.image_shape)
+    assert (found - expected).abs().max() <= 0.5 / 255 + 1e-4
+    with Image.open(tmp_path / "steps.png") as figure:
+        assert figure.width > 1000
+
+
+def test_purify_refuses_in_one_line(picture: Path, tmp_path: Path, refused: Refused) -> None:
+    out = str(tmp_path / "out.png")
+    assert "missing.png" in refused("purify", "missing.png", out)
+    assert "'mnist'" in refused("purify", str(picture), out, "--defense=mnist")
+    assert "required" in refused("purify", str(picture))
+    assert "purify,tune" in refused()
+
+
+def test_every_combination_and_why_some_are_left_out() -> None:
+    found, left_out = combinations(
+        BASE, {"purifier.t_large": [0.1, 0.3], "purifier.t_small": [0.1, 0.2]}
+    )
+    assert [settings for settings, _ in found.values()] == [
+        {"purifier.t_large": 0.1, "purifier.t_small": 0.1},
+        {"purifier.t_large": 0.3, "purifier.t_small": 0.1},
+        {"purifier.t_large": 0.3, "purifier.t_small": 0.2},
+    ]
+    assert len(left_out) == 1
+    assert "t_small 0.2 is above t_large 0.1" in left_out[0]
+    with pytest.raises(InputError, match="no setting 'treshold'"):
+        combinations(BASE, {"mask.treshold": [0.1]})
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_settings_that_are_right_together_need_no_order(order: int) -> None:
+    settings = dict([("purifier.t_small", 0.4), ("purifier.t_large", 0.5)][::order])
+    purifier = apply(BASE, settings).purifier
+    assert purifier == HeterogeneousPurifier(steps=20, t_large=0.5, t_small=0.4)
+
+
+def test_a_folder_keeps_to_one_search(tmp_path: Path) -> None:
+    config = {"seed": 0, "attack": {"steps": 1}, "vary": {"a": [1]}, "clean_weight": 0.5}
+    claim_folder(tmp_path / "x", config)
+    claim_folder(tmp_path / "x", config | {"vary": {"a": [1, 2]}, "clean_weight": 0.1})
+    with pytest.raises(InputError, match="another attack: give another --folder"):
+        claim_folder(tmp_path / "x", config | {"attack": {"steps": 2}})
+
+
+def test_tuned_config_changes_the_settings_and_nothing_else() -> None:
+    config: dict[str, Any] = {
+        "classifier": "c", "denoiser": "d", "seed": 5, "attack": {}, "protocol": {},
+        "base": {"purifier": {"class_path": "P", "init_args": {"t": 1, "sampler": {
+            "class_path": "S", "init_args": {"eta": 0}}}}, "mask": {"threshold": 0.9}},
+        "data": {"class_path": "D", "init_args": {"test_split": "validation", "limit": 8}},
+    }  # fmt: skip
+    settings = {"purifier.sampler.eta": 1, "mask.threshold": 0.1}
+    tuned = tuned_config(config, settings)
+    row = tuned["model"]["defenses"]["tuned"]
+    assert row["purifier"]["init_args"] == {
+        "t": 1,
+        "sampler": {"class_path": "S", "init_args": {"eta": 1}},
+    }
+    assert row["mask"] == {"threshold": 0.1}
+    assert tuned["data"]["init_args"] == {"test_split": "test", "limit": 8}
+    assert config["base"]["mask"] == {"threshold": 0.9}
+    assert config["data"]["init_args"]["test_split"] == "validation"
+
+
+def test_tune_prints_a_frontier_resumes_and_writes_a_config(
+    tmp_path: Path, refused: Refused
+) -> None:
+    folder = tmp_path / "tune"
+    first = hetpure("tune", *SMALL, f"--folder={folder}")
+    assert first.returncode == 0, first.stderr
+    for name in ("trials.jsonl", "frontier.md", "frontier.png", "tuned.yaml"):
+        assert (folder / name).stat().st_size > 0
+    trials = (folder / "trials.jsonl").read_text().splitlines()
+    assert len(trials) == 2
+
+    # Killed after the first trial: the second is all that is computed.
+    (folder / "trials.jsonl").write_text(trials[0] + "\n")
+    table = (folder / "frontier.md").read_text()
+    again = hetpure("tune", *SMALL, f"--folder={folder}")
+    assert again.stdout.count("from an earlier run") == 1
+    assert (folder / "trials.jsonl").read_text().splitlines() == trials
+    assert (folder / "frontier.md").read_text() == table
+
+    tuned = yaml.safe_load((folder / "tuned.yaml").read_text())
+    purifier = tuned["model"]["defenses"]["tuned"]["purifier"]["init_args"]
+    assert purifier["t_large"] in (0.1, 0.2)
+    assert tuned["data"]["init_args"]["test_split"] == "test"
+    evaluation = subprocess.run(
+        [sys.executable, "evaluate.py", f"--config={folder / 'tuned.yaml'}",
+         f"--model.folder={tmp_path / 'runs'}"],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert evaluation.returncode == 0, evaluation.stderr
+    assert "tuned" in evaluation.stdout
+
+    other = refused("tune", *SMALL, f"--folder={folder}", "--attack.steps=2")
+    assert "another attack" in other
+
+
+def test_tune_refuses_test_images_and_bad_weights(tmp_path: Path, refused: Refused) -> None:
+    folder = f"--folder={tmp_path}"
+    assert "test_split validation" in refused("tune", *SMALL, folder, "--data.test_split=test")
+    assert "clean_weight" in refused("tune", *SMALL, folder, "--clean_weight=2")
+    assert "no.yaml" in refused("tune", "--config=no.yaml")
