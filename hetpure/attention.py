@@ -1,5 +1,6 @@
 """Where a classifier looks, as a mask: HetPure (CVPR 2025, arXiv 2503.01407), attention maps."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from hetpure.noise import Noise, Purpose, Stream
 
 Normalisation = Literal["minmax", "softmax"]
 Selection = Literal["value", "area"]
+# Class, distillation and register tokens; published models have at most a handful.
+MOST_PREFIX_TOKENS = 16
 Placement = Literal["attended", "inverted", "random", "shifted"]
 
 
@@ -44,6 +47,43 @@ def attention_map(activation: Tensor, power: float = 2.0, root: bool = False) ->
     """A = sum_c |a_c|^p of an activation (B, C, h, w), as (B, h, w); optionally its p-th root."""
     summed = activation.abs().pow(power).sum(1)
     return summed.pow(1 / power) if root else summed
+
+
+def tokens_to_grid(tokens: Tensor, height: int, width: int) -> Tensor:
+    """A transformer's tokens (B, N, D) as a map (B, D, h, w) for an image of height x width.
+
+    The map is the largest grid of the image's aspect ratio with h w <= N; the tokens before it
+    (class, distillation, registers) are dropped. No patch size is needed, but a k x k grid after
+    2 k + 1 or more such tokens would be taken for a larger one.
+    """
+    across = math.gcd(height, width)
+    rows, columns = height // across, width // across
+    count = tokens.shape[1]
+    scale = math.isqrt(count // (rows * columns))
+    rows, columns = scale * rows, scale * columns
+    prefix = count - rows * columns
+    if scale == 0 or prefix > MOST_PREFIX_TOKENS:
+        raise InputError(
+            f"{count} tokens make no patch grid of a {height}x{width} image: with at most "
+            f"{MOST_PREFIX_TOKENS} tokens before it, none of that aspect ratio fits"
+        )
+    return tokens[:, prefix:].transpose(1, 2).reshape(len(tokens), -1, rows, columns)
+
+
+def as_maps(name: str, output: object, pixels: Tensor) -> Tensor:
+    """What block `name` put out for images (B, C, H, W), as maps (B, D, h, w), or an InputError."""
+    if output is None:
+        raise InputError(f"attention block {name!r} put out nothing when the classifier ran")
+    if not isinstance(output, Tensor):
+        kind = type(output).__name__
+        raise InputError(f"attention block {name!r} puts out a {kind}: name one with one tensor")
+    shape = (*output.shape,)
+    if len(shape) not in (3, 4) or shape[0] != len(pixels):
+        raise InputError(
+            f"attention block {name!r} puts out {shape} for {len(pixels)} images: needed are maps "
+            "(B, C, h, w) or tokens (B, N, D)"
+        )
+    return output if len(shape) == 4 else tokens_to_grid(output, *pixels.shape[-2:])
 
 
 def normalise(maps: Tensor, how: Normalisation) -> Tensor:
@@ -112,7 +152,8 @@ class AttentionMask:
             classifier(pixels)
         maps = []
         for name in blocks:
-            small = attention_map(activations[name], self.power, self.root)
+            maps_of_block = as_maps(name, activations.get(name), pixels)
+            small = attention_map(maps_of_block, self.power, self.root)
             large = F.interpolate(
                 small[:, None], pixels.shape[-2:], mode="bilinear", align_corners=False
             )
@@ -141,6 +182,8 @@ class AttentionMask:
             return _lowest(scores, mask)
         if samples is None:
             raise InputError(f"a mask placed {self.placement} needs the images' sample ids")
+        if len(samples) != len(mask):
+            raise ValueError(f"{len(samples)} sample ids given for a batch of {len(mask)}")
         rows = Noise.of(self.seed, Stream.LOCKED).on(samples.to(mask.device))
         if self.placement == "random":
             return _lowest(rows.uniform(Purpose.MASK, scores.double()), mask)

@@ -1,11 +1,13 @@
 """What the documents say is still so: commands, code, and the weights behind every table."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from hetpure.images import read_image
 from hetpure.weights import ASSETS, folder_hash
 
 ROOT = Path(__file__).parent.parent
@@ -25,10 +27,16 @@ def test_the_quick_start_is_two_lines_to_paste() -> None:
     assert found[1].rstrip().endswith("python -m pytest")
 
 
-def test_the_python_example_runs() -> None:
-    (code,) = blocks("python")
+def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    monkeypatch.chdir(tmp_path)
+    one_image, whole = blocks("python")
+    assert len([line for line in one_image.splitlines() if line]) == 5
+    exec(one_image, {})
+    assert read_image("purified.png", (1, 28, 28)).std() > 0.05
+
     namespace: dict[str, torch.Tensor] = {}
-    exec(code, namespace)
+    exec(whole, namespace)
     assert namespace["logits"].shape == (2, 10)
     assert namespace["logits"].requires_grad
 

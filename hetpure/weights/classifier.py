@@ -1,17 +1,37 @@
-"""A classifier's folder: `config.json` (architecture and normalisation) and `model.safetensors`."""
+"""A classifier's folder: `config.json` (architecture and normalisation) and `model.safetensors`.
 
+`config.json` holds `architecture`, its arguments `network`, `mean` and `std` (a number a channel).
+The architecture is a name of `ARCHITECTURES` or the import path of any installed `nn.Module` class
+("my_package.Net"). `num_classes`, `in_channels` and `attention_blocks` (module names) may stand
+beside it; otherwise they come from `network` and from the class. An import runs that package's
+code, so such a folder needs the trust that the package has.
+"""
+
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from hetpure.classifiers import Classifier, WideResNet
+from hetpure.classifiers import (
+    Classifier,
+    DeepMindWideResNet,
+    ResNet,
+    VisionTransformer,
+    WideResNet,
+)
 from hetpure.errors import InputError
 from hetpure.weights.folders import in_one_line, read_json, resolve, weights_file
 
-ARCHITECTURES = {"WideResNet": WideResNet}
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "DeepMindWideResNet": DeepMindWideResNet,
+    "ResNet": ResNet,
+    "VisionTransformer": VisionTransformer,
+    "WideResNet": WideResNet,
+}
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -27,20 +47,64 @@ def load_classifier(name: str | Path) -> Classifier:
     return classifier.eval().requires_grad_(False)
 
 
+def find_architecture(name: str) -> type[nn.Module]:
+    """The class of a registered name or of a dotted import path; nothing is called."""
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        raise InputError(
+            f"architecture {name!r} is unknown: give one of {', '.join(ARCHITECTURES)}, or the "
+            "import path of a class (my_package.Net)"
+        )
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    # A foreign module runs while it is imported: it can raise anything, or exit.
+    except SystemExit:
+        raise InputError(f"architecture {name!r} cannot be imported: {module} exits") from None
+    except Exception as error:
+        reason = in_one_line(error)
+        raise InputError(f"architecture {name!r} cannot be imported: {reason}") from None
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise InputError(f"architecture {name!r} is no nn.Module class")
+    return found
+
+
+def declared(config: dict[str, Any], key: str) -> int:
+    """`num_classes` or `in_channels`: of a foreign class from the top level or from `network`; of
+    a registered one from `network`, and the top level must agree.
+    """
+    network = config["network"]
+    registered = config["architecture"] in ARCHITECTURES
+    source = config if key in config and not registered else network
+    if key not in source:
+        raise ValueError(f"{key} is missing")
+    value = source[key]
+    if config.get(key, value) != value:
+        raise ValueError(f"{key} is {config[key]}, but the network has {value}")
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{key} must be a positive integer, got {value!r}")
+    return value
+
+
 def build_classifier(config: dict[str, Any], *, where: Path) -> Classifier:
     """A classifier with fresh weights from the content of its `config.json`."""
     try:
-        network = config["network"]
-        channels = network["in_channels"]
+        channels = declared(config, "in_channels")
         if not channels == len(config["mean"]) == len(config["std"]):
             raise ValueError(f"mean and std need one number for each of {channels} channels")
+        blocks = config.get("attention_blocks")
+        if not (blocks is None or isinstance(blocks, list)):
+            raise ValueError(f"attention_blocks must be a list of module names, got {blocks!r}")
         return Classifier(
-            ARCHITECTURES[config["architecture"]](**network),
-            num_classes=network["num_classes"],
+            find_architecture(config["architecture"])(**config["network"]),
+            num_classes=declared(config, "num_classes"),
             mean=config["mean"],
             std=config["std"],
+            attention_blocks=blocks,
         )
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    # The constructor of a foreign class can raise anything.
+    except Exception as error:
         raise InputError(f"{where} describes no classifier: {in_one_line(error)}") from None
 
 

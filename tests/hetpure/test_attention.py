@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetpure.attention import AttentionMask, attention_map, captured, normalise
+from hetpure.attention import (
+    AttentionMask,
+    attention_map,
+    captured,
+    normalise,
+    tokens_to_grid,
+)
 from hetpure.classifiers import Classifier
 from hetpure.errors import InputError
 
@@ -193,6 +199,103 @@ def test_captures_nest(classifier: Classifier, images: Tensor) -> None:
         classifier(images[:1])  # the outer capture lives on, the inner one does not
         assert (len(outer["relu"]), len(outer["fc"]), len(inner["relu"])) == (1, 1, 4)
     assert count_hooks(classifier) == 0
+
+
+@pytest.mark.parametrize(
+    ("image", "grid"),
+    [
+        ((224, 224), (14, 14)),
+        ((32, 32), (8, 8)),
+        ((28, 28), (7, 7)),
+        ((224, 160), (14, 10)),
+        ((160, 224), (10, 14)),
+        ((384, 128), (12, 4)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("prefix", [0, 1, 2, 5])
+def test_tokens_become_the_patch_grid(
+    image: tuple[int, int], grid: tuple[int, int], prefix: int
+) -> None:
+    """Row by row, the prefix dropped; there and back."""
+    height, width = grid
+    maps = torch.rand(2, 3, height, width)
+    tokens = torch.cat([torch.full((2, prefix, 3), torch.inf), maps.flatten(2).mT], 1)
+    assert torch.equal(tokens_to_grid(tokens, *image), maps)
+
+
+@pytest.mark.parametrize(
+    ("count", "image"),
+    [(0, (8, 8)), (14 * 14 + 17, (224, 224)), (34, (7, 5)), (10, (31, 32))],
+    ids=str,
+)
+def test_tokens_that_make_no_grid_are_refused(count: int, image: tuple[int, int]) -> None:
+    """17 tokens before the grid are no prefix; 34 tokens hold no grid of 7 to 5."""
+    with pytest.raises(InputError, match=rf"^{count} tokens .* {image[0]}x{image[1]} image"):
+        tokens_to_grid(torch.zeros(1, count, 4), *image)
+
+
+class Tokens(nn.Module):
+    """A network whose block puts out the given tensor, or whatever else."""
+
+    def __init__(self, output: object) -> None:
+        super().__init__()
+        self.output = output
+        self.block, self.idle = Constant(output), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.block(x)
+        return x.flatten(1)[:, :2]
+
+
+class Constant(nn.Module):
+    def __init__(self, output: object) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor) -> object:
+        return self.output
+
+
+def constant(output: object) -> Classifier:
+    return Classifier(
+        Tokens(output), num_classes=2, mean=[0.0], std=[1.0], attention_blocks=["block"]
+    )
+
+
+def test_tokens_and_maps_give_the_same_mask() -> None:
+    maps = torch.rand(2, 3, 4, 4)
+    tokens = torch.cat([torch.full((2, 1, 3), 9.0), maps.flatten(2).mT], 1)
+    pixels = torch.rand(2, 1, 16, 16)
+    mask = AttentionMask(threshold=0.5)
+    from_tokens = mask(constant(tokens), pixels)
+    assert from_tokens.any()
+    assert torch.equal(from_tokens, mask(constant(maps), pixels))
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        (torch.zeros(2, 7), r"\(2, 7\) for 2 images"),
+        (torch.zeros(2, 3, 2, 4, 4), r"\(2, 3, 2, 4, 4\)"),
+        (torch.zeros(17, 2, 3), r"\(17, 2, 3\) for 2 images"),  # tokens first, not the batch
+        (torch.zeros(2, 98, 3), "98 tokens"),
+        ((torch.zeros(2, 3, 4, 4), None), "a tuple"),
+        ({"maps": torch.zeros(2, 3, 4, 4)}, "a dict"),
+    ],
+    ids=["two dims", "five dims", "batch second", "no grid", "tuple", "dict"],
+)
+def test_an_output_that_is_no_map_is_refused(output: object, says: str) -> None:
+    classifier = constant(output)
+    with pytest.raises(InputError, match=says) as caught:
+        VALUE(classifier, torch.rand(2, 1, 8, 8))
+    assert "\n" not in str(caught.value)
+    assert count_hooks(classifier) == 0
+
+
+def test_a_block_that_never_ran_is_refused() -> None:
+    with pytest.raises(InputError, match=r"'idle' put out nothing"):
+        AttentionMask(blocks=("idle",))(constant(None), torch.rand(2, 1, 8, 8))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,109 @@
+"""Residual network (He et al. 2016) for ImageNet, depths 18, 34, 50, 101 and 152.
+
+Module names and state-dict keys are those of torchvision's `resnet18` ... `resnet152`, so its
+checkpoints load with `load_state_dict`. As there (v1.5), a bottleneck strides in its 3x3
+convolution. Different in code: no in-place activations (a hook must see what it captured).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hetpure.errors import InputError
+
+# Units in each of the four layers.
+UNITS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+
+
+class BasicUnit(nn.Module):
+    """conv3-BN-ReLU, conv3-BN, then a ReLU of the sum; `width` channels out."""
+
+    expansion = 1
+
+    def __init__(self, channels_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = shortcut(channels_in, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """conv1-BN-ReLU, conv3-BN-ReLU, conv1-BN, then a ReLU of the sum; 4 `width` channels out."""
+
+    expansion = 4
+
+    def __init__(self, channels_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        channels_out = self.expansion * width
+        self.conv1 = nn.Conv2d(channels_in, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, channels_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels_out)
+        self.downsample = shortcut(channels_in, channels_out, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(out)))))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+def shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
+    """The 1x1 projection beside a unit that changes the shape; None where it does not."""
+    if stride == 1 and channels_in == channels_out:
+        return None
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+    )
+
+
+class ResNet(nn.Module):
+    """ResNet-depth for normalised images (B, in_channels, H, W) to logits (B, num_classes).
+
+    Any image size: 224 pixels end in a 7x7 map, 32 pixels in a single one. `attention_blocks`
+    names the outputs of the four layers.
+    """
+
+    attention_blocks = ("layer1", "layer2", "layer3", "layer4")
+
+    def __init__(self, depth: int = 50, num_classes: int = 1000, in_channels: int = 3) -> None:
+        super().__init__()
+        if depth not in UNITS:
+            raise InputError(f"depth of a ResNet must be one of {(*UNITS,)}, got {depth}")
+        unit = BasicUnit if depth < 50 else Bottleneck
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU()
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        channels = 64
+        layers = []
+        for index, count in enumerate(UNITS[depth]):
+            width, stride = 64 * 2**index, 1 if index == 0 else 2
+            units: list[nn.Module] = []
+            for position in range(count):
+                units.append(unit(channels, width, stride if position == 0 else 1))
+                channels = unit.expansion * width
+            layers.append(nn.Sequential(*units))
+        self.layer1, self.layer2, self.layer3, self.layer4 = layers
+        self.fc = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
+        logits: Tensor = self.fc(F.adaptive_avg_pool2d(out, 1).flatten(1))
+        return logits

@@ -1,0 +1,147 @@
+"""Vision transformer (Dosovitskiy et al. 2021) and DeiT (Touvron et al. 2021), any size.
+
+Module names and state-dict keys are those of timm's `vit_*_patch*` and `deit_*` models, so their
+checkpoints load with `load_state_dict`. Position embeddings are not resampled: images have the size
+the network was built for. There is no dropout.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hetpure.errors import InputError
+
+EPS = 1e-6
+
+
+class PatchEmbedding(nn.Module):
+    """Images (B, C, H, W) to one token a patch, row by row: (B, N, width)."""
+
+    def __init__(self, patch_size: int, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, patch_size, patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens: Tensor = self.proj(x)
+        return tokens.flatten(2).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Softmax attention among the tokens (B, N, width), split over the heads."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        split = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (B, N, 3, heads, width / heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class Perceptron(nn.Module):
+    """Two linear maps with an exact GELU between, on each token."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm block: tokens + attention, then + perceptron, (B, N, width) to the same."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, EPS)
+        self.attn = SelfAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, EPS)
+        self.mlp = Perceptron(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class VisionTransformer(nn.Module):
+    """ViT for normalised images (B, in_channels, image_size, image_size) to logits.
+
+    Args:
+        image_size: height and width, pixels.
+        patch_size: edge of a patch, pixels.
+        in_channels: of the image.
+        num_classes: number of logits.
+        width: of a token.
+        depth: number of blocks.
+        heads: of each attention; they share the width equally.
+        mlp_ratio: hidden width of a block's perceptron / width.
+        distilled: DeiT's second token and head; the logits are the mean of both heads, as published
+            for evaluation.
+
+    `attention_blocks` names the outputs of four evenly spaced blocks, the last one among them
+    (depth 12: 2, 5, 8, 11); fewer blocks are all named. Their tokens are (B, N, width), the class
+    token (and the distillation token) before the patches.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+        distilled: bool = False,
+    ) -> None:
+        super().__init__()
+        if min(image_size, patch_size, width, depth, heads, mlp_ratio) <= 0:
+            raise InputError("a ViT's sizes, depth, heads and mlp_ratio must all be positive")
+        if image_size % patch_size:
+            raise InputError(f"image_size {image_size} is no multiple of patch_size {patch_size}")
+        if width % heads:
+            raise InputError(f"width {width} of a ViT cannot be shared equally by {heads} heads")
+        self.image_size = image_size
+        prefix = 2 if distilled else 1
+        patches = (image_size // patch_size) ** 2
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, width)) if distilled else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, prefix + patches, width))
+        self.patch_embed = PatchEmbedding(patch_size, in_channels, width)
+        self.blocks = nn.Sequential(
+            *(Block(width, heads, int(width * mlp_ratio)) for _ in range(depth))
+        )
+        self.norm = nn.LayerNorm(width, EPS)
+        self.head = nn.Linear(width, num_classes)
+        self.head_dist = nn.Linear(width, num_classes) if distilled else None
+        places = sorted({max(depth * quarter // 4, 1) - 1 for quarter in (1, 2, 3, 4)})
+        self.attention_blocks = tuple(f"blocks.{place}" for place in places)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        for parameter in (self.cls_token, self.dist_token, self.pos_embed):
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] != (self.image_size, self.image_size):
+            height, width = x.shape[-2:]
+            size = f"{self.image_size}x{self.image_size}"
+            raise InputError(f"this ViT takes images of {size} pixels, got {height}x{width}")
+        prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]
+        tokens = [token.expand(len(x), -1, -1) for token in prefix]
+        out = torch.cat([*tokens, self.patch_embed(x)], 1) + self.pos_embed
+        out = self.norm(self.blocks(out))
+        logits: Tensor = self.head(out[:, 0])
+        return logits if self.head_dist is None else (logits + self.head_dist(out[:, 1])) / 2

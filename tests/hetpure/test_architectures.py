@@ -1,0 +1,475 @@
+"""The published architectures: layouts, sizes, attention places; and a class of the user's own.
+
+`layouts/*.json` hold the state-dict keys and shapes of torchvision 0.29.2, timm 1.0.31 and
+RobustBench 1.1.1, written from the packages' own models.
+"""
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hetpure.attention import AttentionMask, captured
+from hetpure.classifiers import (
+    Classifier,
+    DeepMindWideResNet,
+    ResNet,
+    VisionTransformer,
+    WideResNet,
+)
+from hetpure.classifiers.deepmind_wide_resnet import pad_same
+from hetpure.errors import InputError
+from hetpure.weights import load_classifier, save_classifier
+from hetpure.weights.classifier import ARCHITECTURES, build_classifier
+
+LAYOUTS = Path(__file__).parent / "layouts"
+SMALL_DEIT: dict[str, Any] = {"width": 384, "heads": 6}
+PUBLISHED: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "torchvision_resnet18": (lambda: ResNet(18), 11_689_512),
+    "torchvision_resnet50": (lambda: ResNet(50), 25_557_032),
+    "robustbench_dm_wrn_28_10": (lambda: DeepMindWideResNet(28, 10), 36_479_194),
+    "robustbench_dm_wrn_34_20_cifar100": (
+        lambda: DeepMindWideResNet(34, 20, num_classes=100, activation="silu"),
+        184_646_964,
+    ),
+    "timm_vit_base_patch16_224": (VisionTransformer, 86_567_656),
+    "timm_deit_small_patch16_224": (lambda: VisionTransformer(**SMALL_DEIT), 22_050_664),
+    "timm_deit_small_distilled_patch16_224": (
+        lambda: VisionTransformer(**SMALL_DEIT, distilled=True),
+        22_436_432,
+    ),
+}
+
+
+def tiny_vit(image_size: int = 32, distilled: bool = False) -> VisionTransformer:
+    patch = image_size // 8
+    return VisionTransformer(image_size, patch, 3, 5, width=24, heads=3, distilled=distilled)
+
+
+FAMILIES: dict[str, Callable[[int], nn.Module]] = {
+    "WRN": lambda size: WideResNet(10, 1, num_classes=5),
+    "ResNet, basic": lambda size: ResNet(18, num_classes=5),
+    "ResNet, bottleneck": lambda size: ResNet(50, num_classes=5),
+    "DeepMind WRN, ReLU": lambda size: DeepMindWideResNet(10, 1, num_classes=5),
+    "DeepMind WRN, SiLU": lambda size: DeepMindWideResNet(10, 1, 5, activation="silu"),
+    "ViT": tiny_vit,
+    "DeiT, distilled": lambda size: tiny_vit(size, distilled=True),
+}
+
+
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build().eval().requires_grad_(False)
+
+
+@cache
+def family(name: str, size: int) -> nn.Module:
+    return seeded(lambda: FAMILIES[name](size))
+
+
+def images(size: int, count: int = 2) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def wrapped(network: nn.Module, *blocks: str) -> Classifier:
+    return Classifier(
+        network,
+        num_classes=5,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        attention_blocks=blocks or None,
+    )
+
+
+# --- layouts ---
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_layout_is_the_published_one(name: str) -> None:
+    build, parameters = PUBLISHED[name]
+    with torch.device("meta"):
+        network = build()
+    shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
+    assert shapes == json.loads((LAYOUTS / f"{name}.json").read_text())
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+def test_every_layout_is_compared() -> None:
+    assert {path.stem for path in LAYOUTS.glob("*.json")} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("depth", "parameters"), [(34, 21_797_672), (101, 44_549_160), (152, 60_192_808)]
+)
+def test_deeper_resnets_have_the_published_size(depth: int, parameters: int) -> None:
+    with torch.device("meta"):
+        network = ResNet(depth)
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+# --- forward passes ---
+
+
+def scrambled(shape: torch.Size, salt: int, low: float, high: float) -> Tensor:
+    """Numbers that look random and are the same on every machine, float64."""
+    angles = torch.arange(shape.numel(), dtype=torch.float64) * 12.9898 + salt
+    return (low + (high - low) * (angles.sin() * 43758.5453).frac().abs()).reshape(shape)
+
+
+def fill(network: nn.Module) -> nn.Module:
+    """Weights and statistics of such numbers, as if trained: no norm is the identity."""
+    state = network.double().eval().state_dict()
+    for key, value in state.items():
+        if key.endswith("running_var") or (value.dim() == 1 and key.endswith("weight")):
+            value.copy_(scrambled(value.shape, len(key), 0.5, 1.5))
+        elif value.dim() > 1:
+            edge = (3 / value[0].numel()) ** 0.5
+            value.copy_(scrambled(value.shape, len(key), -edge, edge))
+        elif value.is_floating_point():
+            value.copy_(scrambled(value.shape, len(key), -0.5, 0.5))
+    return network
+
+
+# Logits of the packages' own models, filled alike; see `layouts` for their versions.
+LOGITS: dict[str, tuple[Callable[[], nn.Module], list[float]]] = {
+    "torchvision resnet18": (lambda: ResNet(18, 3), [-2.66609124, 1.83676286, -0.169564466]),
+    "torchvision resnet50": (lambda: ResNet(50, 3), [-3.85413869, 3.11862844, -3.9170941]),
+    "robustbench DMWideResNet": (
+        lambda: DeepMindWideResNet(10, 2, 3),
+        [-0.0773984347, -0.563984837, 0.0157898298],
+    ),
+    "robustbench DMWideResNet, Swish": (
+        lambda: DeepMindWideResNet(10, 2, 3, activation="silu"),
+        [-0.352260584, 0.0441870319, 0.0123176944],
+    ),
+    "timm VisionTransformer": (
+        lambda: VisionTransformer(32, 8, 3, 3, 24, 3, 3),
+        [1.12426873, -0.756231279, -2.20523369],
+    ),
+    "timm VisionTransformerDistilled": (
+        lambda: VisionTransformer(32, 8, 3, 3, 24, 3, 3, distilled=True),
+        [0.729244523, -0.555304879, -1.45091502],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_logits_are_those_of_the_published_model(name: str) -> None:
+    """Keys that fit do not show a stride, a padding, an epsilon or an activation."""
+    build, expected = LOGITS[name]
+    with torch.device("meta"):
+        network = build()
+    logits = fill(network.to_empty(device="cpu"))(scrambled(torch.Size((1, 3, 32, 32)), 0, -1, 1))
+    torch.testing.assert_close(
+        logits, torch.tensor([expected], dtype=torch.float64), rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_and_masks_of_every_family(name: str, size: int) -> None:
+    classifier = wrapped(family(name, size))
+    pixels = images(size, 1).requires_grad_()
+    assert len(classifier.attention_blocks) == 4
+    modules = dict(classifier.network.named_modules())
+    assert set(classifier.attention_blocks) <= set(modules)
+    scores = AttentionMask().scores(classifier, pixels.detach())
+    assert scores.shape == (1, size, size)
+    assert scores.isfinite().all()
+    with captured(classifier, ["network"]) as outputs:
+        mask = AttentionMask(selection="area", threshold=0.15)(classifier, pixels)
+    assert outputs["network"].shape == (1, 5)
+    assert outputs["network"].isfinite().all()
+    assert mask.shape == (1, 1, size, size)
+    assert not mask.requires_grad
+    assert mask.sum() == round(0.15 * size**2)
+    assert not any(module._forward_hooks for module in classifier.modules())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_activation_changes_after_it_was_captured(name: str) -> None:
+    network = family(name, 32)
+    handles = []
+    copies: dict[str, Tensor] = {}
+    names = [name for name, module in network.named_modules() if name]
+    with captured(network, names) as outputs:
+        for block, module in network.named_modules():
+            if block:
+                handle = module.register_forward_hook(
+                    lambda module, inputs, output, block=block: copies.update(
+                        {block: output.clone()}
+                    )
+                )
+                handles.append(handle)
+        network(images(32))
+    for handle in handles:
+        handle.remove()
+    assert set(copies) >= set(network.attention_blocks)  # type: ignore[arg-type]
+    for block, copy in copies.items():
+        assert torch.equal(outputs[block], copy), block
+
+
+@pytest.mark.parametrize("size", [28, 31, 32, 33])
+def test_deepmind_wrn_takes_maps_of_odd_size(size: int) -> None:
+    assert seeded(lambda: DeepMindWideResNet(10, 1))(images(size)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("size", "zeros"), [(4, (0, 1)), (5, (1, 1))])
+def test_same_padding_at_stride_two(size: int, zeros: tuple[int, int]) -> None:
+    """TensorFlow's rule: ceil(n / 2) windows, the odd zero of the border last."""
+    padded = pad_same(torch.ones(1, 1, size, 6), stride=2)
+    assert padded[0, 0, :, 2].tolist() == [0.0] * zeros[0] + [1.0] * size + [0.0] * zeros[1]
+    assert padded[0, 0, 2].tolist() == [1.0] * 6 + [0.0]
+
+
+def test_deepmind_activation_is_the_chosen_one() -> None:
+    """The same weights with the other activation are another function."""
+    relu, silu = (
+        seeded(lambda kind=kind: DeepMindWideResNet(10, 1, activation=kind))  # type: ignore[misc]
+        for kind in ("relu", "silu")
+    )
+    silu.load_state_dict(relu.state_dict())
+    assert not torch.allclose(relu(images(32)), silu(images(32)))
+    assert isinstance(silu.relu, nn.SiLU)
+
+
+def test_distilled_logits_are_the_mean_of_both_heads() -> None:
+    network = seeded(lambda: tiny_vit(distilled=True))
+    assert isinstance(network, VisionTransformer)
+    assert network.head_dist is not None
+    with captured(network, ["norm"]) as outputs:
+        logits = network(images(32))
+    tokens = outputs["norm"]
+    assert tokens.shape == (2, 2 + 64, 24)
+    expected = (network.head(tokens[:, 0]) + network.head_dist(tokens[:, 1])) / 2
+    torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("depth", "places"),
+    [(12, (2, 5, 8, 11)), (24, (5, 11, 17, 23)), (5, (0, 1, 2, 4)), (3, (0, 1, 2)), (1, (0,))],
+)
+def test_attention_blocks_of_a_vit(depth: int, places: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        network = VisionTransformer(depth=depth, width=12)
+    assert network.attention_blocks == tuple(f"blocks.{place}" for place in places)
+
+
+def test_a_vit_mask_is_where_the_patches_are() -> None:
+    """A token of great norm lights the pixels of its own patch, row and column not swapped."""
+    network = seeded(lambda: tiny_vit(distilled=True))
+    pixels = images(32)
+
+    def loud(module: nn.Module, inputs: object, tokens: Tensor) -> Tensor:
+        tokens = tokens.clone()
+        tokens[:, :2] *= 1e4  # prefix tokens are no place of the image
+        tokens[:, 2 + 8 * 1 + 6] *= 100
+        return tokens
+
+    handle = network.get_submodule("blocks.5").register_forward_hook(loud)
+    mask = AttentionMask(blocks=("blocks.5",), threshold=0.9)(wrapped(network), pixels)
+    handle.remove()
+    places = mask[0, 0].nonzero()
+    assert len(places) > 0
+    assert (places // 4 == torch.tensor([1, 6])).all()
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda: ResNet(20), r"one of \(18, 34, 50, 101, 152\), got 20"),
+        (lambda: DeepMindWideResNet(27, 1), "6n \\+ 4"),
+        (lambda: DeepMindWideResNet(10, 1, activation="swish"), "'swish'.*relu, silu"),  # type: ignore[arg-type]
+        (lambda: VisionTransformer(30, 4), "30 is no multiple of patch_size 4"),
+        (lambda: VisionTransformer(width=100, heads=12), "100 .* 12 heads"),
+        (lambda: VisionTransformer(depth=0), "positive"),
+        (lambda: tiny_vit(32)(images(28)), "32x32 pixels, got 28x28"),
+    ],
+    ids=["ResNet depth", "WRN depth", "activation", "patch", "heads", "depth", "image"],
+)
+def test_impossible_settings_are_refused(build: Callable[[], object], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        build()
+
+
+# --- hooks ---
+
+
+def test_hooks_never_grow_over_a_thousand_calls() -> None:
+    network = seeded(tiny_vit)
+    names = network.attention_blocks
+    for _ in range(1000):
+        with captured(network, names):  # type: ignore[arg-type]
+            assert sum(len(module._forward_hooks) for module in network.modules()) == 4
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["inner ends", "inner raises"])
+def test_nested_captures_see_the_same_modules(fails: bool) -> None:
+    network = seeded(lambda: DeepMindWideResNet(10, 1))
+    names = network.attention_blocks
+    with captured(network, names) as outer:  # type: ignore[arg-type]
+        try:
+            with captured(network, names) as inner:  # type: ignore[arg-type]
+                network(images(32))
+                if fails:
+                    raise RuntimeError
+        except RuntimeError:
+            assert fails
+        assert set(inner) == set(outer) == set(names)  # type: ignore[arg-type]
+        assert all(inner[name] is outer[name] for name in inner)
+        before = dict(inner)
+        network(images(16))
+        assert all(inner[name] is before[name] for name in inner)
+        assert outer["relu"].shape == (2, 64, 4, 4)
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+# --- folders ---
+
+NET = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, width, fails=False):
+        super().__init__()
+        assert not fails, "no such net"
+        self.stem = torch.nn.Conv2d(3, width, 3, padding=1)
+        self.act = torch.nn.ReLU()
+        self.head = torch.nn.Linear(width, 5)
+
+    def forward(self, x):
+        return self.head(self.act(self.stem(x)).mean((2, 3)))
+
+calls = []
+
+def make(**settings):
+    calls.append(settings)
+    return Net(4)
+
+class Data:
+    def __init__(self, **settings):
+        calls.append(settings)
+
+net = Net(4)
+"""
+OWN: dict[str, Any] = {
+    "architecture": "foreign_net.Net",
+    "network": {"width": 4},
+    "num_classes": 5,
+    "in_channels": 3,
+    "attention_blocks": ["act"],
+    "mean": [0.5] * 3,
+    "std": [0.25] * 3,
+}
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An importable `foreign_net`, and modules that fail or exit while they are imported."""
+    (tmp_path / "foreign_net.py").write_text(NET)
+    (tmp_path / "foreign_broken.py").write_text("raise OSError('torn')\n")
+    (tmp_path / "foreign_exit.py").write_text("raise SystemExit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "foreign_net", raising=False)
+    return tmp_path
+
+
+def refusal(config: dict[str, Any]) -> str:
+    with pytest.raises(InputError) as caught:
+        build_classifier(config, where=Path("config.json"))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("config.json describes no classifier: ")
+    return message
+
+
+def test_registered_architectures_load(tmp_path: Path) -> None:
+    """Mean and std of a config, the network's own blocks, and a round trip bit for bit."""
+    networks: dict[str, dict[str, Any]] = {
+        "DeepMindWideResNet": {"depth": 10, "widen_factor": 1, "activation": "silu"},
+        "ResNet": {"depth": 18},
+        "VisionTransformer": {"image_size": 32, "patch_size": 8, "width": 12, "depth": 4},
+        "WideResNet": {"depth": 10, "widen_factor": 1},
+    }
+    assert set(networks) == set(ARCHITECTURES)
+    for name, settings in networks.items():
+        network = {**settings, "num_classes": 5, "in_channels": 3}
+        config = {"architecture": name, "network": network, "mean": [0.5] * 3, "std": [0.2] * 3}
+        saved = build_classifier(config, where=tmp_path).eval()
+        save_classifier(tmp_path / name, saved, config)
+        loaded = load_classifier(tmp_path / name)
+        assert torch.equal(loaded(images(32)), saved(images(32)))
+        assert len(loaded.attention_blocks) == 4
+        assert "in_channels is 1" in refusal({**config, "in_channels": 1})
+        assert "num_classes is 6" in refusal({**config, "num_classes": 6})
+
+
+def test_a_class_of_the_users_own_loads(foreign: Path) -> None:
+    saved = build_classifier(OWN, where=foreign)
+    save_classifier(foreign / "own", saved, OWN)
+    loaded = load_classifier(foreign / "own")
+    assert torch.equal(loaded(images(16)), saved(images(16)))
+    assert (loaded.num_classes, loaded.channels) == (5, 3)
+    assert loaded.attention_blocks == ("act",)
+    assert AttentionMask(threshold=0.5)(loaded, images(16)).shape == (2, 1, 16, 16)
+
+
+def test_an_installed_class_needs_no_registration() -> None:
+    config = {
+        "architecture": "torch.nn.Conv2d",
+        "network": {"in_channels": 3, "out_channels": 7, "kernel_size": 8},
+        "num_classes": 7,
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+    }
+    classifier = build_classifier(config, where=Path())
+    assert (classifier.channels, classifier.num_classes, classifier.attention_blocks) == (3, 7, ())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"architecture": "Net"}, "'Net' is unknown: .*ResNet.*import path"),
+        ({"architecture": "foreign_absent.Net"}, "No module named 'foreign_absent'"),
+        ({"architecture": "foreign_net.Absent"}, "no attribute 'Absent'"),
+        ({"architecture": "foreign_broken.Net"}, "cannot be imported: torn"),
+        ({"architecture": "foreign_exit.Net"}, "foreign_exit exits"),
+        ({"architecture": "foreign_net.make"}, "no nn.Module class"),
+        ({"architecture": "foreign_net.Data"}, "no nn.Module class"),
+        ({"architecture": "foreign_net.net"}, "no nn.Module class"),
+        ({"architecture": "os.system"}, "no nn.Module class"),
+        ({"architecture": "..foreign_net.Net"}, "cannot be imported"),
+        ({"architecture": 3}, ""),
+        ({"network": {"width": 4, "fails": True}}, "no such net"),
+        ({"network": {}}, "width"),
+        ({"num_classes": 0}, "num_classes must be a positive integer, got 0"),
+        ({"num_classes": "5"}, "num_classes must be a positive integer"),
+        ({"in_channels": 1}, "for each of 1 channels"),
+        ({"attention_blocks": "act"}, "must be a list of module names"),
+        ({"attention_blocks": ["layer9"]}, "'layer9' is no module"),
+        ({"attention_blocks": [["act"]]}, ""),
+    ],
+    ids=str,
+)
+def test_a_config_that_fits_no_class_is_refused(
+    foreign: Path, change: dict[str, Any], says: str
+) -> None:
+    assert re.search(says, refusal({**OWN, **change}))
+    if "foreign_net" in str(change):
+        assert importlib.import_module("foreign_net").calls == []
+
+
+@pytest.mark.parametrize("key", ["num_classes", "in_channels"])
+def test_a_number_that_stands_nowhere_is_named(foreign: Path, key: str) -> None:
+    config = {name: value for name, value in OWN.items() if name != key}
+    assert f"{key} is missing" in refusal(config)
