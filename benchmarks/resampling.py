@@ -273,17 +273,26 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     attack = PGD(Number("16/255"), "linf", 10, Number("4/255"), 2)
-    found = {
+    asked = {
         "steps": options.steps,
         "batch": options.batch,
         "quality_steps": options.quality_steps,
         "images": options.images,
         "attack": attack.describe(),
-        "threads": torch.get_num_threads(),
-        "cost": costs(options.steps, options.batch, options.device, options.repeats),
-        "quality": quality(options.quality_steps, options.images, attack, options.device),
+        "device": options.device,
     }
-    (options.folder / "results.json").write_text(json.dumps(found, indent=2) + "\n")
+    path = options.folder / "results.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if {key: found.get(key) for key in asked} != asked:  # of other options: start anew
+        found = asked | {"threads": torch.get_num_threads()}
+    parts = {
+        "cost": lambda: costs(options.steps, options.batch, options.device, options.repeats),
+        "quality": lambda: quality(options.quality_steps, options.images, attack, options.device),
+    }
+    for part, measure in parts.items():
+        if part not in found:  # a run that was stopped after its first part goes on here
+            found[part] = measure()
+            path.write_text(json.dumps(found, indent=2) + "\n")
     text = tables(found)
     (options.folder / "tables.md").write_text(text + "\n")
     draw(found, options.figure or options.folder / "figure.png")

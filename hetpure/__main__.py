@@ -2,9 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonargparse
+import torch
 import yaml
 from lightning import LightningDataModule
 from rich.console import Console
@@ -68,6 +69,7 @@ def tune(
     clean_weight: float = 0.5,
     seed: int = 0,
     folder: str = "runs/tune",
+    device: Literal["cpu", "cuda", "mps"] = "cpu",
 ) -> None:
     """Searches a defence's settings on validation images, prints the frontier, writes a config.
 
@@ -87,15 +89,20 @@ def tune(
         seed: of all noise.
         folder: where trials, frontier and the chosen config go. The same command goes on where it
             was stopped.
+        device: where to compute.
     """
     if not 0 <= clean_weight <= 1:
         raise InputError(f"--clean_weight must be in [0, 1], got {clean_weight}")
     if getattr(data, "test_split", "validation") != "validation":
         raise InputError("tuning chooses, so it needs --data.test_split validation")
+    if device != "cpu" and not getattr(torch, device).is_available():
+        raise InputError(f"this machine or this build of torch has no {device}: use --device=cpu")
     place, console = Path(folder), Console(width=None if Console().is_terminal else 140)
     claim_folder(place, config)
     trials = list(
-        search(classifier, denoiser, base, vary, attack, protocol, data, seed, place, console)
+        search(
+            classifier, denoiser, base, vary, attack, protocol, data, seed, place, device, console
+        )
     )
     chosen = choose(trials, clean_weight)
     title = f"{getattr(data, 'description', 'data')}: {attack.describe()}; n = {chosen.clean.n}"

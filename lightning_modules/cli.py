@@ -4,10 +4,11 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, set_parsing_settings
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -17,6 +18,9 @@ from hetpure.numbers import Number
 
 BAD_INPUT = 2
 register_type(Number, serializer=str, deserializer=Number)
+# A class_path in a sweep's values is read as its setting's type, never built for being there.
+if "instantiate_subclass_spec_in_any" in signature(set_parsing_settings).parameters:
+    set_parsing_settings(instantiate_subclass_spec_in_any=False)
 
 
 def with_default_config(arguments: Sequence[str], default: Path) -> list[str]:

@@ -2,7 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from functools import reduce
+from operator import or_
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from hetpure.attention import AttentionMask
 from hetpure.classifiers import Classifier
@@ -57,35 +62,74 @@ class Sweep:
     vary: dict[str, list[Any]]
 
     def rows(self, defenses: Mapping[str, DefenseConfig]) -> dict[str, DefenseConfig]:
-        """The varied rows by name. A value that the base has already gives no row."""
+        """The varied rows by name. A value that the base or a row before it has gives no row."""
         if self.base not in defenses:
             known = ", ".join(defenses)
             raise InputError(f"--model.sweep.base {self.base!r} is not among the defences: {known}")
         base = defenses[self.base]
-        found = {}
+        found: dict[str, DefenseConfig] = {}
         for path, values in self.vary.items():
             for value in values:
-                row = with_setting(base, path, tuple(value) if isinstance(value, list) else value)
-                if row != base:
-                    found[f"{path}={_written(value)}"] = row
+                try:
+                    row = with_setting(base, path, value)
+                except InputError as error:
+                    raise InputError(f"--model.sweep.vary {path}: {error}") from None
+                if row == base or row in found.values():
+                    continue
+                plain = isinstance(value, str | int | float | list | None)
+                built = reduce(getattr, path.split("."), row)
+                name = f"{path}={_written(value if plain else built)}"
+                if name in defenses or name in found:
+                    raise InputError(f"--model.sweep.vary: there is another row {name!r} already")
+                found[name] = row
         return found
 
 
 def with_setting(config: T, path: str, value: Any) -> T:
-    """A copy of a nested dataclass with the setting of a dotted name changed."""
-    name, _, rest = path.partition(".")
+    """A copy of a nested dataclass with the setting of a dotted name changed. The value is read as
+    in a config file: a list for a tuple, a class by its class_path."""
+    name, dot, rest = path.partition(".")
     allowed = [f.name for f in fields(config)] if is_dataclass(config) else []
     if name not in allowed:
-        raise InputError(
-            f"there is no setting {name!r} to vary, only {', '.join(allowed) or 'none'}"
-        )
-    if rest:
+        known = f"only {', '.join(allowed)}" if allowed else f"{config!r} has none"
+        raise InputError(f"there is no setting {name!r} to vary, {known}")
+    if dot:
         value = with_setting(getattr(config, name), rest, value)
+    else:
+        value = _read(name, get_type_hints(type(config))[name], value)
+    return replace(config, **{name: value})  # type: ignore[type-var]
+
+
+def _read(name: str, kind: Any, value: Any) -> Any:
+    """A raw value as its type; InputError where it is none."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if value is None:
+        if NoneType not in kinds:
+            raise InputError(f"{name} cannot be null")
+        return None
+    if isinstance(value, Namespace):  # what the command line's parser makes of a class_path
+        value = value.as_dict()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument(f"--{name}", type=reduce(or_, (k for k in kinds if k is not NoneType)))
     try:
-        return replace(config, **{name: value})  # type: ignore[type-var]
-    except TypeError as error:
-        raise InputError(f"{path} cannot be {value!r}: {error}") from None
+        return parser.instantiate_classes(parser.parse_object({name: value}))[name]
+    except InputError:
+        raise
+    except (ArgumentError, ValueError) as error:
+        raise InputError(f"{name} cannot be {value!r}: {error}") from None
+    except TypeError:  # no mapping, where the type is a dataclass
+        raise InputError(f"{name} cannot be {value!r}") from None
 
 
 def _written(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    if not is_dataclass(value):
+        return str(value)
+    settings = ", ".join(
+        f"{f.name}={_written(own)}"
+        for f in fields(value)
+        if (own := getattr(value, f.name))
+        != (f.default_factory() if callable(f.default_factory) else f.default)
+    )
+    return type(value).__name__ + (f"({settings})" if settings else "")

@@ -139,9 +139,10 @@ class RobustnessEvaluation(L.LightningModule):
         check_images(batch["image"], where="the data", samples=batch["sample"])
         block = Block(batch["image"], batch["label"], batch["sample"])
         outcomes = {}
+        if batch_idx == 0:  # all of them first: a row that cannot run stops no run half-way
+            for name, attacked in self.attacked.items():
+                self.certificates[name] = self._certify(name, attacked, block)
         for name, defense in self.rows.items():
-            if batch_idx == 0:
-                self.certificates[name] = self._certify(name, self.attacked[name], block)
             start = time.perf_counter()
             outcome = evaluate_block(
                 name,

@@ -74,21 +74,21 @@ def search(
     data: L.LightningDataModule,
     seed: int,
     folder: Path,
+    device: str,
     console: Console,
 ) -> Iterator[Trial]:
     """Trials in order, each written to the folder as soon as it is done; those that a run before
     this one finished are read from there."""
-    network, diffusion = load_classifier(classifier), load_denoiser(denoiser)
+    network, diffusion = load_classifier(classifier).to(device), load_denoiser(denoiser).to(device)
     check_classifier(network, data)
     check_denoiser(diffusion, data)
     data.setup("test")
-    blocks = [_block(batch) for batch in _loader(data)]
+    blocks = [_block(batch, device) for batch in _loader(data)]
     candidates, refused = combinations(base, vary)
     for reason in refused:
         console.print(f"[dim]left out: {reason}[/dim]", soft_wrap=True)
     path = folder / TRIALS
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {line["name"]: Trial.from_dict(line["trial"]) for line in lines}
+    done = finished(path)
     for number, (name, (settings, config)) in enumerate(candidates.items(), start=1):
         if name not in done:
             start = time.perf_counter()
@@ -132,6 +132,16 @@ def claim_folder(folder: Path, config: dict[str, Any]) -> None:
     path.write_text(json.dumps(kept, indent=2) + "\n")
 
 
+def finished(path: Path) -> dict[str, Trial]:
+    """Trials of earlier runs by name. A last line that a killed run left torn is cut off."""
+    text = path.read_text() if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    lines = [json.loads(line) for line in whole.splitlines()]
+    return {line["name"]: Trial.from_dict(line["trial"]) for line in lines}
+
+
 def tuned_config(config: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """A config for evaluate.py with the chosen settings, on the test images."""
     row = copy.deepcopy(config["base"]) | {"denoiser": "tuned"}
@@ -155,7 +165,7 @@ def tuned_config(config: dict[str, Any], settings: Settings) -> dict[str, Any]:
         },
         "data": data,
         "trainer": {
-            "accelerator": "cpu",
+            "accelerator": "cpu" if config["device"] == "cpu" else "auto",
             "devices": 1,
             "inference_mode": False,
             "logger": False,
@@ -184,9 +194,9 @@ def _trial(settings: Settings, records: list[Record], network_calls: int) -> Tri
     )
 
 
-def _block(batch: dict[str, Tensor]) -> Block:
+def _block(batch: dict[str, Tensor], device: str) -> Block:
     check_images(batch["image"], where="the data", samples=batch["sample"])
-    return Block(batch["image"], batch["label"], batch["sample"])
+    return Block(*(batch[key].to(device) for key in ("image", "label", "sample")))
 
 
 def _loader(data: L.LightningDataModule) -> DataLoader[dict[str, torch.Tensor]]:

@@ -68,7 +68,10 @@ def summarise(records: Sequence[Record], baseline: str | None = None) -> dict[st
             "mask_coverage": {"clean": coverage(clean), "adversarial": coverage(worst)},
             "network_calls": sum(record.network_calls for record in own),
         }
-        right[name] = {"clean": _right(clean), "robust": _right(worst)}
+        right[name] = {
+            kind: _right(sorted(rows, key=lambda record: record.sample))  # pairs them
+            for kind, rows in (("clean", clean), ("robust", worst))
+        }
     if baseline is not None:
         for name, own_right in right.items():
             if name != baseline:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import hypot
 from typing import Any
 
 import numpy as np
@@ -71,8 +72,9 @@ def paired_difference(
     """Mean of correct (n, draws) minus mean of baseline (n, draws of its own), the same samples.
 
     Percentile bootstrap: both take the same resampled samples, each its own resampled draws. Where
-    fewer than five samples do better, or worse, the interval is widened to what Wilson's interval
-    of their count allows.
+    fewer than five samples do better, or worse, a bootstrap cannot see the tail: its interval is
+    widened to the one that Wilson's intervals of both shares make (Newcombe 1998: their distances
+    from the shares, added as squares), at the nearest counts of samples.
     """
     if len(correct) != len(baseline):
         raise ValueError(f"{len(correct)} and {len(baseline)} samples cannot be paired")
@@ -80,10 +82,14 @@ def paired_difference(
     ours, theirs = _resampled_means([correct, baseline], seed)
     low, high = _interval(ours - theirs)
     gain = correct.mean(1) - baseline.mean(1)
-    better, worse = int((gain > 0).sum()), int((gain < 0).sum())
-    if min(better, worse) < FEW:
-        low, high = min(low, -wilson(worse, n).high), max(high, wilson(better, n).high)
-    return Difference(float(gain.mean()), low, high, n)
+    difference = float(gain.mean())
+    if min((gain > 0).sum(), (gain < 0).sum()) < FEW:
+        up = wilson(round(float(gain.clip(min=0).sum())), n)
+        down = wilson(round(float(-gain.clip(max=0).sum())), n)
+        below = hypot(up.accuracy - up.low, down.high - down.accuracy)
+        above = hypot(up.high - up.accuracy, down.accuracy - down.low)
+        low, high = min(low, difference - below), max(high, difference + above)
+    return Difference(difference, low, high, n)
 
 
 def _resampled_means(observed: Sequence[NDArray[np.bool_]], seed: int) -> list[NDArray[np.float64]]:

@@ -32,7 +32,7 @@ def note(results: dict[str, Any]) -> str:
         "clean / of adversarial images. "
         + (
             f"difference: in points from {run['baseline']!r}, robust single, paired by sample. "
-            if run["baseline"]
+            if run.get("baseline")
             else ""
         )
         + "Weaker than the full protocol: "
@@ -43,12 +43,12 @@ def note(results: dict[str, Any]) -> str:
 
 def columns(results: dict[str, Any]) -> tuple[str, ...]:
     """The table's heads; differences only where there is a baseline."""
-    return COLUMNS + (("difference",) if results["run"]["baseline"] else ())
+    return COLUMNS + (("difference",) if results["run"].get("baseline") else ())
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table's cells."""
-    paired = bool(results["run"]["baseline"])
+    paired = bool(results["run"].get("baseline"))
     return [
         (
             name,

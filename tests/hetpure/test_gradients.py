@@ -1,5 +1,5 @@
-"""Exact gradients: both policies agree to the last bit, finite differences agree with them, and
-the certificate catches the two bugs that evaluations of purifiers are known for."""
+"""The memory policies, and a certificate that catches the two bugs that evaluations of purifiers
+are known for. That every purifier's gradient is exact is in `test_purifier_family.py`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +15,7 @@ from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser, to_pixels
 from hetpure.gradients import Certificate, GradientError, Policy, certify, input_gradient
 from hetpure.noise import RowNoise
-from hetpure.purifiers import HeterogeneousPurifier, Purifier, Resampling, Step, UniformPurifier
-from hetpure.samplers import DDIM, DDPM
+from hetpure.purifiers import HeterogeneousPurifier, Purifier, Step, UniformPurifier
 
 LABELS = torch.tensor([0, 1, 2, 3])
 Rows = Callable[..., RowNoise]
@@ -29,26 +28,6 @@ class SmoothUniform(UniformPurifier):
 
     def finish(self, state: Tensor) -> Tensor:
         return to_pixels(state)
-
-
-@dataclass(frozen=True)
-class SmoothHeterogeneous(HeterogeneousPurifier):
-    def finish(self, state: Tensor) -> Tensor:
-        return to_pixels(state)
-
-
-PURIFIERS: dict[str, Purifier] = {
-    "uniform ddim": SmoothUniform(steps=20, strength=0.2),
-    "uniform ddpm": SmoothUniform(steps=20, strength=0.2, sampler=DDPM(clip_x0=False)),
-    "uniform eta": SmoothUniform(steps=20, strength=0.2, sampler=DDIM(eta=0.5)),
-    **{
-        f"heterogeneous {how}": SmoothHeterogeneous(steps=20, resampling=how, resample_jump=2)
-        for how in get_args(Resampling)
-    },
-    "heterogeneous ddpm": SmoothHeterogeneous(steps=20, sampler=DDPM(clip_x0=False)),
-    "state": SmoothHeterogeneous(steps=20, output="state"),
-}
-every_purifier = pytest.mark.parametrize("purifier", PURIFIERS.values(), ids=PURIFIERS.keys())
 
 
 def cross_entropy(noise: RowNoise, mask: Tensor | None) -> Loss:
@@ -64,48 +43,6 @@ def cross_entropy(noise: RowNoise, mask: Tensor | None) -> Loss:
 def directions(images: Tensor, count: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(9)
     return torch.randn(count, *images.shape, generator=generator, dtype=torch.float64)
-
-
-@every_purifier
-def test_checkpoint_is_tape_bit_for_bit(
-    purifier: Purifier,
-    denoiser: Denoiser,
-    classifier: Classifier,
-    images: Tensor,
-    half_mask: Tensor,
-    rows: Rows,
-) -> None:
-    defense = Defense(classifier, purifier, denoiser)
-    loss = cross_entropy(rows(0, 1, 2, 3), half_mask)
-    images.requires_grad_()
-    tape, recomputed = loss(defense, images, "tape"), loss(defense, images, "checkpoint")
-    assert torch.equal(tape, recomputed)
-    assert torch.equal(input_gradient(tape, images), input_gradient(recomputed, images))
-
-
-@every_purifier
-def test_gradient_agrees_with_finite_differences(
-    purifier: Purifier,
-    denoiser: Denoiser,
-    smooth_classifier: Classifier,
-    images: Tensor,
-    half_mask: Tensor,
-    rows: Rows,
-) -> None:
-    """To 1e-6, by differences taken here and not by the certificate's code."""
-    defense = Defense(smooth_classifier, purifier, denoiser)
-    images, mask = images[:2], half_mask[:2]
-    loss = cross_entropy(rows(0, 1), mask)
-    point = images.clone().requires_grad_()
-    gradient = input_gradient(loss(defense, point, "checkpoint"), point)
-    for direction in directions(images):
-        slope = (gradient * direction).sum()
-        errors = []
-        for size in (1e-3, 1e-4, 1e-5):
-            above = loss(defense, images + size * direction, "tape")
-            below = loss(defense, images - size * direction, "tape")
-            errors.append(float(abs((above - below) / (2 * size) / slope - 1)))
-        assert min(errors) < 1e-6
 
 
 def test_checkpoint_keeps_the_states_only(

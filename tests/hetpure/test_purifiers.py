@@ -256,6 +256,37 @@ def test_unattended_pixels_have_the_noise_of_t_small_when_stage_1_ends(
     assert not torch.isclose(state[..., :4], known[..., :4]).any()
 
 
+@every_sampler
+def test_recombining_gives_unattended_pixels_fresh_noise_of_the_same_level(
+    sampler: Sampler, denoiser: Denoiser, images: Tensor, half_mask: Tensor, rows: Rows
+) -> None:
+    """After every stage-1 point: exactly q(x, s) with the forward noise of repeat 1. What is
+    attended, before anything leaks in, is what single-step resampling makes it."""
+    noise = rows(0, 1, 2, 3)
+    plain = HeterogeneousPurifier(20, sampler, resample_jump=3)
+    purifier = replace(plain, recombine=True)
+    plan = purifier.plan(SCHEDULE)
+    assert [replace(s, known=s.known and s.repeat == 0) for s in plan] == [*plain.plan(SCHEDULE)]
+    found = states(purifier, plan, denoiser, images, half_mask, noise)
+    other = states(plain, plain.plan(SCHEDULE), denoiser, images, half_mask, noise)
+    points = [i for i, step in enumerate(plan) if step.repeat == 1]
+    assert [plan[i].to for i in points] == [150, 100]
+    for i in points:
+        draw = noise.normal(Purpose.FORWARD, images, step=plan[i].to, repeat=1)
+        known = add_noise(to_model(images), SCHEDULE.alpha_cumprod(plan[i].to), draw)
+        assert torch.equal(found[i + 1][..., 4:], known[..., 4:])
+        assert not torch.isclose(found[i][..., 4:], known[..., 4:]).all()  # not repeat 0's noise
+    first = points[0] + 1
+    assert torch.equal(found[first][..., :4], other[first][..., :4])
+    assert not torch.isclose(found[first][..., 4:], other[first][..., 4:]).any()
+
+
+@pytest.mark.parametrize("resampling", [r for r in RESAMPLING if r != "single_step"])
+def test_recombine_is_refused_where_it_would_do_nothing(resampling: Resampling) -> None:
+    with pytest.raises(InputError, match=f"recombine .* not of {resampling}"):
+        HeterogeneousPurifier(resampling=resampling, recombine=True)
+
+
 def test_heterogeneous_state_has_two_noise_levels(denoiser: Denoiser, rows: Rows) -> None:
     """Mean and variance of q(x, t_l) and q(x, t_s), within five standard errors."""
     images = torch.full((64, 1, 8, 8), 0.7, dtype=torch.float64)

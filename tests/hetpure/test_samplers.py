@@ -20,6 +20,8 @@ from hetpure.noise import Noise, Purpose, Stream
 from hetpure.samplers import (
     DDIM,
     DDPM,
+    VPODE,
+    VPSDE,
     Sampler,
     add_noise,
     ddim_sigma,
@@ -282,8 +284,10 @@ class GaussianDenoiser(nn.Module):
         (DDIM(eta=1.0), 1e-2),
         (DDPM(variance="fixed_small", clip_x0=False), 1e-2),
         (DDPM(variance="fixed_large", clip_x0=False), 1e-2),
+        (VPSDE(), 1e-2),
+        (VPODE(), 2e-3),
     ],
-    ids=["DDIM-0", "DDIM-1", "DDPM-small", "DDPM-large"],
+    ids=["DDIM-0", "DDIM-1", "DDPM-small", "DDPM-large", "VP-SDE", "VP-ODE"],
 )
 def test_reverse_process_ends_in_the_data_distribution(sampler: Sampler, tolerance: float) -> None:
     """Data N(.3, .25) under its optimal denoiser: steps are affine, so the final mean and variance
@@ -310,7 +314,14 @@ def test_reverse_process_ends_in_the_data_distribution(sampler: Sampler, toleran
 
 @pytest.mark.parametrize(
     ("sampler", "stochastic"),
-    [(DDIM(), False), (DDIM(eta=1e-3), True), (DDPM(), True), (DDPM(variance="fixed_small"), True)],
+    [
+        (DDIM(), False),
+        (DDIM(eta=1e-3), True),
+        (DDPM(), True),
+        (DDPM(variance="fixed_small"), True),
+        (VPSDE(), True),
+        (VPODE(), False),
+    ],
     ids=repr,
 )
 def test_stochastic_says_whether_noise_matters(sampler: Sampler, stochastic: bool) -> None:

@@ -108,3 +108,29 @@ def test_snr_root_is_the_ratio_of_signal_to_noise() -> None:
     alphas = torch.tensor([0.9, 0.5, 0.2]).double()
     expected = torch.tensor([3.0, 1.0, 0.5]).double()
     torch.testing.assert_close(snr_root(alphas), expected)
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, cosine_schedule()], ids=["linear", "cosine"])
+def test_sigma_is_noise_over_signal(schedule: Schedule) -> None:
+    """EDM's noise level; x / sqrt(abar) has it as the standard deviation of its noise."""
+    for t in (0, 1, 100, 999):
+        alpha = schedule.alphas_cumprod[t]
+        assert schedule.sigma(t) == pytest.approx((1 / alpha - 1) ** 0.5, rel=1e-9)
+    assert schedule.sigma(CLEAN) == 0
+    assert all(low < high for low, high in pairwise(map(schedule.sigma, range(CLEAN, 1000))))
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [LINEAR, cosine_schedule(), linear_schedule(7), Schedule((0.8,))],
+    ids=["linear", "cosine", "seven indices", "one index"],
+)
+def test_nearest_index_is_that_of_a_search_through_all(schedule: Schedule) -> None:
+    """At, between, beside and beyond the levels of the table."""
+    levels = torch.tensor([schedule.sigma(t) for t in range(len(schedule))], dtype=torch.float64)
+    middle = (levels[1:] + levels[:-1]) / 2
+    beside = torch.cat((middle * (1 - 1e-9), middle * (1 + 1e-9)))
+    wanted = torch.cat((levels, beside, torch.logspace(-5, 5, 500, dtype=torch.float64)))
+    found = [schedule.nearest(float(sigma)) for sigma in wanted]
+    assert found == (wanted[:, None] - levels).abs().argmin(1).tolist()
+    assert found[: len(levels)] == list(range(len(schedule)))

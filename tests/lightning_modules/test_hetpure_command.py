@@ -121,7 +121,8 @@ def test_a_folder_keeps_to_one_search(tmp_path: Path) -> None:
 
 def test_tuned_config_changes_the_settings_and_nothing_else() -> None:
     config: dict[str, Any] = {
-        "classifier": "c", "denoiser": "d", "seed": 5, "attack": {}, "protocol": {},
+        "classifier": "c", "denoiser": "d", "seed": 5, "device": "cpu",
+        "attack": {}, "protocol": {},
         "base": {"purifier": {"class_path": "P", "init_args": {"t": 1, "sampler": {
             "class_path": "S", "init_args": {"eta": 0}}}}, "mask": {"threshold": 0.9}},
         "data": {"class_path": "D", "init_args": {"test_split": "validation", "limit": 8}},
@@ -150,8 +151,8 @@ def test_tune_prints_a_frontier_resumes_and_writes_a_config(
     trials = (folder / "trials.jsonl").read_text().splitlines()
     assert len(trials) == 2
 
-    # Killed after the first trial: the second is all that is computed.
-    (folder / "trials.jsonl").write_text(trials[0] + "\n")
+    # Killed while it wrote the second trial: that one is all that is computed.
+    (folder / "trials.jsonl").write_text(trials[0] + "\n" + trials[1][:40])
     table = (folder / "frontier.md").read_text()
     again = hetpure("tune", *SMALL, f"--folder={folder}")
     assert again.stdout.count("from an earlier run") == 1
@@ -179,3 +180,5 @@ def test_tune_refuses_test_images_and_bad_weights(tmp_path: Path, refused: Refus
     assert "test_split validation" in refused("tune", *SMALL, folder, "--data.test_split=test")
     assert "clean_weight" in refused("tune", *SMALL, folder, "--clean_weight=2")
     assert "no.yaml" in refused("tune", "--config=no.yaml")
+    if not torch.cuda.is_available():
+        assert "--device=cpu" in refused("tune", *SMALL, folder, "--device=cuda")

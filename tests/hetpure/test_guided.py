@@ -1,0 +1,172 @@
+"""Guidance by hand and by autograd, and rounds that start where the one before ended."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from hetpure.denoiser import Denoiser, to_model
+from hetpure.errors import InputError
+from hetpure.noise import Purpose, RowNoise
+from hetpure.purifiers import GuidedPurifier, UniformPurifier
+from hetpure.purifiers.purifier import Output
+from hetpure.samplers import DDIM, DDPM, VPSDE, Sampler, Variance, add_noise, ddpm_step
+from hetpure.schedule import CLEAN, linear_schedule
+
+SCHEDULE = linear_schedule()
+GUIDED = GuidedPurifier(steps=50, strength=0.1, guidance=2.0, rounds=1)
+Rows = Callable[..., RowNoise]
+
+
+def states(
+    purifier: GuidedPurifier | UniformPurifier, denoiser: Denoiser, images: Tensor, noise: RowNoise
+) -> list[Tensor]:
+    """The state after the start and after every step, in model units."""
+    found = [purifier.start(denoiser, images, noise)]
+    for step in purifier.plan(SCHEDULE):
+        found.append(purifier.advance(denoiser, step, found[-1], images, None, noise))
+    return found
+
+
+@pytest.mark.parametrize("output", ["x0", "state"])
+@pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
+def test_without_guidance_one_round_is_the_uniform_purifier(
+    variance: Variance, output: Output, denoiser: Denoiser, images: Tensor, rows: Rows
+) -> None:
+    noise, sampler = rows(0, 1, 2, 3), DDPM(variance=variance)
+    free = replace(GUIDED, guidance=0.0, sampler=sampler, output=output)
+    uniform = UniformPurifier(steps=50, strength=0.1, sampler=sampler, output=output)
+    assert free.plan(SCHEDULE) == uniform.plan(SCHEDULE)
+    found, expected = (states(purifier, denoiser, images, noise) for purifier in (free, uniform))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    guided = states(replace(free, guidance=1.0), denoiser, images, noise)
+    assert not torch.isclose(guided[-1], found[-1]).all()
+
+
+@pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
+@pytest.mark.parametrize("number", [0, 2], ids="round {}".format)
+def test_a_guided_step_by_hand(
+    number: int, variance: Variance, denoiser: Denoiser, images: Tensor, rows: Rows
+) -> None:
+    """The ancestral step minus s_t Sigma_t times the gradient that autograd finds for D."""
+    sampler = DDPM(variance=variance, clip_x0=False)
+    purifier = replace(GUIDED, sampler=sampler, rounds=3)
+    step = next(s for s in purifier.plan(SCHEDULE) if (s.via, s.repeat) == (60, number))
+    assert (step.at, step.to) == (60, 40)
+    a_t, a_s = SCHEDULE.alphas_cumprod[60], SCHEDULE.alphas_cumprod[40]
+    noise, state = rows(0, 1, 2, 3), to_model(images).requires_grad_()
+
+    n = noise.normal(Purpose.FORWARD, images, step=60, repeat=number)
+    diffused = a_t**0.5 * (2 * images.flip(-1) - 1) + (1 - a_t) ** 0.5 * n
+    (gradient,) = torch.autograd.grad(((state - diffused) ** 2).sum(), state)
+    x0, _ = denoiser.predict(state, 60)
+    fresh = noise.normal(Purpose.REVERSE, images, step=40, repeat=number)
+    after = ddpm_step(state, x0, a_t, a_s, variance, fresh)
+    beta = 1 - a_t / a_s
+    sigma = beta if variance == "fixed_large" else beta * (1 - a_s) / (1 - a_t)
+    expected = after - 2.0 * ((1 - a_t) / a_t) ** 0.5 * sigma * gradient
+
+    found = purifier.advance(denoiser, step, state, images.flip(-1), None, noise)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("output", ["x0", "state"])
+def test_guidance_pulls_every_image_towards_the_input(
+    output: Output, denoiser: Denoiser, images: Tensor, rows: Rows
+) -> None:
+    """Before the last prediction, and in the result where nothing is predicted after it."""
+    noise, target = rows(0, 1, 2, 3), to_model(images)
+    distances = []
+    for guidance in (0.0, 1.0, 3.0, 9.3, 20.0):
+        purifier = replace(GUIDED, guidance=guidance, rounds=2, output=output)
+        final = states(purifier, denoiser, images, noise)[-1]
+        distances.append((final - target).flatten(1).norm(dim=1))
+    assert all((nearer < farther).all() for farther, nearer in pairwise(distances))
+
+
+@pytest.mark.parametrize(("rounds", "calls"), [(1, 5), (2, 10), (4, 20)])
+def test_every_round_has_the_same_calls(rounds: int, calls: int) -> None:
+    plan = replace(GUIDED, rounds=rounds).plan(SCHEDULE)
+    assert sum(step.network_calls for step in plan) == len(plan) == calls
+    assert [step.repeat for step in plan] == [k for k in range(rounds) for _ in range(5)]
+    assert [step.via for step in plan] == [100, 80, 60, 40, 20] * rounds
+    starts = [step for step in plan if step.via == 100]
+    assert [step.at for step in starts] == [100] + [CLEAN] * (rounds - 1)
+
+
+@pytest.mark.parametrize(("output", "last"), [("x0", CLEAN), ("state", 0)])
+def test_a_round_starts_from_the_output_of_the_one_before(
+    output: Output, last: int, denoiser: Denoiser, images: Tensor, rows: Rows
+) -> None:
+    """Diffused by hand from level `last` to the first index, with noise of its own; the input is
+    still what guides it."""
+    noise, purifier = rows(0, 1, 2, 3), replace(GUIDED, rounds=3, output=output)
+    plan, found = purifier.plan(SCHEDULE), states(purifier, denoiser, images, noise)
+    first = states(replace(purifier, rounds=1), denoiser, images, noise)
+    assert all(torch.equal(one, other) for one, other in zip(first, found[:6], strict=True))
+    for number in (1, 2):
+        before, after = found[5 * number : 5 * number + 2]
+        kept = SCHEDULE.alpha_cumprod(100) / SCHEDULE.alpha_cumprod(last)
+        fresh = noise.normal(Purpose.RESAMPLE, images, step=0, repeat=number)
+        diffused = add_noise(before, kept, fresh)
+        step = plan[5 * number]
+        assert (step.at, step.via) == (last, 100)
+        expected = purifier.advance(denoiser, replace(step, at=100), diffused, images, None, noise)
+        assert torch.equal(after, expected)
+
+
+def test_rounds_share_no_address(
+    denoiser: Denoiser, images: Tensor, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But the one that must be shared: at the first index of round 0 the known noise is the
+    initial noise, so nothing pulls there."""
+    asked: list[tuple[Purpose, int, int]] = []
+    words = RowNoise.words
+
+    def record(self: RowNoise, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
+        asked.append((purpose, step, repeat))
+        return words(self, purpose, step, repeat, count)
+
+    monkeypatch.setattr(RowNoise, "words", record)
+    noise = rows(0, 1, 2, 3)
+    found = states(replace(GUIDED, rounds=3), denoiser, images, noise)
+    assert {address for address in asked if asked.count(address) > 1} == {(Purpose.FORWARD, 100, 0)}
+    assert asked.count((Purpose.FORWARD, 100, 0)) == 2
+    unguided = states(replace(GUIDED, guidance=0.0), denoiser, images, noise)
+    assert torch.equal(found[1], unguided[1])
+    assert not torch.isclose(found[2], unguided[2]).all()
+
+
+def test_defaults_are_the_published_ones() -> None:
+    """GDMP on CIFAR-10: four rounds from index 36, 60000 * 3 / (16 / 255) on the mean over a batch
+    of 100 images of 3 x 32 x 32."""
+    purifier = GuidedPurifier()
+    assert (purifier.plan(SCHEDULE)[0].at, purifier.rounds) == (36, 4)
+    assert purifier.guidance == pytest.approx(
+        60000 * 3 / (16 / 255) / (100 * 3 * 32 * 32), rel=5e-3
+    )
+
+
+@pytest.mark.parametrize("sampler", [DDIM(), DDIM(eta=1.0), VPSDE()], ids=repr)
+def test_a_sampler_without_the_variance_of_a_step_is_refused(sampler: Sampler) -> None:
+    with pytest.raises(InputError, match="must be DDPM"):
+        GuidedPurifier(sampler=sampler)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"guidance": -1.0}, "guidance must be >= 0, got -1.0"),
+        ({"guidance": float("nan")}, "guidance must be >= 0, got nan"),
+        ({"guidance": float("inf")}, "guidance must be >= 0, got inf"),
+        ({"rounds": 0}, "rounds must be >= 1, got 0"),
+        ({"strength": 2.0}, "strength .* 2.0"),
+        ({"output": "x1"}, "output .*x1"),
+    ],
+)
+def test_unusable_parameters_are_refused(setting: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        GuidedPurifier(**setting)  # type: ignore[arg-type]

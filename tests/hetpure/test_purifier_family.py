@@ -1,0 +1,247 @@
+"""What every purifier owes to an evaluation, of whatever family: exact gradients, a plan that tells
+its cost, noise that an attacker can lock, and results that follow the sample and not the batch."""
+
+from dataclasses import fields
+from typing import get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense, count_network_calls
+from hetpure.denoiser import Denoiser, to_pixels
+from hetpure.evaluation.certificate import certify_defense
+from hetpure.gradients import Policy, input_gradient, run_plan
+from hetpure.noise import (
+    FORWARD_GROUP,
+    Group,
+    Noise,
+    Purpose,
+    RowNoise,
+    Stream,
+    attack_draw,
+)
+from hetpure.purifiers import (
+    EDMPurifier,
+    GuidedPurifier,
+    HeterogeneousPurifier,
+    Purifier,
+    Resampling,
+    UniformPurifier,
+)
+from hetpure.samplers import DDIM, DDPM, VPODE, VPSDE, Sampler
+from hetpure.schedule import linear_schedule
+
+SCHEDULE = linear_schedule()
+LABELS, IDS = torch.tensor([0, 1, 2, 3]), torch.tensor([11, 3, 40, 7])
+REPORT = Noise.of(7, Stream.REPORT)
+DRAW = attack_draw(0, 1, 2, 3)
+ANCESTRAL = DDPM(clip_x0=False)
+SAMPLERS: dict[str, Sampler] = {
+    "ddim": DDIM(),
+    "eta": DDIM(eta=0.5),
+    "ddpm": ANCESTRAL,
+    "vp-sde": VPSDE(),
+    "vp-ode": VPODE(),
+}
+FAMILY: dict[str, Purifier] = {
+    **{
+        f"uniform {name}": UniformPurifier(steps=20, strength=0.2, sampler=sampler)
+        for name, sampler in SAMPLERS.items()
+    },
+    "edm": EDMPurifier(steps=3, strength=0.2),
+    "edm churn": EDMPurifier(steps=3, strength=0.2, churn=1.0),
+    "guided": GuidedPurifier(
+        steps=20, strength=0.1, sampler=ANCESTRAL, guidance=2.0, rounds=2, output="x0"
+    ),
+    **{
+        f"heterogeneous {name} {how}": HeterogeneousPurifier(
+            steps=20, sampler=SAMPLERS[name], resampling=how, resample_jump=2
+        )
+        for name in ("ddim", "ddpm")
+        for how in get_args(Resampling)
+    },
+    "heterogeneous ddim recombine": HeterogeneousPurifier(steps=20, recombine=True),
+    "heterogeneous ddpm recombine": HeterogeneousPurifier(20, ANCESTRAL, recombine=True),
+    "heterogeneous state": HeterogeneousPurifier(steps=20, output="state"),
+}
+REVERSE_NOISE = {
+    name for name in FAMILY if {"eta", "ddpm", "vp-sde", "churn", "guided"} & set(name.split())
+}
+every_purifier = pytest.mark.parametrize("purifier", FAMILY.values(), ids=FAMILY.keys())
+Asked = list[tuple[Purpose, int, int]]
+
+
+def smooth(purifier: Purifier) -> Purifier:
+    """Its twin without the clamp to [0, 1]: nothing but smooth functions from image to logits."""
+
+    class Smooth(type(purifier)):  # type: ignore[misc]
+        def finish(self, state: Tensor) -> Tensor:
+            return to_pixels(state)
+
+    return Smooth(**{field.name: getattr(purifier, field.name) for field in fields(purifier)})
+
+
+def last_state(
+    purifier: Purifier, denoiser: Denoiser, images: Tensor, mask: Tensor, noise: RowNoise
+) -> Tensor:
+    """In model units: no clamp hides anything."""
+    return run_plan(
+        purifier.plan(SCHEDULE),
+        lambda step, state: purifier.advance(denoiser, step, state, images, mask, noise),
+        purifier.start(denoiser, images, noise),
+        "tape",
+    )
+
+
+def loss(defense: Defense, images: Tensor, mask: Tensor, policy: Policy) -> Tensor:
+    """That of an attack, with noise and mask held fixed."""
+    logits = defense(images, REPORT.on(IDS[: len(images)]), mask, policy)
+    return F.cross_entropy(logits, LABELS[: len(images)], reduction="sum")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """The addresses of all noise that is drawn, in order."""
+    found: Asked = []
+    words = RowNoise.words
+
+    def record(self: RowNoise, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
+        found.append((purpose, step, repeat))
+        return words(self, purpose, step, repeat, count)
+
+    monkeypatch.setattr(RowNoise, "words", record)
+    return found
+
+
+@every_purifier
+def test_checkpoint_is_tape_bit_for_bit(
+    purifier: Purifier,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    images: Tensor,
+    half_mask: Tensor,
+) -> None:
+    defense = Defense(classifier, purifier, denoiser)
+    images.requires_grad_()
+    tape, recomputed = (loss(defense, images, half_mask, how) for how in get_args(Policy))
+    assert torch.equal(tape, recomputed)
+    assert torch.equal(input_gradient(tape, images), input_gradient(recomputed, images))
+
+
+@every_purifier
+def test_gradient_agrees_with_finite_differences(
+    purifier: Purifier,
+    denoiser: Denoiser,
+    smooth_classifier: Classifier,
+    images: Tensor,
+    half_mask: Tensor,
+) -> None:
+    """To 1e-6, by differences taken here and not by the certificate's code."""
+    defense = Defense(smooth_classifier, smooth(purifier), denoiser)
+    images, mask = images[:2], half_mask[:2]
+    point = images.clone().requires_grad_()
+    gradient = input_gradient(loss(defense, point, mask, "checkpoint"), point)
+    generator = torch.Generator().manual_seed(9)
+    for direction in torch.randn(2, *images.shape, generator=generator, dtype=torch.float64):
+        slope = (gradient * direction).sum()
+        errors = []
+        for size in (1e-4, 1e-5):
+            above = loss(defense, images + size * direction, mask, "tape")
+            below = loss(defense, images - size * direction, mask, "tape")
+            errors.append(float(abs((above - below) / (2 * size) / slope - 1)))
+        assert min(errors) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "name", ["uniform vp-sde", "edm churn", "guided", "heterogeneous ddpm recombine"]
+)
+def test_its_certificate_passes(
+    name: str, denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    """As an evaluation asks for it: ReLUs, the final clamp, the classifier's own mask. One of each
+    kind of step: it takes 30 purifications."""
+    defense = Defense(classifier, FAMILY[name], denoiser)
+    found = certify_defense(defense, images, IDS, seed=7, bound=1e-5)
+    assert found.passed, found
+    assert found.directions == 3
+
+
+@every_purifier
+def test_its_plan_tells_the_calls_before_any_image(
+    purifier: Purifier, denoiser: Denoiser, classifier: Classifier, half_mask: Tensor
+) -> None:
+    """Counted at the network itself and by the project's counter, for images of all kinds."""
+    defense = Defense(classifier, purifier, denoiser)
+    assert defense.plan == purifier.plan(SCHEDULE)
+    calls: list[int] = []
+    handle = denoiser.network.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    for images in (torch.zeros(4, 1, 8, 8), torch.ones(4, 1, 8, 8), torch.rand(4, 1, 8, 8)):
+        calls.clear()
+        with count_network_calls(defense) as counter:
+            defense.purify(images.double(), REPORT.on(IDS), half_mask)
+        assert calls == [4] * defense.network_calls
+        assert (counter.batches, counter.rows) == (len(calls), sum(calls))
+    handle.remove()
+
+
+@every_purifier
+def test_its_result_does_not_depend_on_batch_or_order(
+    purifier: Purifier, denoiser: Denoiser, images: Tensor, half_mask: Tensor
+) -> None:
+    """To rounding only: the UNet's matrix products add up in an order that depends on the number
+    of rows."""
+    whole = last_state(purifier, denoiser, images, half_mask, REPORT.on(IDS))
+    for order in ([2], [3, 0], [1, 3, 2, 0]):
+        noise = REPORT.on(IDS[order])
+        part = last_state(purifier, denoiser, images[order], half_mask[order], noise)
+        torch.testing.assert_close(part, whole[order], rtol=0, atol=1e-12)
+    others = last_state(purifier, denoiser, images, half_mask, REPORT.on(IDS + 1))
+    assert not torch.isclose(others, whole).all((1, 2, 3)).any()
+
+
+@every_purifier
+def test_no_address_is_used_twice(
+    purifier: Purifier, denoiser: Denoiser, images: Tensor, half_mask: Tensor, asked: Asked
+) -> None:
+    """But the initial noise, which is the known noise of a guided purification's first step."""
+    last_state(purifier, denoiser, images, half_mask, REPORT.on(IDS))
+    shared = {address for address in asked if asked.count(address) > 1}
+    start = (Purpose.FORWARD, purifier.plan(SCHEDULE)[0].at, 0)
+    assert asked[0] == start
+    assert shared == ({start} if isinstance(purifier, GuidedPurifier) else set())
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [(), ("forward",), ("reverse",), ("forward", "reverse")],
+    ids=["white-box", "DW-forward", "DW-reverse", "DW-both"],
+)
+@pytest.mark.parametrize("name", FAMILY)
+def test_an_attacker_who_knows_noise_meets_it_again(
+    name: str,
+    keep: tuple[Group, ...],
+    denoiser: Denoiser,
+    images: Tensor,
+    half_mask: Tensor,
+    asked: Asked,
+) -> None:
+    """The groups that it keeps have the same draws, the others none of them; the result is the
+    same bit for bit exactly where every group that the purifier uses is kept."""
+    purifier, other = FAMILY[name], REPORT.redraw(DRAW, keep)
+    results = [
+        last_state(purifier, denoiser, images, half_mask, noise.on(IDS))
+        for noise in (REPORT, other)
+    ]
+    addresses = set(asked)
+    used: set[Group] = {"forward" if a[0] in FORWARD_GROUP else "reverse" for a in addresses}
+    assert used == ({"forward", "reverse"} if name in REVERSE_NOISE else {"forward"})
+    for purpose, step, repeat in addresses:
+        first, second = (n.on(IDS).words(purpose, step, repeat, 64) for n in (REPORT, other))
+        group = "forward" if purpose in FORWARD_GROUP else "reverse"
+        assert torch.equal(first, second) if group in keep else not (first == second).any()
+    assert torch.equal(*results) == (used <= set(keep))
+    if not used <= set(keep):
+        assert not torch.isclose(*results).all((1, 2, 3)).any()
