@@ -23,37 +23,40 @@ from cost import peak_bytes
 
 from datamodules.fashion_mnist import read_packaged
 from hetpure.attacks import PGD
+from hetpure.attention import AttentionMask
 from hetpure.defense import Defense, count_network_calls
 from hetpure.evaluation.borders import border_inconsistency
 from hetpure.evaluation.protocol import Block, Protocol, Record, evaluate_block
-from hetpure.evaluation.results import summarise
+from hetpure.evaluation.results import provenance, summarise
 from hetpure.gradients import input_gradient
 from hetpure.noise import Noise, Stream, noise_for
 from hetpure.numbers import Number
-from hetpure.presets import PRESETS
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
-from hetpure.weights import load_classifier, load_denoiser
+from hetpure.report.table import difference, interval
+from hetpure.weights import ASSETS, folder_hash, load_classifier, load_denoiser
 
+SINGLE, MULTI = "single_step U=10", "multi_step U=20"
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"resampling": "none"},
-    "single_step": {"resampling": "single_step", "resample_jump": 10},
-    "fused": {"resampling": "fused", "resample_jump": 3},
+    "single_step U=10": {"resampling": "single_step", "resample_jump": 10},
+    "fused U=3": {"resampling": "fused", "resample_jump": 3},
     "multi_step U=20": {"resampling": "multi_step", "resample_jump": 20},
 }
 CONTROL = "uniform t=200"  # of border inconsistency: what a purifier without a mask gives
+WEIGHTS = ("fashion_mnist_wrn", "fashion_mnist_ddpm")
+PROTOCOL = Protocol(report_draws=5, selection_draws=3)
 KINDS = ("purification", "gradient, tape", "gradient, checkpoint")
 
 
 def defense_of(variant: str, steps: int, device: str) -> Defense:
     """The packaged classifier and DDPM behind one variant."""
-    preset = PRESETS["fashion_mnist"]
     purifier = (
         UniformPurifier(steps=steps, strength=0.2, through=0.1)
         if variant == CONTROL
         else replace(HeterogeneousPurifier(steps=steps), **VARIANTS[variant])
     )
-    classifier, denoiser = load_classifier(preset.classifier), load_denoiser("fashion_mnist_ddpm")
-    return Defense(classifier, purifier, denoiser, preset.mask).to(device)
+    classifier, denoiser = load_classifier(WEIGHTS[0]), load_denoiser(WEIGHTS[1])
+    return Defense(classifier, purifier, denoiser, AttentionMask(threshold=0.5)).to(device)
 
 
 def work(
@@ -107,8 +110,8 @@ def costs(steps: int, batch: int, device: str, repeats: int) -> dict[str, Any]:
 
 
 def measure_peak(variant: str, kind: str, steps: int, batch: int, device: str) -> int | None:
-    """Peak bytes above what the networks and a first call take."""
-    work(variant, "purification", 10, batch, device)[0]()
+    """Peak bytes above what the networks and a first call with one image take."""
+    work(variant, "purification", 10, 1, device)[0]()
     return peak_bytes(work(variant, kind, steps, batch, device)[0], device)
 
 
@@ -125,22 +128,27 @@ def quality(steps: int, count: int, attack: PGD, device: str) -> dict[str, Any]:
     noise = Noise.of(0, Stream.REPORT).on(samples)
     found: dict[str, Any] = {}
     records: list[Record] = []
-    for variant in (*VARIANTS, CONTROL):
+    seams: dict[str, torch.Tensor] = {}
+    for variant in (CONTROL, *VARIANTS):
         defense = defense_of(variant, steps, device)
         defense.policy = "tape"
         with torch.no_grad():
-            seam = border_inconsistency(images, defense.purify(images, noise, mask), mask)
-        seam = seam[seam.isfinite()]
+            purified = defense.purify(images, noise, mask)
+        seams[variant] = border_inconsistency(images, purified, mask)
+        both = seams[variant].isfinite() & seams[CONTROL].isfinite()
+        seam, more = seams[variant][both], (seams[variant] - seams[CONTROL])[both]
         found[variant] = {
             "network_calls": defense.network_calls,
             "border": float(seam.mean()),
-            "border_standard_error": float(seam.std() / len(seam) ** 0.5),
+            "border_more": float(more.mean()),
+            "border_more_error": float(more.std() / len(more) ** 0.5),
+            "border_images": len(seam),
         }
         for rows in torch.arange(count).split(64):
             block = Block(images[rows], labels[rows], samples[rows])
-            records += evaluate_block(variant, defense, attack, block, Protocol(5, 3), 0).records
+            records += evaluate_block(variant, defense, attack, block, PROTOCOL, 0).records
         print(f"quality, {variant}: done", flush=True)
-    for variant, summary in summarise(records, baseline="single_step").items():
+    for variant, summary in summarise(records, baseline=SINGLE).items():
         found[variant] |= {
             "standard": summary["clean"]["single"],
             "robust": summary["robust"]["single"],
@@ -169,7 +177,7 @@ def tables(found: dict[str, Any]) -> str:
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     lines += ["", "Single-step against multi-step U=20 saves:", ""]
     for kind in KINDS:
-        single, multi = cost["single_step"][kind], cost["multi_step U=20"][kind]
+        single, multi = cost[SINGLE][kind], cost[MULTI][kind]
         shares = [
             f"{100 * (1 - single[key] / multi[key]):.0f}% of {name}"
             for key, name in (
@@ -177,31 +185,37 @@ def tables(found: dict[str, Any]) -> str:
                 ("seconds", "seconds"),
                 ("peak_bytes", "peak memory"),
             )
-            if multi[key]
+            # Nothing is taped in a purification: its peak is the allocator's affair.
+            if multi[key] and (key != "peak_bytes" or kind != "purification")
         ]
         lines.append(f"- {kind}: {', '.join(shares)}")
     lines += [
         "",
         f"**Quality (S = {found['quality_steps']}, n = {found['images']}, {found['attack']})**",
         "",
-        "| purifier | network calls | border inconsistency | standard | robust | difference |",
-        "|" + " --- |" * 6,
+        "| purifier | network calls | border inconsistency | more than uniform"
+        " | standard | robust | robust difference |",
+        "|" + " --- |" * 7,
     ]
     for variant, row in quality_of.items():
-        difference = row["difference"]
+        more = f"{row['border_more']:+.2f} ± {row['border_more_error']:.2f}"
         lines.append(
-            f"| {variant} | {row['network_calls']} | {row['border']:.2f} ± "
-            f"{row['border_standard_error']:.2f} | {_interval(row['standard'])} "
-            f"| {_interval(row['robust'])} | "
-            + (_difference(difference) if difference else "-")
-            + " |"
+            f"| {variant} | {row['network_calls']} | {row['border']:.2f} "
+            f"| {'-' if variant == CONTROL else more} | {interval(row['standard'])} "
+            f"| {interval(row['robust'])} | {difference(row['difference'])} |"
         )
     lines += [
         "",
         "Border inconsistency: gradient energy of the change across mask borders over elsewhere,"
-        " clean images, mean ± standard error; the uniform purifier has no seam, so its value is"
-        " what the images give. Accuracy in % over 5 report draws with its 95% interval;"
-        " difference: robust points from single_step, paired by sample.",
+        " clean images, mean; more than the uniform purifier, which has no seam, paired by image,"
+        " ± standard error. Accuracy in % over 5 report draws with its 95% interval;"
+        f" robust difference: points from {SINGLE}, paired by sample. Weaker than full: "
+        + "; ".join(found["weaker_than_full"])
+        + ".",
+        "",
+        f"On {found['machine']}, with "
+        + ", ".join(f"`{name}@{digest[:12]}`" for name, digest in found["weights"].items())
+        + f", commit {found['commit']}.",
     ]
     return "\n".join(lines)
 
@@ -225,7 +239,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         (
             "border inconsistency",
             [quality_of[name]["border"] for name in names],
-            [quality_of[name]["border_standard_error"] for name in names],
+            None,
         ),
         (
             "robust accuracy (%)",
@@ -246,18 +260,6 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 def _megabytes(peak: int | None) -> str:
     return "-" if peak is None else f"{peak / 1e6:.0f}"
-
-
-def _interval(estimate: dict[str, Any]) -> str:
-    return "{:.1f} [{:.1f}, {:.1f}]".format(
-        *(100 * estimate[key] for key in ("accuracy", "low", "high"))
-    )
-
-
-def _difference(found: dict[str, Any]) -> str:
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(
-        *(100 * found[key] for key in ("difference", "low", "high"))
-    )
 
 
 def main() -> None:
@@ -284,7 +286,13 @@ def main() -> None:
     path = options.folder / "results.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if {key: found.get(key) for key in asked} != asked:  # of other options: start anew
-        found = asked | {"threads": torch.get_num_threads()}
+        origin = provenance(Path(__file__).parent, torch.device(options.device))
+        found = asked | {
+            "commit": origin["commit"],
+            "machine": f"{origin['device']}, {origin['threads']} threads",
+            "weights": {name: folder_hash(ASSETS / name) for name in WEIGHTS},
+            "weaker_than_full": [*attack.weaker_than_full(), *PROTOCOL.weaker_than_full()],
+        }
     parts = {
         "cost": lambda: costs(options.steps, options.batch, options.device, options.repeats),
         "quality": lambda: quality(options.quality_steps, options.images, attack, options.device),

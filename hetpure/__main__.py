@@ -10,22 +10,20 @@ import yaml
 from lightning import LightningDataModule
 from rich.console import Console
 
-from datamodules.fashion_mnist import FashionMNIST
 from hetpure.attacks import Attack
 from hetpure.errors import InputError
 from hetpure.evaluation.frontier import choose
 from hetpure.evaluation.protocol import Protocol
 from hetpure.images import read_image, write_image
 from hetpure.noise import noise_for
-from hetpure.presets import load_defense
+from hetpure.presets import PRESETS, load_defense
 from hetpure.report.figure import draw
 from hetpure.report.frontier import draw_frontier, frontier_markdown, frontier_table
 from hetpure.report.purification import purification_panels
+from hetpure.weights import folder_hash, resolve
 from lightning_modules.cli import quiet, run
 from lightning_modules.defenses import DefenseConfig
 from lightning_modules.tuning import claim_folder, search, tuned_config
-
-CLASS_NAMES = {"fashion_mnist": FashionMNIST.class_names}
 
 
 def purify(
@@ -49,7 +47,7 @@ def purify(
     noise = noise_for(image, seed)
     purified = loaded.purify(image, noise)
     write_image(target, purified)
-    names = CLASS_NAMES[defense]
+    names = PRESETS[defense].classes
     before, after = (names[loaded.classifier(p).argmax(1)] for p in (image, purified))
     print(f"{target}: classified as {after}, {before} before; {loaded.network_calls} network calls")
     if figure is not None:
@@ -93,28 +91,50 @@ def tune(
     """
     if not 0 <= clean_weight <= 1:
         raise InputError(f"--clean_weight must be in [0, 1], got {clean_weight}")
-    if getattr(data, "test_split", "validation") != "validation":
-        raise InputError("tuning chooses, so it needs --data.test_split validation")
+    if getattr(data, "test_split", None) != "validation":
+        raise InputError("tuning chooses, so it needs data with a test_split, set to validation")
+    if base.purifier is None or base.denoiser is not None or base.surrogate is not None:
+        raise InputError(
+            "the base of a search has a purifier, no denoiser of its own (it is --denoiser) and no"
+            " surrogate"
+        )
     if device != "cpu" and not getattr(torch, device).is_available():
         raise InputError(f"this machine or this build of torch has no {device}: use --device=cpu")
     place, console = Path(folder), Console(width=None if Console().is_terminal else 140)
-    claim_folder(place, config)
+    weights = {name: folder_hash(resolve(name)) for name in (classifier, denoiser)}
+    claim_folder(place, config | {"weights": weights})
     trials = list(
         search(
-            classifier, denoiser, base, vary, attack, protocol, data, seed, place, device, console
+            classifier=classifier,
+            denoiser=denoiser,
+            base=base,
+            vary=vary,
+            attack=attack,
+            protocol=protocol,
+            data=data,
+            seed=seed,
+            folder=place,
+            device=device,
+            console=console,
         )
     )
     chosen = choose(trials, clean_weight)
     title = f"{getattr(data, 'description', 'data')}: {attack.describe()}; n = {chosen.clean.n}"
+    notes = [
+        f"{len(trials)} settings tried; the chosen one has the highest mean of clean and robust"
+        f" accuracy, clean weighing {clean_weight:g}. These accuracies chose it: they flatter it.",
+        f"{protocol.report_draws} report draws, {protocol.selection_draws} selection draws",
+        *(f"weaker than full: {line}" for line in attack.weaker_than_full()),
+        *(f"weaker than full: {line}" for line in protocol.weaker_than_full()),
+        *(f"`{name}@{digest[:12]}`" for name, digest in weights.items()),
+    ]
     console.print(frontier_table(trials, chosen, title))
-    (place / "frontier.md").write_text(frontier_markdown(trials, chosen, title))
+    (place / "frontier.md").write_text(frontier_markdown(trials, chosen, title, notes))
     draw_frontier(trials, chosen, title, place / "frontier.png")
     tuned = place / "tuned.yaml"
     tuned.write_text(yaml.safe_dump(tuned_config(config, chosen.settings), sort_keys=False))
     console.print(
-        "These accuracies chose the settings, so they flatter them. On the test images:\n"
-        f"  python evaluate.py --config {tuned}",
-        soft_wrap=True,
+        f"{notes[0]}\nOn the test images: python evaluate.py --config {tuned}", soft_wrap=True
     )
 
 

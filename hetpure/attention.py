@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Literal
 
 import torch
@@ -23,14 +24,17 @@ Placement = Literal["attended", "inverted", "random", "shifted"]
 
 @contextmanager
 def captured(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """The outputs of the named modules in calls made inside the block; hooks end with it."""
+    """The outputs of the named modules in calls that this thread makes inside the block; hooks end
+    with it. Copies: an in-place activation that follows cannot change what was captured."""
     outputs: dict[str, Tensor] = {}
     modules = dict(network.named_modules())
     handles = []
+    caller = get_ident()
 
     def keep(name: str) -> None:
         def hook(module: nn.Module, arguments: object, output: Tensor) -> None:
-            outputs[name] = output
+            if get_ident() == caller:
+                outputs[name] = output.clone() if isinstance(output, Tensor) else output
 
         handles.append(modules[name].register_forward_hook(hook))
 

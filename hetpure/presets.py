@@ -11,12 +11,13 @@ from hetpure.weights import load_classifier, load_denoiser
 
 @dataclass(frozen=True)
 class Preset:
-    """Names of packaged weights, and what stands before the classifier."""
+    """Names of packaged weights, what stands before the classifier, and its classes' names."""
 
     classifier: str
     denoiser: str
     purifier: Purifier
     mask: AttentionMask
+    classes: tuple[str, ...]
 
 
 # The heterogeneous + ADDT row of configs/evaluate/quick.yaml.
@@ -26,6 +27,18 @@ PRESETS = {
         denoiser="fashion_mnist_addt",
         purifier=HeterogeneousPurifier(steps=20, t_large=0.2, t_small=0.1),
         mask=AttentionMask(threshold=0.5),
+        classes=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
     )
 }
 

@@ -73,20 +73,26 @@ def ddpm_variance(alpha: float, alpha_next: float, variance: Variance) -> float:
     return scale * (1 - alpha / alpha_next)
 
 
-def vp_sde_step(
-    x: Tensor, x0: Tensor, alpha: float, alpha_next: float, noise: Tensor | None
-) -> Tensor:
+def vp_sde_step(x: Tensor, x0: Tensor, alpha: float, alpha_next: float, noise: Tensor) -> Tensor:
     """Euler-Maruyama step of the reverse VP-SDE (Song et al. 2021, eq. 6) from abar_t down to
-    `alpha_next`; without noise, with half the score: Euler step of its flow ODE (eq. 13).
+    `alpha_next`.
 
     In the clock tau = -log abar the forward process is dx = -x/2 dtau + dw for every schedule, and
     one grid step lasts log(alpha_next / alpha).
     """
     length = math.log(alpha_next / alpha)
-    score = (alpha**0.5 * x0 - x) / (1 - alpha)
-    drift: Tensor = x / 2 + (score if noise is not None else score / 2)
-    x_next = x + length * drift
-    return x_next if noise is None else x_next + length**0.5 * noise
+    return x + length * (x / 2 + _score(x, x0, alpha)) + math.sqrt(length) * noise
+
+
+def vp_ode_step(x: Tensor, x0: Tensor, alpha: float, alpha_next: float) -> Tensor:
+    """Euler step of that SDE's probability flow ODE (eq. 13), in the same clock."""
+    return x + math.log(alpha_next / alpha) / 2 * (x + _score(x, x0, alpha))
+
+
+def _score(x: Tensor, x0: Tensor, alpha: float) -> Tensor:
+    """Gradient of log q(x_t) where x0 is the expected image."""
+    score: Tensor = (alpha**0.5 * x0 - x) / (1 - alpha)
+    return score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +203,7 @@ class VPSDE(Sampler):
         alpha_next: float,
         noise: Tensor | None,
     ) -> Tensor:
+        assert noise is not None, "the SDE's step needs noise"
         return vp_sde_step(x, x0, alpha, alpha_next, noise)
 
 
@@ -221,4 +228,4 @@ class VPODE(Sampler):
         alpha_next: float,
         noise: Tensor | None,
     ) -> Tensor:
-        return vp_sde_step(x, x0, alpha, alpha_next, noise=None)
+        return vp_ode_step(x, x0, alpha, alpha_next)

@@ -69,6 +69,8 @@ class Sweep:
         base = defenses[self.base]
         found: dict[str, DefenseConfig] = {}
         for path, values in self.vary.items():
+            if not values:
+                raise InputError(f"--model.sweep.vary {path} names no value")
             for value in values:
                 try:
                     row = with_setting(base, path, value)
@@ -98,6 +100,16 @@ def with_setting(config: T, path: str, value: Any) -> T:
     else:
         value = _read(name, get_type_hints(type(config))[name], value)
     return replace(config, **{name: value})  # type: ignore[type-var]
+
+
+def differing(surrogate: Purifier | None, purifier: Purifier | None) -> str:
+    """In which settings a surrogate is not the defence's purifier."""
+    if surrogate is None or type(surrogate) is not type(purifier):
+        return f"{type(surrogate).__name__}, not {type(purifier).__name__}"
+    pairs = [
+        (f.name, getattr(surrogate, f.name), getattr(purifier, f.name)) for f in fields(surrogate)
+    ]
+    return ", ".join(f"{name} {a}, not {b}" for name, a, b in pairs if a != b) or "no difference"
 
 
 def _read(name: str, kind: Any, value: Any) -> Any:

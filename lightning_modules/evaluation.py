@@ -28,7 +28,7 @@ from hetpure.report.report import write_report
 from hetpure.report.table import terminal
 from hetpure.weights import folder_hash, load_classifier, load_denoiser, resolve
 from lightning_modules.compatibility import ImageData, check_classifier, check_denoiser
-from lightning_modules.defenses import DefenseConfig, Sweep
+from lightning_modules.defenses import DefenseConfig, Sweep, differing
 from lightning_modules.progress import AttackProgress
 
 FIGURE_ROWS = 6
@@ -103,6 +103,7 @@ class RobustnessEvaluation(L.LightningModule):
         started = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         self.folder = RunFolder(Path(folder) / started)
         self.certificates: dict[str, dict[str, Any]] = {}
+        self.surrogate_certificates: dict[str, dict[str, Any]] = {}
         self.figure_rows: list[Panel] = []
 
     def on_test_start(self) -> None:
@@ -113,6 +114,8 @@ class RobustnessEvaluation(L.LightningModule):
         # Lightning's handler waits for the end of an epoch: here, the whole run. Finished blocks
         # are on the disk, so ending at once loses no record.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Before anything is computed: a commit made during a run is not the code that ran.
+        self.provenance = provenance(Path(__file__).parent, self.device)
         check_classifier(self.shared_classifier, self._data)
         for defense in self.rows.values():
             if defense.denoiser is not None:
@@ -140,8 +143,10 @@ class RobustnessEvaluation(L.LightningModule):
         block = Block(batch["image"], batch["label"], batch["sample"])
         outcomes = {}
         if batch_idx == 0:  # all of them first: a row that cannot run stops no run half-way
-            for name, attacked in self.attacked.items():
-                self.certificates[name] = self._certify(name, attacked, block)
+            for name, defense in self.rows.items():
+                self.certificates[name] = self._certify(name, defense, block)
+            for name, surrogate in self.surrogates.items():
+                self.surrogate_certificates[name] = self._certify(name, surrogate, block)
         for name, defense in self.rows.items():
             start = time.perf_counter()
             outcome = evaluate_block(
@@ -200,6 +205,8 @@ class RobustnessEvaluation(L.LightningModule):
             defense = self.rows[name]
             summary["purification_calls"] = defense.network_calls
             summary["certificate"] = self.certificates[name]
+            if name in self.surrogates:
+                summary["surrogate_certificate"] = self.surrogate_certificates[name]
             summary["cost"] = {
                 "network_calls": summary.pop("network_calls"),
                 "seconds": sum(t["seconds"] for t in timing if t["defense"] == name),
@@ -209,6 +216,7 @@ class RobustnessEvaluation(L.LightningModule):
         weaker += [
             f"{name}: the attack differentiates a surrogate of {surrogate.network_calls} network"
             f" calls, not the defence's {self.rows[name].network_calls}"
+            f" ({differing(surrogate.purifier, self.rows[name].purifier)})"
             for name, surrogate in self.surrogates.items()
         ]
         return {
@@ -224,7 +232,7 @@ class RobustnessEvaluation(L.LightningModule):
             "defenses": defenses,
             "weaker_than_full": weaker,
             "cost": {"peak_memory_bytes": peak_memory(self.device)},
-            "provenance": provenance(Path(__file__).parent, self.device)
+            "provenance": self.provenance
             | {"weights": self.weights, "data": self._data.files_sha256()},
             "config": (self.folder.path / "config.yaml").read_text(),
         }

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,18 +32,30 @@ Settings = dict[str, Any]
 def combinations(
     base: DefenseConfig, vary: dict[str, list[Any]]
 ) -> tuple[dict[str, tuple[Settings, DefenseConfig]], list[str]]:
-    """Every combination of the values by a name, and why some are impossible (t_small above
-    t_large)."""
-    found, refused = {}, []
+    """Every combination of the values by a name, each defence once, and why some combinations are
+    impossible (t_small above t_large). A value that is in none is an error."""
+    empty = [path for path, values in vary.items() if not values]
+    if empty or not vary:
+        raise InputError(f"vary names no value for {', '.join(empty) or 'any setting'}")
+    found: dict[str, tuple[Settings, DefenseConfig]] = {}
+    refused: list[str] = []
+    reasons: dict[tuple[str, str], str] = {}
+    used: set[tuple[str, str]] = set()
     for values in itertools.product(*vary.values()):
         settings = dict(zip(vary, values, strict=True))
         name = " ".join(f"{path}={value}" for path, value in settings.items())
         try:
-            found[name] = settings, apply(base, settings)
+            config = apply(base, settings)
         except InputError as error:
             refused.append(f"{name}: {error}")
-    if not found:
-        raise InputError(f"no combination of vary is possible; the last: {refused[-1]}")
+            reasons |= {(path, str(value)): str(error) for path, value in settings.items()}
+            continue
+        used |= {(path, str(value)) for path, value in settings.items()}
+        if config not in (known for _, known in found.values()):
+            found[name] = settings, config
+    for (path, value), reason in reasons.items():
+        if (path, value) not in used:  # wrong in itself, not beside the other values
+            raise InputError(f"vary {path}={value} is never possible: {reason}")
     return found, refused
 
 
@@ -65,6 +78,7 @@ def apply(base: DefenseConfig, settings: Settings) -> DefenseConfig:
 
 
 def search(
+    *,
     classifier: str,
     denoiser: str,
     base: DefenseConfig,
@@ -102,6 +116,8 @@ def search(
             done[name] = _trial(settings, records, defense.network_calls)
             with path.open("a") as file:
                 file.write(json.dumps({"name": name, "trial": done[name].as_dict()}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
             seconds = f"{time.perf_counter() - start:.0f} s"
         else:
             seconds = "from an earlier run"
@@ -120,7 +136,7 @@ def claim_folder(folder: Path, config: dict[str, Any]) -> None:
     change a trial, the values to try and the choice among trials, may differ."""
     kept = {k: v for k, v in config.items() if k not in ("vary", "clean_weight", "folder")}
     path = folder / "search.json"
-    if path.exists():
+    if path.exists() and finished(folder / TRIALS):
         before = json.loads(path.read_text())
         differing = [name for name in kept if kept[name] != before.get(name)]
         if differing:
@@ -129,7 +145,9 @@ def claim_folder(folder: Path, config: dict[str, Any]) -> None:
                 " give another --folder"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(kept, indent=2) + "\n")
+    whole = path.with_suffix(".part")  # a run that is killed here leaves the old file or the new
+    whole.write_text(json.dumps(kept, indent=2) + "\n")
+    whole.replace(path)
 
 
 def finished(path: Path) -> dict[str, Trial]:

@@ -9,8 +9,9 @@ def border_inconsistency(images: Tensor, purified: Tensor, mask: Tensor) -> Tens
 
     The change is purified - images, (B, C, H, W) in pixel [0, 1]; its energy is the mean squared
     difference of neighbouring pixels. Pairs whose two pixels differ in the mask (B, 1, H, W) are
-    the border. An edge of the image itself cancels in the change, a seam does not: 1 is a border
-    like any other place, more is a seam. NaN where an image has no border, or no change elsewhere.
+    the border. The image's own edges cancel in the change, but borders of a mask tend to lie where
+    purifiers change more: compare with a purifier that has no mask. Not finite where an image has
+    no border, or no change elsewhere.
     """
     change = purified - images
     energies, crossings = [], []

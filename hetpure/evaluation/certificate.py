@@ -21,16 +21,16 @@ def certify_defense(
     """
     images = 0.1 + 0.8 * images[:IMAGES].detach().cpu().double()
     samples = samples[:IMAGES].cpu()
-    mask_module = defense.classifier
-    classes = mask_module.num_classes
+    classifier = defense.classifier
+    classes = classifier.num_classes
     rows = Noise.of(seed, Stream.PROBE).on(samples)
     weights = rows.normal(Purpose.START, torch.empty(len(images), classes, dtype=torch.float64))
     directions = torch.stack(
         [rows.normal(Purpose.START, images, step=k) for k in range(1, DIRECTIONS + 1)]
     )
     directions = directions / directions.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1, 1)
-    device = next(mask_module.parameters()).device
-    dtype = next(mask_module.parameters()).dtype
+    device = next(classifier.parameters()).device
+    dtype = next(classifier.parameters()).dtype
     mask = defense.mask(images.to(device, dtype), samples.to(device))
     fixed = None if mask is None else mask.cpu().double()
 

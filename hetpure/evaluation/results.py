@@ -45,6 +45,7 @@ def summarise(records: Sequence[Record], baseline: str | None = None) -> dict[st
     """
     summary: dict[str, dict[str, Any]] = {}
     right: dict[str, dict[str, NDArray[np.bool_]]] = {}
+    samples: dict[str, list[int]] = {}
     for name in dict.fromkeys(record.defense for record in records):
         own = [record for record in records if record.defense == name]
         attacks = {
@@ -72,8 +73,11 @@ def summarise(records: Sequence[Record], baseline: str | None = None) -> dict[st
             kind: _right(sorted(rows, key=lambda record: record.sample))  # pairs them
             for kind, rows in (("clean", clean), ("robust", worst))
         }
+        samples[name] = sorted(record.sample for record in clean)
     if baseline is not None:
         for name, own_right in right.items():
+            if samples[name] != samples[baseline]:
+                raise ValueError(f"{name!r} and {baseline!r} hold other samples: no pairs")
             if name != baseline:
                 summary[name]["difference"] = {
                     kind: paired_difference(values, right[baseline][kind]).as_dict()

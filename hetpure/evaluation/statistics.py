@@ -73,8 +73,9 @@ def paired_difference(
 
     Percentile bootstrap: both take the same resampled samples, each its own resampled draws. Where
     fewer than five samples do better, or worse, a bootstrap cannot see the tail: its interval is
-    widened to the one that Wilson's intervals of both shares make (Newcombe 1998: their distances
-    from the shares, added as squares), at the nearest counts of samples.
+    widened to the one that Wilson's intervals of both shares make (after Newcombe 1998: their
+    distances from the shares, added as squares), at the nearest counts of samples. Draws are
+    resampled independently for both, though they share noise: the interval is conservative.
     """
     if len(correct) != len(baseline):
         raise ValueError(f"{len(correct)} and {len(baseline)} samples cannot be paired")

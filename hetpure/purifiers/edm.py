@@ -23,7 +23,8 @@ class EDMPurifier(Purifier):
     two network calls, the last one: one.
 
     Args:
-        steps: Heun steps (N); 2 N - 1 network calls, less where levels share an index.
+        levels: noise levels before the clean image (N): 2 N - 1 network calls, fewer where levels
+            share an index.
         strength: noise level as a fraction of T.
         rho: spacing of the levels.
         sigma_min: lowest level before the clean image.
@@ -33,7 +34,7 @@ class EDMPurifier(Purifier):
         churn_noise: S_noise, standard deviation of the fresh noise.
     """
 
-    steps: int = 10
+    levels: int = 10
     strength: float = 0.1
     rho: float = 7.0
     sigma_min: float = 0.002
@@ -45,7 +46,7 @@ class EDMPurifier(Purifier):
     def __post_init__(self) -> None:
         check_strength("strength", self.strength)
         for name, allowed, good in (
-            ("steps", "be >= 1", self.steps >= 1),
+            ("levels", "be >= 1", self.levels >= 1),
             ("rho", "be > 0", 0 < self.rho < inf),
             ("sigma_min", "be > 0", 0 < self.sigma_min < inf),
             ("churn", "be >= 0", 0 <= self.churn < inf),
@@ -59,11 +60,12 @@ class EDMPurifier(Purifier):
         start = strength_index(schedule, self.strength)
         high = schedule.sigma(start) ** (1 / self.rho)
         low = min(self.sigma_min, schedule.sigma(start)) ** (1 / self.rho)
-        spaced = [high + k / max(self.steps - 1, 1) * (low - high) for k in range(self.steps)]
-        levels = {start} | {schedule.nearest(root**self.rho) for root in spaced}
-        gamma = min(self.churn / self.steps, sqrt(2) - 1)
+        count = self.levels
+        spaced = [high + k / max(count - 1, 1) * (low - high) for k in range(count)]
+        indices = {start} | {schedule.nearest(root**self.rho) for root in spaced}
+        gamma = min(self.churn / count, sqrt(2) - 1)
         plan = []
-        for t, s in pairwise([*sorted(levels, reverse=True), CLEAN]):
+        for t, s in pairwise([*sorted(indices, reverse=True), CLEAN]):
             sigma = schedule.sigma(t)
             churned = self.churn_min <= sigma <= self.churn_max
             up = max(schedule.nearest(sigma * (1 + gamma)), t) if churned else t

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import sqrt
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,7 +28,8 @@ class GuidedPurifier(GridPurifier):
 
     The mean of a step from x_t moves by -s_t Sigma_t grad D, where D = |x_t - q(x, t, n)|^2,
     Sigma_t is the step's variance and s_t = guidance sqrt(1 - abar_t) / sqrt(abar_t). The whole
-    purification is repeated on its own output, always guided by the input.
+    purification is repeated on its own output, always guided by the input. Where no grid is given
+    it visits every index, as published: the pull grows with a step's length.
 
     Args:
         strength: noise level as a fraction of T; GDMP's CIFAR-10 setting is 36 of 1000.
@@ -40,6 +43,8 @@ class GuidedPurifier(GridPurifier):
     strength: float = 0.036
     guidance: float = 9.3
     rounds: int = 4
+
+    default_steps: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,7 +64,20 @@ class GuidedPurifier(GridPurifier):
             if number:  # starts where the round before it ended
                 steps[0] = Step(at=grid[-1], via=grid[0], to=grid[1], repeat=number)
             plan.extend(steps)
+        for step in plan:
+            if step.to != CLEAN and self._pull(schedule, step) >= 1:
+                raise InputError(
+                    f"guidance {self.guidance} overshoots its target on the step from {step.via} to"
+                    f" {step.to}: lower it, or give a finer grid"
+                )
         return tuple(plan)
+
+    def _pull(self, schedule: Schedule, step: Step) -> float:
+        """Which share of its distance to the target a step takes back: 2 s_t Sigma_t."""
+        assert isinstance(self.sampler, DDPM)
+        alpha, alpha_next = schedule.alpha_cumprod(step.via), schedule.alpha_cumprod(step.to)
+        scale = self.guidance * sqrt((1 - alpha) / alpha)
+        return 2 * scale * ddpm_variance(alpha, alpha_next, self.sampler.variance)
 
     def advance(
         self,
@@ -75,12 +93,7 @@ class GuidedPurifier(GridPurifier):
         after = self._denoise(denoiser, step, state, noise)
         if step.to == CLEAN:  # no variance is left
             return after
-        assert isinstance(self.sampler, DDPM)
-        alpha = denoiser.schedule.alpha_cumprod(step.via)
-        variance = ddpm_variance(
-            alpha, denoiser.schedule.alpha_cumprod(step.to), self.sampler.variance
-        )
-        scale = self.guidance * ((1 - alpha) / alpha) ** 0.5
-        target = diffuse(denoiser, images, noise, step.via, step.repeat)
-        guided: Tensor = after - scale * variance * 2 * (state - target)
+        # A draw of its own, or the first target would be the very state that starts the round.
+        target = diffuse(denoiser, images, noise, step.via, step.repeat + 1)
+        guided: Tensor = after - self._pull(denoiser.schedule, step) * (state - target)
         return guided

@@ -8,7 +8,7 @@ state in model units [-1, 1].
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -19,7 +19,6 @@ from hetpure.samplers import DDIM, Sampler, add_noise, jump_forward
 from hetpure.schedule import CLEAN, Schedule
 
 Output = Literal["x0", "state"]
-DEFAULT_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class GridPurifier(Purifier):
 
     Args:
         steps: grid points for the whole schedule of T indices (S), multiples of T / S; 50 where
-            nothing is given.
+            no grid is given.
         sampler: how a reverse step is taken.
         output: `x0`, the prediction of the last network call, or `state`, the state at index 0
             (HetPure's published code): the same number of calls.
@@ -97,6 +96,8 @@ class GridPurifier(Purifier):
     output: Output = "x0"
     stride: int | None = None
     timesteps: tuple[int, ...] | None = None
+
+    default_steps: ClassVar[int | None] = 50  # None: every index
 
     def __post_init__(self) -> None:
         check_choice("purifier output", self.output, Output)
@@ -150,7 +151,7 @@ class GridPurifier(Purifier):
                 raise InputError(f"purifier stride must be in [1, {count - 1}], got {self.stride}")
             points = range(0, count, self.stride)
         else:
-            steps = DEFAULT_STEPS if self.steps is None else self.steps
+            steps = self.steps if self.steps is not None else self.default_steps or count
             if not 1 <= steps <= count:
                 raise InputError(f"purifier steps must be in [1, {count}], got {steps}")
             points = [round(k * count / steps) for k in range(steps)]

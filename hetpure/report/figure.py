@@ -7,6 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from hetpure.errors import InputError
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -34,5 +36,8 @@ def draw(panels: list[Panel], path: Path) -> None:
             axis.set_xlabel(panel.labels[row], fontsize=8)
             if row == 0:
                 axis.set_title(panel.title, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be drawn: {error}") from None

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from hetpure.evaluation.frontier import Trial, frontier
 from hetpure.evaluation.statistics import Estimate
+from hetpure.report.table import interval
 
 
 def frontier_rows(trials: Sequence[Trial], chosen: Trial) -> list[tuple[str, ...]]:
@@ -19,8 +20,8 @@ def frontier_rows(trials: Sequence[Trial], chosen: Trial) -> list[tuple[str, ...
         (
             "*" if trial == chosen else "",
             *(str(value) for value in trial.settings.values()),
-            _interval(trial.clean),
-            _interval(trial.robust),
+            interval(trial.clean.as_dict()),
+            interval(trial.robust.as_dict()),
             "-" if trial.coverage is None else f"{trial.coverage:.0%}",
             str(trial.network_calls),
         )
@@ -40,11 +41,14 @@ def frontier_table(trials: Sequence[Trial], chosen: Trial, title: str) -> Table:
     return table
 
 
-def frontier_markdown(trials: Sequence[Trial], chosen: Trial, title: str) -> str:
-    """The same for Markdown."""
+def frontier_markdown(
+    trials: Sequence[Trial], chosen: Trial, title: str, notes: Sequence[str]
+) -> str:
+    """The same for Markdown, with notes below it."""
     head, *body = frontier_rows(trials, chosen)
     lines = [f"**{title}**", "", _line(head), "|" + " --- |" * len(head), *map(_line, body)]
-    return "\n".join([*lines, "", "*: chosen. Accuracy in % with its 95% interval."]) + "\n"
+    lines += ["", "*: chosen. Accuracy in % with its 95% interval.", ""]
+    return "\n".join([*lines, *(f"- {note}" for note in notes)]) + "\n"
 
 
 def draw_frontier(trials: Sequence[Trial], chosen: Trial, title: str, path: Path) -> None:
@@ -90,10 +94,6 @@ def _spread(estimates: Sequence[Estimate]) -> list[list[float]]:
         [100 * (e.accuracy - e.low) for e in estimates],
         [100 * (e.high - e.accuracy) for e in estimates],
     ]
-
-
-def _interval(estimate: Estimate) -> str:
-    return f"{100 * estimate.accuracy:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
 def _line(cells: Sequence[str]) -> str:

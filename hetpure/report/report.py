@@ -29,8 +29,13 @@ def _certificates(results: dict[str, Any]) -> str:
         " | error against finite differences | bound | directions | |",
         "|" + " --- |" * 7,
     ]
-    for name, defense in results["defenses"].items():
-        found = defense["certificate"]
+    found_of = {name: defense["certificate"] for name, defense in results["defenses"].items()}
+    found_of |= {
+        f"{name} (surrogate)": defense["surrogate_certificate"]
+        for name, defense in results["defenses"].items()
+        if "surrogate_certificate" in defense
+    }
+    for name, found in found_of.items():
         lines.append(
             f"| {name} | {found['policy']} | {'yes' if found['equal_to_tape'] else 'NO'} "
             f"| {found['finite_difference_error']:.1e} | {found['bound']:.0e} "

@@ -31,7 +31,8 @@ def note(results: dict[str, Any]) -> str:
         "network calls: of one purification. attended: mean share of pixels in the mask, of "
         "clean / of adversarial images. "
         + (
-            f"difference: in points from {run['baseline']!r}, robust single, paired by sample. "
+            f"robust difference: single, in points from {run['baseline']!r}, paired by sample; its"
+            f" intervals are not corrected for {len(results['defenses']) - 1} comparisons. "
             if run.get("baseline")
             else ""
         )
@@ -43,7 +44,7 @@ def note(results: dict[str, Any]) -> str:
 
 def columns(results: dict[str, Any]) -> tuple[str, ...]:
     """The table's heads; differences only where there is a baseline."""
-    return COLUMNS + (("difference",) if results["run"].get("baseline") else ())
+    return COLUMNS + (("robust difference",) if results["run"].get("baseline") else ())
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -54,12 +55,12 @@ def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
             name,
             str(defense["purification_calls"]),
             *(
-                _interval(defense[kind][protocol])
+                interval(defense[kind][protocol])
                 for kind in ("clean", "robust")
                 for protocol in ("single", "vote")
             ),
             _coverage(defense["mask_coverage"]),
-            *([_difference(defense.get("difference"))] if paired else []),
+            *([difference(defense.get("difference", {}).get("robust"))] if paired else []),
         )
         for name, defense in results["defenses"].items()
     ]
@@ -92,14 +93,15 @@ def _coverage(shares: dict[str, float | None]) -> str:
     return f"{100 * clean:.0f}% / {100 * adversarial:.0f}%"
 
 
-def _interval(estimate: dict[str, Any]) -> str:
+def interval(estimate: dict[str, Any]) -> str:
+    """An `Estimate` as a dictionary, in % with its interval."""
     accuracy, low, high = (100 * estimate[key] for key in ("accuracy", "low", "high"))
     return f"{accuracy:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _difference(difference: dict[str, Any] | None) -> str:
-    if difference is None:
+def difference(found: dict[str, Any] | None) -> str:
+    """A `Difference` as a dictionary, in points with its interval; `-` where there is none."""
+    if found is None:
         return "-"
-    robust = difference["robust"]
-    points, low, high = (100 * robust[key] for key in ("difference", "low", "high"))
+    points, low, high = (100 * found[key] for key in ("difference", "low", "high"))
     return f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -21,7 +21,7 @@ from hetpure.schedule import CLEAN, Schedule, cosine_schedule, linear_schedule
 
 LINEAR = linear_schedule()
 Rows = Callable[..., RowNoise]
-EDM = EDMPurifier(steps=10, strength=0.3, sigma_min=0.02)
+EDM = EDMPurifier(levels=10, strength=0.3, sigma_min=0.02)
 
 
 def sigmas(schedule: Schedule) -> Tensor:
@@ -40,7 +40,7 @@ def test_levels_are_the_rho_spacing_at_the_nearest_index(
     lowest: float, steps: int, rho: float, schedule: Schedule
 ) -> None:
     """Karras et al., eq. 5. 0.002 is below every index: levels down there share index 0."""
-    plan = EDMPurifier(steps=steps, strength=0.3, rho=rho, sigma_min=lowest).plan(schedule)
+    plan = EDMPurifier(levels=steps, strength=0.3, rho=rho, sigma_min=lowest).plan(schedule)
     high = float(sigmas(schedule)[300])
     fractions = torch.linspace(0, 1, steps, dtype=torch.float64)
     spaced = (high ** (1 / rho) * (1 - fractions) + lowest ** (1 / rho) * fractions) ** rho
@@ -62,14 +62,14 @@ def test_a_plan_starts_at_the_index_of_its_strength(strength: float, churn: floa
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 10])
 def test_steps_are_two_calls_but_the_last(steps: int) -> None:
-    plan = replace(EDM, steps=steps).plan(LINEAR)
+    plan = replace(EDM, levels=steps).plan(LINEAR)
     assert sum(step.network_calls for step in plan) == 2 * steps - 1
     assert [step.corrected for step in plan] == [*[True] * (steps - 1), False]
 
 
 def test_levels_that_share_an_index_are_one_step() -> None:
     """EDM's 0.002 is below the first trained level, 0.01: of 10 levels from 0.3, 9 are left."""
-    plan = EDMPurifier(steps=10, strength=0.3).plan(LINEAR)
+    plan = EDMPurifier(levels=10, strength=0.3).plan(LINEAR)
     assert len(plan) == len({step.at for step in plan}) == 9
     assert sum(step.network_calls for step in plan) == 17
 
@@ -147,7 +147,7 @@ def test_a_heun_step_by_hand(
 def test_one_step_is_the_prediction_from_the_start(
     denoiser: Denoiser, images: Tensor, rows: Rows
 ) -> None:
-    noise, purifier = rows(0, 1, 2, 3), EDMPurifier(steps=1, strength=0.3)
+    noise, purifier = rows(0, 1, 2, 3), EDMPurifier(levels=1, strength=0.3)
     assert purifier.plan(LINEAR) == (Step(at=300, via=300, to=CLEAN),)
     start = purifier.start(denoiser, images, noise)
     pure = run_plan(
@@ -162,7 +162,7 @@ def test_one_step_is_the_prediction_from_the_start(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"steps": 0}, "steps must be >= 1, got 0"),
+        ({"levels": 0}, "levels must be >= 1, got 0"),
         ({"rho": 0.0}, "rho must be > 0, got 0.0"),
         ({"sigma_min": -0.1}, "sigma_min must be > 0, got -0.1"),
         ({"sigma_min": inf}, "sigma_min must be > 0, got inf"),

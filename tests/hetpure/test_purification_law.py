@@ -172,7 +172,7 @@ def test_heun_converges_to_the_known_map_at_second_order(
     denoiser, noise = refined(64), rows(0, 1, 2, 3)
     errors = []
     for steps in (16, 32, 64):
-        purifier = EDMPurifier(steps=steps, strength=0.2, rho=rho, sigma_min=0.02)
+        purifier = EDMPurifier(levels=steps, strength=0.2, rho=rho, sigma_min=0.02)
         plan = purifier.plan(denoiser.schedule)
         noisy = purifier.start(denoiser, images, noise)
         known = flow_then_prediction(noisy, denoiser, plan[0].at, plan[-1].at)
@@ -188,7 +188,7 @@ def test_heun_beats_euler_at_equal_network_calls(images: Tensor, rows: Rows) -> 
     known = flow_then_prediction(
         EDMPurifier(strength=0.2).start(DENOISER, images, noise), DENOISER, 200, CLEAN
     )
-    edm = EDMPurifier(steps=10, strength=0.2, sigma_min=0.02)
+    edm = EDMPurifier(levels=10, strength=0.2, sigma_min=0.02)
     ddim = UniformPurifier(stride=10, strength=0.2)
     assert [sum(step.network_calls for step in p.plan(SCHEDULE)) for p in (edm, ddim)] == [19, 20]
     heun, euler = (float((purify(p, images, None, noise) - known).abs().max()) for p in (edm, ddim))
@@ -201,7 +201,7 @@ def test_edm_keeps_the_data_distribution(churn: float, rows: Rows) -> None:
     2% and four standard errors; S_noise of 1.3 is seen by this tolerance."""
     generator = torch.Generator().manual_seed(0)
     data = MU + S * torch.randn(128, 1, 16, 16, generator=generator, dtype=torch.float64)
-    purifier = EDMPurifier(steps=40, strength=0.3, sigma_min=0.02, churn=churn)
+    purifier = EDMPurifier(levels=40, strength=0.3, sigma_min=0.02, churn=churn)
 
     def moments(edm: EDMPurifier) -> tuple[float, float]:
         pure = purify(edm, to_pixels(data), None, rows(*range(128)))

@@ -26,9 +26,16 @@ every_kind = pytest.mark.parametrize("purifier", KINDS.values(), ids=KINDS.keys(
 @every_kind
 @pytest.mark.parametrize("name", WRITTEN)
 def test_one_grid_written_in_three_ways_is_one_plan(name: str, purifier: GridPurifier) -> None:
-    """And it is the grid where nothing is written."""
-    assert replace(purifier, **{name: WRITTEN[name]}).plan(SCHEDULE) == purifier.plan(SCHEDULE)
-    assert purifier.plan(SCHEDULE) != replace(purifier, stride=10).plan(SCHEDULE)
+    written = replace(purifier, **{name: WRITTEN[name]}).plan(SCHEDULE)
+    assert written == replace(purifier, steps=50).plan(SCHEDULE)
+    assert written != replace(purifier, stride=10).plan(SCHEDULE)
+
+
+@every_kind
+def test_the_grid_where_none_is_written(purifier: GridPurifier) -> None:
+    """50 points for the schedule; every index where guidance is scaled by a step's length."""
+    steps = 1000 if isinstance(purifier, GuidedPurifier) else 50
+    assert purifier.plan(SCHEDULE) == replace(purifier, steps=steps).plan(SCHEDULE)
 
 
 def test_steps_that_do_not_divide_the_schedule_are_rounded() -> None:

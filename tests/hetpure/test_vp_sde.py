@@ -21,6 +21,7 @@ from hetpure.samplers import (
     add_noise,
     ddim_step,
     ddpm_step,
+    vp_ode_step,
     vp_sde_step,
 )
 from hetpure.schedule import linear_schedule
@@ -54,12 +55,12 @@ def test_steps_are_those_of_song_et_al(t: int, s: int) -> None:
     sde = x - length * (-x / 2 - score) + math.sqrt(length) * fresh
     ode = x - length * (-x / 2 - score / 2)
     torch.testing.assert_close(vp_sde_step(x, x0, a_t, a_s, fresh), sde, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(vp_sde_step(x, x0, a_t, a_s, None), ode, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(vp_ode_step(x, x0, a_t, a_s), ode, rtol=1e-9, atol=1e-9)
     assert torch.equal(
         VPSDE().step(x, x0, predicted, a_t, a_s, fresh), vp_sde_step(x, x0, a_t, a_s, fresh)
     )
     assert torch.equal(
-        VPODE().step(x, x0, predicted, a_t, a_s, fresh), vp_sde_step(x, x0, a_t, a_s, None)
+        VPODE().step(x, x0, predicted, a_t, a_s, fresh), vp_ode_step(x, x0, a_t, a_s)
     )
 
 
@@ -97,7 +98,7 @@ def test_flow_ode_and_ddim_steps_agree_to_first_order() -> None:
     differences = []
     for length in LENGTHS:
         after = alpha * math.exp(length)
-        steps = vp_sde_step(x, x0, alpha, after, None), ddim_step(x0, predicted, alpha, after)
+        steps = vp_ode_step(x, x0, alpha, after), ddim_step(x0, predicted, alpha, after)
         differences.append(float((steps[0] - steps[1]).abs().max()))
     assert [a / b for a, b in pairwise(differences)] == pytest.approx([4, 4], rel=0.05)
 
