@@ -97,6 +97,7 @@ def costs(steps: int, batch: int, device: str, repeats: int) -> dict[str, Any]:
                     torch.cuda.synchronize()
                 seconds[variant].append(time.perf_counter() - start)
                 network_calls[variant] = counter.batches
+        del runs, run  # with what they hold: the measurements below need the memory
         for variant in VARIANTS:
             with get_context("spawn").Pool(1) as pool:  # memory that nothing else has touched
                 peak = pool.apply(measure_peak, (variant, kind, steps, batch, device))
@@ -265,10 +266,10 @@ def _megabytes(peak: int | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=500, help="S of the cost table")
-    parser.add_argument("--batch", type=int, default=2, help="images in the cost table")
+    parser.add_argument("--batch", type=int, default=1, help="images in the cost table")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quality_steps", type=int, default=20, help="S of the quality table")
-    parser.add_argument("--images", type=int, default=128, help="images in the quality table")
+    parser.add_argument("--images", type=int, default=64, help="images in the quality table")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks/resampling"))
     parser.add_argument("--figure", type=Path, default=None, help="default: in the folder")
