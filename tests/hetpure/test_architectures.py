@@ -8,6 +8,7 @@ import importlib
 import json
 import re
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -326,12 +327,29 @@ def test_nested_captures_see_the_same_modules(fails: bool) -> None:
         except RuntimeError:
             assert fails
         assert set(inner) == set(outer) == set(names)  # type: ignore[arg-type]
-        assert all(inner[name] is outer[name] for name in inner)
+        assert all(torch.equal(inner[name], outer[name]) for name in inner)
         before = dict(inner)
         network(images(16))
         assert all(inner[name] is before[name] for name in inner)
         assert outer["relu"].shape == (2, 64, 4, 4)
     assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_another_threads_call_is_not_captured() -> None:
+    network = seeded(lambda: DeepMindWideResNet(10, 1))
+    with captured(network, ["relu"]) as outputs:
+        mine = network(images(32)), outputs["relu"]
+        thread = threading.Thread(target=network, args=(images(16),))
+        thread.start()
+        thread.join()
+        assert outputs["relu"] is mine[1]
+
+
+def test_an_activation_in_place_leaves_the_captured_map_alone() -> None:
+    network = nn.Sequential(nn.Identity(), nn.ReLU(inplace=True))
+    with captured(network, ["0"]) as outputs:
+        network(-torch.ones(1, 1, 2, 2))
+    assert (outputs["0"] == -1).all()
 
 
 # --- folders ---

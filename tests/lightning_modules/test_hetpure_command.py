@@ -1,5 +1,6 @@
 """`python -m hetpure purify` and `tune`, as a user runs them."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from PIL import Image
 from hetpure.__main__ import main
 from hetpure.attention import AttentionMask
 from hetpure.errors import InputError
+from hetpure.evaluation.frontier import Trial
+from hetpure.evaluation.statistics import Estimate
 from hetpure.images import read_image, write_image
 from hetpure.noise import noise_for
 from hetpure.presets import load_defense
@@ -100,8 +103,21 @@ def test_every_combination_and_why_some_are_left_out() -> None:
     ]
     assert len(left_out) == 1
     assert "t_small 0.2 is above t_large 0.1" in left_out[0]
-    with pytest.raises(InputError, match="no setting 'treshold'"):
-        combinations(BASE, {"mask.treshold": [0.1]})
+    for wrong, message in (
+        ({"mask.treshold": [0.1]}, "no setting 'treshold'"),
+        ({"mask.placement": ["attended", "invertd"]}, "placement=invertd is never possible"),
+        ({"mask.threshold": []}, "names no value for mask.threshold"),
+        ({}, "names no value"),
+    ):
+        with pytest.raises(InputError, match=message):
+            combinations(BASE, wrong)
+
+
+def test_equal_defences_are_tried_once() -> None:
+    """Without resampling its jump means nothing to the plan, but it is another setting; the same
+    value written twice is not."""
+    found, _ = combinations(BASE, {"mask.threshold": [0.3, 0.3, "0.3"]})
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -114,6 +130,11 @@ def test_settings_that_are_right_together_need_no_order(order: int) -> None:
 def test_a_folder_keeps_to_one_search(tmp_path: Path) -> None:
     config = {"seed": 0, "attack": {"steps": 1}, "vary": {"a": [1]}, "clean_weight": 0.5}
     claim_folder(tmp_path / "x", config)
+    claim_folder(tmp_path / "x", config | {"attack": {"steps": 3}})  # nothing was tried yet
+    claim_folder(tmp_path / "x", config)
+    estimate = Estimate(0.5, 0.4, 0.6, 8, 1)
+    line = {"name": "a=1", "trial": Trial({"a": 1}, estimate, estimate, None, 2).as_dict()}
+    (tmp_path / "x" / "trials.jsonl").write_text(json.dumps(line) + "\n")
     claim_folder(tmp_path / "x", config | {"vary": {"a": [1, 2]}, "clean_weight": 0.1})
     with pytest.raises(InputError, match="another attack: give another --folder"):
         claim_folder(tmp_path / "x", config | {"attack": {"steps": 2}})
@@ -177,7 +198,9 @@ def test_tune_prints_a_frontier_resumes_and_writes_a_config(
 
 def test_tune_refuses_test_images_and_bad_weights(tmp_path: Path, refused: Refused) -> None:
     folder = f"--folder={tmp_path}"
-    assert "test_split validation" in refused("tune", *SMALL, folder, "--data.test_split=test")
+    test_images = refused("tune", *SMALL, folder, "--data.test_split=test")
+    assert "a test_split, set to validation" in test_images
+    assert "no surrogate" in refused("tune", *SMALL, folder, "--base.denoiser=other")
     assert "clean_weight" in refused("tune", *SMALL, folder, "--clean_weight=2")
     assert "no.yaml" in refused("tune", "--config=no.yaml")
     if not torch.cuda.is_available():

@@ -222,7 +222,7 @@ def results(**run: Any) -> dict[str, Any]:
 
 def test_the_table_compares_each_row_with_the_baseline() -> None:
     found = results(baseline="base")
-    assert columns(found)[-1] == "difference"
+    assert columns(found)[-1] == "robust difference"
     base, other = rows(found)
     assert base[-1] == "-"
     robust = Difference(**found["defenses"]["other"]["difference"]["robust"])

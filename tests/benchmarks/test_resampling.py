@@ -1,0 +1,103 @@
+"""The resampling benchmark: what it counts, measures and writes. Timings themselves are no test."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from hetpure.defense import count_network_calls
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import resampling
+
+    yield resampling
+    for name in ("resampling", "cost"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "per_step"), [("purification", 1), ("gradient, tape", 1), ("gradient, checkpoint", 2)]
+)
+def test_work_is_one_purification_or_one_gradient(
+    kind: str, per_step: int, benchmark: ModuleType
+) -> None:
+    """By S = 20 the plan with single-step resampling has 6 calls; a recomputation repeats them."""
+    run, defense = benchmark.work(benchmark.SINGLE, kind, 20, 2, "cpu")
+    with count_network_calls(defense) as counter:
+        run()
+    assert (counter.batches, counter.rows) == (6 * per_step, 12 * per_step)
+
+
+def test_published_plans_have_the_published_calls(benchmark: ModuleType) -> None:
+    calls = [benchmark.defense_of(name, 500, "cpu").network_calls for name in benchmark.VARIANTS]
+    assert calls == [100, 150, 100, 1100]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts it")
+def test_peak_sees_memory_that_is_gone_again(benchmark: ModuleType) -> None:
+    def run(megabytes: int) -> None:
+        torch.ones(megabytes, 1024, 256)  # 1 MiB a row, freed at once
+
+    assert benchmark.peak_bytes(lambda: run(200), "cpu") > 180 * 2**20
+    assert benchmark.peak_bytes(lambda: run(1), "cpu") < 50 * 2**20
+
+
+@pytest.fixture
+def found(benchmark: ModuleType) -> dict[str, Any]:
+    """Results as a run writes them, with numbers whose shares are known."""
+    calls = dict(zip(benchmark.VARIANTS, (100, 150, 100, 1100), strict=True))
+    cost = {
+        variant: {
+            kind: {"network_calls": n, "seconds": n / 10, "peak_bytes": n * 10**6}
+            for kind in benchmark.KINDS
+        }
+        for variant, n in calls.items()
+    }
+    accuracy = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 64, "draws": 5}
+    quality = {
+        variant: {
+            "network_calls": 4,
+            "border": 1.2,
+            "border_more": 0.1,
+            "border_more_error": 0.02,
+            "border_images": 64,
+            "standard": accuracy,
+            "robust": accuracy,
+            "difference": None
+            if variant == benchmark.SINGLE
+            else {"difference": -0.05, "low": -0.1, "high": 0.0, "n": 64},
+        }
+        for variant in (benchmark.CONTROL, *benchmark.VARIANTS)
+    }
+    return {
+        "steps": 500, "batch": 1, "quality_steps": 20, "images": 64, "attack": "PGD",
+        "weaker_than_full": ["10 iterations"], "machine": "cpu, 2 threads", "commit": "abc",
+        "weights": {"fashion_mnist_wrn": "0123456789abcdef"}, "cost": cost, "quality": quality,
+    }  # fmt: skip
+
+
+def test_tables_say_what_single_step_saves(benchmark: ModuleType, found: dict[str, Any]) -> None:
+    text = benchmark.tables(found)
+    saved = [line for line in text.splitlines() if line.startswith("- ")]
+    assert saved == [
+        "- purification: 86% of network calls, 86% of seconds",
+        "- gradient, tape: 86% of network calls, 86% of seconds, 86% of peak memory",
+        "- gradient, checkpoint: 86% of network calls, 86% of seconds, 86% of peak memory",
+    ]
+    row = "| none | 4 | 1.20 | +0.10 ± 0.02 | 50.0 [40.0, 60.0] | 50.0 [40.0, 60.0] |"
+    assert f"{row} -5.0 [-10.0, +0.0] |" in text
+    assert "`fashion_mnist_wrn@0123456789ab`" in text
+
+
+def test_the_figure_is_drawn(benchmark: ModuleType, found: dict[str, Any], tmp_path: Path) -> None:
+    benchmark.draw(found, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
