@@ -48,9 +48,9 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # jsonargparse 4.49 renamed a method; the versions before it know only the old name.
+    # jsonargparse 4.49 renamed what we and Lightning call; the versions before it know the old names.
     warnings.filterwarnings("ignore", message=r"\s*By default only one JsonargparseDeprecation")
-    warnings.filterwarnings("ignore", message=r"\s*``instantiate_classes`` was deprecated")
+    warnings.filterwarnings("ignore", message=r"\s*.*deprecated in v4\.49")
 
     def no_tip(record: logging.LogRecord) -> bool:
         return "Tip:" not in record.getMessage()
