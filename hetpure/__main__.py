@@ -134,7 +134,7 @@ def tune(
     tuned = place / "tuned.yaml"
     tuned.write_text(yaml.safe_dump(tuned_config(config, chosen.settings), sort_keys=False))
     console.print(
-        f"{notes[0]}\nOn the test images: python evaluate.py --config {tuned}", soft_wrap=True
+        f"{notes[0]}\nOn all test images: python evaluate.py --config {tuned}", soft_wrap=True
     )
 
 
@@ -147,7 +147,9 @@ def main(arguments: list[str]) -> None:
         exit_on_error=False,
     )
     commands = parser.add_subcommands()
-    purifying = jsonargparse.ArgumentParser(exit_on_error=False, description=purify.__doc__)
+    purifying = jsonargparse.ArgumentParser(
+        exit_on_error=False, description="Purifies one image file."
+    )
     purifying.add_function_arguments(purify, as_positional=True)
     commands.add_subcommand("purify", purifying, help="purify one image file")
     tuning = jsonargparse.ArgumentParser(exit_on_error=False)

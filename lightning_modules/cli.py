@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from hetpure.errors import InputError
 from hetpure.numbers import Number
 
-BAD_INPUT = 2
+BAD_INPUT, INTERRUPTED = 2, 130
 register_type(Number, serializer=str, deserializer=Number)
 # A class_path in a sweep's values is read as its setting's type, never built for being there.
 if "instantiate_subclass_spec_in_any" in signature(set_parsing_settings).parameters:
@@ -34,6 +34,9 @@ def run(main: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
     """Runs an entry point: what the user can mend is printed in one line, exit code 2."""
     try:
         main(list(arguments))
+    except KeyboardInterrupt:
+        print("stopped; what was finished is on the disk", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         cause = _users_mistake(error)
         if cause is None:
@@ -48,7 +51,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # jsonargparse 4.49 renamed what we and Lightning call; the versions before it know the old names.
+    # jsonargparse 4.49 renamed what we and Lightning call; versions before it know the old names.
     warnings.filterwarnings("ignore", message=r"\s*By default only one JsonargparseDeprecation")
     warnings.filterwarnings("ignore", message=r"\s*.*deprecated in v4\.49")
 

@@ -161,7 +161,7 @@ def finished(path: Path) -> dict[str, Trial]:
 
 
 def tuned_config(config: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """A config for evaluate.py with the chosen settings, on the test images."""
+    """A config for evaluate.py with the chosen settings, on all test images."""
     row = copy.deepcopy(config["base"]) | {"denoiser": "tuned"}
     for path, value in settings.items():
         node = row
@@ -170,7 +170,7 @@ def tuned_config(config: dict[str, Any], settings: Settings) -> dict[str, Any]:
             node = _inner(node)[parent]
         _inner(node)[last] = value
     data = copy.deepcopy(config["data"])
-    data["init_args"]["test_split"] = "test"
+    data["init_args"] |= {"test_split": "test", "limit": None}
     return {
         "seed_everything": config["seed"],
         "model": {

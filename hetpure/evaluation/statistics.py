@@ -90,7 +90,7 @@ def paired_difference(
         below = hypot(up.accuracy - up.low, down.high - down.accuracy)
         above = hypot(up.high - up.accuracy, down.accuracy - down.low)
         low, high = min(low, difference - below), max(high, difference + above)
-    return Difference(difference, low, high, n)
+    return Difference(difference, max(low, -1.0), min(high, 1.0), n)
 
 
 def _resampled_means(observed: Sequence[NDArray[np.bool_]], seed: int) -> list[NDArray[np.float64]]:

@@ -22,7 +22,7 @@ class Panel:
 def draw(panels: list[Panel], path: Path) -> None:
     """Writes a PNG with a row an image and a column a panel."""
     count = len(panels[0].images)
-    figure = Figure(figsize=(1.5 * len(panels), 1.75 * count), layout="constrained")
+    figure = Figure(figsize=(1.5 * len(panels), 1.75 * count + 0.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(count, len(panels), squeeze=False)
     for column, panel in enumerate(panels):

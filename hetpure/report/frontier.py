@@ -1,5 +1,6 @@
 """Clean against robust accuracy of many settings, as a table and a figure."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,9 +77,9 @@ def draw_frontier(trials: Sequence[Trial], chosen: Trial, title: str, path: Path
     )
     axis.set_xlabel("clean accuracy (%)")
     axis.set_ylabel("robust accuracy (%)")
-    axis.set_title(title, fontsize=9)
+    axis.set_title(textwrap.fill(title, 80), fontsize=9)
     axis.grid(alpha=0.3)
-    axis.legend()
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=120)
 
 

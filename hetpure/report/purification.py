@@ -48,7 +48,9 @@ def purification_panels(
     for position in shown:
         index, held = inner[position]
         title = "start" if position == 0 else f"step {position}"
-        panels.append(Panel(title, to_pixels(held).clamp(0, 1), [f"t = {index}"] * rows))
+        again = position > 0 and defense.plan[position - 1].at == index
+        below = f"resampled, t = {index}" if again else f"t = {index}"
+        panels.append(Panel(title, to_pixels(held).clamp(0, 1), [below] * rows))
     purified = purifier.finish(state)
     panels.append(Panel("purified", purified, answers(purified)))
     return panels

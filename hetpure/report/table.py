@@ -80,7 +80,10 @@ def terminal(results: dict[str, Any]) -> Table:
     """The same as a rich table."""
     table = Table(title=title(results), caption=note(results), caption_justify="left")
     for column in columns(results):
-        table.add_column(column, justify="left" if column == "defence" else "right")
+        first = column == "defence"  # its end tells swept rows apart: never cut off
+        table.add_column(
+            column, justify="left" if first else "right", overflow="fold" if first else "ellipsis"
+        )
     for row in rows(results):
         table.add_row(*row)
     return table

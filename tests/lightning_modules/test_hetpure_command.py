@@ -156,7 +156,7 @@ def test_tuned_config_changes_the_settings_and_nothing_else() -> None:
         "sampler": {"class_path": "S", "init_args": {"eta": 1}},
     }
     assert row["mask"] == {"threshold": 0.1}
-    assert tuned["data"]["init_args"] == {"test_split": "test", "limit": 8}
+    assert tuned["data"]["init_args"] == {"test_split": "test", "limit": None}
     assert config["base"]["mask"] == {"threshold": 0.9}
     assert config["data"]["init_args"]["test_split"] == "validation"
 
@@ -185,7 +185,7 @@ def test_tune_prints_a_frontier_resumes_and_writes_a_config(
     assert purifier["t_large"] in (0.1, 0.2)
     assert tuned["data"]["init_args"]["test_split"] == "test"
     evaluation = subprocess.run(
-        [sys.executable, "evaluate.py", f"--config={folder / 'tuned.yaml'}",
+        [sys.executable, "evaluate.py", f"--config={folder / 'tuned.yaml'}", "--data.limit=3",
          f"--model.folder={tmp_path / 'runs'}"],
         capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
