@@ -32,7 +32,7 @@ def note(results: dict[str, Any]) -> str:
         "clean / of adversarial images. "
         + (
             f"robust difference: single, in points from {run['baseline']!r}, paired by sample; its"
-            f" intervals are not corrected for {len(results['defenses']) - 1} comparisons. "
+            " intervals are not corrected for their number. "
             if run.get("baseline")
             else ""
         )

@@ -228,8 +228,9 @@ def test_the_table_compares_each_row_with_the_baseline() -> None:
     robust = Difference(**found["defenses"]["other"]["difference"]["robust"])
     low, high = 100 * robust.low, 100 * robust.high
     assert other[-1] == f"+50.0 [{low:+.1f}, {high:+.1f}]"
-    assert "difference: in points from 'base', robust single" in note(found)
-    assert markdown(found).splitlines()[2].endswith("| difference |")
+    assert "robust difference: single, in points from 'base', paired" in note(found)
+    assert "not corrected for their number" in note(found)
+    assert markdown(found).splitlines()[2].endswith("| robust difference |")
     assert len(terminal(found).columns) == len(other)
 
 
