@@ -1,31 +1,23 @@
 """Evaluates defences under attack: `python evaluate.py` runs the packaged ones in a few minutes.
 
-Every option: `python evaluate.py --help`; other evaluations: `configs/evaluate/`.
+Every option: `python evaluate.py --help`; what it costs: `python evaluate.py --plan`; other
+evaluations: `configs/evaluate/`.
 """
 
 import sys
-from pathlib import Path
 
-from lightning import LightningDataModule
-
-from lightning_modules.cli import EvaluationCLI, make_cli, run, with_default_config
-from lightning_modules.evaluation import RobustnessEvaluation, SaveRunConfig
-
-DEFAULT = Path(__file__).parent / "configs" / "evaluate" / "quick.yaml"
+from lightning_modules.cli import run
+from lightning_modules.evaluation_cli import evaluation_cli, print_plan
 
 
 def main(arguments: list[str]) -> None:
-    """Parses the arguments, builds the program and runs it."""
-    cli = make_cli(
-        EvaluationCLI,
-        with_default_config(arguments, DEFAULT),
-        model_class=RobustnessEvaluation,
-        datamodule_class=LightningDataModule,
-        subclass_mode_data=True,
-        save_config_callback=SaveRunConfig,
-        trainer_defaults={"inference_mode": False},
-    )
-    cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+    """Parses the arguments, builds the program and runs it, or says what it would cost."""
+    cli = evaluation_cli(arguments)
+    batch = cli.prepare()
+    if cli.config.plan:
+        print_plan(cli, batch)
+    else:
+        cli.trainer.test(cli.model, cli.datamodule, verbose=False)
 
 
 if __name__ == "__main__":

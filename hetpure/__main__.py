@@ -1,4 +1,5 @@
-"""`python -m hetpure`: look at one purification, or search for a defence's settings."""
+"""`python -m hetpure`: look at one purification, search for a defence's settings, or check an
+evaluation's gradients."""
 
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from hetpure.report.purification import purification_panels
 from hetpure.weights import folder_hash, resolve
 from lightning_modules.cli import quiet, run
 from lightning_modules.defenses import DefenseConfig
+from lightning_modules.evaluation_cli import evaluation_cli, print_certificates
 from lightning_modules.tuning import claim_folder, search, tuned_config
 
 
@@ -138,12 +140,27 @@ def tune(
     )
 
 
+def certify(arguments: list[str]) -> None:
+    """Computes the gradient certificates of an evaluation, prints them, and fails where one does.
+
+    Args:
+        arguments: options of evaluate.py.
+    """
+    cli = evaluation_cli(arguments)
+    certificates = print_certificates(cli, cli.prepare())
+    failed = [
+        found for row in certificates.values() for found in row.values() if not found["passed"]
+    ]
+    if failed:
+        sys.exit(1)
+
+
 def main(arguments: list[str]) -> None:
     """Parses the arguments and runs the command."""
     quiet()
     parser = jsonargparse.ArgumentParser(
         prog="python -m hetpure",
-        description="Look at one purification, or search for a defence's settings.",
+        description="Look at one purification, search for a defence's settings, check gradients.",
         exit_on_error=False,
     )
     commands = parser.add_subcommands()
@@ -156,6 +173,11 @@ def main(arguments: list[str]) -> None:
     tuning.add_argument("--config", action="config", help="a YAML file with what follows")
     tuning.add_function_arguments(tune, skip={"config"}, as_positional=False)
     commands.add_subcommand("tune", tuning, help="search for a defence's settings")
+    certifying = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
+    commands.add_subcommand("certify", certifying, help="check an evaluation's gradients")
+    if arguments[:1] == ["certify"]:  # its options are those of evaluate.py
+        certify(arguments[1:])
+        return
 
     parsed = parser.parse_args(arguments)
     if parsed.subcommand == "purify":

@@ -3,21 +3,25 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
+from hetpure import adjoint
 from hetpure.attention import AttentionMask
 from hetpure.classifiers import Classifier
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.gradients import Policy, run_plan
-from hetpure.noise import RowNoise
+from hetpure.gradients import Execution, Policy, StraightThrough, run_plan
+from hetpure.memory import Footprint, budget_bytes, saved_bytes
+from hetpure.noise import RowNoise, noise_for
 from hetpure.purifiers import Plan, Purifier, Step
 
 
 class Defense(nn.Module):
     """Purifier and classifier as one differentiable function of the image, given the noise.
 
-    Without a purifier it is the plain classifier. Images are pixel [0, 1] (B, C, H, W).
+    Without a purifier it is the plain classifier. Images are pixel [0, 1] (B, C, H, W). How it is
+    differentiated (`execution`) can be set at any time and changes no answer.
     """
 
     def __init__(
@@ -26,7 +30,7 @@ class Defense(nn.Module):
         purifier: Purifier | None = None,
         denoiser: Denoiser | None = None,
         mask: AttentionMask | None = None,
-        policy: Policy = "checkpoint",
+        policy: Policy | Execution = "auto",
     ) -> None:
         super().__init__()
         if (purifier is None) != (denoiser is None):
@@ -35,9 +39,21 @@ class Defense(nn.Module):
         self.denoiser = denoiser
         self.purifier = purifier
         self.attention_mask = mask or AttentionMask()
-        self.policy: Policy = policy
         self.plan: Plan = purifier.plan(denoiser.schedule) if purifier and denoiser else ()
+        self.execution = Execution.of(policy)
+        self._chosen: dict[object, Execution] = {}
         self.eval().requires_grad_(False)
+
+    @property
+    def execution(self) -> Execution:
+        """How the defence is differentiated."""
+        return self._execution
+
+    @execution.setter
+    def execution(self, execution: Execution) -> None:
+        if execution.policy == "adjoint":
+            adjoint.equation(self.purifier)
+        self._execution = execution
 
     @property
     def stochastic(self) -> bool:
@@ -59,6 +75,17 @@ class Defense(nn.Module):
         """Network calls of one purification."""
         return sum(step.network_calls for step in self.plan)
 
+    def gradient_calls(self, execution: Execution | None = None) -> tuple[int, int]:
+        """Network calls of one gradient of one image: forward ones, recomputed ones included, and
+        those that are differentiated."""
+        execution = execution or self.execution
+        if execution.policy == "classifier_only":
+            return 0, 0
+        if execution.policy == "bpda":
+            return self.network_calls, 0
+        again = self.plan[: execution.recomputed(len(self.plan))]
+        return self.network_calls + sum(step.network_calls for step in again), self.network_calls
+
     def mask(self, images: Tensor, samples: Tensor | None = None) -> Tensor | None:
         """(B, 1, H, W) attended pixels, where the purifier asks for them. Depends on the image
         and, for random control masks, its sample id only: compute it once for all noise draws."""
@@ -71,27 +98,77 @@ class Defense(nn.Module):
         images: Tensor,
         noise: RowNoise,
         mask: Tensor | None = None,
-        policy: Policy | None = None,
+        policy: Policy | Execution | None = None,
     ) -> Tensor:
-        """The purified images, pixel [0, 1]; differentiable in `images`, `mask` held fixed."""
+        """The purified images, pixel [0, 1]; differentiable in `images` and `mask`, by `policy`
+        where it is given and else as `execution` says."""
         purifier, denoiser = self.purifier, self.denoiser
         if purifier is None or denoiser is None:
             return images
         if purifier.needs_mask and mask is None:
             mask = self.mask(images, noise.samples)
 
-        def advance(step: Step, state: Tensor) -> Tensor:
+        def advance(step: Step, state: Tensor, images: Tensor, mask: Tensor | None) -> Tensor:
             return purifier.advance(denoiser, step, state, images, mask, noise)
 
+        execution = Execution("tape")
+        if torch.is_grad_enabled() and (
+            images.requires_grad or (mask is not None and mask.requires_grad)
+        ):
+            execution = self.execution if policy is None else Execution.of(policy)
+        if execution.policy == "classifier_only":
+            return images
+        if execution.policy == "bpda":
+            with torch.no_grad():
+                purified = self.purify(images, noise, mask)
+            return StraightThrough.apply(images, purified)  # type: ignore[no-any-return, no-untyped-call]
         state = purifier.start(denoiser, images, noise)
-        return purifier.finish(run_plan(self.plan, advance, state, policy or self.policy))
+        if execution.policy == "adjoint":
+            equation = adjoint.equation(purifier)
+            state = adjoint.solve(equation, denoiser, self.plan, state, noise)
+        else:
+            if not execution.resolved:
+                execution = self._resolved(execution, images)
+            recomputed = execution.recomputed(len(self.plan))
+            state = run_plan(self.plan, advance, state, (images, mask), recomputed)
+        return purifier.finish(state)
+
+    def footprint(self, images: Tensor) -> Footprint:
+        """Bytes that gradients of such images (B, C, H, W) take, measured on two of the first."""
+        images = images[:1].expand(2, -1, -1, -1).clone()
+        purifier, denoiser = self.purifier, self.denoiser
+        classifier = saved_bytes(
+            lambda: self.classifier(images.requires_grad_()), [self.classifier]
+        )
+        if purifier is None or denoiser is None:
+            return Footprint(step=0, classifier=classifier // 2, state=0)
+        noise = noise_for(images)
+        with torch.no_grad():
+            state = purifier.start(denoiser, images, noise)
+            mask = self.mask(images, noise.samples)
+        step = max(self.plan, key=lambda step: step.network_calls)
+        taped = saved_bytes(
+            lambda: purifier.advance(denoiser, step, state.requires_grad_(), images, mask, noise),
+            [denoiser],
+        )
+        return Footprint(taped // 2, classifier // 2, state[0].nbytes)
+
+    def _resolved(self, execution: Execution, images: Tensor) -> Execution:
+        """How many steps of this batch are taped: chosen once for a shape."""
+        key = execution, images.shape, images.dtype, images.device
+        if key not in self._chosen:
+            fitting = self.footprint(images.detach()).fitting(
+                len(images), len(self.plan), budget_bytes(images.device)
+            )
+            self._chosen[key] = Execution("hybrid", taped_steps=fitting or 0)
+        return self._chosen[key]
 
     def forward(
         self,
         images: Tensor,
         noise: RowNoise,
         mask: Tensor | None = None,
-        policy: Policy | None = None,
+        policy: Policy | Execution | None = None,
     ) -> Tensor:
         """Logits (B, num_classes)."""
         logits: Tensor = self.classifier(self.purify(images, noise, mask, policy))

@@ -1,166 +1,161 @@
-"""Exact gradients through a whole purification, and the certificate that they are exact."""
+"""Gradients through a whole purification: exact ones in the memory there is, and approximations
+that go by their names."""
 
-import copy
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from hetpure.errors import InputError
+from hetpure.errors import InputError, check_choice
 
-Policy = Literal["tape", "checkpoint"]
+Policy = Literal["auto", "tape", "checkpoint", "hybrid", "adjoint", "bpda", "classifier_only"]
+EXACT = ("tape", "checkpoint", "hybrid")
+APPROXIMATIONS = ("adjoint", "bpda", "classifier_only")
 S = TypeVar("S")
+Advance = Callable[..., Tensor]
 
 
 class GradientError(InputError):
     """A gradient that an attack cannot use: it would report robustness that is not there."""
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How a defence is differentiated.
+
+    Args:
+        policy: the exact ones are `tape` (keeps all activations), `checkpoint` (keeps the states
+            only and calls each step once more) and `hybrid` (tapes the last steps, recomputes the
+            others); `auto` takes the one that is fastest in the memory there is. Approximations:
+            `adjoint` (the SDE's continuous adjoint), `bpda` (the purifier's derivative taken for
+            the identity) and `classifier_only` (no purifier).
+        taped_steps: how many of the last steps `hybrid` tapes; by default as many as fit.
+        micro_batch: rows (images x noise draws) that are computed at once; by default all.
+    """
+
+    policy: Policy = "auto"
+    taped_steps: int | None = None
+    micro_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("gradient policy", self.policy, Policy)
+        for name, low in (("taped_steps", 0), ("micro_batch", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise InputError(f"{name} must be >= {low}, got {value}")
+        if self.taped_steps is not None and self.policy != "hybrid":
+            raise InputError(f"taped_steps is a setting of the policy hybrid, not {self.policy}")
+
+    @classmethod
+    def of(cls, policy: "Policy | Execution") -> "Execution":
+        """A policy's name as an execution with its defaults."""
+        return policy if isinstance(policy, Execution) else cls(policy)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether nothing is left to be chosen by memory."""
+        return self.policy not in ("auto", "hybrid") or self.taped_steps is not None
+
+    def describe(self, steps: int) -> str:
+        """The policy in a few words, for a plan of so many steps."""
+        if self.taped_steps is None:
+            return self.policy
+        return f"{self.policy}, {min(self.taped_steps, steps)} of {steps} steps taped"
+
+    def recomputed(self, steps: int) -> int:
+        """How many of a plan's steps, the first ones, are called once more going back."""
+        if self.policy in ("checkpoint", "adjoint"):
+            return steps
+        return max(steps - (self.taped_steps or 0), 0) if self.policy == "hybrid" else 0
+
+
 def run_plan(
-    plan: Iterable[S], advance: Callable[[S, Tensor], Tensor], state: Tensor, policy: Policy
+    plan: Sequence[S],
+    advance: Advance,
+    state: Tensor,
+    inputs: tuple[Tensor | None, ...] = (),
+    recomputed: int = 0,
 ) -> Tensor:
-    """Takes every step of the plan. `tape` keeps all activations for the backward pass;
-    `checkpoint` keeps the states only and calls each step once more. Noise is by address, so a
-    step taken again sees the same noise and no generator state has to be kept."""
-    for step in plan:
-        if policy == "checkpoint" and torch.is_grad_enabled():
-            state = checkpoint(advance, step, state, use_reentrant=False, preserve_rng_state=False)
+    """Takes every step of the plan: state = advance(step, state, *inputs).
+
+    `inputs` are what the steps may be differentiated in beside the state. Of the first
+    `recomputed` steps only the state is kept, and going back each is called once more. Noise is by
+    address, so a step taken again sees the same noise, and no generator's state has to be kept.
+    """
+    for number, step in enumerate(plan):
+        if number < recomputed and torch.is_grad_enabled():
+            state = _Recomputed.apply(advance, step, state, *inputs)  # type: ignore[no-untyped-call]
         else:
-            state = advance(step, state)
+            state = advance(step, state, *inputs)
     return state
 
 
+class _Recomputed(torch.autograd.Function):
+    """One step whose inside is not kept. One node a step, as in the taped graph: autograd then adds
+    the gradients that meet in an image in the same order, and both agree bit for bit."""
+
+    @staticmethod
+    def forward(ctx: Any, advance: Advance, step: Any, *tensors: Tensor | None) -> Tensor:
+        ctx.advance, ctx.step = advance, step
+        ctx.save_for_backward(*tensors)
+        return advance(step, *tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[2:]
+        with torch.enable_grad():
+            points = [
+                None if tensor is None else tensor.detach().requires_grad_(wanted)
+                for tensor, wanted in zip(ctx.saved_tensors, needed, strict=True)
+            ]
+            output = ctx.advance(ctx.step, *points)
+        wanted = [point for point in points if point is not None and point.requires_grad]
+        found = iter(torch.autograd.grad(output, wanted, gradient, allow_unused=True))
+        return None, None, *(next(found) if want else None for want in needed)
+
+
+class StraightThrough(torch.autograd.Function):
+    """The value of the second argument with the derivative of the first: BPDA with the identity
+    (Athalye et al. 2018)."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, purified: Tensor) -> Tensor:
+        return purified.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
 def input_gradient(loss: Tensor, images: Tensor) -> Tensor:
-    """d loss / d images (B, ...); missing, not finite or zero for an image is an error: an attack
-    would leave that image where it is, and it would count as robust."""
-    if not loss.requires_grad:
-        raise GradientError("the loss does not depend on the image: a step of it is detached")
-    (gradient,) = torch.autograd.grad(loss, images, allow_unused=True)
+    """d loss / d images (B, ...), checked: see `check_gradient`."""
+    return check_gradient(raw_gradient(loss, images))
+
+
+def raw_gradient(loss: Tensor, images: Tensor) -> Tensor:
+    """d loss / d images; where the loss does not hang on the images that is an error."""
+    gradient = None
+    if loss.requires_grad:
+        (gradient,) = torch.autograd.grad(loss, images, allow_unused=True)
     if gradient is None:
         raise GradientError("the loss does not depend on the image: a step of it is detached")
+    return gradient
+
+
+def check_gradient(gradient: Tensor) -> Tensor:
+    """The gradient (B, ...) itself; not finite, or zero for an image, it is an error: an attack
+    would leave that image where it is, and it would count as robust."""
     if not gradient.isfinite().all():
-        raise GradientError("the gradient holds NaN or infinite values: attack nothing with it")
+        raise GradientError(
+            "the gradient holds NaN or infinite values: attack nothing with it (a float16 network"
+            " overflows easily: bfloat16 has the range of float32)"
+        )
     zero = ~gradient.flatten(1).any(1)
     if zero.any():
         count = f"{int(zero.sum())} of {len(zero)}"
         raise GradientError(f"the gradient is zero for {count} images: the defence hides it")
     return gradient
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What was checked of a gradient, in float64 on the CPU on a slice of the run's images.
-
-    `equal_to_tape`: all memory policies, the one in use among them, gave the same gradient bit for
-    bit. `finite_difference_error` is the largest over directions of the smallest over step sizes of
-    |difference - g.d| / max(|g.d|, |g| |d| / sqrt(n)): relative to the size that g.d has for a
-    random direction d. Step sizes at which a ReLU changed its pattern or a clamp its side are
-    discarded; `directions` counts those with a step size left.
-    """
-
-    policy: Policy
-    equal_to_tape: bool
-    finite_difference_error: float
-    bound: float
-    directions: int
-    images: int
-
-    @property
-    def passed(self) -> bool:
-        return (
-            self.equal_to_tape
-            and self.directions > 0
-            and self.finite_difference_error <= self.bound
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "passed": self.passed}
-
-
-def certify(
-    module: nn.Module,
-    loss: Callable[[nn.Module, Tensor, Policy], Tensor],
-    images: Tensor,
-    directions: Tensor,
-    policy: Policy,
-    *,
-    bound: float = 1e-5,
-    step_sizes: tuple[float, ...] = (1e-4, 1e-5, 1e-6, 1e-7),
-) -> Certificate:
-    """Checks all policies against one another bit for bit, and the one in use against central
-    finite differences.
-
-    `loss(module, images, policy)` is a scalar and must hold masks and noise fixed. `images` is an
-    interior point (B, C, H, W) and `directions` (N, B, C, H, W).
-    """
-    double = copy.deepcopy(module).cpu().double().eval()
-    point = images.detach().cpu().double()
-
-    def gradient(how: Policy) -> Tensor:
-        x = point.clone().requires_grad_()
-        return input_gradient(loss(double, x, how), x)
-
-    exact = gradient(policy)
-    others = [gradient(other) for other in get_args(Policy) if other != policy]
-    errors = [
-        error
-        for direction in directions.cpu().double()
-        if (error := _difference_error(double, loss, point, exact, direction, step_sizes))
-        is not None
-    ]
-    return Certificate(
-        policy=policy,
-        equal_to_tape=all(torch.equal(exact, other) for other in others),
-        finite_difference_error=max(errors, default=float("inf")),
-        bound=bound,
-        directions=len(errors),
-        images=len(images),
-    )
-
-
-def _difference_error(
-    module: nn.Module,
-    loss: Callable[[nn.Module, Tensor, Policy], Tensor],
-    point: Tensor,
-    gradient: Tensor,
-    direction: Tensor,
-    step_sizes: tuple[float, ...],
-) -> float | None:
-    slope = float((gradient * direction).sum())
-    typical = float(gradient.norm() * direction.norm()) / point.numel() ** 0.5
-    best: float | None = None
-    for size in step_sizes:
-        with torch.no_grad(), _Kinks() as above:
-            high = float(loss(module, point + size * direction, "tape"))
-        with torch.no_grad(), _Kinks() as below:
-            low = float(loss(module, point - size * direction, "tape"))
-        if above.seen != below.seen:
-            continue
-        error = abs((high - low) / (2 * size) - slope) / max(abs(slope), typical)
-        best = error if best is None else min(best, error)
-    return best
-
-
-class _Kinks(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps which elements every ReLU and clamp left as they were, one hash an operation."""
-
-    NAMES = ("relu", "leaky_relu", "threshold", "hardtanh", "clamp", "clamp_min", "clamp_max")
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: list[int] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        name = func.overloadpacket.__name__
-        watched = name.rstrip("_") in self.NAMES
-        before = args[0].clone() if watched else None  # an in-place operation changes it
-        output = func(*args, **(kwargs or {}))
-        if watched:
-            self.seen.append(hash((output == before).numpy().tobytes()))
-        return output

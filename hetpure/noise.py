@@ -13,7 +13,7 @@ way of cutting a data set into batches.
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from typing import Literal
 
@@ -174,6 +174,11 @@ class RowNoise:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def rows(self, index: Tensor) -> "RowNoise":
+        """The noise of some rows, (R,) int64."""
+        kept = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "seed"}
+        return RowNoise(self.seed, **kept)
 
     def words(self, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
         """(N, count) int64 random words in [0, 2^32)."""

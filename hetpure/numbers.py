@@ -1,5 +1,6 @@
-"""Numbers as people write them in this field: 8/255."""
+"""Numbers as people write them in this field: 8/255, 8GB."""
 
+import re
 from fractions import Fraction
 from math import isfinite
 
@@ -26,3 +27,31 @@ class Number(float):
 
     def __reduce__(self) -> tuple[type["Number"], tuple[str]]:
         return Number, (self.text,)
+
+
+class Bytes(int):
+    """A number of bytes that can be written with a unit: `Bytes("8GB")` is 8e9."""
+
+    UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # noqa: RUF012 (read only)
+    text: str
+
+    def __new__(cls, value: "str | int") -> "Bytes":
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?B?)\s*", str(value), re.IGNORECASE)
+        try:
+            if match is None:
+                raise ValueError
+            unit = match[2].upper()
+            size = float(match[1]) * cls.UNITS[unit if unit.endswith("B") else unit + "B"]
+        except ValueError:
+            raise ValueError(f"{value!r} is not a number of bytes such as 8GB or 500MB") from None
+        if size < 1:
+            raise ValueError(f"{value!r} bytes are nothing to compute with")
+        number = super().__new__(cls, int(size))
+        number.text = str(value)
+        return number
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __reduce__(self) -> tuple[type["Bytes"], tuple[str]]:
+        return Bytes, (self.text,)

@@ -8,7 +8,7 @@ clean image.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -73,20 +73,25 @@ def ddpm_variance(alpha: float, alpha_next: float, variance: Variance) -> float:
     return scale * (1 - alpha / alpha_next)
 
 
-def vp_sde_step(x: Tensor, x0: Tensor, alpha: float, alpha_next: float, noise: Tensor) -> Tensor:
-    """Euler-Maruyama step of the reverse VP-SDE (Song et al. 2021, eq. 6) from abar_t down to
-    `alpha_next`.
+def vp_drift(x: Tensor, x0: Tensor, alpha: float, score_weight: float) -> Tensor:
+    """Drift of the reverse VP-SDE (Song et al. 2021, eq. 6; score weight 1) or of its probability
+    flow ODE (eq. 13; 1/2), in the clock tau = -log abar.
 
-    In the clock tau = -log abar the forward process is dx = -x/2 dtau + dw for every schedule, and
-    one grid step lasts log(alpha_next / alpha).
+    In that clock the forward process is dx = -x/2 dtau + dw for every schedule, and one grid step
+    lasts log(alpha_next / alpha).
     """
+    return x / 2 + score_weight * _score(x, x0, alpha)
+
+
+def vp_sde_step(x: Tensor, x0: Tensor, alpha: float, alpha_next: float, noise: Tensor) -> Tensor:
+    """Euler-Maruyama step of the reverse VP-SDE from abar_t down to `alpha_next`."""
     length = math.log(alpha_next / alpha)
-    return x + length * (x / 2 + _score(x, x0, alpha)) + math.sqrt(length) * noise
+    return x + length * vp_drift(x, x0, alpha, 1.0) + math.sqrt(length) * noise
 
 
 def vp_ode_step(x: Tensor, x0: Tensor, alpha: float, alpha_next: float) -> Tensor:
-    """Euler step of that SDE's probability flow ODE (eq. 13), in the same clock."""
-    return x + math.log(alpha_next / alpha) / 2 * (x + _score(x, x0, alpha))
+    """Euler step of its probability flow ODE."""
+    return x + math.log(alpha_next / alpha) * vp_drift(x, x0, alpha, 0.5)
 
 
 def _score(x: Tensor, x0: Tensor, alpha: float) -> Tensor:
@@ -182,13 +187,25 @@ class DDPM(Sampler):
         return ddpm_step(x, x0, alpha, alpha_next, self.variance, noise)
 
 
+class ContinuousSampler(Sampler):
+    """Euler steps of a differential equation, which also has a continuous adjoint."""
+
+    score_weight: ClassVar[float]
+
+    def drift(self, x: Tensor, x0: Tensor, alpha: float) -> Tensor:
+        """Of the state x (B, C, H, W) at abar_t, given the predicted image, in -log abar."""
+        return vp_drift(x, self.clip(x0), alpha, self.score_weight)
+
+
 @dataclass(frozen=True, kw_only=True)
-class VPSDE(Sampler):
+class VPSDE(ContinuousSampler):
     """Euler-Maruyama steps of the reverse VP-SDE (DiffPure, Nie et al. 2022).
 
     Args:
         clip_x0: clamp the predicted image to [-1, 1] before each step.
     """
+
+    score_weight: ClassVar[float] = 1.0
 
     @property
     def stochastic(self) -> bool:
@@ -208,12 +225,14 @@ class VPSDE(Sampler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VPODE(Sampler):
+class VPODE(ContinuousSampler):
     """Euler steps of the VP-SDE's probability flow ODE (Song et al. 2021).
 
     Args:
         clip_x0: clamp the predicted image to [-1, 1] before each step.
     """
+
+    score_weight: ClassVar[float] = 0.5
 
     @property
     def stochastic(self) -> bool:

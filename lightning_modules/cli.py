@@ -14,10 +14,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from hetpure.errors import InputError
-from hetpure.numbers import Number
+from hetpure.numbers import Bytes, Number
 
 BAD_INPUT, INTERRUPTED = 2, 130
 register_type(Number, serializer=str, deserializer=Number)
+register_type(Bytes, serializer=str, deserializer=Bytes)
 # A class_path in a sweep's values is read as its setting's type, never built for being there.
 if "instantiate_subclass_spec_in_any" in signature(set_parsing_settings).parameters:
     set_parsing_settings(instantiate_subclass_spec_in_any=False)
@@ -75,19 +76,6 @@ class TrainingCLI(LightningCLI):
         path = self.config.ckpt_path
         if path is not None and not Path(path).is_file():
             raise InputError(f"--ckpt_path {path}: there is no such file")
-
-
-class EvaluationCLI(LightningCLI):
-    """Refuses what would give other numbers without saying so, before any process is started."""
-
-    def instantiate_classes(self) -> None:
-        super().instantiate_classes()
-        trainer = self.trainer
-        if trainer.num_devices * trainer.num_nodes > 1 or trainer.precision != "32-true":
-            raise InputError(
-                "evaluation runs on one device in 32 bits so far: set --trainer.devices=1"
-                " --trainer.precision=32-true"
-            )
 
 
 def make_cli(kind: type[LightningCLI], arguments: list[str], **settings: Any) -> LightningCLI:

@@ -28,7 +28,7 @@ class DefenseConfig:
         purifier: what stands before the classifier; nothing is the plain classifier.
         denoiser: key of the diffusion weights in `denoisers`.
         mask: attention mask of a heterogeneous purifier.
-        gradient: memory policy of the exact gradient.
+        gradient: policy of the gradient; see `hetpure.gradients.Execution`.
         surrogate: a purifier that the attack differentiates in place of the defence's own, as
             published evaluations did. Weaker than the full attack, and the results say so.
     """
@@ -36,16 +36,16 @@ class DefenseConfig:
     purifier: Purifier | None = None
     denoiser: str | None = None
     mask: AttentionMask = field(default_factory=AttentionMask)
-    gradient: Policy = "checkpoint"
+    gradient: Policy = "auto"
     surrogate: Purifier | None = None
 
     def build(
         self, classifier: Classifier, denoiser: Denoiser | None
     ) -> tuple[Defense, Defense | None]:
         """The defence, and the surrogate that is attacked in its place where one is set."""
-        defense = Defense(classifier, self.purifier, denoiser, self.mask, self.gradient)
         if self.surrogate is None:
-            return defense, None
+            return Defense(classifier, self.purifier, denoiser, self.mask, self.gradient), None
+        defense = Defense(classifier, self.purifier, denoiser, self.mask)
         return defense, Defense(classifier, self.surrogate, denoiser, self.mask, self.gradient)
 
 

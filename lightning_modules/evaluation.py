@@ -1,8 +1,9 @@
 """Evaluation of several defences side by side under one attack, as a Lightning test loop."""
 
 import signal
-import textwrap
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,27 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from datamodules.dataset import check_images
+from hetpure.acceleration import Acceleration
 from hetpure.attacks import PGD, Attack
-from hetpure.defense import Defense
 from hetpure.errors import InputError
-from hetpure.evaluation.certificate import certify_defense
-from hetpure.evaluation.protocol import Block, Outcome, Protocol, evaluate_block
+from hetpure.evaluation.cost import latency
+from hetpure.evaluation.protocol import Block, Protocol, evaluate_block
 from hetpure.evaluation.records import RunFolder
 from hetpure.evaluation.results import SCHEMA, peak_memory, provenance, summarise
-from hetpure.noise import Noise, Stream
+from hetpure.gradients import Execution
+from hetpure.memory import budget_bytes
+from hetpure.numbers import Bytes
+from hetpure.report.certificate import failure
 from hetpure.report.figure import Panel, draw
+from hetpure.report.outcomes import outcome_panels
+from hetpure.report.plan import RowPlan
 from hetpure.report.report import write_report
 from hetpure.report.table import terminal
 from hetpure.weights import folder_hash, load_classifier, load_denoiser, resolve
 from lightning_modules.compatibility import ImageData, check_classifier, check_denoiser
-from lightning_modules.defenses import DefenseConfig, Sweep, differing
+from lightning_modules.defenses import DefenseConfig, Sweep
 from lightning_modules.progress import AttackProgress
-
-FIGURE_ROWS = 6
+from lightning_modules.rows import build_rows
 
 
 class RobustnessEvaluation(L.LightningModule):
@@ -48,6 +53,12 @@ class RobustnessEvaluation(L.LightningModule):
         protocol: how draws are counted.
         certificate_bound: largest relative error of the gradient against finite differences on
             the run's own configuration, where clamps and ReLUs have kinks.
+        memory_budget: bytes that gradients may take, as 8GB; by default six tenths of the free
+            memory.
+        execution: by row, how it is computed: policy, taped_steps and micro_batch. What is left
+            open is chosen by memory and written here in the run's config.
+        acceleration: precision, memory format and compilation of the diffusion network's call.
+        cosine_bound: smallest mean cosine of an accelerated gradient to the plain one.
         seed: of all noise.
         folder: where run folders go.
     """
@@ -62,6 +73,10 @@ class RobustnessEvaluation(L.LightningModule):
         attack: Attack = PGD(),  # noqa: B008 (frozen)
         protocol: Protocol = Protocol(),  # noqa: B008 (frozen)
         certificate_bound: float = 1e-5,
+        memory_budget: Bytes | None = None,
+        execution: dict[str, Execution] | None = None,
+        acceleration: Acceleration = Acceleration(),  # noqa: B008 (frozen)
+        cosine_bound: float = 0.99,
         seed: int = 0,
         folder: str = "runs/evaluate",
     ) -> None:
@@ -79,32 +94,63 @@ class RobustnessEvaluation(L.LightningModule):
         self.attack = attack
         self.protocol = protocol
         self.certificate_bound = certificate_bound
+        self.memory_budget = memory_budget
+        self.acceleration = acceleration
+        self.cosine_bound = cosine_bound
         self.seed = seed
         self.weights = {"classifier": folder_hash(resolve(classifier))}
         self.shared_classifier = load_classifier(classifier)
-        self.rows: dict[str, Defense] = {}
-        self.surrogates: dict[str, Defense] = {}
-        loaded = {}
-        for name, config in defenses.items():
-            key = config.denoiser
-            if key is not None and key not in denoisers:
-                raise InputError(
-                    f"--model.defenses.{name}.denoiser {key!r} is not among --model.denoisers"
-                    f" ({', '.join(denoisers)})"
-                )
-            if key is not None and key not in loaded:
-                self.weights[f"denoiser {key}"] = folder_hash(resolve(denoisers[key]))
-                loaded[key] = load_denoiser(denoisers[key])
-            denoiser = loaded[key] if key is not None else None
-            self.rows[name], surrogate = config.build(self.shared_classifier, denoiser)
-            if surrogate is not None:
-                self.surrogates[name] = surrogate
-        self.defenses = nn.ModuleList(self.rows.values())  # moves them to the device
+        used = {config.denoiser for config in defenses.values()}
+        loaded = {key: load_denoiser(path) for key, path in denoisers.items() if key in used}
+        self.weights |= {f"denoiser {key}": folder_hash(resolve(denoisers[key])) for key in loaded}
+        self.rows = build_rows(defenses, self.shared_classifier, loaded, acceleration)
+        if unknown := set(execution or {}) - set(self.rows):
+            raise InputError(f"--model.execution names no row of the table: {', '.join(unknown)}")
+        self.execution = dict(execution or {})
+        self.networks = nn.ModuleList(  # moves them to the device
+            defense for row in self.rows.values() for defense in row.defenses
+        )
         started = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         self.folder = RunFolder(Path(folder) / started)
         self.certificates: dict[str, dict[str, Any]] = {}
-        self.surrogate_certificates: dict[str, dict[str, Any]] = {}
         self.figure_rows: list[Panel] = []
+
+    def prepare(self, data: Any, batch: dict[str, Tensor]) -> None:
+        """Checks that networks and data belong together, and fixes what the executions leave open,
+        for blocks like `batch` on the device where this module is."""
+        check_classifier(self.shared_classifier, data)
+        for row in self.rows.values():
+            if row.defense.denoiser is not None:
+                check_denoiser(row.defense.denoiser, data)
+        check_images(batch["image"], where="the data", samples=batch["sample"])
+        for name, row in self.rows.items():
+            row.resolve(self.execution.get(name), batch["image"], self.attack, self.budget)
+            self.execution[name] = row.attacked.execution
+
+    @property
+    def budget(self) -> int:
+        """Bytes that gradients may take on the run's device."""
+        return self.memory_budget or budget_bytes(self.device)
+
+    def certify(self, images: Tensor, samples: Tensor) -> Iterator[str]:
+        """Computes the certificates of all rows; each row's name is given before its turn."""
+        for name, row in self.rows.items():
+            yield name
+            self.certificates[name] = row.certify(
+                images,
+                samples,
+                seed=self.seed,
+                bound=self.certificate_bound,
+                budget=self.budget if self.device.type == "cpu" else None,
+                cosine_bound=self.cosine_bound,
+            )
+
+    def plan(self, images: Tensor, count: int) -> dict[str, RowPlan]:
+        """By row, what `count` images cost in blocks like `images` (B, C, H, W)."""
+        return {
+            name: row.plan(images, self.attack, self.protocol, count, self.budget)
+            for name, row in self.rows.items()
+        }
 
     def on_test_start(self) -> None:
         if torch.is_inference_mode_enabled():
@@ -116,19 +162,16 @@ class RobustnessEvaluation(L.LightningModule):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         # Before anything is computed: a commit made during a run is not the code that ran.
         self.provenance = provenance(Path(__file__).parent, self.device)
-        check_classifier(self.shared_classifier, self._data)
-        for defense in self.rows.values():
-            if defense.denoiser is not None:
-                check_denoiser(defense.denoiser, self._data)
         loader: DataLoader[Any] = self.trainer.test_dataloaders  # type: ignore[assignment]
         images = len(loader.dataset)  # type: ignore[arg-type]
-        self.progress = AttackProgress(self.attack, self.protocol, self.rows, self.attacked, images)
+        self.progress = AttackProgress(
+            self.attack,
+            self.protocol,
+            {name: row.defense for name, row in self.rows.items()},
+            {name: row.attacked for name, row in self.rows.items()},
+            images,
+        )
         self.progress.start()
-
-    @property
-    def attacked(self) -> dict[str, Defense]:
-        """What the attack differentiates for each row: the defence, or its surrogate."""
-        return self.rows | self.surrogates
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         try:
@@ -143,20 +186,17 @@ class RobustnessEvaluation(L.LightningModule):
         block = Block(batch["image"], batch["label"], batch["sample"])
         outcomes = {}
         if batch_idx == 0:  # all of them first: a row that cannot run stops no run half-way
-            for name, defense in self.rows.items():
-                self.certificates[name] = self._certify(name, defense, block)
-            for name, surrogate in self.surrogates.items():
-                self.surrogate_certificates[name] = self._certify(name, surrogate, block)
-        for name, defense in self.rows.items():
+            self._certify(block)
+        for name, row in self.rows.items():
             start = time.perf_counter()
             outcome = evaluate_block(
                 name,
-                defense,
+                row.defense,
                 self.attack,
                 block,
                 self.protocol,
                 self.seed,
-                attacked=self.attacked[name],
+                attacked=row.attacked,
                 progress=self.progress.of(name),
             )
             seconds = time.perf_counter() - start
@@ -170,17 +210,20 @@ class RobustnessEvaluation(L.LightningModule):
             | {name: outcome.adversarial for name, outcome in outcomes.items()},
         )
         if batch_idx == 0:
-            self.figure_rows = self._panels(block, outcomes)
-
-    def _certify(self, name: str, defense: Defense, block: Block) -> dict[str, Any]:
-        certificate = certify_defense(
-            defense, block.images, block.samples, self.seed, bound=self.certificate_bound
-        )
-        if not certificate.passed:
-            raise InputError(
-                f"the gradient of defence {name!r} failed its certificate: {certificate.as_dict()}"
+            defenses = {name: row.defense for name, row in self.rows.items()}
+            self.figure_rows = outcome_panels(
+                defenses, block, outcomes, self._data.class_names, self.seed
             )
-        return certificate.as_dict()
+
+    def _certify(self, block: Block) -> None:
+        start = time.perf_counter()
+        for name in self.certify(block.images, block.samples):
+            self.progress.describe(f"gradient certificate: {name}")
+        self.folder.append_timing({"certificates": time.perf_counter() - start})
+        for name, certificates in self.certificates.items():
+            for found in certificates.values():
+                if not found["passed"]:
+                    raise InputError(failure(name, found))
 
     def on_test_end(self) -> None:
         self.progress.stop()
@@ -202,23 +245,18 @@ class RobustnessEvaluation(L.LightningModule):
         timing = self.folder.read_timing()
         defenses = summarise(records, self.baseline)
         for name, summary in defenses.items():
-            defense = self.rows[name]
+            defense = self.rows[name].defense
             summary["purification_calls"] = defense.network_calls
-            summary["certificate"] = self.certificates[name]
-            if name in self.surrogates:
-                summary["surrogate_certificate"] = self.surrogate_certificates[name]
+            summary |= self.certificates[name]
+            summary["execution"] = asdict(self.execution[name])
             summary["cost"] = {
                 "network_calls": summary.pop("network_calls"),
-                "seconds": sum(t["seconds"] for t in timing if t["defense"] == name),
-                "latency_seconds": self._latency(defense),
+                "seconds": sum(t["seconds"] for t in timing if t.get("defense") == name),
+                "latency_seconds": latency(defense, self.figure_rows[0].images[:1].to(self.device)),
             }
         weaker = [*self.attack.weaker_than_full(), *self.protocol.weaker_than_full()]
-        weaker += [
-            f"{name}: the attack differentiates a surrogate of {surrogate.network_calls} network"
-            f" calls, not the defence's {self.rows[name].network_calls}"
-            f" ({differing(surrogate.purifier, self.rows[name].purifier)})"
-            for name, surrogate in self.surrogates.items()
-        ]
+        for row in self.rows.values():
+            weaker += row.weaker_than_full()
         return {
             "schema": SCHEMA,
             "samples": len({record.sample for record in records}),
@@ -228,52 +266,18 @@ class RobustnessEvaluation(L.LightningModule):
                 "report_draws": self.protocol.report_draws,
                 "selection_draws": self.protocol.selection_draws,
                 "baseline": self.baseline,
+                "network_call": self.acceleration.describe(),
             },
             "defenses": defenses,
             "weaker_than_full": weaker,
-            "cost": {"peak_memory_bytes": peak_memory(self.device)},
+            "cost": {
+                "peak_memory_bytes": peak_memory(self.device),
+                "certificate_seconds": sum(t.get("certificates", 0) for t in timing),
+            },
             "provenance": self.provenance
             | {"weights": self.weights, "data": self._data.files_sha256()},
             "config": (self.folder.path / "config.yaml").read_text(),
         }
-
-    @torch.no_grad()
-    def _latency(self, defense: Defense) -> float:
-        """Seconds for one image to be purified and classified, the second call of two."""
-        image, noise = self.figure_rows[0].images[:1].to(self.device), self._probe(1)
-        for _ in range(2):
-            start = time.perf_counter()
-            defense(image, noise).argmax(1).tolist()  # waits for the device
-            seconds = time.perf_counter() - start
-        return seconds
-
-    def _probe(self, count: int) -> Any:
-        return Noise.of(self.seed, Stream.PROBE).on(torch.arange(count, device=self.device))
-
-    @torch.no_grad()
-    def _panels(self, block: Block, outcomes: dict[str, Outcome]) -> list[Panel]:
-        """Clean, then for each defence with a purifier: adversarial, mask, purified."""
-        rows = slice(0, FIGURE_ROWS)
-        names = self._data.class_names
-        images, samples = block.images[rows], block.samples[rows]
-        noise = Noise.of(self.seed, Stream.REPORT).on(samples)
-        panels = [Panel("clean", images, [names[label] for label in block.labels[rows].tolist()])]
-        for name, outcome in outcomes.items():
-            defense = self.rows[name]
-            if not defense.stochastic:
-                continue
-            label = textwrap.fill(name, 16)
-            adversarial = outcome.adversarial[rows]
-            plain = self.shared_classifier(adversarial).argmax(1).tolist()
-            mask = defense.mask(adversarial, samples)
-            purified = defense.purify(adversarial, noise, mask)
-            answers = self.shared_classifier(purified).argmax(1).tolist()
-            panels.append(Panel(f"{label}\nadversarial", adversarial, [names[k] for k in plain]))
-            if mask is not None:
-                shares = [f"{100 * share:.0f}%" for share in mask.flatten(1).mean(1).tolist()]
-                panels.append(Panel(f"{label}\nmask", mask, shares))
-            panels.append(Panel(f"{label}\npurified", purified, [names[k] for k in answers]))
-        return panels
 
 
 class SaveRunConfig(SaveConfigCallback):

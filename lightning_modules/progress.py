@@ -10,8 +10,7 @@ from hetpure.attacks import Attack
 from hetpure.defense import Defense
 from hetpure.evaluation.protocol import CLEAN, Protocol, Record
 
-# Cost of a differentiated purification in forward passes: a backward pass is about two.
-GRADIENT_PASSES = {"tape": 3, "checkpoint": 4}
+BACKWARD = 2  # forward passes that a backward pass costs, about
 
 
 class AttackProgress:
@@ -57,7 +56,7 @@ class AttackProgress:
         """What evaluate_block tells its progress to, for one defence."""
         done = len(self.correct[name])
         robust = f", robust so far {100 * np.mean(self.correct[name]):.0f}%" if done else ""
-        self.bar.update(self.task, description=f"{name}: {done}/{self.images} images{robust}")
+        self.describe(f"{name}: {done}/{self.images} images{robust}")
 
         def advance(rows: int, gradient: bool) -> None:
             self.bar.advance(self.task, rows * self.weights[name][gradient])
@@ -72,7 +71,14 @@ class AttackProgress:
             if record.attack != CLEAN
         )
 
+    def describe(self, text: str) -> None:
+        """What is computed now."""
+        self.bar.update(self.task, description=text)
+
     @staticmethod
     def _passes(defense: Defense, gradient: bool) -> int:
-        weight = GRADIENT_PASSES[defense.policy] if gradient else 1
-        return max(1, defense.network_calls) * weight
+        """Forward passes that a purification costs; the classifier alone counts for one."""
+        if not gradient:
+            return max(1, defense.network_calls)
+        calls, differentiated = defense.gradient_calls()
+        return max(calls + BACKWARD * differentiated, 1 + BACKWARD)

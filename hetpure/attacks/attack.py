@@ -34,10 +34,14 @@ class Attack(ABC):
     def purifications(self, defense: Defense) -> int:
         """Purifications that are differentiated for one image."""
 
+    @abstractmethod
+    def draws(self, defense: Defense) -> int:
+        """Noise draws of one image that are differentiated at once; a deterministic defence needs
+        one."""
+
     def network_calls(self, defense: Defense) -> int:
         """Forward network calls for one image, recomputed ones too."""
-        passes = 2 if defense.policy == "checkpoint" else 1
-        return self.purifications(defense) * passes * defense.network_calls
+        return self.purifications(defense) * defense.gradient_calls()[0]
 
     @abstractmethod
     def __call__(

@@ -12,8 +12,8 @@ from torch import Tensor
 from hetpure.attacks.attack import Attack
 from hetpure.defense import Defense
 from hetpure.errors import InputError, check_choice
-from hetpure.gradients import input_gradient
-from hetpure.noise import Noise, Purpose, RowNoise, attack_draw
+from hetpure.expectation import Query, expected_gradient
+from hetpure.noise import Noise, Purpose, attack_draw
 from hetpure.numbers import Number
 
 Norm = Literal["linf", "l2"]
@@ -79,7 +79,10 @@ class PGD(Attack):
         return self.restarts
 
     def purifications(self, defense: Defense) -> int:
-        return self.restarts * self.steps * self._eot(defense)
+        return self.restarts * self.steps * self.draws(defense)
+
+    def draws(self, defense: Defense) -> int:
+        return self.eot_samples if defense.stochastic else 1
 
     def __call__(
         self,
@@ -91,34 +94,26 @@ class PGD(Attack):
         *,
         progress: Callable[[int], None] = lambda rows: None,
     ) -> Tensor:
-        eot = self._eot(defense)
+        eot = self.draws(defense)
         candidates = []
+
+        def loss(logits: Tensor, index: Tensor) -> Tensor:
+            # Summed over images, so that no image's gradient depends on the batch; in float64,
+            # where 1 - p of a sure classifier is not yet 0.
+            return F.cross_entropy(logits.double(), labels[index], reduction="sum") / eot
+
         for restart in range(self.restarts):
             adversarial = images
             if self.random_start:
                 adversarial = self._start(images, samples, noise, restart)
             for iteration in range(self.steps):
                 draws = [attack_draw(0, restart, iteration, k) for k in range(eot)]
-                adversarial = adversarial.detach().requires_grad_()
-                mask = defense.mask(adversarial, samples)
-                logits = defense(
-                    adversarial.repeat(eot, 1, 1, 1),
-                    RowNoise.stack([noise.redraw(draw) for draw in draws], samples),
-                    None if mask is None else mask.repeat(eot, 1, 1, 1),
-                )
-                # Summed over images, so that no image's gradient depends on the batch; in float64,
-                # where 1 - p of a sure classifier is not yet 0.
-                losses = F.cross_entropy(logits.double(), labels.repeat(eot), reduction="sum")
-                loss = losses / eot
-                gradient = input_gradient(loss, adversarial)
-                adversarial = self._step(adversarial.detach(), gradient, images)
-                progress(len(logits))
+                noises = [noise.redraw(draw) for draw in draws]
+                query = Query(adversarial, samples, defense.mask(adversarial, samples), noises)
+                gradient = expected_gradient(defense, query, loss, progress)
+                adversarial = self._step(adversarial, gradient, images)
             candidates.append(adversarial)
         return torch.stack(candidates)
-
-    def _eot(self, defense: Defense) -> int:
-        """A deterministic defence needs one draw."""
-        return self.eot_samples if defense.stochastic else 1
 
     def _step(self, adversarial: Tensor, gradient: Tensor, images: Tensor) -> Tensor:
         if self.norm == "linf":

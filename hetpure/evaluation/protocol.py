@@ -10,6 +10,7 @@ from torch import Tensor
 from hetpure.attacks import Attack
 from hetpure.defense import Defense, count_network_calls
 from hetpure.errors import InputError
+from hetpure.expectation import Query, answers
 from hetpure.noise import Noise, Stream
 
 CLEAN = "clean"
@@ -166,11 +167,9 @@ def predict(
 ) -> tuple[Tensor, Tensor | None]:
     """(B, draws) predicted classes, and the (B,) fraction of attended pixels where there is one."""
     mask = defense.mask(images, samples)
-    columns = []
-    for noise in noises:
-        columns.append(defense(images, noise.on(samples), mask).argmax(1))
-        progress(len(images), False)
-    return torch.stack(columns, dim=1), None if mask is None else mask.flatten(1).mean(1)
+    query = Query(images, samples, mask, noises)
+    logits = answers(defense, query, lambda rows: progress(rows, False))
+    return logits.argmax(2).T, None if mask is None else mask.flatten(1).mean(1)
 
 
 def _records(

@@ -20,7 +20,7 @@ from hetpure.evaluation.statistics import (
     vote_accuracy,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 PACKAGES = ("lightning", "diffusers", "numpy", "scipy")
 
 

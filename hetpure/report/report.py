@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from hetpure.report.certificate import certificates_markdown
 from hetpure.report.table import markdown
 
 
@@ -17,31 +18,10 @@ def write_report(results: dict[str, Any], folder: Path, figure: str | None) -> N
             " the first report draw."
         )
     sections += ["## Weaker than the full protocol", _bullets(results["weaker_than_full"])]
-    sections += ["## Gradient certificates", _certificates(results)]
+    sections += ["## Gradient certificates", certificates_markdown(results["defenses"])]
     sections += ["## Cost", _costs(results)]
     sections += ["## Provenance", _bullets(_provenance(results["provenance"]))]
     (folder / "report.md").write_text("\n\n".join(sections) + "\n")
-
-
-def _certificates(results: dict[str, Any]) -> str:
-    lines = [
-        "| defence | policy | equal to tape, bit for bit (float64, CPU)"
-        " | error against finite differences | bound | directions | |",
-        "|" + " --- |" * 7,
-    ]
-    found_of = {name: defense["certificate"] for name, defense in results["defenses"].items()}
-    found_of |= {
-        f"{name} (surrogate)": defense["surrogate_certificate"]
-        for name, defense in results["defenses"].items()
-        if "surrogate_certificate" in defense
-    }
-    for name, found in found_of.items():
-        lines.append(
-            f"| {name} | {found['policy']} | {'yes' if found['equal_to_tape'] else 'NO'} "
-            f"| {found['finite_difference_error']:.1e} | {found['bound']:.0e} "
-            f"| {found['directions']} | {'pass' if found['passed'] else 'FAIL'} |"
-        )
-    return "\n".join(lines)
 
 
 def _costs(results: dict[str, Any]) -> str:

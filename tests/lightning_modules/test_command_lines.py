@@ -223,7 +223,7 @@ def test_epsilon_takes_fractions_and_the_config_is_complete(
     attacked = [record for record in records if record["attack"] != "clean"]
     assert max(record["linf"] for record in attacked) <= float(Number("24/255")) + 1e-6
     results = json.loads((folder / "results.json").read_text())
-    assert results["schema"] == 1
+    assert results["schema"] == 2
     assert all(defense["certificate"]["passed"] for defense in results["defenses"].values())
     for name, row in results["defenses"].items():
         spent = sum(r["network_calls"] for r in records if r["defense"] == name)

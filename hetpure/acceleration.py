@@ -1,0 +1,93 @@
+"""The one network call, faster: low precision, channels last, compiled. Off by default, and held
+against the plain network by the gradient certificate."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hetpure.denoiser import Denoiser
+from hetpure.errors import check_choice
+
+Precision = Literal["float32", "bfloat16", "float16"]
+Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """How the diffusion network is called.
+
+    Args:
+        precision: of its convolutions, products and activations, by autocast; the purifier's own
+            steps stay in float32.
+        channels_last: memory format of its weights and activations.
+        compile: mode of torch.compile; `reduce-overhead` and `max-autotune` use CUDA graphs where
+            they can. The first calls compile, which takes minutes on a CPU.
+    """
+
+    precision: Precision = "float32"
+    channels_last: bool = False
+    compile: Compile = "off"
+
+    def __post_init__(self) -> None:
+        check_choice("--model.acceleration.precision", self.precision, Precision)
+        check_choice("--model.acceleration.compile", self.compile, Compile)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything differs from the plain call."""
+        return self != Acceleration()
+
+    def describe(self) -> str:
+        """In a few words."""
+        parts: list[str] = [self.precision] if self.precision != "float32" else []
+        parts += ["channels last"] if self.channels_last else []
+        parts += [f"compiled ({self.compile})"] if self.compile != "off" else []
+        return ", ".join(parts) or "float32"
+
+
+def accelerate(denoiser: Denoiser, acceleration: Acceleration) -> Denoiser:
+    """The denoiser with its network called so; the one given stays as it is."""
+    if not acceleration.active:
+        return denoiser
+    network = FastNetwork(denoiser.network, acceleration)
+    return Denoiser(network, denoiser.schedule, denoiser.prediction_type)
+
+
+class FastNetwork(nn.Module):
+    """A copy of a diffusion network, called as an `Acceleration` says; float32 in and out."""
+
+    def __init__(self, network: nn.Module, acceleration: Acceleration) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.dtype = getattr(torch, acceleration.precision)
+        self.channels_last = acceleration.channels_last
+        if self.dtype != torch.float32:
+            # As autocast would at every call: its cache leaves frozen weights out, and a tape
+            # would keep a copy of them for each call.
+            for module in self.network.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    module.to(self.dtype)
+        if self.channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if acceleration.compile != "off":
+            self.network.compile(mode=acceleration.compile)
+        # What CUDA graphs return is written over by their next call.
+        self.copies = acceleration.compile not in ("off", "default")
+
+    @property
+    def config(self) -> Any:
+        """The network's own."""
+        return getattr(self.network, "config", {})
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        """The network's output (B, C, H, W) in the dtype of x."""
+        given = x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+        low = self.dtype != torch.float32
+        with torch.autocast(x.device.type, self.dtype if low else None, enabled=low):
+            output = self.network(given, timesteps)
+        found: Tensor = output if isinstance(output, Tensor) else output.sample
+        found = found.to(x.dtype, memory_format=torch.contiguous_format)
+        return found.clone() if self.copies else found

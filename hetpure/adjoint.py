@@ -1,0 +1,99 @@
+"""The continuous adjoint of a diffusion's differential equation, by which DiffPure was attacked
+(Nie et al. 2022; Li et al. 2020): memory does not grow with the steps, but the gradient is that of
+the equation and not that of the steps that were taken."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError
+from hetpure.noise import Purpose, RowNoise
+from hetpure.purifiers import Plan, Purifier, Step, UniformPurifier
+from hetpure.samplers import ContinuousSampler
+from hetpure.schedule import CLEAN
+
+
+def equation(purifier: Purifier | None) -> UniformPurifier:
+    """The purifier itself; InputError unless it solves one differential equation."""
+    if not isinstance(purifier, UniformPurifier):
+        raise InputError(
+            f"gradient adjoint is for UniformPurifier, which solves one equation, not for"
+            f" {type(purifier).__name__ if purifier else 'a plain classifier'}: use auto"
+        )
+    if not isinstance(purifier.sampler, ContinuousSampler):
+        raise InputError(
+            "gradient adjoint needs a differential equation, sampler VPSDE or VPODE, not"
+            f" {type(purifier.sampler).__name__}: use auto"
+        )
+    return purifier
+
+
+def solve(
+    purifier: UniformPurifier, denoiser: Denoiser, plan: Plan, state: Tensor, noise: RowNoise
+) -> Tensor:
+    """The plan's last state (B, C, H, W), differentiable in the first by the continuous adjoint.
+
+    A last step that reads the predicted image off the network solves nothing: it is exact.
+    """
+    reads_out = plan[-1].to == CLEAN
+    flow = plan[:-1] if reads_out else plan
+    state = _Adjoint.apply(purifier, denoiser, flow, noise, state)  # type: ignore[no-untyped-call]
+    if reads_out:
+        state = purifier.advance(denoiser, plan[-1], state, state, None, noise)
+    return state
+
+
+class _Adjoint(torch.autograd.Function):
+    """Keeps the last state only. Going back, the equation is solved backwards from it along the
+    same noise, together with its adjoint a: da = -a d(drift)/dx dtau."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        purifier: UniformPurifier,
+        denoiser: Denoiser,
+        plan: Plan,
+        noise: RowNoise,
+        state: Tensor,
+    ) -> Tensor:
+        for step in plan:
+            state = purifier.advance(denoiser, step, state, state, None, noise)
+        ctx.problem = purifier, denoiser, plan, noise
+        ctx.save_for_backward(state)
+        return state.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
+        purifier, denoiser, plan, noise = ctx.problem
+        (state,) = ctx.saved_tensors
+        for step in reversed(plan):
+            state, adjoint = _back(purifier.sampler, denoiser, step, noise, state, adjoint)
+        return None, None, None, None, adjoint
+
+
+def _back(
+    sampler: ContinuousSampler,
+    denoiser: Denoiser,
+    step: Step,
+    noise: RowNoise,
+    state: Tensor,
+    adjoint: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One Euler step up from `to` to `via`: the state before, and its adjoint."""
+    level = denoiser.schedule.alpha_cumprod
+    alpha = level(step.to)
+    length = math.log(alpha / level(step.via))
+    point = state.detach().requires_grad_()
+    with torch.enable_grad():
+        drift = sampler.drift(point, denoiser.predict(point, step.to)[0], alpha)
+    (pull,) = torch.autograd.grad(drift, point, adjoint)
+    before = state - length * drift.detach()
+    if sampler.stochastic:
+        fresh = noise.normal(Purpose.REVERSE, state, step=step.to, repeat=step.repeat)
+        before = before - math.sqrt(length) * fresh
+    return before, adjoint + length * pull

@@ -1,0 +1,159 @@
+"""The certificate of a gradient: that it is the gradient of what was computed."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hetpure.gradients import Execution, input_gradient
+
+Loss = Callable[[nn.Module, Tensor, Execution], Tensor]
+STEP_SIZES = (1e-5, 1e-6, 1e-4, 1e-7)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was checked of a gradient, in float64 on the CPU on a slice of the run's images.
+
+    `policies_equal`: the policies named in `compared` gave the same gradient bit for bit.
+    `finite_difference_error` is the largest over directions of the smallest over step sizes of
+    |difference - g.d| / max(|g.d|, |g| |d| / sqrt(n)): relative to the size that g.d has for a
+    random direction d. Step sizes at which a ReLU changed its pattern or a clamp its side are
+    discarded; `directions` counts those with a step size left. Both are of the exact gradient.
+
+    `cosine_to_exact` is that of the attack's own gradient, where it is an approximation; it is
+    told, not judged. `cosine_to_float32` is that of the accelerated gradient (low precision,
+    compiled) to the plain one on the run's device, mean over images; below `cosine_bound` it fails.
+    """
+
+    policy: str
+    compared: tuple[str, ...]
+    policies_equal: bool
+    finite_difference_error: float
+    bound: float
+    directions: int
+    images: int
+    cosine_to_exact: float | None = None
+    cosine_to_float32: float | None = None
+    cosine_bound: float | None = None
+
+    @property
+    def checks(self) -> dict[str, bool]:
+        """By name, whether each check passed."""
+        found = {
+            "policies equal": self.policies_equal,
+            "finite differences": self.directions > 0
+            and self.finite_difference_error <= self.bound,
+        }
+        if self.cosine_to_float32 is not None and self.cosine_bound is not None:
+            found["cosine to float32"] = self.cosine_to_float32 >= self.cosine_bound
+        return found
+
+    @property
+    def passed(self) -> bool:
+        return all(self.checks.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "passed": self.passed}
+
+
+def certify(
+    module: nn.Module,
+    loss: Loss,
+    images: Tensor,
+    directions: Tensor,
+    compared: Sequence[Execution],
+    *,
+    bound: float = 1e-5,
+    step_sizes: Sequence[float] = STEP_SIZES,
+) -> Certificate:
+    """Checks exact policies against one another bit for bit, and the first of them against central
+    finite differences.
+
+    `loss(module, images, execution)` is a scalar and must hold masks and noise fixed. `images` is
+    an interior point (B, C, H, W) and `directions` (N, B, C, H, W). Step sizes are tried in order
+    until one is ten times better than the bound asks for.
+    """
+    double = copy.deepcopy(module).cpu().double().eval()
+    point = images.detach().cpu().double()
+    exact = gradient_at(double, loss, point, compared[0])
+    equal = [torch.equal(exact, gradient_at(double, loss, point, other)) for other in compared[1:]]
+    errors = [
+        error
+        for direction in directions.cpu().double()
+        if (error := _difference_error(double, loss, point, exact, direction, step_sizes, bound))
+        is not None
+    ]
+    return Certificate(
+        policy=compared[0].policy,
+        compared=tuple(execution.policy for execution in compared),
+        policies_equal=all(equal),
+        finite_difference_error=max(errors, default=float("inf")),
+        bound=bound,
+        directions=len(errors),
+        images=len(images),
+    )
+
+
+def gradient_at(module: nn.Module, loss: Loss, point: Tensor, execution: Execution) -> Tensor:
+    """The checked gradient (B, C, H, W) of the loss at a point."""
+    x = point.detach().clone().requires_grad_()
+    return input_gradient(loss(module, x, execution), x)
+
+
+def mean_cosine(ours: Tensor, exact: Tensor) -> float:
+    """Mean over images of the cosine between two gradients (B, ...)."""
+    cosine = torch.cosine_similarity(ours.double().flatten(1), exact.double().flatten(1))
+    return float(cosine.mean())
+
+
+def _difference_error(
+    module: nn.Module,
+    loss: Loss,
+    point: Tensor,
+    gradient: Tensor,
+    direction: Tensor,
+    step_sizes: Sequence[float],
+    bound: float,
+) -> float | None:
+    slope = float((gradient * direction).sum())
+    typical = float(gradient.norm() * direction.norm()) / point.numel() ** 0.5
+    best: float | None = None
+    tape = Execution("tape")
+    for size in step_sizes:
+        with torch.no_grad(), _Kinks() as above:
+            high = float(loss(module, point + size * direction, tape))
+        with torch.no_grad(), _Kinks() as below:
+            low = float(loss(module, point - size * direction, tape))
+        if above.seen != below.seen:
+            continue
+        error = abs((high - low) / (2 * size) - slope) / max(abs(slope), typical)
+        best = error if best is None else min(best, error)
+        if best <= bound / 10:
+            break
+    return best
+
+
+class _Kinks(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps which elements every ReLU and clamp left as they were, one hash an operation."""
+
+    NAMES = ("relu", "leaky_relu", "threshold", "hardtanh", "clamp", "clamp_min", "clamp_max")
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        watched = name.rstrip("_") in self.NAMES
+        before = args[0].clone() if watched else None  # an in-place operation changes it
+        output = func(*args, **(kwargs or {}))
+        if watched:
+            self.seen.append(hash((output == before).numpy().tobytes()))
+        return output

@@ -1,0 +1,181 @@
+"""What an evaluation costs, known before it starts: network calls are counted on the plan, one call
+is timed here, and memory is measured on one."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hetpure.attacks import Attack
+from hetpure.defense import Defense
+from hetpure.evaluation.certificate import DIRECTIONS, IMAGES, policies
+from hetpure.evaluation.protocol import Protocol
+from hetpure.gradients import Execution
+from hetpure.memory import choose
+from hetpure.noise import noise_for
+
+REPEATS = 3
+# A row's time hardly falls beyond these rows (measured on a CPU, assumed of accelerators): larger
+# batches are not timed, but taken for as fast a row.
+TIMED_ROWS, TIMED_ROWS_ACCELERATOR = 64, 512
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of an evaluation: forward network calls of all its images together, recomputed ones
+    included, how many of them are differentiated, and predicted seconds."""
+
+    name: str
+    network_calls: int
+    differentiated: int
+    seconds: float
+
+
+class Stopwatch:
+    """Times the pieces of one defence on this machine, each once for a batch size. Seconds are
+    medians after a first call."""
+
+    def __init__(self, defense: Defense, images: Tensor) -> None:
+        self.defense = defense
+        self.images = images.detach()
+        cap = TIMED_ROWS if images.device.type == "cpu" else TIMED_ROWS_ACCELERATOR
+        self.cap = cap
+        self._steps: dict[int, tuple[float, float]] = {}
+
+    def step(self, rows: int) -> tuple[float, float]:
+        """Seconds of one network call within its step, noise and sampler included, for `rows`:
+        forward, and forward with the backward pass to its input."""
+        timed = min(rows, self.cap)
+        if timed not in self._steps:
+            self._steps[timed] = self._time_step(timed)
+        forward, both = self._steps[timed]
+        return forward * rows / timed, both * rows / timed
+
+    def classifier(self) -> tuple[float, float]:
+        """Seconds a row of the classifier, forward, and forward with backward."""
+        images = self._rows(min(len(self.images), self.cap))
+        both = self._both(lambda x: self.defense.classifier(x), images)
+        return both[0] / len(images), both[1] / len(images)
+
+    def mask(self) -> float:
+        """Seconds an image of the attention mask."""
+        images = self._rows(min(len(self.images), self.cap))
+        samples = torch.arange(len(images), device=images.device)
+        return self._median(lambda: self.defense.mask(images, samples)) / len(images)
+
+    def _rows(self, count: int) -> Tensor:
+        return self.images[torch.arange(count, device=self.images.device) % len(self.images)]
+
+    def _time_step(self, rows: int) -> tuple[float, float]:
+        purifier, denoiser = self.defense.purifier, self.defense.denoiser
+        if purifier is None or denoiser is None:
+            return 0.0, 0.0
+        images = self._rows(rows)
+        noise = noise_for(images)
+        with torch.no_grad():
+            state = purifier.start(denoiser, images, noise)
+            mask = self.defense.mask(images, noise.samples)
+        step = max(self.defense.plan, key=lambda step: step.network_calls)
+        forward, both = self._both(
+            lambda x: purifier.advance(denoiser, step, x, images, mask, noise), state
+        )
+        return forward / step.network_calls, both / step.network_calls
+
+    def _both(self, run: Callable[[Tensor], Tensor], point: Tensor) -> tuple[float, float]:
+        def forward() -> None:
+            with torch.no_grad():
+                run(point)
+
+        @torch.enable_grad()
+        def both() -> None:
+            x = point.clone().requires_grad_()
+            torch.autograd.grad(run(x).sum(), x)
+
+        return self._median(forward), self._median(both)
+
+    def _median(self, run: Callable[[], object]) -> float:
+        found = []
+        for _ in range(1 + REPEATS):
+            start = time.perf_counter()
+            run()
+            if self.images.device.type == "cuda":
+                torch.cuda.synchronize(self.images.device)
+            found.append(time.perf_counter() - start)
+        return statistics.median(found[1:])
+
+
+def resolve(
+    stopwatch: Stopwatch, wish: Execution, attack: Attack, images: int, budget: int
+) -> Execution:
+    """What a defence's execution leaves open, for blocks of `images` under an attack."""
+    defense = stopwatch.defense
+    rows = images * attack.draws(defense)
+    footprint = defense.footprint(stopwatch.images)
+    return choose(wish, len(defense.plan), rows, footprint, budget, stopwatch.step)
+
+
+def phases(
+    answering: Stopwatch, attacked: Stopwatch, attack: Attack, protocol: Protocol, images: int
+) -> list[Phase]:
+    """The parts of an evaluation of one defence in order, certificates left out."""
+    defense = answering.defense
+    report = protocol.draws(defense, protocol.report_draws)
+    select = protocol.draws(defense, protocol.selection_draws) * (attack.candidates + 1)
+    size = defense.execution.micro_batch or len(answering.images)
+    call = answering.step(size)[0] / size
+    answer = defense.network_calls * call + answering.classifier()[0]
+    masks = answering.mask()
+
+    def answers(name: str, draws: int, asked: int) -> Phase:
+        seconds = images * (draws * answer + asked * masks)
+        return Phase(name, images * draws * defense.network_calls, 0, seconds)
+
+    return [
+        answers("standard", report, 1),
+        _attack(attacked, attack, images),
+        answers("selection", select, attack.candidates + 1),
+        answers("robust", report, 1),
+    ]
+
+
+def _attack(stopwatch: Stopwatch, attack: Attack, images: int) -> Phase:
+    defense = stopwatch.defense
+    size = defense.execution.micro_batch or len(stopwatch.images) * attack.draws(defense)
+    forward, both = (seconds / size for seconds in stopwatch.step(size))
+    calls, differentiated = defense.gradient_calls()
+    gradient = (calls - differentiated) * forward + differentiated * both
+    gradient += stopwatch.classifier()[1]
+    count = images * attack.purifications(defense)
+    seconds = count * (gradient + stopwatch.mask() / attack.draws(defense))
+    return Phase("attack", count * calls, count * differentiated, seconds)
+
+
+def certificate_phase(defense: Defense, images: Tensor, budget: int) -> Phase:
+    """The certificate's part in float64 on the CPU, where every finite difference is settled by
+    its first step size."""
+    double = copy.deepcopy(defense).cpu().double()
+    few = images[:IMAGES].cpu()
+    stopwatch = Stopwatch(double, few.double())
+    forward, both = stopwatch.step(len(few))
+    calls = differentiated = 0
+    for execution in policies(defense, images[:IMAGES], budget):
+        found = defense.gradient_calls(execution)
+        calls, differentiated = calls + found[0], differentiated + found[1]
+    calls += DIRECTIONS * 2 * defense.network_calls
+    seconds = (calls - differentiated) * forward + differentiated * both
+    return Phase("certificate", calls * len(few), differentiated * len(few), seconds)
+
+
+@torch.no_grad()
+def latency(defense: Defense, image: Tensor) -> float:
+    """Seconds for one image (1, C, H, W) to be purified and classified, the second call of two."""
+    noise = noise_for(image)
+    for _ in range(2):
+        start = time.perf_counter()
+        defense(image, noise).argmax(1).tolist()  # waits for the device
+        seconds = time.perf_counter() - start
+    return seconds

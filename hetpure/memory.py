@@ -1,0 +1,170 @@
+"""How much memory a gradient takes, how much there is, and what fits."""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hetpure.errors import InputError
+from hetpure.gradients import EXACT, Execution
+
+SHARE = 0.6  # of the free memory; the rest is for what is not counted and for allocators
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
+Seconds = Callable[[int], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that one row takes: activations of a taped step and of the classifier, and a state."""
+
+    step: int
+    classifier: int
+    state: int
+
+    def times(self, factor: int) -> "Footprint":
+        """In a wider number format."""
+        return Footprint(factor * self.step, factor * self.classifier, factor * self.state)
+
+    def need(self, rows: int, steps: int, taped: int) -> int:
+        """Bytes of one gradient of `rows` with the last `taped` of `steps` taped.
+
+        A step that is called again holds its activations too, so one is always counted; one more
+        stands for what a step and its way back hold for a moment.
+        """
+        states = steps * self.state
+        return rows * ((max(taped, 1) + 1) * self.step + self.classifier + states)
+
+    def fitting(self, rows: int, steps: int, budget: int) -> int | None:
+        """How many steps can be taped; None where not even a recomputed plan fits."""
+        if self.need(rows, steps, 0) > budget:
+            return None
+        free = budget - self.need(rows, steps, 1)
+        return min(steps, 1 + free // (rows * self.step)) if self.step else steps
+
+
+def saved_bytes(run: Callable[[], object], modules: Iterable[nn.Module]) -> int:
+    """Bytes of the distinct tensors that autograd keeps of what `run` computes, weights left out.
+
+    Compiled code is measured as it would run eagerly, which keeps as much or more.
+    """
+    weights = {
+        tensor.untyped_storage().data_ptr()
+        for module in modules
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # a storage that was freed could give its address to the next one
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with (
+        torch.enable_grad(),
+        torch.compiler.set_stance("force_eager"),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        run()
+    return sum(kept.values())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process could still take on a device."""
+    if device.type == "cuda":
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reusable
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    if not MEMINFO.exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    limit = CGROUP / "memory.max"
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        used = int((CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        free = min(free, int(most) - used + int(stat["inactive_file"]))
+    return max(free, 0)
+
+
+def budget_bytes(device: torch.device) -> int:
+    """The memory to plan with where no budget is given."""
+    return int(SHARE * free_bytes(device))
+
+
+def choose(
+    wish: Execution, steps: int, rows: int, footprint: Footprint, budget: int, seconds: Seconds
+) -> Execution:
+    """What `wish` leaves open, so that one gradient of `rows` is as fast as the budget allows.
+
+    All rows at once where they fit taped. Else they are halved until they do: fewer rows at a time
+    leave room for more taped steps but may keep a device less busy, so of these the one with the
+    smallest predicted time is taken. `seconds(n)` are those of one step of n rows, forward, and
+    forward with backward; they are asked for only where there is a choice.
+    """
+    options: list[tuple[int, int]] = []  # rows at once, taped steps
+    for size in [wish.micro_batch] if wish.micro_batch else _halves(rows):
+        fitting = footprint.fitting(size, steps, budget)
+        taped = _taped(wish, steps, fitting)
+        if taped is not None:
+            options.append((size, taped))
+            if wish.resolved or taped == steps:
+                break  # fewer rows at once would gain nothing
+    if not options:
+        raise InputError(_too_large(wish, steps, footprint, budget))
+
+    def predicted(option: tuple[int, int]) -> float:
+        size, taped = option
+        forward, both = seconds(size)
+        return (steps * both + (steps - taped) * forward) / size
+
+    size, taped = options[0] if len(options) == 1 else min(options, key=predicted)
+    size = min(size, rows)
+    if wish.policy != "auto":
+        open_steps = wish.policy == "hybrid" and wish.taped_steps is None
+        return replace(
+            wish, micro_batch=size, taped_steps=taped if open_steps else wish.taped_steps
+        )
+    if taped == steps:
+        return Execution("tape", micro_batch=size)
+    return Execution("hybrid", taped, size) if taped else Execution("checkpoint", micro_batch=size)
+
+
+def gigabytes(count: float) -> str:
+    """Bytes in a unit for people."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _halves(rows: int) -> list[int]:
+    sizes = [rows]
+    while sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes
+
+
+def _taped(wish: Execution, steps: int, fitting: int | None) -> int | None:
+    """How many steps would be taped where `fitting` fit; None where the wish cannot be met."""
+    if fitting is None or not wish.resolved:
+        return fitting
+    wanted = steps - wish.recomputed(steps) if wish.policy in EXACT else 0
+    return wanted if wanted <= fitting else None
+
+
+def _too_large(wish: Execution, steps: int, footprint: Footprint, budget: int) -> str:
+    rows = wish.micro_batch or 1
+    wanted = steps - wish.recomputed(steps) if wish.policy == "tape" or wish.taped_steps else 0
+    need = gigabytes(footprint.need(rows, steps, wanted))
+    what = f"{rows} image{'s' if rows > 1 else ''} under the policy {wish.policy}"
+    advice = "give a larger --model.memory_budget or free memory"
+    if rows > 1:
+        advice += ", or lower micro_batch"
+    if wanted:
+        advice += ", or let the gradient be auto"
+    return f"a gradient of {what} needs {need}, the budget is {gigabytes(budget)}: {advice}"

@@ -1,0 +1,93 @@
+"""Gradient certificates for people: a table for the terminal, one for Markdown, a line where one
+fails."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.table import Table
+
+HEADS = (
+    "defence",
+    "gradient",
+    "equal bit for bit (float64, CPU)",
+    "finite differences",
+    "bound",
+    "directions",
+    "cosine to exact",
+    "cosine to float32",
+    "bound",
+    "",
+)
+
+
+def rows(certificates: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The table's cells, from what `results.json` says of each defence."""
+    found = []
+    for name, defense in certificates.items():
+        found.append((name, *_cells(defense["certificate"])))
+        if "surrogate_certificate" in defense:
+            found.append((f"{name} (surrogate)", *_cells(defense["surrogate_certificate"])))
+    return found
+
+
+def certificates_markdown(certificates: dict[str, dict[str, Any]]) -> str:
+    """As a Markdown table."""
+    lines = [_line(HEADS), "|" + " --- |" * len(HEADS)]
+    return "\n".join([*lines, *(_line(row) for row in rows(certificates))])
+
+
+def certificates_table(certificates: dict[str, dict[str, Any]]) -> Table:
+    """As a rich table; columns that say nothing of any row are left out."""
+    found = rows(certificates)
+    kept = [k for k in range(len(HEADS)) if any(row[k] != "-" for row in found)]
+    table = Table(title="Gradient certificates")
+    for k in kept:
+        table.add_column(HEADS[k], overflow="fold")
+    for row in found:
+        table.add_row(*(row[k] for k in kept))
+    return table
+
+
+def failure(name: str, found: dict[str, Any]) -> str:
+    """One line that says what failed and what to do."""
+    if not found["policies_equal"]:
+        return (
+            f"the gradient of defence {name!r} failed its certificate: the policies"
+            f" {', '.join(found['compared'])} disagree, so a step does something else when it is"
+            " called again (noise that is not by address?)"
+        )
+    cosine = found["cosine_to_float32"]
+    if cosine is not None and cosine < found["cosine_bound"]:
+        return (
+            f"the accelerated gradient of defence {name!r} failed its certificate: its cosine to"
+            f" float32 is {cosine:.4f}, below {found['cosine_bound']}: use another"
+            " --model.acceleration, or allow it with --model.cosine_bound"
+        )
+    return (
+        f"the gradient of defence {name!r} failed its certificate: its error against finite"
+        f" differences is {found['finite_difference_error']:.1e}, above {found['bound']:.0e}, on"
+        f" {found['directions']} directions: a step may be detached, or raise"
+        " --model.certificate_bound if the network's kinks explain it"
+    )
+
+
+def _cells(found: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        found["policy"],
+        ("yes: " if found["policies_equal"] else "NO: ") + ", ".join(found["compared"]),
+        f"{found['finite_difference_error']:.1e}",
+        f"{found['bound']:.0e}",
+        str(found["directions"]),
+        _number(found["cosine_to_exact"]),
+        _number(found["cosine_to_float32"]),
+        _number(found["cosine_bound"]),
+        "PASS" if found["passed"] else "FAIL",
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

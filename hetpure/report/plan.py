@@ -1,0 +1,96 @@
+"""What an evaluation will cost, for people: `python evaluate.py --plan`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from hetpure.evaluation.cost import Phase
+from hetpure.gradients import Execution
+from hetpure.memory import Footprint, gigabytes
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """One defence's part of a plan: its phases, how it is computed, seconds of one network call for
+    one row (forward, forward with backward), what it takes in memory, and the steps of the purifier
+    that is attacked."""
+
+    phases: Sequence[Phase]
+    execution: Execution
+    call_seconds: tuple[float, float]
+    footprint: Footprint
+    steps: int
+    certificate: Phase
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole defence, its certificate included."""
+        return self.certificate.seconds + sum(phase.seconds for phase in self.phases)
+
+
+def duration(seconds: float) -> str:
+    """For people."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def plan_tables(rows: Mapping[str, RowPlan], title: str, budget: int) -> list[Table]:
+    """Cost by phase, and memory by policy."""
+    return [_costs(rows, title), _memory(rows, budget)]
+
+
+def total_seconds(rows: Mapping[str, RowPlan]) -> float:
+    """Of the whole evaluation."""
+    return sum(row.seconds for row in rows.values())
+
+
+def _costs(rows: Mapping[str, RowPlan], title: str) -> Table:
+    note = (
+        "network calls: forward calls of all images together, recomputed ones included. one call:"
+        " for one image in its micro-batch, forward / forward with backward, timed here just now."
+        " Other work on this machine makes the times longer."
+    )
+    table = Table(title=title, caption=note, caption_justify="left")
+    table.add_column("defence", overflow="fold")
+    for head in ("phase", "network calls", "differentiated", "one call (ms)", "time"):
+        table.add_column(head, justify="right")
+    for name, row in rows.items():
+        forward, both = (f"{1000 * seconds:.2f}" for seconds in row.call_seconds)
+        one = f"{forward} / {both}" if row.steps else "-"
+        for phase in (row.certificate, *row.phases):
+            first = phase is row.certificate
+            table.add_row(
+                name if first else "",
+                phase.name,
+                f"{phase.network_calls:,}",
+                f"{phase.differentiated:,}",
+                one if phase.name == "attack" else "",
+                duration(phase.seconds),
+            )
+        calls = sum(phase.network_calls for phase in row.phases) + row.certificate.network_calls
+        table.add_row("", "all", f"{calls:,}", "", "", duration(row.seconds), end_section=True)
+    table.add_row("total", "", "", "", "", duration(total_seconds(rows)))
+    return table
+
+
+def _memory(rows: Mapping[str, RowPlan], budget: int) -> Table:
+    table = Table(
+        title=f"Memory of a gradient; budget {gigabytes(budget)}",
+        caption="rows: images x noise draws computed at once.",
+        caption_justify="left",
+    )
+    table.add_column("defence", overflow="fold")
+    for head in ("rows", "tape", "checkpoint", "chosen", "takes"):
+        table.add_column(head, justify="right")
+    for name, row in rows.items():
+        size = row.execution.micro_batch or 1
+
+        def need(taped: int, row: RowPlan = row, size: int = size) -> str:
+            return gigabytes(row.footprint.need(size, row.steps, taped))
+
+        taped = row.steps - row.execution.recomputed(row.steps)
+        chosen = row.execution.describe(row.steps)
+        table.add_row(name, str(size), need(row.steps), need(0), chosen, need(taped))
+    return table
