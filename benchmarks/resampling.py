@@ -28,7 +28,7 @@ from hetpure.defense import Defense, count_network_calls
 from hetpure.evaluation.borders import border_inconsistency
 from hetpure.evaluation.protocol import Block, Protocol, Record, evaluate_block
 from hetpure.evaluation.results import provenance, summarise
-from hetpure.gradients import input_gradient
+from hetpure.gradients import Execution, Policy, input_gradient
 from hetpure.noise import Noise, Stream, noise_for
 from hetpure.numbers import Number
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
@@ -74,7 +74,7 @@ def work(
 
     def gradient() -> None:
         point = images.clone().requires_grad_()
-        policy = "tape" if kind.endswith("tape") else "checkpoint"
+        policy: Policy = "tape" if kind.endswith("tape") else "checkpoint"
         input_gradient(defense(point, noise, mask, policy).sum(), point)
 
     return purify if kind == "purification" else gradient, defense
@@ -132,7 +132,7 @@ def quality(steps: int, count: int, attack: PGD, device: str) -> dict[str, Any]:
     seams: dict[str, torch.Tensor] = {}
     for variant in (CONTROL, *VARIANTS):
         defense = defense_of(variant, steps, device)
-        defense.policy = "tape"
+        defense.execution = Execution("tape")
         with torch.no_grad():
             purified = defense.purify(images, noise, mask)
         seams[variant] = border_inconsistency(images, purified, mask)

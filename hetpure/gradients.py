@@ -85,9 +85,15 @@ def run_plan(
     `recomputed` steps only the state is kept, and going back each is called once more. Noise is by
     address, so a step taken again sees the same noise, and no generator's state has to be kept.
     """
+    recomputed = recomputed if torch.is_grad_enabled() else 0
+    # Kept states lie in one piece of memory. Allocated between the large tensors of each step they
+    # would cut the memory that these leave into pieces that fit no more (seen: 1 MB an image and
+    # step where a state has 3 KB). `.data`: every state counts its own versions.
+    kept = torch.empty((recomputed, *state.shape), dtype=state.dtype, device=state.device)
     for number, step in enumerate(plan):
-        if number < recomputed and torch.is_grad_enabled():
-            state = _Recomputed.apply(advance, step, state, *inputs)  # type: ignore[no-untyped-call]
+        if number < recomputed:
+            slot = (kept[number].data,)
+            state = _Recomputed.apply(advance, step, slot, state, *inputs)  # type: ignore[no-untyped-call]
         else:
             state = advance(step, state, *inputs)
     return state
@@ -98,15 +104,17 @@ class _Recomputed(torch.autograd.Function):
     the gradients that meet in an image in the same order, and both agree bit for bit."""
 
     @staticmethod
-    def forward(ctx: Any, advance: Advance, step: Any, *tensors: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, advance: Advance, step: Any, slot: tuple[Tensor], *tensors: Tensor | None
+    ) -> Tensor:
         ctx.advance, ctx.step = advance, step
         ctx.save_for_backward(*tensors)
-        return advance(step, *tensors)
+        return slot[0].copy_(advance(step, *tensors))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[2:]
+        needed = ctx.needs_input_grad[3:]
         with torch.enable_grad():
             points = [
                 None if tensor is None else tensor.detach().requires_grad_(wanted)
@@ -115,7 +123,7 @@ class _Recomputed(torch.autograd.Function):
             output = ctx.advance(ctx.step, *points)
         wanted = [point for point in points if point is not None and point.requires_grad]
         found = iter(torch.autograd.grad(output, wanted, gradient, allow_unused=True))
-        return None, None, *(next(found) if want else None for want in needed)
+        return None, None, None, *(next(found) if want else None for want in needed)
 
 
 class StraightThrough(torch.autograd.Function):

@@ -248,7 +248,7 @@ class RobustnessEvaluation(L.LightningModule):
             defense = self.rows[name].defense
             summary["purification_calls"] = defense.network_calls
             summary |= self.certificates[name]
-            summary["execution"] = asdict(self.execution[name])
+            summary["execution"] = asdict(self.rows[name].attacked.execution)
             summary["cost"] = {
                 "network_calls": summary.pop("network_calls"),
                 "seconds": sum(t["seconds"] for t in timing if t.get("defense") == name),

@@ -36,6 +36,7 @@ def note(results: dict[str, Any]) -> str:
             if run.get("baseline")
             else ""
         )
+        + _accelerated(run)
         + "Weaker than the full protocol: "
         + ("; ".join(results["weaker_than_full"]) or "nothing")
         + "."
@@ -87,6 +88,11 @@ def terminal(results: dict[str, Any]) -> Table:
     for row in rows(results):
         table.add_row(*row)
     return table
+
+
+def _accelerated(run: dict[str, Any]) -> str:
+    call = run.get("network_call", "float32")
+    return "" if call == "float32" else f"The diffusion network's calls: {call}. "
 
 
 def _coverage(shares: dict[str, float | None]) -> str:

@@ -1,5 +1,6 @@
 """PGD against answers in closed form, and the rules that make its results reproducible."""
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -14,6 +15,7 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
+from hetpure.gradients import Execution
 from hetpure.noise import Noise, RowNoise, Stream, attack_draw
 from hetpure.purifiers import HeterogeneousPurifier, Purifier, UniformPurifier
 from hetpure.samplers import DDPM
@@ -240,7 +242,10 @@ def test_accuracy_falls(attack: PGD) -> None:
     assert accuracy(found) < 0.3
 
 
-@pytest.mark.parametrize("policy", ["tape", "checkpoint"])
+@pytest.mark.parametrize(
+    "policy", ["tape", "checkpoint", Execution("hybrid", 1), "bpda", "classifier_only"]
+)
+@pytest.mark.parametrize("micro_batch", [None, 3])
 @pytest.mark.parametrize(
     "purifier",
     [UniformPurifier(steps=20), HETEROGENEOUS, UniformPurifier(steps=20, sampler=DDPM()), None],
@@ -249,17 +254,21 @@ def test_accuracy_falls(attack: PGD) -> None:
 def test_cost_is_what_it_says(
     purifier: Purifier | None,
     policy: Any,
+    micro_batch: int | None,
     denoiser: Denoiser,
     classifier: Classifier,
     images: Tensor,
 ) -> None:
     defense = Spy(classifier, purifier, denoiser if purifier else None, policy=policy)
+    defense.execution = replace(defense.execution, micro_batch=micro_batch)
     attack, reported = pgd(steps=3, restarts=2), []
     with count_network_calls(defense) as counter:
         attack(defense, images, LABELS, SAMPLES, NOISE, progress=reported.append)
     assert counter.rows == 4 * attack.network_calls(defense)
     assert sum(len(query[0]) for query in defense.queries) == 4 * attack.purifications(defense)
-    assert reported == [4 * (2 if purifier else 1)] * 6
+    rows = 4 * (2 if purifier else 1)
+    pieces = [rows] if micro_batch is None else [3, 3, 2] if purifier else [3, 1]
+    assert reported == pieces * 6
 
 
 def test_arguments_are_left_as_they_were(linear_classifier: Classifier, images: Tensor) -> None:

@@ -11,6 +11,7 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
+from hetpure.gradients import Execution
 from hetpure.noise import RowNoise
 from hetpure.purifiers import HeterogeneousPurifier, Purifier, UniformPurifier
 from hetpure.samplers import DDIM, DDPM, Sampler
@@ -104,25 +105,36 @@ def test_models_are_frozen(denoiser: Denoiser, classifier: Classifier) -> None:
 
 
 @pytest.mark.parametrize("sampler", [DDIM(), DDPM()], ids=["ddim", "ddpm"])
-@pytest.mark.parametrize(("policy", "passes"), [("tape", 1), ("checkpoint", 2)])
+@pytest.mark.parametrize(
+    ("policy", "again"),
+    [
+        (Execution("tape"), 0),
+        (Execution("checkpoint"), 6),
+        (Execution("hybrid", 0), 6),
+        (Execution("hybrid", 4), 2),
+        (Execution("hybrid", 99), 0),
+    ],
+    ids=lambda value: value.describe(6) if isinstance(value, Execution) else "",
+)
 def test_counter_sees_recomputed_calls(
-    policy: str,
-    passes: int,
+    policy: Execution,
+    again: int,
     sampler: Sampler,
     denoiser: Denoiser,
     classifier: Classifier,
     images: Tensor,
     rows: Rows,
 ) -> None:
-    """Also where the recomputation stops inside the network, at the last tensor it needs."""
+    """And the defence foresees them."""
     purifier = HeterogeneousPurifier(steps=20, sampler=sampler)
-    defense = Defense(classifier, purifier, denoiser, policy=policy)  # type: ignore[arg-type]
+    defense = Defense(classifier, purifier, denoiser, policy=policy)
     images.requires_grad_()
     with count_network_calls(defense) as counter:
         loss = defense(images, rows(0, 1, 2, 3)).square().sum()
         assert counter.batches == defense.network_calls == 6
         torch.autograd.grad(loss, images)
-    assert counter.batches == passes * 6
+    assert counter.batches == 6 + again
+    assert defense.gradient_calls() == (6 + again, 6)
     assert counter.rows == 4 * counter.batches
 
 

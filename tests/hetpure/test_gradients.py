@@ -1,68 +1,145 @@
-"""The memory policies, and a certificate that catches the two bugs that evaluations of purifiers
-are known for. That every purifier's gradient is exact is in `test_purifier_family.py`."""
+"""Policies and approximations by their definitions. That every purifier's gradient is exact is in
+`test_purifier_family.py`, that a certificate would tell otherwise in `test_certificate.py`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+import hetpure.defense
 from hetpure.classifiers import Classifier
-from hetpure.defense import Defense
-from hetpure.denoiser import Denoiser, to_pixels
-from hetpure.gradients import Certificate, GradientError, Policy, certify, input_gradient
+from hetpure.defense import Defense, count_network_calls
+from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError
+from hetpure.gradients import (
+    APPROXIMATIONS,
+    Execution,
+    GradientError,
+    Policy,
+    input_gradient,
+    run_plan,
+)
 from hetpure.noise import RowNoise
-from hetpure.purifiers import HeterogeneousPurifier, Purifier, Step, UniformPurifier
+from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
+from hetpure.samplers import VPSDE
 
 LABELS = torch.tensor([0, 1, 2, 3])
 Rows = Callable[..., RowNoise]
-Loss = Callable[[nn.Module, Tensor, Policy], Tensor]
 
 
-@dataclass(frozen=True)
-class SmoothUniform(UniformPurifier):
-    """Without the clamp to [0, 1]: nothing but smooth functions from image to logits."""
-
-    def finish(self, state: Tensor) -> Tensor:
-        return to_pixels(state)
-
-
-def cross_entropy(noise: RowNoise, mask: Tensor | None) -> Loss:
-    """The loss of an attack, with noise and mask held fixed."""
-
-    def loss(defense: nn.Module, images: Tensor, policy: Policy) -> Tensor:
-        labels = LABELS[: len(images)]
-        return F.cross_entropy(defense(images, noise, mask, policy), labels, reduction="sum")
-
-    return loss
-
-
-def directions(images: Tensor, count: int = 3) -> Tensor:
-    generator = torch.Generator().manual_seed(9)
-    return torch.randn(count, *images.shape, generator=generator, dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("execution", "recomputed", "text"),
+    [
+        (Execution("tape"), 0, "tape"),
+        (Execution("checkpoint"), 10, "checkpoint"),
+        (Execution("hybrid", 3), 7, "hybrid, 3 of 10 steps taped"),
+        (Execution("hybrid", 0), 10, "hybrid, 0 of 10 steps taped"),
+        (Execution("hybrid", 12), 0, "hybrid, 10 of 10 steps taped"),
+        (Execution("adjoint"), 10, "adjoint"),
+        (Execution("bpda"), 0, "bpda"),
+    ],
+    ids=str,
+)
+def test_how_many_steps_are_called_again(execution: Execution, recomputed: int, text: str) -> None:
+    assert execution.recomputed(10) == recomputed
+    assert execution.describe(10) == text
+    assert execution.resolved
 
 
-def test_checkpoint_keeps_the_states_only(
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"policy": "reverse"}, "allowed are auto, tape, checkpoint, hybrid, adjoint, bpda"),
+        ({"policy": "hybrid", "taped_steps": -1}, "taped_steps must be >= 0"),
+        ({"policy": "tape", "taped_steps": 3}, "a setting of the policy hybrid"),
+        ({"micro_batch": 0}, "micro_batch must be >= 1"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_unusable_executions(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Execution(**settings)
+
+
+def test_only_auto_and_hybrid_leave_something_open() -> None:
+    assert {policy for policy in get_args(Policy) if not Execution(policy).resolved} == {
+        "auto",
+        "hybrid",
+    }
+
+
+def kept_numbers(defense: Defense, images: Tensor, noise: RowNoise, how: Execution) -> int:
+    """Numbers in the distinct tensors that autograd keeps."""
+    kept: dict[int, int] = {}
+    alive = []  # or an address might be given away again
+
+    def pack(tensor: Tensor) -> Tensor:
+        alive.append(tensor)
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        defense(images, noise, policy=how)
+    return sum(kept.values())
+
+
+def test_a_recomputed_step_keeps_its_state_only(
     denoiser: Denoiser, classifier: Classifier, images: Tensor, rows: Rows
 ) -> None:
-    """What autograd saves grows by one state a step: `tape` keeps the inside of the network too."""
-    saved: dict[tuple[Policy, int], int] = {}
+    """What autograd saves grows by one state a recomputed step, and by the inside of the network
+    for a taped one."""
     images.requires_grad_()
+    saved: dict[tuple[str, int], int] = {}
+    for steps in (10, 20):  # plans of two and of four calls
+        defense = Defense(classifier, UniformPurifier(steps=steps, strength=0.2), denoiser)
+        for how in (Execution("tape"), Execution("checkpoint"), Execution("hybrid", 1)):
+            saved[how.policy, steps] = kept_numbers(defense, images, rows(0, 1, 2, 3), how)
+    assert saved["checkpoint", 20] - saved["checkpoint", 10] == 2 * images.numel()
+    assert saved["hybrid", 20] - saved["hybrid", 10] == 2 * images.numel()
+    assert saved["tape", 20] - saved["tape", 10] > 100 * 2 * images.numel()
+
+
+def test_kept_states_lie_in_one_piece_and_are_their_own(denoiser: Denoiser, images: Tensor) -> None:
+    """Else large temporaries between them would scatter the memory; and a state that is changed
+    in place must be noticed, by its own version and no other's."""
+    states: list[Tensor] = []
+
+    def advance(step: int, state: Tensor) -> Tensor:
+        states.append(state)
+        return 2 * state
+
+    point = images.clone().requires_grad_()
+    last = run_plan(range(4), advance, point + 0, recomputed=4)
+    pointers = [state.untyped_storage().data_ptr() for state in (*states[1:4], last)]
+    assert len(set(pointers)) == 1
+    (gradient,) = torch.autograd.grad(last.sum(), point, retain_graph=True)
+    assert (gradient == 16).all()
+    (again,) = torch.autograd.grad(last.sum(), point, retain_graph=True)
+    assert torch.equal(again, gradient), "the graph can be walked twice"
+    last.detach().mul_(0)  # the result, which no step needs
+    assert torch.equal(torch.autograd.grad(last.sum(), point, retain_graph=True)[0], gradient)
+    states[2].detach().mul_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(last.sum(), point)
+
+
+def test_nothing_is_kept_without_a_gradient(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor, rows: Rows
+) -> None:
+    """Whatever the policy: no image that wants a gradient, or none allowed."""
+    defense = Defense(classifier, UniformPurifier(steps=20, sampler=VPSDE()), denoiser)
+    answers = []
     for policy in get_args(Policy):
-        for steps in (5, 20):  # plans of one and of four calls
-            kept: list[int] = []
-            defense = Defense(classifier, UniformPurifier(steps=steps, strength=0.2), denoiser)
-            with torch.autograd.graph.saved_tensors_hooks(
-                lambda tensor, kept=kept: kept.append(tensor.numel()) or tensor,  # type: ignore[misc]
-                lambda tensor: tensor,
-            ):
-                defense(images, rows(0, 1, 2, 3), policy=policy)
-            saved[policy, steps] = sum(kept)
-    assert saved["checkpoint", 20] - saved["checkpoint", 5] == 3 * images.numel()
-    assert saved["tape", 20] - saved["tape", 5] > 100 * 3 * images.numel()
+        defense.execution = Execution(policy)
+        assert kept_numbers(defense, images, rows(0, 1, 2, 3), defense.execution) == 0
+        answers.append(defense(images, rows(0, 1, 2, 3)))
+        with torch.no_grad():
+            answers.append(defense(images.clone().requires_grad_(), rows(0, 1, 2, 3)))
+    assert all(torch.equal(answer, answers[0]) for answer in answers), "the defence itself answers"
 
 
 @pytest.mark.parametrize("policy", get_args(Policy))
@@ -70,11 +147,92 @@ def test_no_parameter_gets_a_gradient(
     policy: Policy, denoiser: Denoiser, classifier: Classifier, images: Tensor, rows: Rows
 ) -> None:
     """Also where the caller left them trainable."""
-    defense = Defense(classifier, UniformPurifier(steps=20), denoiser).requires_grad_()
+    purifier = UniformPurifier(steps=20, sampler=VPSDE())
+    defense = Defense(classifier, purifier, denoiser, policy=policy).requires_grad_()
     images.requires_grad_()
-    input_gradient(cross_entropy(rows(0, 1, 2, 3), None)(defense, images, policy), images)
+    loss = F.cross_entropy(defense(images, rows(0, 1, 2, 3)), LABELS)
+    input_gradient(loss, images)
     assert all(parameter.grad is None for parameter in defense.parameters())
     assert images.grad is None
+
+
+@pytest.mark.parametrize(
+    ("taped", "again"), [(6, 0), (4, 2), (1, 5), (0, 6)], ids=["all", "four", "one", "none"]
+)
+def test_auto_tapes_what_fits_and_changes_nothing(
+    taped: int,
+    again: int,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    images: Tensor,
+    half_mask: Tensor,
+    rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
+    budget = defense.footprint(images).need(4, 6, taped) if taped else 1
+    monkeypatch.setattr(hetpure.defense, "budget_bytes", lambda device: budget)
+    images.requires_grad_()
+    tape, ours = (defense(images, rows(0, 1, 2, 3), half_mask, policy) for policy in ("tape", None))
+    with count_network_calls(defense) as counter:
+        gradient = input_gradient(ours.square().sum(), images)
+    assert torch.equal(gradient, input_gradient(tape.square().sum(), images))
+    assert counter.batches == again
+    with count_network_calls(defense) as counter:
+        defense(images, rows(0, 1, 2, 3), half_mask)
+    assert counter.batches == 6, "memory is measured once for a shape"
+
+
+def test_bpda_is_the_classifiers_gradient_at_the_purified_image(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor, rows: Rows
+) -> None:
+    defense = Defense(classifier, UniformPurifier(steps=20), denoiser, policy="bpda")
+    noise = rows(0, 1, 2, 3)
+    purified = defense.purify(images, noise).requires_grad_()
+    expected = input_gradient(classifier(purified).square().sum(), purified)
+    images.requires_grad_()
+    with count_network_calls(defense) as counter:
+        logits = defense(images, noise)
+        gradient = input_gradient(logits.square().sum(), images)
+    assert torch.equal(logits, classifier(purified)), "the value is the defence's own"
+    assert torch.equal(gradient, expected)
+    assert (counter.batches, 0) == defense.gradient_calls() == (2, 0)
+
+
+def test_classifier_only_knows_of_no_purifier(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor, rows: Rows
+) -> None:
+    defense = Defense(classifier, UniformPurifier(steps=20), denoiser, policy="classifier_only")
+    images.requires_grad_()
+    with count_network_calls(defense) as counter:
+        gradient = input_gradient(defense(images, rows(0, 1, 2, 3)).square().sum(), images)
+    assert torch.equal(gradient, input_gradient(classifier(images).square().sum(), images))
+    assert (counter.batches, 0) == defense.gradient_calls() == (0, 0)
+
+
+@pytest.mark.parametrize("policy", APPROXIMATIONS)
+def test_an_approximation_is_not_the_gradient(
+    policy: Policy, denoiser: Denoiser, classifier: Classifier, images: Tensor, rows: Rows
+) -> None:
+    purifier = UniformPurifier(steps=20, sampler=VPSDE())
+    defense = Defense(classifier, purifier, denoiser)
+    images.requires_grad_()
+    exact, ours = (
+        input_gradient(defense(images, rows(0, 1, 2, 3), None, how).square().sum(), images)
+        for how in ("tape", policy)
+    )
+    assert not torch.isclose(exact, ours, rtol=1e-3).all()
+
+
+def test_a_policy_can_be_changed_at_any_time(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor, rows: Rows
+) -> None:
+    defense = Defense(classifier, UniformPurifier(steps=20), denoiser, policy="tape")
+    defense.execution = replace(defense.execution, policy="checkpoint", micro_batch=2)
+    assert defense.gradient_calls() == (4, 2)
+    with pytest.raises(InputError, match="adjoint"):
+        defense.execution = Execution("adjoint")
+    assert defense.execution.policy == "checkpoint"
 
 
 OTHER = torch.ones((), requires_grad=True)
@@ -97,133 +255,3 @@ def test_useless_gradient_is_an_error(loss: Callable[[Tensor], Tensor], message:
     images = torch.rand(2, 1, 4, 4).requires_grad_()
     with pytest.raises(GradientError, match=message):
         input_gradient(loss(images), images)
-
-
-# The certificate.
-
-
-@pytest.mark.parametrize(
-    ("equal", "error", "count", "passed"),
-    [(True, 1e-4, 1, True), (False, 0.0, 1, False), (True, 2e-4, 1, False), (True, 0.0, 0, False)],
-    ids=["at the bound", "not the tape's", "wrong slope", "nothing checked"],
-)
-def test_certificate_needs_all_three(equal: bool, error: float, count: int, passed: bool) -> None:
-    assert Certificate("checkpoint", equal, error, 1e-4, count, images=1).passed is passed
-
-
-@pytest.mark.parametrize("policy", get_args(Policy))
-def test_certificate_of_the_real_defence_passes(
-    policy: Policy,
-    denoiser: Denoiser,
-    classifier: Classifier,
-    images: Tensor,
-    half_mask: Tensor,
-    rows: Rows,
-) -> None:
-    """ReLUs, the final clamp, single-step resampling: the defaults, from a float32 module."""
-    defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser).float()
-    loss = cross_entropy(rows(0, 1, 2, 3), half_mask)
-    found = certify(defense, loss, images, directions(images), policy)
-    assert found.passed, found
-    assert found.finite_difference_error < 1e-5
-    assert (found.policy, found.directions, found.images) == (policy, 3, 4)
-    assert found.as_dict()["passed"] is True
-    assert {parameter.dtype for parameter in defense.parameters()} == {torch.float32}
-
-
-GENERATOR = torch.Generator()
-
-
-@dataclass(frozen=True)
-class GeneratorNoise(SmoothUniform):
-    """Planted: noise from a generator, which `checkpoint` does not rewind for the second call."""
-
-    def advance(self, denoiser, step, state, images, mask, noise):  # type: ignore[no-untyped-def]
-        fresh = torch.randn(state.shape, generator=GENERATOR, dtype=state.dtype)
-        return super().advance(denoiser, step, state + 0.3 * fresh, images, mask, noise)
-
-
-class Blind(Denoiser):
-    def forward(self, x: Tensor, timesteps: int | Tensor) -> Tensor:
-        return super().forward(x, timesteps).detach()
-
-
-@dataclass(frozen=True)
-class DetachedStep(SmoothUniform):
-    """Planted: one of four steps takes the predicted noise for a constant."""
-
-    def advance(self, denoiser, step: Step, state, images, mask, noise):  # type: ignore[no-untyped-def]
-        seen = Blind(denoiser.network, denoiser.schedule) if step.at == 100 else denoiser
-        return super().advance(seen, step, state, images, mask, noise)
-
-
-@pytest.mark.parametrize(
-    ("purifier", "policy", "equal"),
-    [
-        (GeneratorNoise(steps=20, strength=0.2), "checkpoint", False),
-        (GeneratorNoise(steps=20, strength=0.2), "tape", False),
-        (DetachedStep(steps=20, strength=0.2), "checkpoint", True),
-        (DetachedStep(steps=20, strength=0.2), "tape", True),
-    ],
-    ids=["redrawn noise", "redrawn noise, taped", "detached step", "detached step, taped"],
-)
-def test_certificate_catches_a_planted_bug(
-    purifier: Purifier,
-    policy: Policy,
-    equal: bool,
-    denoiser: Denoiser,
-    smooth_classifier: Classifier,
-    images: Tensor,
-    rows: Rows,
-) -> None:
-    """The loss itself is right in all cases: nothing else would show that the gradient is not."""
-    addressed = cross_entropy(rows(0, 1, 2, 3), None)
-
-    def loss(defense: nn.Module, x: Tensor, how: Policy) -> Tensor:
-        GENERATOR.manual_seed(0)  # every forward pass sees the same noise
-        return addressed(defense, x, how)
-
-    defense = Defense(smooth_classifier, purifier, denoiser)
-    assert torch.equal(loss(defense, images, "tape"), loss(defense, images, "checkpoint"))
-    found = certify(defense, loss, images, directions(images), policy)
-    assert not found.passed, found
-    assert found.equal_to_tape is equal
-    exact = isinstance(purifier, GeneratorNoise) and policy == "tape"  # the other policy is wrong
-    assert (found.finite_difference_error > 100 * found.bound) is not exact
-
-
-class Kinked(nn.Module):
-    """Slope 1 right of the kink and 0 left of it."""
-
-    def __init__(self, kink: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.kink = kink
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.kink(x).sum()
-
-
-@pytest.mark.parametrize(
-    "kink", [nn.ReLU(), F.relu, lambda x: x.clamp(0, 1)], ids=["nn.ReLU", "F.relu", "clamp"]
-)
-def test_steps_across_a_kink_are_discarded(kink: Callable[[Tensor], Tensor]) -> None:
-    """A pixel 2e-5 from its kink: a step of 1e-4 says nothing about the slope there."""
-    point = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
-    point[0, 0, 0, 0] = 2e-5
-
-    def run(*sizes: float) -> Certificate:
-        return certify(
-            Kinked(kink),
-            lambda module, x, policy: module(x),
-            point,
-            torch.ones(1, *point.shape),
-            "tape",
-            step_sizes=sizes,
-        )
-
-    across = run(1e-4)
-    assert (across.directions, across.passed) == (0, False)
-    assert across.finite_difference_error == float("inf")
-    beside = run(1e-4, 1e-6)
-    assert (beside.directions, beside.passed) == (1, True)
-    assert beside.finite_difference_error < 1e-8

@@ -116,7 +116,7 @@ def test_unknown_class_path(
         ("--data.limit=0", "limit"),
         ("--model.seed=-1", "seed"),
         ("--trainer.devices=2", "one device"),
-        ("--trainer.precision=bf16-mixed", "32 bits"),
+        ("--trainer.precision=bf16-mixed", "--model.acceleration.precision=bfloat16"),
         ("--data.data_dir=.", "packaged"),
         ("--model.unknown=1", "unknown"),
         ("--config=nowhere.yaml", "nowhere.yaml"),

@@ -14,10 +14,11 @@ from lightning import LightningDataModule, Trainer
 from torch import Tensor
 
 import evaluate
-import lightning_modules.evaluation as evaluation
+import lightning_modules.rows as rows_module
 from datamodules.fashion_mnist import FashionMNIST
 from hetpure.attacks import PGD
 from hetpure.defense import Defense
+from hetpure.evaluation.certificate import certify_defense
 from hetpure.evaluation.protocol import Block, Protocol, evaluate_block
 from hetpure.evaluation.records import RunFolder
 from hetpure.evaluation.results import summarise
@@ -25,6 +26,7 @@ from hetpure.purifiers import UniformPurifier
 from lightning_modules.cli import run
 from lightning_modules.evaluation import RobustnessEvaluation
 from lightning_modules.progress import AttackProgress
+from lightning_modules.rows import Row
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = """
@@ -35,7 +37,7 @@ model:
     plain: {}
     base: &base
       denoiser: ddpm
-      gradient: tape
+      gradient: checkpoint
       mask: {threshold: 0.5}
       purifier: &purifier
         class_path: hetpure.purifiers.HeterogeneousPurifier
@@ -84,7 +86,7 @@ class Run:
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
             patch.chdir(folder)
             patch.setattr(Trainer, "test", self._test(Trainer.test))
-            patch.setattr(evaluation, "certify_defense", self._certify(evaluation.certify_defense))
+            patch.setattr(rows_module, "certify_defense", self._certify(certify_defense))
             evaluate.main(["--config=config.yaml", *SWEEP])
         self.printed = printed.getvalue()
         (self.folder,) = (folder / "runs").iterdir()
@@ -99,9 +101,9 @@ class Run:
         return test
 
     def _certify(self, original: Any) -> Any:
-        def certify(defense: Defense, *rest: Any, **more: Any) -> Any:
-            self.certified.append(defense)
-            return original(defense, *rest, **more)
+        def certify(attacked: Defense, *rest: Any, **more: Any) -> Any:
+            self.certified.append(attacked)
+            return original(attacked, *rest, **more)
 
         return certify
 
@@ -147,7 +149,10 @@ def test_tables_have_the_difference(where: str, swept: Run) -> None:
 def test_the_surrogate_is_attacked_certified_and_named(swept: Run) -> None:
     """The defence: two steps of 100 and one network call each; its surrogate: one."""
     module = swept.module
-    assert swept.certified == [*module.rows.values(), *module.surrogates.values()]
+    rows = module.rows.values()
+    assert swept.certified == [
+        defense for row in rows for defense in (row.defense, row.surrogate) if defense is not None
+    ]
     named = [line for line in swept.results["weaker_than_full"] if "surrogate" in line]
     assert named == [
         "with surrogate: the attack differentiates a surrogate of 1 network calls,"
@@ -156,10 +161,12 @@ def test_the_surrogate_is_attacked_certified_and_named(swept: Run) -> None:
     assert named[0] in (swept.folder / "report.md").read_text()
     row = swept.results["defenses"]["with surrogate"]
     assert row["surrogate_certificate"]["passed"] and row["certificate"]["passed"]
+    assert -1 <= row["surrogate_certificate"]["cosine_to_exact"] < 0.999
+    assert row["certificate"]["cosine_to_exact"] is None
     assert "surrogate_certificate" not in swept.results["defenses"]["base"]
     assert "| with surrogate (surrogate) | " in (swept.folder / "report.md").read_text()
     assert row["purification_calls"] == 2
-    attack = 1 * 2 * 2 * 1  # steps, EOT draws, twice for checkpoint, network calls
+    attack = 1 * 2 * 1  # steps, EOT draws, network calls
     answers = (2 * 3 + 2 * 2) * 2  # two reports, two candidates on two draws, network calls
     assert row["cost"]["network_calls"] == 2 * (attack + answers)
 
@@ -171,13 +178,13 @@ def test_the_bar_ends_at_the_end(swept: Run) -> None:
 
 
 def test_a_purification_weighs_what_is_run(swept: Run) -> None:
-    """Without a gradient the defence's calls, with one the attacked purifier's: a tape costs
-    three passes, a checkpoint four, and the plain classifier counts as one call."""
+    """Without a gradient the defence's calls, with one the attacked purifier's: a taped step costs
+    three passes, a recomputed one four, and the plain classifier counts as one call."""
     assert swept.module.progress.weights == {
-        "plain": (1, 4),
-        "base": (2, 6),
-        "with surrogate": (2, 4),
-        "mask.threshold=0.3": (2, 6),
+        "plain": (1, 3),
+        "base": (2, 8),
+        "with surrogate": (2, 3),
+        "mask.threshold=0.3": (2, 8),
     }
 
 
@@ -186,14 +193,14 @@ def test_every_advance_of_the_bar_is_foreseen(restarts: int, swept: Run) -> None
     """A deterministic surrogate of a stochastic defence asks for one EOT draw only."""
     attack = PGD(steps=1, eot_samples=2, restarts=restarts)
     protocol = Protocol(2, 1)
-    plain, defense = swept.module.rows["plain"], swept.module.rows["base"]
+    plain, defense = (swept.module.rows[name].defense for name in ("plain", "base"))
     bar = AttackProgress(attack, protocol, {"row": defense}, {"row": plain}, images=2)
     block = Block(torch.full((2, 1, 28, 28), 0.5), torch.tensor([0, 1]), torch.tensor([0, 1]))
     evaluate_block(
         "row", defense, attack, block, protocol, 0, attacked=plain, progress=bar.of("row")
     )
     (task,) = bar.bar.tasks
-    assert task.completed == task.total == 2 * (restarts * 4 + 2 * (2 * 2 + restarts + 1))
+    assert task.completed == task.total == 2 * (restarts * 3 + 2 * (2 * 2 + restarts + 1))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +268,8 @@ def test_samplers_by_class_path_and_another_baseline(
     names = ["purifier.sampler=DDIM(eta=1.0)", "purifier.sampler=DDPM"]
     assert list(module.rows)[3:] == names
     for name, kind in zip(names, ("DDIM", "DDPM"), strict=True):
-        assert type(module.rows[name].purifier.sampler).__name__ == kind  # type: ignore[union-attr]
+        purifier = module.rows[name].defense.purifier
+        assert type(purifier.sampler).__name__ == kind  # type: ignore[union-attr]
     assert module.baseline == "plain"
 
 
@@ -297,8 +305,9 @@ def test_every_row_of_an_ablation_builds(
     (path,) = (path for path in ABLATIONS if path.stem == name)
     assert len(rows) == ablation_rows(path), "no value is the base's or another row's"
     assert ablation.baseline in rows
-    assert all(row.plan for row in rows.values())
-    different = {repr((row.purifier, row.attention_mask)) for row in rows.values()}
+    defenses = [row.defense for row in rows.values()]
+    assert all(defense.plan for defense in defenses)
+    different = {repr((defense.purifier, defense.attention_mask)) for defense in defenses}
     assert len(different) == len(rows), "no two rows are the same defence"
 
 
@@ -309,10 +318,10 @@ def validation_images() -> tuple[Tensor, Tensor]:
     return batch["image"], batch["sample"]
 
 
-def counts(rows: dict[str, Defense]) -> dict[str, Tensor]:
+def counts(rows: dict[str, Row]) -> dict[str, Tensor]:
     """By row: attended pixels of each validation image."""
     images, samples = validation_images()
-    masks = {name: row.mask(images, samples) for name, row in rows.items()}
+    masks = {name: row.defense.mask(images, samples) for name, row in rows.items()}
     return {name: mask.flatten(1).sum(1) for name, mask in masks.items() if mask is not None}
 
 
@@ -326,7 +335,8 @@ def test_controls_of_the_mask_have_as_many_pixels(ablation: RobustnessEvaluation
     assert (base > 0).all() and (base < 784).all()
     images, samples = validation_images()
     masks = [
-        ablation.rows[name].mask(images, samples) for name in ("heterogeneous 200/100", *found)
+        ablation.rows[name].defense.mask(images, samples)
+        for name in ("heterogeneous 200/100", *found)
     ]
     for i, first in enumerate(masks):
         for second in masks[:i]:
@@ -335,14 +345,10 @@ def test_controls_of_the_mask_have_as_many_pixels(ablation: RobustnessEvaluation
 
 @pytest.mark.parametrize("ablation", ["ablation_mask"], indirect=True)
 def test_rows_of_the_mask_ablation_share_everything_else(ablation: RobustnessEvaluation) -> None:
-    base = ablation.rows["heterogeneous 200/100"]
+    base = ablation.rows["heterogeneous 200/100"].defense
     levels = {index for step in base.plan for index in (step.at, step.to)}
-    for row in ablation.rows.values():
-        assert (row.classifier, row.denoiser, row.policy) == (
-            base.classifier,
-            base.denoiser,
-            base.policy,
-        )
+    for row in (row.defense for row in ablation.rows.values()):
+        assert (row.classifier, row.denoiser) == (base.classifier, base.denoiser)
         if row.purifier != base.purifier:
             assert isinstance(row.purifier, UniformPurifier)
             own = {index for step in row.plan for index in (step.at, step.to)}

@@ -52,6 +52,9 @@ class Brighten(Attack):
     def purifications(self, defense: Defense) -> int:
         return 0
 
+    def draws(self, defense: Defense) -> int:
+        return 1
+
     def __call__(
         self,
         defense: Defense,

@@ -70,7 +70,11 @@ def test_tables_and_report_say_the_same(tmp_path: Path) -> None:
     summary = summarise([CLEAN, ATTACKED])["d"]
     certificate = {
         "policy": "tape",
-        "equal_to_tape": True,
+        "compared": ["tape", "checkpoint"],
+        "policies_equal": True,
+        "cosine_to_exact": None,
+        "cosine_to_float32": 0.9987,
+        "cosine_bound": 0.99,
         "finite_difference_error": 1e-8,
         "bound": 1e-5,
         "directions": 3,
@@ -99,5 +103,12 @@ def test_tables_and_report_say_the_same(tmp_path: Path) -> None:
     assert terminal(results).row_count == 1
     write_report(results, tmp_path, "figure.png")
     report = (tmp_path / "report.md").read_text()
-    for part in (text, "figure.png", "3 report draws", "1.0e-08", "weights classifier: abc"):
+    for part in (
+        text,
+        "figure.png",
+        "3 report draws",
+        "1.0e-08",
+        "0.9987",
+        "weights classifier: abc",
+    ):
         assert part in report

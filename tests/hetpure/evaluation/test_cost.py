@@ -1,0 +1,180 @@
+"""What an evaluation is said to cost is what it costs, in network calls to the last one."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from hetpure.attacks import PGD
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense
+from hetpure.denoiser import Denoiser
+from hetpure.evaluation.certificate import certify_defense
+from hetpure.evaluation.cost import Stopwatch, certificate_phase, phases, resolve
+from hetpure.evaluation.protocol import Block, Protocol, evaluate_block
+from hetpure.gradients import Execution, Policy
+from hetpure.purifiers import EDMPurifier, HeterogeneousPurifier, Purifier, UniformPurifier
+
+LABELS, SAMPLES = torch.tensor([0, 1, 2, 3]), torch.tensor([11, 3, 40, 7])
+ATTACK = PGD(steps=3, eot_samples=2, restarts=2)
+PROTOCOL = Protocol(report_draws=4, selection_draws=3)
+Make = Callable[..., Defense]
+
+
+@pytest.fixture
+def make(denoiser: Denoiser, classifier: Classifier) -> Make:
+    def made(purifier: Purifier | None, policy: Policy | Execution = "tape") -> Defense:
+        return Defense(classifier, purifier, denoiser if purifier else None, policy=policy)
+
+    return made
+
+
+class Calls:
+    """Rows that went through diffusion networks, and those of them with a gradient, in float64."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows = self.differentiated = 0
+        forward = Denoiser.forward
+
+        def counted(denoiser: Denoiser, x: Tensor, timesteps: int | Tensor) -> Tensor:
+            if x.dtype == torch.float64:
+                self.rows += len(x)
+                self.differentiated += len(x) if torch.is_grad_enabled() else 0
+            return forward(denoiser, x, timesteps)
+
+        monkeypatch.setattr(Denoiser, "forward", counted)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["tape", "checkpoint", Execution("hybrid", 2, 3), Execution("tape", micro_batch=3), "bpda"],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "purifier",
+    [HeterogeneousPurifier(steps=20), EDMPurifier(levels=3), None],
+    ids=["heterogeneous", "edm", "plain"],
+)
+def test_phases_count_every_call(
+    purifier: Purifier | None,
+    policy: Policy | Execution,
+    make: Make,
+    images: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    defense = make(purifier, policy)
+    stopwatch = Stopwatch(defense, images)
+    found = phases(stopwatch, stopwatch, ATTACK, PROTOCOL, images=4)
+    calls = Calls(monkeypatch)
+    block = Block(images, LABELS, SAMPLES)
+    records = evaluate_block("d", defense, ATTACK, block, PROTOCOL, seed=0).records
+    assert sum(phase.network_calls for phase in found) == calls.rows
+    assert sum(record.network_calls for record in records) == calls.rows
+    assert sum(phase.differentiated for phase in found) == calls.differentiated
+    assert [phase.name for phase in found] == ["standard", "attack", "selection", "robust"]
+    standard = sum(record.network_calls for record in records if record.attack == "clean")
+    assert found[0].network_calls == standard
+
+
+def test_a_surrogate_is_what_the_attack_costs(
+    make: Make, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defense, surrogate = make(HeterogeneousPurifier(steps=20)), make(UniformPurifier(steps=10))
+    found = phases(
+        Stopwatch(defense, images), Stopwatch(surrogate, images), ATTACK, PROTOCOL, images=4
+    )
+    calls = Calls(monkeypatch)
+    block = Block(images, LABELS, SAMPLES)
+    evaluate_block("d", defense, ATTACK, block, PROTOCOL, seed=0, attacked=surrogate)
+    assert sum(phase.network_calls for phase in found) == calls.rows
+    assert found[1].network_calls == 4 * 12 * surrogate.network_calls
+
+
+@pytest.mark.parametrize("policy", ["tape", Execution("hybrid", 1), "bpda"], ids=str)
+def test_the_certificates_calls_are_foreseen(
+    policy: Policy | Execution, make: Make, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a bound at which every first difference is good enough; in double precision, so the
+    cosines, in the run's precision, are left out."""
+    defense = make(HeterogeneousPurifier(steps=20), policy).float()
+    found = certificate_phase(defense, images.float(), budget=10**9)
+    calls = Calls(monkeypatch)
+    certify_defense(defense, images.float(), SAMPLES, seed=0, bound=1.0, budget=10**9)
+    assert (found.network_calls, found.differentiated) == (calls.rows, calls.differentiated)
+
+
+class Known(Stopwatch):
+    """A machine where a row's call takes a second forward and three with backward, the classifier
+    a tenth of that, and a mask half a second."""
+
+    def step(self, rows: int) -> tuple[float, float]:
+        return rows * 1.0, rows * 3.0
+
+    def classifier(self) -> tuple[float, float]:
+        return 0.1, 0.3
+
+    def mask(self) -> float:
+        return 0.5
+
+
+@pytest.mark.parametrize(
+    ("policy", "gradient"),
+    [
+        (Execution("tape"), 6 * 3 + 0.3),
+        (Execution("checkpoint"), 6 * 3 + 6 * 1 + 0.3),
+        (Execution("hybrid", 4), 6 * 3 + 2 * 1 + 0.3),
+        (Execution("bpda"), 6 * 1 + 0.3),
+        (Execution("classifier_only"), 0.3),
+    ],
+    ids=lambda value: value.policy if isinstance(value, Execution) else "",
+)
+def test_seconds_are_calls_times_what_a_call_takes(
+    policy: Execution, gradient: float, make: Make, images: Tensor
+) -> None:
+    stopwatch = Known(make(HeterogeneousPurifier(steps=20), policy), images)
+    standard, attack, selection, robust = phases(stopwatch, stopwatch, ATTACK, PROTOCOL, images=100)
+    answer = 6 * 1 + 0.1
+    assert standard.seconds == pytest.approx(100 * (4 * answer + 0.5))
+    assert robust.seconds == pytest.approx(standard.seconds)
+    assert selection.seconds == pytest.approx(100 * 3 * (3 * answer + 0.5))
+    # Two restarts of three iterations, two draws each; a mask once an iteration.
+    assert attack.seconds == pytest.approx(100 * (12 * gradient + 6 * 0.5))
+
+
+def test_a_stopwatch_measures_once_and_does_not_time_huge_batches(
+    make: Make, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopwatch = Stopwatch(make(HeterogeneousPurifier(steps=20)), images)
+    stopwatch.cap = 8
+    calls = Calls(monkeypatch)
+    small = stopwatch.step(6)
+    assert small[0] > 0 and small[1] > 0
+    assert calls.rows == 6 * 2 * 4, "a first call and three, forward and with backward"
+    assert stopwatch.step(6) == small
+    huge, whole = stopwatch.step(80), stopwatch.step(8)
+    assert huge == (10 * whole[0], 10 * whole[1])
+    assert calls.rows == (6 + 8) * 2 * 4
+
+
+def test_an_edm_step_is_two_calls(make: Make, images: Tensor) -> None:
+    """Timed as a step, told as a call: both purifiers call the same network."""
+    one, two = (
+        Stopwatch(make(purifier), images).step(4)[1]
+        for purifier in (UniformPurifier(steps=20), EDMPurifier(levels=3))
+    )
+    assert two < 5 * one  # a timing: only a factor that is far off can fail
+
+
+def test_blocks_of_images_and_draws_are_resolved(make: Make, images: Tensor) -> None:
+    defense = make(HeterogeneousPurifier(steps=20), "auto")
+    stopwatch = Stopwatch(defense, images)
+    assert resolve(stopwatch, defense.execution, ATTACK, 4, 10**9) == Execution("tape", None, 8)
+    footprint = defense.footprint(images)
+    budget = footprint.need(3, 6, 6)
+    found = resolve(stopwatch, defense.execution, ATTACK, 4, budget)
+    assert found.resolved and found.micro_batch is not None
+    assert footprint.need(found.micro_batch, 6, 6 - found.recomputed(6)) <= budget
+    assert found != Execution("tape", None, 8)
+    plain = Stopwatch(make(None), images)
+    assert resolve(plain, Execution("auto"), ATTACK, 4, 10**9) == Execution("tape", None, 4)

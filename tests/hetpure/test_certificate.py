@@ -1,0 +1,336 @@
+"""A certificate that catches the bugs that evaluations of purifiers are known for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hetpure.certificate import Certificate, certify, mean_cosine
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense
+from hetpure.denoiser import Denoiser, to_pixels
+from hetpure.evaluation.certificate import certify_defense, policies
+from hetpure.gradients import Execution, Policy
+from hetpure.noise import RowNoise
+from hetpure.purifiers import HeterogeneousPurifier, Purifier, Step, UniformPurifier
+from hetpure.report.certificate import certificates_markdown, failure
+
+LABELS, SAMPLES = torch.tensor([0, 1, 2, 3]), torch.arange(4)
+Rows = Callable[..., RowNoise]
+Loss = Callable[[nn.Module, Tensor, Execution], Tensor]
+EXACT = {
+    "tape": Execution("tape"),
+    "checkpoint": Execution("checkpoint"),
+    "hybrid": Execution("hybrid", 2),
+}
+every_policy = pytest.mark.parametrize("policy", EXACT)
+
+
+def others(policy: str) -> list[Execution]:
+    """The policy in use first, then the others."""
+    return [EXACT[policy], *(how for name, how in EXACT.items() if name != policy)]
+
+
+@dataclass(frozen=True)
+class SmoothUniform(UniformPurifier):
+    """Without the clamp to [0, 1]: nothing but smooth functions from image to logits."""
+
+    def finish(self, state: Tensor) -> Tensor:
+        return to_pixels(state)
+
+
+def cross_entropy(noise: RowNoise, mask: Tensor | None) -> Loss:
+    """The loss of an attack, with noise and mask held fixed."""
+
+    def loss(defense: nn.Module, images: Tensor, how: Execution) -> Tensor:
+        labels = LABELS[: len(images)]
+        return F.cross_entropy(defense(images, noise, mask, how), labels, reduction="sum")
+
+    return loss
+
+
+def directions(images: Tensor, count: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(9)
+    return torch.randn(count, *images.shape, generator=generator, dtype=torch.float64)
+
+
+FINE = Certificate("tape", ("tape", "checkpoint"), True, 1e-6, 1e-4, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "passed"),
+    [
+        ({"finite_difference_error": 1e-4}, True),
+        ({"policies_equal": False}, False),
+        ({"finite_difference_error": 2e-4}, False),
+        ({"finite_difference_error": float("nan")}, False),
+        ({"directions": 0}, False),
+        ({"cosine_to_exact": -0.5}, True),
+        ({"cosine_to_float32": 0.995, "cosine_bound": 0.99}, True),
+        ({"cosine_to_float32": 0.985, "cosine_bound": 0.99}, False),
+        ({"cosine_to_float32": float("nan"), "cosine_bound": 0.99}, False),
+    ],
+    ids=[
+        "at the bound", "unequal", "wrong slope", "nan", "nothing checked", "approximation",
+        "accelerated", "accelerated too far", "accelerated to nan",
+    ],
+)  # fmt: skip
+def test_what_a_certificate_needs(changes: dict[str, object], passed: bool) -> None:
+    found = replace(FINE, **changes)  # type: ignore[arg-type]
+    assert found.passed is passed
+    assert found.as_dict()["passed"] is passed
+    if not passed:
+        assert "failed its certificate" in failure("row", found.as_dict())
+    table = certificates_markdown({"row": {"certificate": found.as_dict()}})
+    assert table.splitlines()[-1].endswith("PASS |" if passed else "FAIL |")
+
+
+@every_policy
+def test_certificate_of_the_real_defence_passes(
+    policy: str,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    images: Tensor,
+    half_mask: Tensor,
+    rows: Rows,
+) -> None:
+    """ReLUs, the final clamp, single-step resampling: the defaults, from a float32 module."""
+    defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser).float()
+    loss = cross_entropy(rows(0, 1, 2, 3), half_mask)
+    found = certify(defense, loss, images, directions(images), others(policy))
+    assert found.passed, found
+    assert found.finite_difference_error < 1e-5
+    assert (found.policy, found.directions, found.images) == (policy, 3, 4)
+    assert {parameter.dtype for parameter in defense.parameters()} == {torch.float32}
+
+
+GENERATOR = torch.Generator()
+
+
+@dataclass(frozen=True)
+class GeneratorNoise(SmoothUniform):
+    """Planted: noise from a generator, which nothing rewinds for the second call of a step."""
+
+    def advance(self, denoiser, step, state, images, mask, noise):  # type: ignore[no-untyped-def]
+        fresh = torch.randn(state.shape, generator=GENERATOR, dtype=state.dtype)
+        return super().advance(denoiser, step, state + 0.3 * fresh, images, mask, noise)
+
+
+class Blind(Denoiser):
+    def forward(self, x: Tensor, timesteps: int | Tensor) -> Tensor:
+        return super().forward(x, timesteps).detach()
+
+
+@dataclass(frozen=True)
+class DetachedStep(SmoothUniform):
+    """Planted: one of four steps takes the predicted noise for a constant."""
+
+    def advance(self, denoiser, step: Step, state, images, mask, noise):  # type: ignore[no-untyped-def]
+        seen = Blind(denoiser.network, denoiser.schedule) if step.at == 100 else denoiser
+        return super().advance(seen, step, state, images, mask, noise)
+
+
+@dataclass(frozen=True)
+class KnowsItsSecondCall(SmoothUniform):
+    """Planted: what is called again to be differentiated is another function."""
+
+    def advance(self, denoiser, step, state, images, mask, noise):  # type: ignore[no-untyped-def]
+        after = super().advance(denoiser, step, state, images, mask, noise)
+        return 0.5 * after + 0.5 * after.detach() if torch.is_grad_enabled() else after
+
+
+@every_policy
+@pytest.mark.parametrize(
+    ("purifier", "equal"),
+    [
+        (GeneratorNoise(steps=20, strength=0.2), False),
+        (DetachedStep(steps=20, strength=0.2), True),
+        (KnowsItsSecondCall(steps=20, strength=0.2), True),
+    ],
+    ids=["redrawn noise", "detached step", "half detached where differentiated"],
+)
+def test_certificate_catches_a_planted_bug(
+    purifier: Purifier,
+    equal: bool,
+    policy: str,
+    denoiser: Denoiser,
+    smooth_classifier: Classifier,
+    images: Tensor,
+    rows: Rows,
+) -> None:
+    """The loss itself is right in all cases: nothing else would show that the gradient is not."""
+    addressed = cross_entropy(rows(0, 1, 2, 3), None)
+
+    def loss(defense: nn.Module, x: Tensor, how: Execution) -> Tensor:
+        GENERATOR.manual_seed(0)  # every forward pass sees the same noise
+        return addressed(defense, x, how)
+
+    defense = Defense(smooth_classifier, purifier, denoiser)
+    values = {how: loss(defense, images.clone().requires_grad_(), how) for how in EXACT.values()}
+    assert len({value.item() for value in values.values()}) == 1
+    found = certify(defense, loss, images, directions(images), others(policy))
+    assert not found.passed, found
+    assert found.policies_equal is equal
+    exact = isinstance(purifier, GeneratorNoise) and policy == "tape"  # the others are wrong
+    assert (found.finite_difference_error > 100 * found.bound) is not exact
+
+
+class Kinked(nn.Module):
+    """Slope 1 right of the kink and 0 left of it."""
+
+    def __init__(self, kink: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.kink = kink
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kink(x).sum()
+
+
+@pytest.mark.parametrize(
+    "kink", [nn.ReLU(), F.relu, lambda x: x.clamp(0, 1)], ids=["nn.ReLU", "F.relu", "clamp"]
+)
+def test_steps_across_a_kink_are_discarded(kink: Callable[[Tensor], Tensor]) -> None:
+    """A pixel 2e-5 from its kink: a step of 1e-4 says nothing about the slope there."""
+    point = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
+    point[0, 0, 0, 0] = 2e-5
+
+    def run(*sizes: float) -> Certificate:
+        return certify(
+            Kinked(kink),
+            lambda module, x, how: module(x),
+            point,
+            torch.ones(1, *point.shape),
+            [EXACT["tape"]],
+            step_sizes=sizes,
+        )
+
+    across = run(1e-4)
+    assert (across.directions, across.passed) == (0, False)
+    assert across.finite_difference_error == float("inf")
+    beside = run(1e-4, 1e-6)
+    assert (beside.directions, beside.passed) == (1, True)
+    assert beside.finite_difference_error < 1e-8
+
+
+def test_a_step_size_ten_times_better_than_asked_is_enough() -> None:
+    """The others are not computed: each costs two purifications."""
+    asked: list[float] = []
+
+    class Square(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            asked.append(x.sum().item())
+            return x.square().sum()
+
+    point = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
+    ones = torch.ones(1, *point.shape)
+    certify(Square(), lambda module, x, how: module(x), point, ones, [EXACT["tape"]])
+    assert len(asked) == 1 + 2
+    asked.clear()
+    certify(Square(), lambda module, x, how: module(x), point, ones, [EXACT["tape"]], bound=1e-30)
+    assert len(asked) == 1 + 2 * 4
+
+
+def test_mean_cosine_is_by_image() -> None:
+    """An image with a large gradient does not hide one whose gradient is wrong."""
+    exact = torch.tensor([[100.0, 0.0], [1.0, 0.0]])
+    ours = torch.tensor([[100.0, 0.0], [0.0, 1.0]])
+    assert mean_cosine(ours, exact) == pytest.approx(0.5)
+    assert mean_cosine(3 * exact, exact) == pytest.approx(1)
+
+
+# Of a defence, as an evaluation asks for it.
+
+
+@pytest.mark.parametrize(
+    ("policy", "compared"),
+    [
+        ("tape", {"tape", "checkpoint", "hybrid, 3 of 6 steps taped"}),
+        ("checkpoint", {"tape", "checkpoint", "hybrid, 3 of 6 steps taped"}),
+        (
+            Execution("hybrid", 5),
+            {"tape", "checkpoint", "hybrid, 3 of 6 steps taped", "hybrid, 5 of 6 steps taped"},
+        ),
+        ("bpda", {"tape", "checkpoint", "hybrid, 3 of 6 steps taped"}),
+    ],
+    ids=str,
+)
+def test_all_exact_policies_are_compared_and_the_one_in_use_is_among_them(
+    policy: Policy | Execution,
+    compared: set[str],
+    denoiser: Denoiser,
+    classifier: Classifier,
+    images: Tensor,
+) -> None:
+    defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser, policy=policy)
+    found = certify_defense(defense, images, SAMPLES, seed=7, bound=1e-5)
+    assert found.passed
+    assert found.policy == defense.execution.describe(6)
+    assert set(found.compared) == compared
+    if found.policy != "bpda":
+        assert found.compared[0] == found.policy
+        assert found.cosine_to_exact is None
+    else:
+        assert found.cosine_to_exact is not None
+        assert -1 <= found.cosine_to_exact < 0.999
+
+
+def test_what_does_not_fit_in_double_precision_is_left_out(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
+    footprint = defense.footprint(images)
+    for taped, names in ((6, ["checkpoint", "hybrid", "tape"]), (2, ["checkpoint", "hybrid"])):
+        found = policies(defense, images, footprint.need(4, 6, taped))
+        assert [how.policy for how in found] == names
+    assert found[1].taped_steps == 2
+    assert [how.policy for how in policies(defense, images, 1)] == ["checkpoint"]
+    single = policies(defense.float(), images.float(), footprint.need(4, 6, 2))
+    assert single == found, "what a float32 network takes in double precision is counted"
+
+
+def test_a_surrogate_tells_its_cosine_to_the_defence(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
+    coarse = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser)
+    settings = {"seed": 7, "bound": 1e-5}
+    for surrogate, low, high in ((coarse, -1, 0.999), (defense, 1 - 1e-12, 1 + 1e-12)):
+        found = certify_defense(surrogate, images, SAMPLES, defense=defense, **settings)  # type: ignore[arg-type]
+        assert found.passed and found.cosine_to_exact is not None
+        assert low <= found.cosine_to_exact <= high
+
+
+class Coarse(nn.Module):
+    """A network in so few bits that its gradient is another one."""
+
+    def __init__(self, network: nn.Module, noise: float) -> None:
+        super().__init__()
+        self.network, self.noise = network, noise
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        wobble = torch.sin(1e4 * x) * self.noise
+        found: Tensor = self.network(x, timesteps).sample + wobble
+        return found
+
+
+@pytest.mark.parametrize(("noise", "passed"), [(1e-7, True), (1e-3, False)])
+def test_an_accelerated_gradient_is_judged_and_exactness_is_shown_on_the_plain_one(
+    noise: float, passed: bool, denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    plain = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
+    network = Coarse(denoiser.network, noise)
+    fast = Defense(classifier, plain.purifier, Denoiser(network, denoiser.schedule))
+    fast.execution = Execution("checkpoint", micro_batch=6)
+    found = certify_defense(fast, images, SAMPLES, seed=7, bound=1e-5, plain=plain)
+    assert found.policies_equal and found.finite_difference_error <= 1e-5
+    assert found.cosine_to_float32 is not None
+    assert (found.cosine_to_float32 >= 0.99) is found.passed is passed
+    if not passed:
+        told = certify_defense(
+            fast, images, SAMPLES, seed=7, bound=1e-5, plain=plain, cosine_bound=-1.0
+        )
+        assert told.passed, "unless told"
+        assert "--model.cosine_bound" in failure("row", found.as_dict())
