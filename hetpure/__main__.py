@@ -18,6 +18,7 @@ from hetpure.evaluation.protocol import Protocol
 from hetpure.images import read_image, write_image
 from hetpure.noise import noise_for
 from hetpure.presets import PRESETS, load_defense
+from hetpure.report.certificate import failure
 from hetpure.report.figure import draw
 from hetpure.report.frontier import draw_frontier, frontier_markdown, frontier_table
 from hetpure.report.purification import purification_panels
@@ -26,6 +27,8 @@ from lightning_modules.cli import quiet, run
 from lightning_modules.defenses import DefenseConfig
 from lightning_modules.evaluation_cli import evaluation_cli, print_certificates
 from lightning_modules.tuning import claim_folder, search, tuned_config
+
+FAILED = 1  # exit code of a check that ran and did not pass
 
 
 def purify(
@@ -149,10 +152,14 @@ def certify(arguments: list[str]) -> None:
     cli = evaluation_cli(arguments)
     certificates = print_certificates(cli, cli.prepare())
     failed = [
-        found for row in certificates.values() for found in row.values() if not found["passed"]
+        failure(name, found)
+        for name, row in certificates.items()
+        for found in row.values()
+        if not found["passed"]
     ]
+    print(*failed, sep="\n", end="\n" if failed else "")
     if failed:
-        sys.exit(1)
+        sys.exit(FAILED)
 
 
 def main(arguments: list[str]) -> None:

@@ -32,6 +32,11 @@ def equation(purifier: Purifier | None) -> UniformPurifier:
     return purifier
 
 
+def solved(plan: Plan) -> Plan:
+    """The steps that the equation is solved by: all but a read-out of the predicted image."""
+    return plan[:-1] if plan[-1].to == CLEAN else plan
+
+
 def solve(
     purifier: UniformPurifier, denoiser: Denoiser, plan: Plan, state: Tensor, noise: RowNoise
 ) -> Tensor:
@@ -39,11 +44,10 @@ def solve(
 
     A last step that reads the predicted image off the network solves nothing: it is exact.
     """
-    reads_out = plan[-1].to == CLEAN
-    flow = plan[:-1] if reads_out else plan
+    flow = solved(plan)
     state = _Adjoint.apply(purifier, denoiser, flow, noise, state)  # type: ignore[no-untyped-call]
-    if reads_out:
-        state = purifier.advance(denoiser, plan[-1], state, state, None, noise)
+    for step in plan[len(flow) :]:
+        state = purifier.advance(denoiser, step, state, state, None, noise)
     return state
 
 

@@ -11,7 +11,14 @@ from hetpure.attention import AttentionMask
 from hetpure.classifiers import Classifier
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.gradients import Execution, Policy, StraightThrough, run_plan
+from hetpure.gradients import (
+    NOT_FINITE,
+    Execution,
+    GradientError,
+    Policy,
+    StraightThrough,
+    run_plan,
+)
 from hetpure.memory import Footprint, budget_bytes, saved_bytes
 from hetpure.noise import RowNoise, noise_for
 from hetpure.purifiers import Plan, Purifier, Step
@@ -51,9 +58,7 @@ class Defense(nn.Module):
 
     @execution.setter
     def execution(self, execution: Execution) -> None:
-        if execution.policy == "adjoint":
-            adjoint.equation(self.purifier)
-        self._execution = execution
+        self._execution = _checked(execution, self.purifier)
 
     @property
     def stochastic(self) -> bool:
@@ -84,6 +89,8 @@ class Defense(nn.Module):
         if execution.policy == "bpda":
             return self.network_calls, 0
         again = self.plan[: execution.recomputed(len(self.plan))]
+        if execution.policy == "adjoint":
+            again = adjoint.solved(self.plan)
         return self.network_calls + sum(step.network_calls for step in again), self.network_calls
 
     def mask(self, images: Tensor, samples: Tensor | None = None) -> Tensor | None:
@@ -103,19 +110,19 @@ class Defense(nn.Module):
         """The purified images, pixel [0, 1]; differentiable in `images` and `mask`, by `policy`
         where it is given and else as `execution` says."""
         purifier, denoiser = self.purifier, self.denoiser
+        execution = self.execution if policy is None else _checked(policy, purifier)
         if purifier is None or denoiser is None:
             return images
         if purifier.needs_mask and mask is None:
             mask = self.mask(images, noise.samples)
+        if not torch.is_grad_enabled() or not any(
+            tensor is not None and tensor.requires_grad for tensor in (images, mask)
+        ):
+            execution = Execution("tape")  # keeps nothing where nothing is differentiated
 
         def advance(step: Step, state: Tensor, images: Tensor, mask: Tensor | None) -> Tensor:
             return purifier.advance(denoiser, step, state, images, mask, noise)
 
-        execution = Execution("tape")
-        if torch.is_grad_enabled() and (
-            images.requires_grad or (mask is not None and mask.requires_grad)
-        ):
-            execution = self.execution if policy is None else Execution.of(policy)
         if execution.policy == "classifier_only":
             return images
         if execution.policy == "bpda":
@@ -131,6 +138,8 @@ class Defense(nn.Module):
                 execution = self._resolved(execution, images)
             recomputed = execution.recomputed(len(self.plan))
             state = run_plan(self.plan, advance, state, (images, mask), recomputed)
+        if not state.isfinite().all():  # the clamp of the end would hide it
+            raise GradientError(f"the purifier's result {NOT_FINITE}")
         return purifier.finish(state)
 
     def footprint(self, images: Tensor) -> Footprint:
@@ -160,7 +169,9 @@ class Defense(nn.Module):
             fitting = self.footprint(images.detach()).fitting(
                 len(images), len(self.plan), budget_bytes(images.device)
             )
-            self._chosen[key] = Execution("hybrid", taped_steps=fitting or 0)
+            self._chosen[key] = (
+                Execution("checkpoint") if fitting is None else Execution("hybrid", fitting)
+            )
         return self._chosen[key]
 
     def forward(
@@ -173,6 +184,14 @@ class Defense(nn.Module):
         """Logits (B, num_classes)."""
         logits: Tensor = self.classifier(self.purify(images, noise, mask, policy))
         return logits
+
+
+def _checked(policy: Policy | Execution, purifier: Purifier | None) -> Execution:
+    """The execution; InputError where the purifier cannot be differentiated so."""
+    execution = Execution.of(policy)
+    if execution.policy == "adjoint":
+        adjoint.equation(purifier)
+    return execution
 
 
 class CallCounter:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hetpure.defense import Defense
-from hetpure.gradients import GradientError, check_gradient, raw_gradient
+from hetpure.gradients import NOT_FINITE, GradientError, check_gradient, raw_gradient
 from hetpure.noise import Noise, RowNoise
 
 Progress = Callable[[int], None]
@@ -67,8 +67,5 @@ def answers(defense: Defense, query: Query, progress: Progress = lambda rows: No
         progress(len(index))
     logits = torch.cat(found)
     if not logits.isfinite().all():
-        raise GradientError(
-            "the defence's logits hold NaN or infinite values (a float16 network overflows easily:"
-            " bfloat16 has the range of float32)"
-        )
+        raise GradientError(f"what the defence answers {NOT_FINITE}")
     return logits.reshape(len(query.noises), len(query.images), -1)

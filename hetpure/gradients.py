@@ -14,6 +14,10 @@ from hetpure.errors import InputError, check_choice
 Policy = Literal["auto", "tape", "checkpoint", "hybrid", "adjoint", "bpda", "classifier_only"]
 EXACT = ("tape", "checkpoint", "hybrid")
 APPROXIMATIONS = ("adjoint", "bpda", "classifier_only")
+NOT_FINITE = (
+    "holds NaN or infinite values: attack nothing with it (float16 overflows easily: bfloat16 has"
+    " the range of float32)"
+)
 S = TypeVar("S")
 Advance = Callable[..., Tensor]
 
@@ -158,10 +162,7 @@ def check_gradient(gradient: Tensor) -> Tensor:
     """The gradient (B, ...) itself; not finite, or zero for an image, it is an error: an attack
     would leave that image where it is, and it would count as robust."""
     if not gradient.isfinite().all():
-        raise GradientError(
-            "the gradient holds NaN or infinite values: attack nothing with it (a float16 network"
-            " overflows easily: bfloat16 has the range of float32)"
-        )
+        raise GradientError(f"the gradient {NOT_FINITE}")
     zero = ~gradient.flatten(1).any(1)
     if zero.any():
         count = f"{int(zero.sum())} of {len(zero)}"

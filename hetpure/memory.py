@@ -110,6 +110,8 @@ def choose(
     forward with backward; they are asked for only where there is a choice.
     """
     options: list[tuple[int, int]] = []  # rows at once, taped steps
+    if wish.micro_batch is not None:
+        wish = replace(wish, micro_batch=min(wish.micro_batch, rows))
     for size in [wish.micro_batch] if wish.micro_batch else _halves(rows):
         fitting = footprint.fitting(size, steps, budget)
         taped = _taped(wish, steps, fitting)
@@ -126,7 +128,6 @@ def choose(
         return (steps * both + (steps - taped) * forward) / size
 
     size, taped = options[0] if len(options) == 1 else min(options, key=predicted)
-    size = min(size, rows)
     if wish.policy != "auto":
         open_steps = wish.policy == "hybrid" and wish.taped_steps is None
         return replace(
@@ -134,7 +135,7 @@ def choose(
         )
     if taped == steps:
         return Execution("tape", micro_batch=size)
-    return Execution("hybrid", taped, size) if taped else Execution("checkpoint", micro_batch=size)
+    return Execution("hybrid", taped, size)
 
 
 def gigabytes(count: float) -> str:

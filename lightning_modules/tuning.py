@@ -21,9 +21,11 @@ from hetpure.errors import InputError
 from hetpure.evaluation.frontier import Trial
 from hetpure.evaluation.protocol import CLEAN, Block, Protocol, Record, evaluate_block
 from hetpure.evaluation.results import coverage, protocols
+from hetpure.memory import budget_bytes
 from hetpure.weights import load_classifier, load_denoiser
 from lightning_modules.compatibility import check_classifier, check_denoiser
 from lightning_modules.defenses import DefenseConfig, with_setting
+from lightning_modules.rows import Row
 
 TRIALS = "trials.jsonl"
 Settings = dict[str, Any]
@@ -106,11 +108,13 @@ def search(
     for number, (name, (settings, config)) in enumerate(candidates.items(), start=1):
         if name not in done:
             start = time.perf_counter()
-            defense, attacked = config.build(network, diffusion)
+            defense, surrogate = built = config.build(network, diffusion)
+            row = Row(name, defense, surrogate, built)
+            row.resolve(None, blocks[0].images, attack, budget_bytes(blocks[0].images.device))
             records: list[Record] = []
             for block in blocks:
                 outcome = evaluate_block(
-                    name, defense, attack, block, protocol, seed, attacked=attacked
+                    name, defense, attack, block, protocol, seed, attacked=row.attacked
                 )
                 records += outcome.records
             done[name] = _trial(settings, records, defense.network_calls)

@@ -1,0 +1,248 @@
+"""A faster network call must be the same network: what differs is told, what overflows is an error,
+and the plain network, against which it is held, stays as it was."""
+
+import copy
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hetpure.acceleration import Acceleration, FastNetwork, Precision, accelerate
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense
+from hetpure.denoiser import Denoiser, to_model
+from hetpure.errors import InputError
+from hetpure.expectation import Query, answers, expected_gradient
+from hetpure.gradients import GradientError, Policy, input_gradient
+from hetpure.memory import saved_bytes
+from hetpure.noise import Noise, Stream, noise_for
+from hetpure.purifiers import UniformPurifier
+from hetpure.schedule import linear_schedule
+
+LOW: list[Precision] = ["bfloat16", "float16"]
+STEPS = torch.tensor([3, 150, 40, 999])
+SAMPLES = torch.arange(4)
+every_low = pytest.mark.parametrize("precision", LOW)
+
+
+class Tiny(nn.Module):
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__()
+        first, last = nn.Conv2d(channels, 4, 3, padding=1), nn.Conv2d(4, channels, 1)
+        self.layers = nn.Sequential(first, nn.SiLU(), last)
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        out: Tensor = self.layers(x) * (1 + timesteps / 1000).reshape(-1, 1, 1, 1)
+        return out
+
+
+@pytest.fixture
+def plain(denoiser: Denoiser) -> Denoiser:
+    return copy.deepcopy(denoiser).float()
+
+
+@pytest.fixture
+def x(images: Tensor) -> Tensor:
+    return to_model(images.float())
+
+
+def defend(classifier: Classifier, denoiser: Denoiser, policy: Policy = "tape") -> Defense:
+    purifier = UniformPurifier(steps=20, strength=0.2)
+    return Defense(copy.deepcopy(classifier).float(), purifier, denoiser, policy=policy)
+
+
+def gradient(defense: Defense, images: Tensor) -> Tensor:
+    point = images.float().requires_grad_()
+    logits = defense(point, noise_for(point))
+    return input_gradient(logits[:, 0].sum() - logits[:, 1].sum(), point)
+
+
+def test_off_by_default(plain: Denoiser) -> None:
+    assert accelerate(plain, Acceleration()) is plain
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_the_original_stays_as_it_is(precision: Precision, plain: Denoiser, x: Tensor) -> None:
+    """Values, number format, memory format, what is trained and in which mode."""
+    plain.train().requires_grad_().prediction_type = "sample"
+    before = copy.deepcopy(plain)
+    fast = accelerate(plain, Acceleration(precision, channels_last=True))
+    fast(x, STEPS)
+    ours = {t.untyped_storage().data_ptr() for t in fast.parameters()}
+    for old, now in zip(before.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(old, now) and old.dtype == now.dtype and now.requires_grad
+        assert old.stride() == now.stride() and now.untyped_storage().data_ptr() not in ours
+    assert all(module.training for module in plain.modules())
+    assert not any(
+        module.training for module in fast.network.modules() if module is not fast.network
+    )
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+    assert (fast.schedule, fast.prediction_type) == (plain.schedule, plain.prediction_type)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_channels_last_agrees(dtype: torch.dtype, denoiser: Denoiser, x: Tensor) -> None:
+    same = copy.deepcopy(denoiser).to(dtype)
+    fast = accelerate(same, Acceleration(channels_last=True))
+    convolution = fast.network.network.conv_out.weight  # type: ignore[union-attr]
+    assert convolution.is_contiguous(memory_format=torch.channels_last)
+    point = x.to(dtype).requires_grad_()
+    ours, exact = fast(point, STEPS), same(point, STEPS)
+    assert ours.dtype == dtype
+    near = {"rtol": 0, "atol": 1e-5 if dtype == torch.float32 else 1e-12}
+    torch.testing.assert_close(ours, exact, **near)
+    pulls = [torch.autograd.grad(out.square().sum(), point)[0] for out in (ours, exact)]
+    torch.testing.assert_close(*pulls, **near)
+
+
+def test_steps_see_contiguous_states() -> None:
+    fast = accelerate(Denoiser(Tiny(3), linear_schedule()), Acceleration(channels_last=True))
+    assert fast(torch.rand(2, 3, 8, 8), 5).is_contiguous()
+
+
+@every_low
+def test_weights_cast_once_are_autocasts_own(
+    precision: Precision, plain: Denoiser, x: Tensor
+) -> None:
+    """Bit for bit, the gradient too; and it is not the float32 network's output."""
+    point = x.requires_grad_()
+    ours = accelerate(plain, Acceleration(precision))(point, STEPS)
+    with torch.autocast("cpu", getattr(torch, precision)):
+        known = plain(point, STEPS)
+    assert known.dtype == getattr(torch, precision) and ours.dtype == torch.float32
+    assert torch.equal(ours, known.float())
+    pulls = [torch.autograd.grad(out.float().square().sum(), point)[0] for out in (ours, known)]
+    assert torch.equal(*pulls)
+    assert not torch.equal(ours, plain(point, STEPS))
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+@every_low
+def test_a_defences_gradient_is_close(
+    precision: Precision, last: bool, plain: Denoiser, smooth_classifier: Classifier, images: Tensor
+) -> None:
+    fast = accelerate(plain, Acceleration(precision, last))
+    ours = gradient(defend(smooth_classifier, fast), images)
+    exact = gradient(defend(smooth_classifier, plain), images)
+    assert ours.dtype == torch.float32 and not torch.equal(ours, exact)
+    cosines = torch.cosine_similarity(ours.flatten(1), exact.flatten(1))
+    assert float(cosines.min()) > 0.99
+
+
+@every_low
+def test_checkpoint_is_tape_bit_for_bit(
+    precision: Precision, plain: Denoiser, smooth_classifier: Classifier, images: Tensor
+) -> None:
+    """A step that is called again must meet the same precision."""
+    fast = accelerate(plain, Acceleration(precision, channels_last=True))
+    tape, again = (
+        gradient(defend(smooth_classifier, fast, how), images) for how in ("tape", "checkpoint")
+    )
+    assert torch.equal(tape, again)
+
+
+class Wide(nn.Module):
+    """Large weights between small activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(64, 2048), nn.SiLU(), nn.Linear(2048, 64))
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        out: Tensor = self.layers(x.flatten(1)).reshape(x.shape)
+        return out
+
+
+@every_low
+def test_a_tape_holds_no_copies_of_the_weights(precision: Precision, x: Tensor) -> None:
+    """Autocast on the frozen network keeps one a call, which is why the weights are cast once."""
+    plain = Denoiser(Wide(), linear_schedule()).eval().requires_grad_(False)
+    fast = accelerate(plain, Acceleration(precision))
+    weights = 2 * 2 * 64 * 2048  # bytes of both matrices
+    x.requires_grad_()
+
+    def growth(call: Callable[[Tensor, int], Tensor], denoiser: Denoiser) -> float:
+        def run(calls: int) -> None:
+            state = x
+            for _ in range(calls):
+                state = call(state, 5).to(x.dtype)
+
+        kept = [saved_bytes(lambda n=n: run(n), [denoiser]) for n in (1, 5)]  # type: ignore[misc]
+        return (kept[1] - kept[0]) / 4
+
+    def autocast(state: Tensor, at: int) -> Tensor:
+        with torch.autocast("cpu", getattr(torch, precision)):
+            return plain(state, at)
+
+    assert growth(fast, fast) < weights / 5
+    assert growth(autocast, plain) > weights
+
+
+@pytest.mark.parametrize("layer", ["conv_in", "conv_out"])
+@pytest.mark.parametrize("ask", ["gradient", "answers"])
+def test_float16_that_overflows_is_an_error(
+    ask: str, layer: str, plain: Denoiser, smooth_classifier: Classifier, images: Tensor
+) -> None:
+    """It names the format that would not."""
+    weight = plain.network.get_submodule(layer).weight.data.mul_(1e5)
+    assert weight.half().isfinite().all()  # what overflows is what they are multiplied with
+    query = Query(images.float(), SAMPLES, None, [Noise.of(0, Stream.PROBE)])
+
+    def run(precision: Precision) -> Tensor:
+        defense = defend(smooth_classifier, accelerate(plain, Acceleration(precision)))
+        if ask == "answers":
+            return answers(defense, query)
+        return expected_gradient(defense, query, lambda logits, index: logits[:, 0].sum())
+
+    assert layer == "conv_out" or run("bfloat16").isfinite().all()
+    with pytest.raises(GradientError, match="NaN or infinite.*float16 overflows.*bfloat16"):
+        run("float16")
+
+
+def test_an_infinite_last_prediction_is_not_clamped_into_an_answer(
+    plain: Denoiser, smooth_classifier: Classifier, images: Tensor
+) -> None:
+    """One call, whose last convolution alone overflows: infinite, and nowhere NaN."""
+    plain.network.conv_out.weight.data *= 1e5
+    fast = accelerate(plain, Acceleration("float16"))
+    assert fast(images.float(), 200).isinf().any()
+    defense = Defense(smooth_classifier.float(), UniformPurifier(steps=5, strength=0.2), fast)
+    assert defense.network_calls == 1
+    with pytest.raises(GradientError, match="bfloat16"):
+        answers(defense, Query(images.float(), SAMPLES, None, [Noise.of(0, Stream.PROBE)]))
+
+
+@pytest.mark.parametrize(("name", "value"), [("precision", "half"), ("compile", "on")])
+def test_a_wrong_choice_is_one_line(name: str, value: str) -> None:
+    line = f"^--model.acceleration.{name} is '{value}', allowed are .*(bfloat16|reduce-overhead)"
+    with pytest.raises(InputError, match=line):
+        Acceleration(**{name: value})  # type: ignore[arg-type]
+
+
+def test_the_networks_config_is_its_own(plain: Denoiser, smooth_classifier: Classifier) -> None:
+    fast = accelerate(plain, Acceleration("bfloat16"))
+    assert dict(fast.network.config) == dict(plain.network.config)
+    assert defend(smooth_classifier, fast).image_shape == (1, 8, 8)
+    assert FastNetwork(Wide(), Acceleration("bfloat16")).config == {}
+
+
+def test_in_a_few_words() -> None:
+    everything = Acceleration("float16", True, "max-autotune")
+    assert everything.describe() == "float16, channels last, compiled (max-autotune)"
+    assert Acceleration("bfloat16").describe() == "bfloat16"
+    assert Acceleration().describe() == "float32"
+
+
+@pytest.mark.slow
+def test_compiled_agrees_with_eager(smooth_classifier: Classifier, images: Tensor) -> None:
+    """Through a defence that calls its steps again."""
+    torch.manual_seed(0)
+    plain = Denoiser(Tiny(), linear_schedule()).eval().requires_grad_(False)
+    fast = accelerate(plain, Acceleration(compile="default"))
+    ours, eager = (defend(smooth_classifier, each, "checkpoint") for each in (fast, plain))
+    near = {"rtol": 0, "atol": 1e-5}
+    for few in (images.float(), images[:3].float()):
+        torch.testing.assert_close(ours(few, noise_for(few)), eager(few, noise_for(few)), **near)
+        torch.testing.assert_close(gradient(ours, few), gradient(eager, few), **near)

@@ -1,0 +1,229 @@
+"""The continuous adjoint is an approximation that results are compared with: it must be that of the
+equation that the purifier solves, along the noise that it saw, in memory that does not grow."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense, count_network_calls
+from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError
+from hetpure.gradients import Execution, Policy, input_gradient
+from hetpure.memory import saved_bytes
+from hetpure.noise import Purpose, RowNoise, noise_for
+from hetpure.purifiers import HeterogeneousPurifier, Output, Purifier, UniformPurifier
+from hetpure.samplers import DDIM, VPODE, VPSDE, Sampler
+from hetpure.schedule import Schedule, linear_schedule
+
+S = 0.25
+SCHEDULE = linear_schedule()
+LABELS = torch.tensor([0, 1, 2, 3])
+Rows = Callable[..., RowNoise]
+every_sampler = pytest.mark.parametrize("sampler", [VPSDE(), VPODE()], ids=["sde", "ode"])
+every_output = pytest.mark.parametrize("output", ["x0", "state"])
+
+
+class Optimal(nn.Module):
+    """The best noise prediction where every pixel is +-centre, give or take S. With centre 0 the
+    data are Gaussian and a purification is linear; else nothing is, and all is smooth."""
+
+    def __init__(self, schedule: Schedule, centre: float) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.centre = centre
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        alpha = self.schedule.alphas_at(timesteps, x)
+        spread = alpha * S**2 + 1 - alpha
+        middle = alpha.sqrt() * self.centre
+        expected = middle * torch.tanh(middle * x / spread)
+        return (1 - alpha).sqrt() * (x - expected) / spread
+
+
+def denoise(centre: float = 0.5, schedule: Schedule = SCHEDULE) -> Denoiser:
+    return Denoiser(Optimal(schedule, centre), schedule)
+
+
+def identity() -> Classifier:
+    """Its logits are the pixels."""
+    return Classifier(nn.Flatten(), num_classes=64, mean=[0.0], std=[1.0]).double()
+
+
+def gradient(defense: Defense, images: Tensor, noise: RowNoise, policy: Policy) -> Tensor:
+    point = images.clone().requires_grad_()
+    loss = F.cross_entropy(defense(point, noise, None, policy), LABELS, reduction="sum")
+    return input_gradient(loss, point)
+
+
+@every_output
+@every_sampler
+def test_its_value_is_the_tapes_bit_for_bit(
+    sampler: Sampler,
+    output: Output,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    images: Tensor,
+    rows: Rows,
+) -> None:
+    purifier = UniformPurifier(steps=20, strength=0.2, sampler=sampler, output=output)
+    defense = Defense(classifier, purifier, denoiser, policy="adjoint")
+    noise = rows(0, 1, 2, 3)
+    tape, unrecorded = defense(images, noise, policy="tape"), defense(images, noise)
+    found = defense(images.requires_grad_(), noise)
+    assert found.requires_grad
+    assert torch.equal(found, tape) and torch.equal(unrecorded, tape)
+
+
+@every_output
+@every_sampler
+def test_it_grows_towards_the_exact_gradient(
+    sampler: Sampler, output: Output, smooth_classifier: Classifier, images: Tensor, rows: Rows
+) -> None:
+    """On finer grids, by angle and by length; on a coarse one it is another gradient."""
+    cosines, errors = [], []
+    for steps in (20, 100, 500):
+        purifier = UniformPurifier(steps=steps, strength=0.3, sampler=sampler, output=output)
+        defense = Defense(smooth_classifier, purifier, denoise())
+        exact, found = (
+            gradient(defense, images, rows(0, 1, 2, 3), how).flatten()
+            for how in ("tape", "adjoint")
+        )
+        cosines.append(float(torch.cosine_similarity(exact, found, dim=0)))
+        errors.append(float((found - exact).norm() / exact.norm()))
+    assert cosines[0] < cosines[1] < cosines[2] and cosines[2] > 0.99
+    assert errors[0] > errors[1] > errors[2]
+
+
+@every_sampler
+def test_it_is_the_equations_own_slope(sampler: Sampler, images: Tensor, rows: Rows) -> None:
+    """For Gaussian data the slope of the state is known: with variances v and u and signals a and b
+    at the start and at the end, sqrt(v / u) along the flow and sqrt(a / b) v / u along the SDE.
+    Half the step, half the error."""
+    errors = []
+    for factor in (1, 2, 4):
+        schedule = linear_schedule(1000 * factor, 1e-4 / factor, 2e-2 / factor)
+        purifier = UniformPurifier(stride=1, strength=0.06, sampler=sampler, output="state")
+        level = schedule.alpha_cumprod
+        first, last = level(purifier.plan(schedule)[0].at), level(0)
+        start, end = (alpha * S**2 + 1 - alpha for alpha in (first, last))
+        slope = (end / start) ** 0.5
+        if sampler.stochastic:
+            slope = (first / last) ** 0.5 * end / start
+        defense = Defense(identity(), purifier, denoise(0.0, schedule), policy="adjoint")
+        point = images.clone().requires_grad_()
+        found = input_gradient(defense(point, rows(0, 1, 2, 3)).sum(), point)
+        errors.append(float((found / (first**0.5 * slope) - 1).abs().max()))
+    assert errors[-1] < 0.01
+    assert [errors[0] / errors[1], errors[1] / errors[2]] == pytest.approx([2, 2], rel=0.1)
+
+
+@every_output
+@every_sampler
+def test_memory_does_not_grow_with_the_steps(
+    sampler: Sampler,
+    output: Output,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    images: Tensor,
+    rows: Rows,
+) -> None:
+    images.requires_grad_()
+
+    def kept(steps: int, policy: Policy) -> int:
+        purifier = UniformPurifier(steps=5 * steps, strength=0.2, sampler=sampler, output=output)
+        defense = Defense(classifier, purifier, denoiser, policy=policy)
+        assert len(defense.plan) == steps
+        return saved_bytes(lambda: defense(images, rows(0, 1, 2, 3)), [defense])
+
+    assert kept(40, "adjoint") == kept(10, "adjoint") < kept(10, "tape") / 4
+
+
+@every_output
+@every_sampler
+def test_its_network_calls_are_told(
+    sampler: Sampler, output: Output, denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    """All of them, and those that are differentiated: as they are counted at the network."""
+    purifier = UniformPurifier(steps=20, strength=0.2, sampler=sampler, output=output)
+    defense = Defense(classifier, purifier, denoiser, policy="adjoint")
+    recorded: list[bool] = []
+    denoiser.network.register_forward_pre_hook(
+        lambda _, args: recorded.append(torch.is_grad_enabled() and args[0].requires_grad)
+    )
+    with count_network_calls(defense) as counter:
+        gradient(defense, images, noise_for(images), "adjoint")
+    assert counter.batches == len(recorded)
+    assert (len(recorded), sum(recorded)) == defense.gradient_calls()
+
+
+def test_the_way_back_meets_the_noise_of_the_way_down(
+    smooth_classifier: Classifier, images: Tensor, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every draw once more, in the order of the way back; and the gradient hangs on them."""
+    asked: list[tuple[Purpose, int, int]] = []
+    words = RowNoise.words
+    replayed = 0
+
+    def record(self: RowNoise, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
+        draw = self.reverse_draw + (replayed if len(asked) > len(defense.plan) - 1 else 0)
+        asked.append((purpose, step, repeat))
+        return words(replace(self, reverse_draw=draw), purpose, step, repeat, count)
+
+    monkeypatch.setattr(RowNoise, "words", record)
+    purifier = UniformPurifier(steps=50, strength=0.3, sampler=VPSDE())
+    defense = Defense(smooth_classifier, purifier, denoise())
+    found = gradient(defense, images, rows(0, 1, 2, 3), "adjoint")
+    start, *down = asked[: len(defense.plan)]
+    assert start == (Purpose.FORWARD, 300, 0)
+    assert asked[len(defense.plan) :] == down[::-1]
+    asked.clear()
+    assert torch.equal(found, gradient(defense, images, rows(0, 1, 2, 3), "adjoint"))
+    asked.clear()
+    replayed = 1
+    other = gradient(defense, images, rows(0, 1, 2, 3), "adjoint")
+    assert float((other - found).norm() / found.norm()) > 0.05
+
+
+@pytest.mark.parametrize("per_call", [False, True], ids=["at construction", "at a call"])
+@pytest.mark.parametrize(
+    ("purifier", "named"),
+    [
+        (UniformPurifier(sampler=DDIM()), "sampler VPSDE or VPODE, not DDIM"),
+        (HeterogeneousPurifier(), "UniformPurifier.*not for HeterogeneousPurifier"),
+        (None, "UniformPurifier.*not for a plain classifier"),
+    ],
+    ids=["ddim", "heterogeneous", "plain"],
+)
+def test_no_equation_is_an_error(
+    purifier: Purifier | None,
+    named: str,
+    per_call: bool,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    images: Tensor,
+) -> None:
+    line = f"^gradient adjoint .*{named}.*: use auto$"
+    network = denoiser if purifier else None
+    if not per_call:
+        with pytest.raises(InputError, match=line):
+            Defense(classifier, purifier, network, policy="adjoint")
+        return
+    defense = Defense(classifier, purifier, network)
+    images.requires_grad_()
+    with pytest.raises(InputError, match=line):
+        defense(images, noise_for(images), policy="adjoint")
+
+
+@pytest.mark.parametrize("purifier", [UniformPurifier(), None], ids=["ddim", "plain"])
+def test_a_refused_setting_changes_nothing(
+    purifier: Purifier | None, denoiser: Denoiser, classifier: Classifier
+) -> None:
+    defense = Defense(classifier, purifier, denoiser if purifier else None, policy="tape")
+    with pytest.raises(InputError, match="use auto"):
+        defense.execution = Execution("adjoint")
+    assert defense.execution == Execution("tape")
