@@ -34,6 +34,7 @@ from hetpure.evaluation.results import provenance
 from hetpure.gradients import Execution, input_gradient
 from hetpure.noise import noise_for
 from hetpure.purifiers import UniformPurifier
+from hetpure.samplers import DDPM
 from hetpure.schedule import linear_schedule
 from hetpure.weights import ASSETS, folder_hash, load_denoiser
 
@@ -81,11 +82,15 @@ class Free(nn.Module):
 
 
 def defense_of(denoiser: Denoiser, calls: int, channels: int) -> Defense:
-    """A uniform purifier of exactly `calls` network calls; nothing is classified."""
+    """A uniform DDPM purifier of exactly `calls` network calls, noise in every step; nothing is
+    classified."""
     nothing = Classifier(nn.Identity(), num_classes=1, mean=[0.5] * channels, std=[0.5] * channels)
-    points = tuple(range(0, 2 * calls, 2))
-    strength = points[-1] / 1000
-    return Defense(nothing, UniformPurifier(strength=strength, timesteps=points), denoiser)
+    strength = max(0.2, calls / 1000)
+    points = tuple(round(k * 1000 * strength / calls) for k in range(calls + 1))
+    purifier = UniformPurifier(strength=strength, timesteps=points, sampler=DDPM())
+    defense = Defense(nothing, purifier, denoiser)
+    assert defense.network_calls == calls
+    return defense
 
 
 def images_of(network: str, batch: int, device: str) -> Tensor:
@@ -228,7 +233,7 @@ def memory(network: str, batch: int, plans: list[int], device: str) -> dict[str,
     found: dict[str, Any] = {}
     for policy in ("tape", "checkpoint"):
         peaks = {}
-        for calls in plans:
+        for calls in plans if policy == "checkpoint" else plans[:2]:
             with get_context("spawn").Pool(1) as pool:
                 peaks[calls] = pool.apply(measure_peak, (network, batch, calls, device, policy))
             print(f"{policy}, {calls} calls: {peaks[calls]}", flush=True)
@@ -299,9 +304,8 @@ def tables(found: dict[str, Any]) -> str:
     for name, row in found["memory"].items():
         cells = []
         for calls in plans:
-            peak, expected = row["peak_bytes"][calls], row["predicted_bytes"][calls]
-            shown = "-" if peak is None else f"{peak / 1e6:.0f}"
-            cells.append(f"{shown} / {expected / 1e6:.0f}")
+            both = (row["peak_bytes"].get(calls), row["predicted_bytes"].get(calls))
+            cells.append(" / ".join("-" if size is None else f"{size / 1e6:.0f}" for size in both))
         slope = row["image_batches_a_step"]
         lines.append(
             f"| {name} | " + " | ".join(cells) + f" | {'-' if slope is None else f'{slope:.2f}'} |"
@@ -316,7 +320,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--calls", type=int, default=10, help="T of the timed plan")
     parser.add_argument("--plans", type=int, nargs="+", default=[10, 20, 40, 80])
-    parser.add_argument("--memory_batch", type=int, default=16, help="images of the memory table")
+    parser.add_argument("--memory_batch", type=int, default=64, help="images of the memory table")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="also compiled: minutes on a CPU")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))

@@ -89,45 +89,68 @@ def run_plan(
     `recomputed` steps only the state is kept, and going back each is called once more. Noise is by
     address, so a step taken again sees the same noise, and no generator's state has to be kept.
     """
-    recomputed = recomputed if torch.is_grad_enabled() else 0
-    # Kept states lie in one piece of memory. Allocated between the large tensors of each step they
-    # would cut the memory that these leave into pieces that fit no more (seen: 1 MB an image and
-    # step where a state has 3 KB). `.data`: every state counts its own versions.
-    kept = torch.empty((recomputed, *state.shape), dtype=state.dtype, device=state.device)
-    for number, step in enumerate(plan):
-        if number < recomputed:
-            slot = (kept[number].data,)
-            state = _Recomputed.apply(advance, step, slot, state, *inputs)  # type: ignore[no-untyped-call]
-        else:
-            state = advance(step, state, *inputs)
+    if recomputed and torch.is_grad_enabled():
+        first, plan = plan[:recomputed], plan[recomputed:]
+        state, *inputs = _Recomputed.apply(advance, first, state, *inputs)  # type: ignore[no-untyped-call]
+    for step in plan:
+        state = advance(step, state, *inputs)
     return state
 
 
 class _Recomputed(torch.autograd.Function):
-    """One step whose inside is not kept. One node a step, as in the taped graph: autograd then adds
-    the gradients that meet in an image in the same order, and both agree bit for bit."""
+    """Steps whose insides are not kept; the inputs come out again for the steps that follow.
+
+    So the gradients that later steps give an input arrive here first and those of these steps are
+    added to them one by one, in the order in which a tape adds them: both agree bit for bit. The
+    states lie in one piece of memory and there is one node for all steps: what is small and stays,
+    allocated between the large tensors of each step, would cut the memory that these leave into
+    pieces that fit no more (seen: 1 MB an image and step where a state has 3 KB).
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, advance: Advance, step: Any, slot: tuple[Tensor], *tensors: Tensor | None
-    ) -> Tensor:
-        ctx.advance, ctx.step = advance, step
-        ctx.save_for_backward(*tensors)
-        return slot[0].copy_(advance(step, *tensors))
+        ctx: Any, advance: Advance, plan: Sequence[Any], state: Tensor, *inputs: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        kept = torch.empty((len(plan), *state.shape), dtype=state.dtype, device=state.device)
+        for slot, step in zip(kept, plan, strict=True):
+            slot.copy_(state)
+            state = advance(step, state, *inputs)
+        ctx.advance, ctx.plan = advance, plan
+        ctx.save_for_backward(kept, *inputs)
+        ctx.set_materialize_grads(False)
+        passed = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+        wanted = ctx.needs_input_grad[3:]
+        ctx.mark_non_differentiable(
+            *(
+                tensor
+                for tensor, want in zip(passed, wanted, strict=True)
+                if tensor is not None and not want
+            )
+        )
+        return state, *passed
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, *later: Tensor | None) -> tuple[Tensor | None, ...]:
+        kept, *inputs = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
-        with torch.enable_grad():
+        totals = list(later)
+        for before, step in reversed(list(zip(kept, ctx.plan, strict=True))):
+            state = before.detach().requires_grad_()
             points = [
-                None if tensor is None else tensor.detach().requires_grad_(wanted)
-                for tensor, wanted in zip(ctx.saved_tensors, needed, strict=True)
+                tensor if tensor is None else tensor.detach().requires_grad_(wanted)
+                for tensor, wanted in zip(inputs, needed, strict=True)
             ]
-            output = ctx.advance(ctx.step, *points)
-        wanted = [point for point in points if point is not None and point.requires_grad]
-        found = iter(torch.autograd.grad(output, wanted, gradient, allow_unused=True))
-        return None, None, None, *(next(found) if want else None for want in needed)
+            with torch.enable_grad():
+                output = ctx.advance(step, state, *points)
+            wanted = [number for number, want in enumerate(needed) if want]
+            gradient, *found = torch.autograd.grad(
+                output, [state, *(points[number] for number in wanted)], gradient, allow_unused=True
+            )
+            for number, part in zip(wanted, found, strict=True):
+                total = totals[number]
+                totals[number] = part if total is None else total if part is None else total + part
+        return None, None, gradient, *totals
 
 
 class StraightThrough(torch.autograd.Function):
