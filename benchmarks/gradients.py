@@ -32,6 +32,7 @@ from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
 from hetpure.evaluation.results import provenance
 from hetpure.gradients import Execution, input_gradient
+from hetpure.memory import budget_bytes
 from hetpure.noise import noise_for
 from hetpure.purifiers import UniformPurifier
 from hetpure.samplers import DDPM
@@ -230,12 +231,14 @@ def accelerations(
 def memory(network: str, batch: int, plans: list[int], device: str) -> dict[str, Any]:
     """By policy and plan length: peak bytes, what was predicted, and the slope a step."""
     image_bytes = images_of(network, batch, device).nbytes
+    budget = budget_bytes(torch.device(device))
     found: dict[str, Any] = {}
     for policy in ("tape", "checkpoint"):
         peaks = {}
-        for calls in plans if policy == "checkpoint" else plans[:2]:
+        for calls in plans:
+            arguments = (network, batch, calls, device, policy, budget)
             with get_context("spawn").Pool(1) as pool:
-                peaks[calls] = pool.apply(measure_peak, (network, batch, calls, device, policy))
+                peaks[calls] = pool.apply(measure_peak, arguments)
             print(f"{policy}, {calls} calls: {peaks[calls]}", flush=True)
         measured = [(calls, peak) for calls, (peak, _) in peaks.items() if peak is not None]
         slope = None
@@ -250,10 +253,10 @@ def memory(network: str, batch: int, plans: list[int], device: str) -> dict[str,
 
 
 def measure_peak(
-    network: str, batch: int, calls: int, device: str, policy: str
+    network: str, batch: int, calls: int, device: str, policy: str, budget: int
 ) -> tuple[int | None, int]:
     """Peak bytes of one gradient above those of the network and of a first small gradient, and
-    what `Footprint` predicts."""
+    what `Footprint` predicts; what would take more than the budget is not run."""
     denoiser = denoiser_of(network).to(device)
     images = images_of(network, batch, device)
     small = defense_of(denoiser, 2, images.shape[1])
@@ -262,6 +265,8 @@ def measure_peak(
     taped = calls if policy == "tape" else 0
     predicted = defense.footprint(images).need(batch, calls, taped)
     execution = Execution("hybrid", taped)
+    if predicted > budget:
+        return None, predicted
     return peak_bytes(lambda: gradient_of(defense, images, execution), device), predicted
 
 
@@ -319,7 +324,7 @@ def main() -> None:
     parser.add_argument("--network", default="packaged", choices=("packaged", "cifar10"))
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--calls", type=int, default=10, help="T of the timed plan")
-    parser.add_argument("--plans", type=int, nargs="+", default=[10, 20, 40, 80])
+    parser.add_argument("--plans", type=int, nargs="+", default=[10, 20, 40, 80, 160])
     parser.add_argument("--memory_batch", type=int, default=64, help="images of the memory table")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="also compiled: minutes on a CPU")

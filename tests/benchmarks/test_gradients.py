@@ -1,0 +1,102 @@
+"""The benchmarks of gradients and of plans: what they count and write. Timings are no test."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    names = ("gradients", "plan", "cost")
+    yield lambda name: __import__(name)
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_policies_are_held_against_their_own_floor(load: Callable[[str], ModuleType]) -> None:
+    """Of as many calls as the floor has: a tape of T, a checkpoint of 2 T."""
+    found = load("gradients").times("packaged", 1, 4, "cpu", 1)
+    calls = {name: row["network_calls"] for name, row in found["policies"].items()}
+    assert calls == {"tape": 4, "hybrid, 2 of 4 taped": 6, "checkpoint": 8}
+    for row in found["policies"].values():
+        assert row["ratio"] == pytest.approx(row["milliseconds"] / row["floor"])
+    assert 0 < found["rest_share"] < 1
+
+
+def test_the_larger_network_is_the_published_architecture(
+    load: Callable[[str], ModuleType],
+) -> None:
+    denoiser = load("gradients").denoiser_of("cifar10")
+    assert sum(parameter.numel() for parameter in denoiser.parameters()) == 35_746_307
+    assert denoiser(torch.zeros(1, 3, 32, 32), 10).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts it")
+def test_tables_say_what_was_measured(load: Callable[[str], ModuleType]) -> None:
+    module = load("gradients")
+    budget = 10**9
+    tape, predicted = module.measure_peak("packaged", 2, 8, "cpu", "tape", budget)
+    checkpoint, _ = module.measure_peak("packaged", 2, 8, "cpu", "checkpoint", budget)
+    assert checkpoint < tape < 2 * predicted
+    assert module.measure_peak("packaged", 2, 8, "cpu", "tape", predicted - 1)[0] is None
+    row = {"network_calls": 4, "milliseconds": 30.0, "floor": 20.0, "ratio": 1.5}
+    fast = {"forward": 1, "both": 2, "gain": 3.25, "cosine": 0.98765, "first_seconds": 4}
+    text = module.tables(
+        {
+            "network": "toy",
+            "batch": 2,
+            "calls": 4,
+            "machine": "cpu",
+            "plans": [4, 8],
+            "memory_batch": 2,
+            "times": {
+                "call_milliseconds": {"forward": 5, "both": 9},
+                "rest_share": 0.0123,
+                "policies": {"tape": row},
+            },
+            "accelerations": {"bfloat16": fast},
+            "memory": {
+                "tape": {
+                    "peak_bytes": {"4": 7e6, "8": None},
+                    "predicted_bytes": {"4": 8e6, "8": 16e6},
+                    "image_batches_a_step": None,
+                }
+            },
+            "weights": {},
+            "commit": "abc",
+        }
+    )
+    assert "| tape | 4 | 30 | 20 | 1.500 |" in text
+    assert "| bfloat16 | 1 | 2 | 3.25 | 0.98765 | 4 |" in text
+    assert "| tape | 7 / 8 | - / 16 | - |" in text
+    assert "1.2% of a taped gradient" in text
+
+
+def test_a_plan_is_compared_with_the_run(
+    load: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = ["--data.limit=1", "--data.batch_size=1", "--model.attack.steps=1"]
+    load("plan").main([*tiny, "--model.protocol.report_draws=1"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows[2:]] == [
+        "| plain classifier",
+        "| uniform t=100",
+        "| uniform t=200",
+        "| heterogeneous 200/100",
+        "| heterogeneous + ADDT",
+        "| certificates",
+        "| whole evaluation",
+    ]
+    predicted, real = (float(row.split(" | ")[k]) for row in rows[-1:] for k in (1, 2))
+    assert predicted > 0 and real > 0
