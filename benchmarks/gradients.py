@@ -13,6 +13,7 @@ of its own.
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from hetpure.acceleration import Acceleration, accelerate
-from hetpure.certificate import mean_cosine
+from hetpure.certificate import cosines
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
@@ -221,7 +222,7 @@ def accelerations(
             "forward": statistics.median(sample[0] for sample in samples),
             "both": statistics.median(sample[1] for sample in samples),
             "gain": statistics.median(sample[3] / sample[1] for sample in samples),
-            "cosine": mean_cosine(ours, exact),
+            "cosine": float(cosines(ours, exact).mean()),
             "first_seconds": first,
         }
         print(f"{name}: {found[name]}", flush=True)
@@ -229,22 +230,35 @@ def accelerations(
 
 
 def memory(network: str, batch: int, plans: list[int], device: str) -> dict[str, Any]:
-    """By policy and plan length: peak bytes, what was predicted, and the slope a step."""
+    """By policy and plan length: peak bytes, what was predicted, and the slope a step.
+
+    On a CPU also with large tensors mapped one by one: without it a heap that is cut up by the
+    coming and going of a network's activations grows a little with every call, kept or not.
+    """
     image_bytes = images_of(network, batch, device).nbytes
     budget = budget_bytes(torch.device(device))
     found: dict[str, Any] = {}
-    for policy in ("tape", "checkpoint"):
+    modes: dict[str, tuple[str, dict[str, str]]] = {
+        "tape": ("tape", {}),
+        "checkpoint": ("checkpoint", {}),
+    }
+    if device == "cpu":
+        modes["checkpoint, mapped"] = ("checkpoint", {"MALLOC_MMAP_THRESHOLD_": "65536"})
+    for name, (policy, environment) in modes.items():
         peaks = {}
         for calls in plans:
             arguments = (network, batch, calls, device, policy, budget)
+            os.environ |= environment  # the C library reads it when a process starts
             with get_context("spawn").Pool(1) as pool:
                 peaks[calls] = pool.apply(measure_peak, arguments)
-            print(f"{policy}, {calls} calls: {peaks[calls]}", flush=True)
+            for key in environment:
+                del os.environ[key]
+            print(f"{name}, {calls} calls: {peaks[calls]}", flush=True)
         measured = [(calls, peak) for calls, (peak, _) in peaks.items() if peak is not None]
         slope = None
         if len(measured) > 1:
             slope = statistics.linear_regression(*zip(*measured, strict=True)).slope / image_bytes
-        found[policy] = {
+        found[name] = {
             "peak_bytes": {str(calls): peak for calls, (peak, _) in peaks.items()},
             "predicted_bytes": {str(calls): expected for calls, (_, expected) in peaks.items()},
             "image_batches_a_step": slope,
@@ -331,6 +345,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks/gradients"))
     options = parser.parse_args()
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32
     origin = provenance(Path(__file__).parent, torch.device(options.device))
     packaged = options.network == "packaged"
     found: dict[str, Any] = {

@@ -15,6 +15,7 @@ from hetpure.attacks import Attack
 from hetpure.errors import InputError
 from hetpure.evaluation.frontier import choose
 from hetpure.evaluation.protocol import Protocol
+from hetpure.gradients import APPROXIMATIONS
 from hetpure.images import read_image, write_image
 from hetpure.noise import noise_for
 from hetpure.presets import PRESETS, load_defense
@@ -103,6 +104,8 @@ def tune(
             "the base of a search has a purifier, no denoiser of its own (it is --denoiser) and no"
             " surrogate"
         )
+    if "gradient" in vary or base.gradient in APPROXIMATIONS:
+        raise InputError("the gradient is the attack's, not a setting to tune: give an exact one")
     if device != "cpu" and not getattr(torch, device).is_available():
         raise InputError(f"this machine or this build of torch has no {device}: use --device=cpu")
     place, console = Path(folder), Console(width=None if Console().is_terminal else 140)
@@ -150,6 +153,8 @@ def certify(arguments: list[str]) -> None:
         arguments: options of evaluate.py.
     """
     cli = evaluation_cli(arguments)
+    if cli.config.plan:
+        raise InputError("--plan is an option of evaluate.py: certify computes its certificates")
     certificates = print_certificates(cli, cli.prepare())
     failed = [
         failure(name, found)

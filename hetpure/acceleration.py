@@ -73,9 +73,11 @@ class FastNetwork(nn.Module):
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if acceleration.compile != "off":
-            self.network.compile(mode=acceleration.compile)
-        # What CUDA graphs return is written over by their next call.
-        self.copies = acceleration.compile not in ("off", "default")
+            # Static: what a shape is certified with is what it is attacked with.
+            self.network.compile(mode=acceleration.compile, dynamic=False)
+        # float16 has no numbers for the small gradients of a sure classifier; and what CUDA graphs
+        # return is written over by their next call.
+        self.guards = self.dtype == torch.float16 or acceleration.compile not in ("off", "default")
 
     @property
     def config(self) -> Any:
@@ -84,10 +86,43 @@ class FastNetwork(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """The network's output (B, C, H, W) in the dtype of x."""
-        given = x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+        scale: list[Tensor] = []
+        given = _Unscale.apply(x, scale) if self.guards else x  # type: ignore[no-untyped-call]
+        if self.channels_last:
+            given = given.contiguous(memory_format=torch.channels_last)
         low = self.dtype != torch.float32
         with torch.autocast(x.device.type, self.dtype if low else None, enabled=low):
             output = self.network(given, timesteps)
         found: Tensor = output if isinstance(output, Tensor) else output.sample
         found = found.to(x.dtype, memory_format=torch.contiguous_format)
-        return found.clone() if self.copies else found
+        return _Scale.apply(found, scale) if self.guards else found  # type: ignore[no-untyped-call]
+
+
+class _Scale(torch.autograd.Function):
+    """A copy; going back, each row's gradient is brought to a largest value near 1, by a power of
+    two that `_Unscale` takes back on the other side of the network."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, scale: list[Tensor]) -> Tensor:
+        ctx.scale = scale
+        return output.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        largest = gradient.abs().amax((1, 2, 3), keepdim=True)
+        exponent = torch.where(largest > 0, largest, torch.ones_like(largest)).log2().round()
+        ctx.scale[:] = [exponent.exp2()]
+        return gradient / ctx.scale[0], None
+
+
+class _Unscale(torch.autograd.Function):
+    """The other side of `_Scale`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: list[Tensor]) -> Tensor:
+        ctx.scale = scale
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.scale[0], None

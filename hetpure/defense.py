@@ -28,7 +28,8 @@ class Defense(nn.Module):
     """Purifier and classifier as one differentiable function of the image, given the noise.
 
     Without a purifier it is the plain classifier. Images are pixel [0, 1] (B, C, H, W). How it is
-    differentiated (`execution`) can be set at any time and changes no answer.
+    differentiated (`execution`) can be set at any time; it changes no answer that is not
+    differentiated.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hetpure.defense import Defense
-from hetpure.gradients import NOT_FINITE, GradientError, check_gradient, raw_gradient
+from hetpure.gradients import NOT_FINITE, Execution, GradientError, check_gradient, raw_gradient
 from hetpure.noise import Noise, RowNoise
 
 Progress = Callable[[int], None]
@@ -38,22 +38,29 @@ class Query:
 
 
 def expected_gradient(
-    defense: Defense, query: Query, loss: Loss, progress: Progress = lambda rows: None
+    defense: Defense,
+    query: Query,
+    loss: Loss,
+    progress: Progress = lambda rows: None,
+    *,
+    execution: Execution | None = None,
 ) -> Tensor:
     """Gradient (B, C, H, W) of a loss that is a sum over rows, checked.
 
     `loss(logits, index)` is that of the rows whose images are `index` (R,), given their logits
-    (R, classes); `progress` is told how many rows were differentiated.
+    (R, classes); `progress` is told how many rows were differentiated. An `execution` that is given
+    stands in for the defence's own.
     """
+    execution = execution or defense.execution
     images = query.images.detach()
-    total = torch.zeros_like(images)
-    size = defense.execution.micro_batch or len(images) * len(query.noises)
+    found = []
+    size = execution.micro_batch or len(images) * len(query.noises)
     for index, rows, noise, mask in query.pieces(size):
         point = rows.detach().requires_grad_()
-        gradient = raw_gradient(loss(defense(point, noise, mask), index), point)
-        total.index_add_(0, index, gradient)
+        found.append(raw_gradient(loss(defense(point, noise, mask, execution), index), point))
         progress(len(index))
-    return check_gradient(total)
+    # Summed over draws in order: adding rows by index would be in any order on an accelerator.
+    return check_gradient(torch.cat(found).reshape(len(query.noises), *images.shape).sum(0))
 
 
 @torch.no_grad()

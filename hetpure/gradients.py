@@ -131,7 +131,9 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *later: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, gradient: Tensor | None, *later: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         kept, *inputs = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         totals = list(later)
@@ -143,6 +145,8 @@ class _Recomputed(torch.autograd.Function):
             ]
             with torch.enable_grad():
                 output = ctx.advance(step, state, *points)
+            if gradient is None or not output.requires_grad:  # detached: a tape ends here too
+                return None, None, None, *totals
             wanted = [number for number, want in enumerate(needed) if want]
             gradient, *found = torch.autograd.grad(
                 output, [state, *(points[number] for number in wanted)], gradient, allow_unused=True

@@ -1,7 +1,7 @@
 """How much memory a gradient takes, how much there is, and what fits."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from hetpure.gradients import EXACT, Execution
 
 SHARE = 0.6  # of the free memory; the rest is for what is not counted and for allocators
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+OWN_GROUP = Path("/proc/self/cgroup")
 
 Seconds = Callable[[int], tuple[float, float]]
 
@@ -49,7 +50,7 @@ class Footprint:
 def saved_bytes(run: Callable[[], object], modules: Iterable[nn.Module]) -> int:
     """Bytes of the distinct tensors that autograd keeps of what `run` computes, weights left out.
 
-    Compiled code is measured as it would run eagerly, which keeps as much or more.
+    Compiled code is measured as it would run eagerly; CUDA graphs hold memory of their own besides.
     """
     weights = {
         tensor.untyped_storage().data_ptr()
@@ -86,12 +87,19 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit = CGROUP / "memory.max"
-    if limit.exists() and (most := limit.read_text().strip()) != "max":
-        used = int((CGROUP / "memory.current").read_text())
-        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        free = min(free, int(most) - used + int(stat["inactive_file"]))
-    return max(free, 0)
+    return max(min([free, *_free_in_groups()]), 0)
+
+
+def _free_in_groups() -> Iterator[int]:
+    """What the limits of this process's control groups (Linux, version 2) leave."""
+    own = OWN_GROUP.read_text().strip() if OWN_GROUP.exists() else "0::/"
+    path = CGROUP / own.rpartition("::")[2].lstrip("/")
+    for group in (path, *path.parents):
+        limit = group / "memory.max"
+        if limit.exists() and (most := limit.read_text().strip()) != "max":
+            used = int((group / "memory.current").read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            yield int(most) - used + int(stat["inactive_file"])
 
 
 def budget_bytes(device: torch.device) -> int:

@@ -8,6 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentError, set_parsing_settings
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -39,10 +40,10 @@ def run(main: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
         print("stopped; what was finished is on the disk", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        cause = _users_mistake(error)
-        if cause is None:
+        said = _of_the_machine(error) or _users_mistake(error)
+        if said is None:
             raise
-        print(f"error: {_one_line(str(cause))}", file=sys.stderr)
+        print(f"error: {_one_line(str(said))}", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
 
@@ -87,6 +88,21 @@ def make_cli(kind: type[LightningCLI], arguments: list[str], **settings: Any) ->
         parser_kwargs={"exit_on_error": False},
         **settings,
     )
+
+
+def _of_the_machine(error: BaseException) -> str | None:
+    """What memory or compiler could not do, and what to change."""
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return (
+            f"the memory was not enough ({str(error).splitlines()[0][:100]}): set a smaller"
+            " --model.memory_budget, or a smaller --data.batch_size"
+        )
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return (
+            f"the network could not be compiled ({str(error).splitlines()[0][:100]}): set"
+            " --model.acceleration.compile=off"
+        )
+    return None
 
 
 def _users_mistake(error: BaseException) -> BaseException | None:

@@ -38,6 +38,8 @@ from lightning_modules.defenses import DefenseConfig, Sweep
 from lightning_modules.progress import AttackProgress
 from lightning_modules.rows import build_rows
 
+BOUND, COSINE_BOUND = 1e-5, 0.99
+
 
 class RobustnessEvaluation(L.LightningModule):
     """Attacks each defence with its full gradient, reports on fresh noise, writes a run folder.
@@ -58,7 +60,8 @@ class RobustnessEvaluation(L.LightningModule):
         execution: by row, how it is computed: policy, taped_steps and micro_batch. What is left
             open is chosen by memory and written here in the run's config.
         acceleration: precision, memory format and compilation of the diffusion network's call.
-        cosine_bound: smallest mean cosine of an accelerated gradient to the plain one.
+        cosine_bound: smallest mean cosine of the attack's gradient to the exact one, and of an
+            accelerated gradient to the plain one.
         seed: of all noise.
         folder: where run folders go.
     """
@@ -72,11 +75,11 @@ class RobustnessEvaluation(L.LightningModule):
         baseline: str | None = None,
         attack: Attack = PGD(),  # noqa: B008 (frozen)
         protocol: Protocol = Protocol(),  # noqa: B008 (frozen)
-        certificate_bound: float = 1e-5,
+        certificate_bound: float = BOUND,
         memory_budget: Bytes | None = None,
         execution: dict[str, Execution] | None = None,
         acceleration: Acceleration = Acceleration(),  # noqa: B008 (frozen)
-        cosine_bound: float = 0.99,
+        cosine_bound: float = COSINE_BOUND,
         seed: int = 0,
         folder: str = "runs/evaluate",
     ) -> None:
@@ -123,14 +126,10 @@ class RobustnessEvaluation(L.LightningModule):
             if row.defense.denoiser is not None:
                 check_denoiser(row.defense.denoiser, data)
         check_images(batch["image"], where="the data", samples=batch["sample"])
+        self.budget = self.memory_budget or budget_bytes(self.device)
         for name, row in self.rows.items():
             row.resolve(self.execution.get(name), batch["image"], self.attack, self.budget)
             self.execution[name] = row.attacked.execution
-
-    @property
-    def budget(self) -> int:
-        """Bytes that gradients may take on the run's device."""
-        return self.memory_budget or budget_bytes(self.device)
 
     def certify(self, images: Tensor, samples: Tensor) -> Iterator[str]:
         """Computes the certificates of all rows; each row's name is given before its turn."""
@@ -141,14 +140,14 @@ class RobustnessEvaluation(L.LightningModule):
                 samples,
                 seed=self.seed,
                 bound=self.certificate_bound,
-                budget=self.budget if self.device.type == "cpu" else None,
+                budget=self.memory_budget if self.device.type == "cpu" else None,
                 cosine_bound=self.cosine_bound,
             )
 
     def plan(self, images: Tensor, count: int) -> dict[str, RowPlan]:
         """By row, what `count` images cost in blocks like `images` (B, C, H, W)."""
         return {
-            name: row.plan(images, self.attack, self.protocol, count, self.budget)
+            name: row.plan(images, self.attack, self.protocol, count)
             for name, row in self.rows.items()
         }
 
@@ -240,6 +239,18 @@ class RobustnessEvaluation(L.LightningModule):
         data: ImageData = self.trainer.datamodule  # type: ignore[attr-defined]
         return data
 
+    def _looser(self) -> list[str]:
+        """Which gradients were allowed to be less exact than by default."""
+        found = []
+        if self.acceleration.active:
+            found.append(f"the diffusion network's calls: {self.acceleration.describe()}")
+        if self.certificate_bound > BOUND or self.cosine_bound < COSINE_BOUND:
+            found.append(
+                f"gradients may be {self.certificate_bound:g} from finite differences (full:"
+                f" {BOUND:g}) and have cosines of {self.cosine_bound:g} (full: {COSINE_BOUND:g})"
+            )
+        return found
+
     def _results(self) -> dict[str, Any]:
         records = self.folder.read_records()
         timing = self.folder.read_timing()
@@ -256,7 +267,8 @@ class RobustnessEvaluation(L.LightningModule):
             }
         weaker = [*self.attack.weaker_than_full(), *self.protocol.weaker_than_full()]
         for row in self.rows.values():
-            weaker += row.weaker_than_full()
+            weaker += row.weaker_than_full(self.certificates[row.name])
+        weaker += self._looser()
         return {
             "schema": SCHEMA,
             "samples": len({record.sample for record in records}),

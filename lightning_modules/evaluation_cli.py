@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
@@ -43,6 +44,7 @@ class EvaluationCLI(LightningCLI):
     def prepare(self) -> Batch:
         """Puts the model on its device, has it fix what is left open, and gives the first block.
         What was fixed becomes part of the config that the run saves."""
+        torch.backends.cudnn.allow_tf32 = False  # float32 is float32
         self.model.to(self.trainer.strategy.root_device)
         self.datamodule.prepare_data()
         self.datamodule.setup("test")

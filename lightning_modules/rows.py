@@ -1,7 +1,7 @@
 """The rows of an evaluation, built: what is evaluated, what is attacked, and their certificates."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.evaluation.certificate import certify_defense
-from hetpure.evaluation.cost import Stopwatch, certificate_phase, phases, resolve
+from hetpure.evaluation.cost import Phase, Stopwatch, certificate_phase, phases, resolve
 from hetpure.evaluation.protocol import Protocol
 from hetpure.gradients import APPROXIMATIONS, Execution
 from hetpure.report.plan import RowPlan
@@ -47,14 +47,23 @@ class Row:
     def resolve(self, wish: Execution | None, images: Tensor, attack: Attack, budget: int) -> None:
         """Fixes how the row is computed, for blocks like `images` (B, C, H, W): what `wish` and
         the row's own policy leave open is chosen by memory."""
-        stopwatch = Stopwatch(self.attacked, images)
-        wish = wish or self.attacked.execution
-        execution = resolve(stopwatch, wish, attack, len(images), budget)
-        for defense in self.defenses:
-            defense.execution = execution
-        if self.surrogate is not None:  # then the defence itself is only asked for answers
-            for defense in (self.defense, self.plain[0]):
-                defense.execution = Execution("checkpoint", micro_batch=execution.micro_batch)
+        own = self.attacked.execution.policy
+        wish = wish or Execution(own)
+        if wish.policy == "auto":
+            wish = replace(wish, policy=own)
+        elif own not in ("auto", wish.policy):
+            raise InputError(
+                f"--model.execution says {wish.policy} for {self.name!r} and --model.defenses"
+                f" gradient: {own}: take one of them away"
+            )
+        execution = resolve(Stopwatch(self.attacked, images), wish, attack, len(images), budget)
+        # Where a surrogate is attacked, the defence itself is only asked for answers.
+        answers = Execution("checkpoint", micro_batch=execution.micro_batch)
+        for defense in (self.defense, self.plain[0]):
+            defense.execution = execution if self.surrogate is None else answers
+        for surrogate in (self.surrogate, self.plain[1]):
+            if surrogate is not None:
+                surrogate.execution = execution
 
     def certify(
         self, images: Tensor, samples: Tensor, **settings: Any
@@ -69,14 +78,22 @@ class Row:
             ).as_dict()
         return found
 
-    def plan(
-        self, images: Tensor, attack: Attack, protocol: Protocol, count: int, budget: int
-    ) -> RowPlan:
-        """What `count` images cost in blocks like `images` (B, C, H, W); `budget` is in bytes."""
+    def plan(self, images: Tensor, attack: Attack, protocol: Protocol, count: int) -> RowPlan:
+        """What `count` images cost in blocks like `images` (B, C, H, W)."""
         answering = attacked = Stopwatch(self.defense, images)
         if self.surrogate is not None:
             attacked = Stopwatch(self.surrogate, images)
         used = self.attacked
+        accelerated = self.plain[0] is not self.defense
+        own = certificate_phase(answering, answering, self.plain[0], accelerated)
+        if self.plain[1] is not None:
+            other = certificate_phase(answering, attacked, self.plain[1], accelerated)
+            own = Phase(
+                own.name,
+                own.network_calls + other.network_calls,
+                own.differentiated + other.differentiated,
+                own.seconds + other.seconds,
+            )
         size = used.execution.micro_batch or 1
         forward, both = attacked.step(size)
         return RowPlan(
@@ -85,22 +102,27 @@ class Row:
             call_seconds=(forward / size, both / size),
             footprint=used.footprint(images),
             steps=len(used.plan),
-            certificate=certificate_phase(self.plain[0], images, budget),
+            certificate=own,
         )
 
-    def weaker_than_full(self) -> list[str]:
-        """Where its attack's gradient is not that of the defence."""
+    def weaker_than_full(self, certificates: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Where its attack's gradient is not that of the defence, given its certificates."""
         found = []
         policy = self.attacked.execution.policy
+        own = certificates["certificate" if self.surrogate is None else "surrogate_certificate"]
+        cosine = f"cosine {own['cosine_to_exact']:.3f} to the exact one"
         if self.surrogate is not None:
             found.append(
                 f"{self.name}: the attack differentiates a surrogate of"
                 f" {self.surrogate.network_calls} network calls, not the defence's"
                 f" {self.defense.network_calls}"
-                f" ({differing(self.surrogate.purifier, self.defense.purifier)})"
+                f" ({differing(self.surrogate.purifier, self.defense.purifier)}); its gradient has"
+                f" {cosine}"
             )
         if policy in APPROXIMATIONS:
-            found.append(f"{self.name}: the attack's gradient is an approximation, {policy}")
+            found.append(
+                f"{self.name}: the attack's gradient is an approximation, {policy}, with {cosine}"
+            )
         return found
 
 

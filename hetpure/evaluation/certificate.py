@@ -1,19 +1,22 @@
 """The gradient certificate of a whole defence, on the run's own images."""
 
+import copy
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from hetpure.certificate import Certificate, certify, mean_cosine
+from hetpure.certificate import Certificate, certify, cosines
 from hetpure.defense import Defense
-from hetpure.expectation import Query
-from hetpure.gradients import APPROXIMATIONS, Execution, input_gradient
+from hetpure.expectation import Loss, Query, expected_gradient
+from hetpure.gradients import APPROXIMATIONS, Execution
 from hetpure.memory import budget_bytes
 from hetpure.noise import Noise, Purpose, RowNoise, Stream
 
-IMAGES, DIRECTIONS = 2, 3
-EXACT_COSINE = Execution("checkpoint")
+IMAGES, DIRECTIONS, DRAWS = 2, 3, 2
+REFERENCE = Execution("checkpoint")
+# As small as the loss of a sure classifier makes them: a number format must hold these too.
+SMALL = 1e-6
 
 
 def certify_defense(
@@ -28,55 +31,77 @@ def certify_defense(
     budget: int | None = None,
     cosine_bound: float = 0.99,
 ) -> Certificate:
-    """Certifies the gradient of what an attack differentiates, on images (B, C, H, W) in pixel
-    [0, 1].
+    """Certifies the gradient of what an attack differentiates, on a block of images (B, C, H, W)
+    in pixel [0, 1].
 
-    The scalar is a random weighting of the logits: unlike a cross-entropy it stays well
-    conditioned where the classifier is sure. Images are moved into the interior of [0, 1] and
-    masks are held fixed. Policies that do not fit into `budget` bytes in float64 are left out.
-
-    `plain` is the same with the network not accelerated: exactness is shown on it, and the cosine
-    between the two is judged. `defense` is what is evaluated where `attacked` is a surrogate of it.
+    `plain` is the same with the network not accelerated: exactness is shown on it. `defense` is
+    what is evaluated where `attacked` is a surrogate of it: the exact gradient is the defence's.
+    Policies that do not fit into `budget` bytes in float64 are left out, but never all.
     """
     plain = plain or attacked
-    images = 0.1 + 0.8 * images.detach()
     used, steps = attacked.execution, len(plain.plan)
-    compared = policies(plain, images[:IMAGES], budget or budget_bytes(torch.device("cpu")))
-    certificate = _certify(plain, images[:IMAGES], samples[:IMAGES], seed, compared, bound)
+    # An interior point, for finite differences.
+    interior = 0.1 + 0.8 * images[:IMAGES].detach()
+    compared = policies(plain, interior, budget or budget_bytes(torch.device("cpu")))
+    certificate = _certify(plain, interior, samples[:IMAGES], seed, compared, bound)
     certificate = replace(
         certificate,
         policy=used.describe(steps),
         compared=tuple(execution.describe(steps) for execution in compared),
+        approximation=used.policy in APPROXIMATIONS or defense is not None,
+        cosine_bound=cosine_bound,
     )
-    query = Query(
-        images, samples, (defense or plain).mask(images, samples), _draws(attacked, images, seed)
-    )
-    if used.policy in APPROXIMATIONS or defense is not None:
-        ours = _gradient(plain, query, used, used)
-        exact = _gradient(defense or plain, query, EXACT_COSINE, used)
-        certificate = replace(certificate, cosine_to_exact=mean_cosine(ours, exact))
+
+    # The images themselves, asked for as an attack does.
+    evaluated = defense or plain
+    noises = [Noise.of(seed, Stream.PROBE, k) for k in range(draws(attacked, plain, len(images)))]
+    query = Query(images.detach(), samples, evaluated.mask(images, samples), noises)
+    ours = expected_gradient(attacked, query, _loss(query))
+    exact = _exact_gradient(evaluated, query)
+    cosine = float(cosines(ours[:IMAGES], exact).mean())
+    certificate = replace(certificate, cosine_to_exact=cosine)
     if plain is not attacked:
-        ours, exact = (_gradient(which, query, used, used) for which in (attacked, plain))
+        how = plain_execution(used)
+        cosine_of = cosines(ours, expected_gradient(plain, query, _loss(query), execution=how))
         certificate = replace(
-            certificate, cosine_to_float32=mean_cosine(ours, exact), cosine_bound=cosine_bound
+            certificate,
+            cosine_to_float32=float(cosine_of.mean()),
+            lowest_cosine_to_float32=float(cosine_of.min()),
         )
     return certificate
 
 
 def policies(defense: Defense, images: Tensor, budget: int) -> list[Execution]:
-    """The exact policies to compare in float64: the one in use first, then the others that fit."""
+    """The exact policies to compare in float64: the one in use first, then the others that fit. At
+    least two, where the plan has a step: one taped step takes no more than none."""
     steps, rows = len(defense.plan), len(images)
     footprint = defense.footprint(images).times(8 // images.element_size())
-    fitting = footprint.fitting(rows, steps, budget) or 0
+    fitting = max(footprint.fitting(rows, steps, budget) or 0, 1)
     used = defense.execution
     exact = [used] if used.resolved and used.policy not in APPROXIMATIONS else []
-    half = Execution("hybrid", min(fitting, steps // 2))
+    half = Execution("hybrid", max(min(fitting, steps // 2), 1))
     found: dict[int, Execution] = {}
     for execution in (*exact, Execution("checkpoint"), half, Execution("tape")):
         recomputed = execution.recomputed(steps)
         if steps - recomputed <= fitting:
             found.setdefault(recomputed, execution)
     return list(found.values())
+
+
+def draws(attacked: Defense, plain: Defense, images: int) -> int:
+    """Noise draws that the attack's gradient is asked for: more than one, so that rows are more
+    than images; as many as fill a micro-batch where code is compiled for its shape."""
+    if attacked is plain:
+        return DRAWS
+    return max(DRAWS, -(-(attacked.execution.micro_batch or 1) // images))
+
+
+def plain_execution(used: Execution) -> Execution:
+    """How the plain network is differentiated beside an accelerated one: as that is, but with a
+    memory that certainly suffices."""
+    if used.policy in APPROXIMATIONS:
+        return used
+    return replace(REFERENCE, micro_batch=used.micro_batch)
 
 
 def _certify(
@@ -97,25 +122,35 @@ def _certify(
     fixed = None if mask is None else mask.cpu().double()
 
     def loss(module: nn.Module, x: Tensor, execution: Execution) -> Tensor:
-        return _weighted(module(x, rows, fixed, execution), rows)
+        logits: Tensor = module(x, rows, fixed, execution)
+        return (_weights(logits, rows) * logits).sum()
 
     return certify(defense, loss, point, directions, compared, bound=bound)
 
 
-def _weighted(logits: Tensor, noise: RowNoise) -> Tensor:
-    """A random weighting of the logits (R, classes), fixed by the rows' addresses."""
-    return (noise.normal(Purpose.START, logits) * logits).sum()
+def _weights(logits: Tensor, noise: RowNoise) -> Tensor:
+    """A random weighting of logits (R, classes), fixed by the rows' samples: unlike a cross-entropy
+    it stays well conditioned where the classifier is sure."""
+    return noise.normal(Purpose.START, logits)
 
 
-def _draws(defense: Defense, images: Tensor, seed: int) -> list[Noise]:
-    """As many as fill a micro-batch: compiled code is asked for no other shape."""
-    size = defense.execution.micro_batch or len(images)
-    return [Noise.of(seed, Stream.PROBE, k) for k in range(-(-size // len(images)))]
+def _loss(query: Query) -> Loss:
+    """The weighted logits of rows, summed."""
+    of_images = query.noises[0].on(query.samples)
+
+    def loss(logits: Tensor, index: Tensor) -> Tensor:
+        weights = _weights(logits.new_empty(len(query.images), logits.shape[1]), of_images)
+        return SMALL * (weights[index] * logits).sum()
+
+    return loss
 
 
-def _gradient(defense: Defense, query: Query, how: Execution, used: Execution) -> Tensor:
-    """Of one micro-batch, (R, C, H, W)."""
-    size = used.micro_batch or len(query.images)
-    _, rows, noise, mask = next(query.pieces(size))
-    point = rows.detach().requires_grad_()
-    return input_gradient(_weighted(defense(point, noise, mask, how), noise), point)
+def _exact_gradient(defense: Defense, query: Query) -> Tensor:
+    """Of the first images, in float64 on the CPU, a row at a time: (IMAGES, C, H, W)."""
+    double = copy.deepcopy(defense).cpu().double()
+    mask = None if query.mask is None else query.mask[:IMAGES].cpu().double()
+    images, samples = query.images[:IMAGES].cpu().double(), query.samples[:IMAGES].cpu()
+    few = Query(images, samples, mask, query.noises)
+    return expected_gradient(
+        double, few, _loss(few), execution=replace(REFERENCE, micro_batch=IMAGES)
+    )

@@ -12,10 +12,17 @@ from torch import Tensor
 
 from hetpure.attacks import Attack
 from hetpure.defense import Defense
-from hetpure.evaluation.certificate import DIRECTIONS, IMAGES, policies
+from hetpure.evaluation.certificate import (
+    DIRECTIONS,
+    IMAGES,
+    REFERENCE,
+    draws,
+    plain_execution,
+    policies,
+)
 from hetpure.evaluation.protocol import Protocol
 from hetpure.gradients import Execution
-from hetpure.memory import choose
+from hetpure.memory import budget_bytes, choose
 from hetpure.noise import noise_for
 
 REPEATS = 3
@@ -154,20 +161,40 @@ def _attack(stopwatch: Stopwatch, attack: Attack, images: int) -> Phase:
     return Phase("attack", count * calls, count * differentiated, seconds)
 
 
-def certificate_phase(defense: Defense, images: Tensor, budget: int) -> Phase:
-    """The certificate's part in float64 on the CPU, where every finite difference is settled by
-    its first step size."""
-    double = copy.deepcopy(defense).cpu().double()
-    few = images[:IMAGES].cpu()
-    stopwatch = Stopwatch(double, few.double())
-    forward, both = stopwatch.step(len(few))
-    calls = differentiated = 0
-    for execution in policies(defense, images[:IMAGES], budget):
-        found = defense.gradient_calls(execution)
-        calls, differentiated = calls + found[0], differentiated + found[1]
-    calls += DIRECTIONS * 2 * defense.network_calls
-    seconds = (calls - differentiated) * forward + differentiated * both
-    return Phase("certificate", calls * len(few), differentiated * len(few), seconds)
+def certificate_phase(
+    answering: Stopwatch, attacked: Stopwatch, plain: Defense, accelerated: bool
+) -> Phase:
+    """What certifying `attacked` costs; `plain` is the same with the network not accelerated, and
+    the exact gradient is that of the defence of `answering`. In float64 on the CPU: the policies
+    compared, finite differences of which each is settled by its first step size, and the exact
+    gradient of the attack's draws. On the run's device: the attack's gradient of a block.
+    """
+    count, images = len(answering.images), answering.images[:IMAGES]
+    number = draws(attacked.defense, plain if accelerated else attacked.defense, count)
+    double = Stopwatch(copy.deepcopy(plain).cpu().double(), images.cpu().double())
+    exact = copy.deepcopy(answering.defense).cpu().double()
+    truth = double if answering is attacked else Stopwatch(exact, images.cpu().double())
+    calls = [0, 0]
+    seconds = 0.0
+
+    def spend(clock: Stopwatch, rows: int, forward: int, differentiated: int) -> None:
+        calls[0] += rows * forward
+        calls[1] += rows * differentiated
+        once, both = (taken / rows for taken in clock.step(rows))
+        nonlocal seconds
+        seconds += rows * ((forward - differentiated) * once + differentiated * both)
+
+    for execution in policies(plain, images, budget_bytes(torch.device("cpu"))):
+        spend(double, len(images), *plain.gradient_calls(execution))
+    spend(double, len(images), DIRECTIONS * 2 * plain.network_calls, 0)
+    for _ in range(number):
+        spend(truth, len(images), *answering.defense.gradient_calls(REFERENCE))
+    rows = number * count
+    spend(attacked, rows, *attacked.defense.gradient_calls())
+    if accelerated:
+        how = plain_execution(attacked.defense.execution)
+        spend(attacked, rows, *plain.gradient_calls(how))
+    return Phase("certificate", calls[0], calls[1], seconds)
 
 
 @torch.no_grad()

@@ -106,7 +106,8 @@ def test_steps_see_contiguous_states() -> None:
 def test_weights_cast_once_are_autocasts_own(
     precision: Precision, plain: Denoiser, x: Tensor
 ) -> None:
-    """Bit for bit, the gradient too; and it is not the float32 network's output."""
+    """Bit for bit, the gradient too, but for float16's scaling of it; and it is not the float32
+    network's output."""
     point = x.requires_grad_()
     ours = accelerate(plain, Acceleration(precision))(point, STEPS)
     with torch.autocast("cpu", getattr(torch, precision)):
@@ -114,7 +115,10 @@ def test_weights_cast_once_are_autocasts_own(
     assert known.dtype == getattr(torch, precision) and ours.dtype == torch.float32
     assert torch.equal(ours, known.float())
     pulls = [torch.autograd.grad(out.float().square().sum(), point)[0] for out in (ours, known)]
-    assert torch.equal(*pulls)
+    if precision == "float16":
+        torch.testing.assert_close(*pulls, rtol=0.02, atol=1e-3 * float(pulls[1].abs().max()))
+    else:
+        assert torch.equal(*pulls)
     assert not torch.equal(ours, plain(point, STEPS))
 
 
@@ -246,3 +250,25 @@ def test_compiled_agrees_with_eager(smooth_classifier: Classifier, images: Tenso
     for few in (images.float(), images[:3].float()):
         torch.testing.assert_close(ours(few, noise_for(few)), eager(few, noise_for(few)), **near)
         torch.testing.assert_close(gradient(ours, few), gradient(eager, few), **near)
+
+
+@pytest.mark.parametrize("small", [2.0**-14, 2.0**-30, 2.0**-66])
+def test_float16_holds_the_small_gradients_of_a_sure_classifier(
+    small: float, plain: Denoiser, x: Tensor
+) -> None:
+    """Autocast alone rounds them to zero: the network would drop out of the gradient, and what is
+    left of it, the purifier's own derivative, is neither zero nor not finite."""
+    fast = accelerate(plain, Acceleration("float16"))
+    point = x.requires_grad_()
+    rows = torch.tensor([1.0, 1e-3, 10.0, 0.1])[: len(x), None, None, None]
+    unit, ours = (
+        torch.autograd.grad((size * rows * fast(point, STEPS)).sum(), point)[0]
+        for size in (1.0, small)
+    )
+    assert torch.equal(ours / small, unit)
+    with torch.autocast("cpu", torch.float16):
+        lost = plain(point, STEPS)
+    if small < 1e-8:
+        assert not torch.autograd.grad((small * lost.float()).sum(), point)[0].any()
+    flat = torch.autograd.grad((0 * fast(point, STEPS)).sum(), point)[0]
+    assert not flat.any() and flat.isfinite().all()

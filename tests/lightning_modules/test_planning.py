@@ -135,6 +135,7 @@ def test_a_row_can_be_told_how(capsys: pytest.CaptureFixture[str]) -> None:
         ('--model.execution={"purified": {"policy": "reverse"}}', "checkpoint"),
         ('--model.execution={"purified": {"policy": "tape", "taped_steps": 2}}', "hybrid"),
         ("--model.defenses.purified.gradient=adjoint", "HeterogeneousPurifier"),
+        ("--model.defenses.plain.gradient=adjoint", "a plain classifier"),
         ("--model.acceleration.precision=int8", "bfloat16"),
         ("--model.cosine_bound=much", "cosine_bound"),
         ("--model.certificate_bound=1e-30", "--model.certificate_bound"),
@@ -153,11 +154,15 @@ def test_an_explicit_tape_that_does_not_fit_is_refused(capsys: pytest.CaptureFix
 def test_an_approximation_is_named(policy: str) -> None:
     folder, results = evaluated(f"--model.defenses.purified.gradient={policy}")
     (named,) = (line for line in results["weaker_than_full"] if "approximation" in line)
-    assert named == f"purified: the attack's gradient is an approximation, {policy}"
-    assert named in (folder / "report.md").read_text()
     certificate = results["defenses"]["purified"]["certificate"]
-    assert certificate["policy"] == policy and certificate["passed"]
+    assert certificate["approximation"] and certificate["passed"]
     assert -1 <= certificate["cosine_to_exact"] < 0.999
+    assert named == (
+        f"purified: the attack's gradient is an approximation, {policy}, with cosine"
+        f" {certificate['cosine_to_exact']:.3f} to the exact one"
+    )
+    assert named in (folder / "report.md").read_text()
+    assert certificate["policy"] == policy
 
 
 def test_low_precision_is_named_and_held_against_float32(
@@ -171,6 +176,7 @@ def test_low_precision_is_named_and_held_against_float32(
     assert results["run"]["network_call"] == "bfloat16, channels last"
     certificate = results["defenses"]["purified"]["certificate"]
     assert 0.9 < certificate["cosine_to_float32"] < 1
+    assert "the diffusion network's calls: bfloat16, channels last" in results["weaker_than_full"]
     assert "bfloat16, channels last" in (folder / "report.md").read_text()
     assert results["defenses"]["plain"]["certificate"]["cosine_to_float32"] is None
     (folder / "records.jsonl").unlink()
@@ -213,3 +219,55 @@ def test_float16_that_overflows_says_what_to_change(
 
     monkeypatch.setattr(evaluation, "load_denoiser", huge)
     assert "bfloat16" in refused(capsys, "--model.acceleration.precision=float16")
+
+
+def test_execution_and_gradient_do_not_contradict(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is said of one row in two places is one thing, or is refused."""
+    told = '{"purified": {"micro_batch": 4}}'
+    bpda = "--model.defenses.purified.gradient=bpda"
+    _, results = evaluated(f"--model.execution={told}", bpda)
+    assert results["defenses"]["purified"]["execution"]["policy"] == "bpda"
+    for records in Path("runs").glob("*/records.jsonl"):
+        records.unlink()
+    line = refused(capsys, '--model.execution={"purified": {"policy": "tape"}}', bpda)
+    assert "tape" in line and "bpda" in line
+
+
+def test_looser_bounds_are_named() -> None:
+    _, results = evaluated("--model.cosine_bound=0.5", "--model.certificate_bound=1e-3")
+    (line,) = (line for line in results["weaker_than_full"] if "finite differences" in line)
+    assert "0.001" in line and "0.5" in line and "1e-05" in line and "0.99" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "--model.memory_budget"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "--model.memory_budget"),
+        (torch._dynamo.exc.BackendCompilerFailed(lambda: 0, RuntimeError("no g++"), None), "=off"),
+    ],
+    ids=["cuda", "cpu", "compiler"],
+)
+def test_what_the_machine_cannot_do_is_one_line(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(arguments: list[str]) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run(main, [])
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert said in printed and printed.count("\n") == 1
+
+
+def test_an_adjoint_of_a_surrogate_is_not_asked_of_the_defence() -> None:
+    options = [
+        "--model.defenses.purified.gradient=adjoint",
+        '--model.defenses.purified.surrogate={"class_path": "hetpure.purifiers.UniformPurifier",'
+        ' "init_args": {"steps": 20, "sampler": {"class_path": "hetpure.samplers.VPSDE"}}}',
+    ]
+    _, results = evaluated(*options)
+    row = results["defenses"]["purified"]
+    assert row["execution"]["policy"] == "adjoint"
+    assert row["certificate"]["passed"] and row["surrogate_certificate"]["approximation"]

@@ -92,16 +92,38 @@ def test_a_surrogate_is_what_the_attack_costs(
 
 
 @pytest.mark.parametrize("policy", ["tape", Execution("hybrid", 1), "bpda"], ids=str)
+@pytest.mark.parametrize("what", ["plain", "accelerated", "surrogate"])
 def test_the_certificates_calls_are_foreseen(
-    policy: Policy | Execution, make: Make, images: Tensor, monkeypatch: pytest.MonkeyPatch
+    what: str,
+    policy: Policy | Execution,
+    make: Make,
+    images: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With a bound at which every first difference is good enough; in double precision, so the
-    cosines, in the run's precision, are left out."""
-    defense = make(HeterogeneousPurifier(steps=20), policy).float()
-    found = certificate_phase(defense, images.float(), budget=10**9)
+    """With a bound at which every first difference is good enough."""
+    defense = make(HeterogeneousPurifier(steps=20), policy)
+    attacked = plain = defense
+    if what == "accelerated":
+        attacked = make(HeterogeneousPurifier(steps=20), policy)
+    elif what == "surrogate":
+        attacked = plain = make(UniformPurifier(steps=10), policy)
+    answering = Stopwatch(defense, images)
+    clock = answering if attacked is defense else Stopwatch(attacked, images)
+    found = certificate_phase(answering, clock, plain, what == "accelerated")
     calls = Calls(monkeypatch)
-    certify_defense(defense, images.float(), SAMPLES, seed=0, bound=1.0, budget=10**9)
-    assert (found.network_calls, found.differentiated) == (calls.rows, calls.differentiated)
+    certify_defense(
+        attacked,
+        images,
+        SAMPLES,
+        seed=0,
+        bound=1.0,
+        plain=plain,
+        defense=defense if what == "surrogate" else None,
+        cosine_bound=-1.0,
+    )
+    measured = 2  # rows of the one call by which memory is measured
+    assert found.network_calls == calls.rows - measured
+    assert found.differentiated == calls.differentiated - measured
 
 
 class Known(Stopwatch):

@@ -72,8 +72,10 @@ def test_tables_and_report_say_the_same(tmp_path: Path) -> None:
         "policy": "tape",
         "compared": ["tape", "checkpoint"],
         "policies_equal": True,
-        "cosine_to_exact": None,
+        "cosine_to_exact": 0.999999,
+        "approximation": False,
         "cosine_to_float32": 0.9987,
+        "lowest_cosine_to_float32": 0.9876,
         "cosine_bound": 0.99,
         "finite_difference_error": 1e-8,
         "bound": 1e-5,
@@ -108,7 +110,7 @@ def test_tables_and_report_say_the_same(tmp_path: Path) -> None:
         "figure.png",
         "3 report draws",
         "1.0e-08",
-        "0.9987",
+        "0.9987 (0.9876)",
         "weights classifier: abc",
     ):
         assert part in report
