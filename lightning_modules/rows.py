@@ -56,7 +56,10 @@ class Row:
                 f"--model.execution says {wish.policy} for {self.name!r} and --model.defenses"
                 f" gradient: {own}: take one of them away"
             )
-        execution = resolve(Stopwatch(self.attacked, images), wish, attack, len(images), budget)
+        try:
+            execution = resolve(Stopwatch(self.attacked, images), wish, attack, len(images), budget)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from None
         # Where a surrogate is attacked, the defence itself is only asked for answers.
         answers = Execution("checkpoint", micro_batch=execution.micro_batch)
         for defense in (self.defense, self.plain[0]):
