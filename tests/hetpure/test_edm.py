@@ -154,7 +154,6 @@ def test_one_step_is_the_prediction_from_the_start(
         purifier.plan(LINEAR),
         lambda step, state: purifier.advance(denoiser, step, state, images, None, noise),
         start,
-        "tape",
     )
     assert torch.equal(pure, denoiser.predict(start, 300)[0])
 

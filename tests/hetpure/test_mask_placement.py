@@ -16,6 +16,7 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
+from hetpure.gradients import Execution
 from hetpure.noise import Noise, RowNoise, Stream
 from hetpure.purifiers import HeterogeneousPurifier, Step
 
@@ -217,6 +218,7 @@ def test_an_attack_meets_the_mask_of_the_report(
     """Every iteration and EOT draw of an image that stays; and of one that moves, the random mask
     stays too where the number of pixels does."""
     defense, seen = watched(placement, denoiser, classifier)
+    defense.execution = Execution("checkpoint")
     expected = defense.mask(images, IDS)
     assert expected is not None
     attack = PGD(epsilon=epsilon, steps=3, step_size=0.05, eot_samples=2)

@@ -71,7 +71,7 @@ def purify(
         return purifier.advance(denoiser, step, state, images, mask, noise)
 
     start = purifier.start(denoiser, images, noise)
-    return run_plan(purifier.plan(denoiser.schedule), advance, start, "tape")
+    return run_plan(purifier.plan(denoiser.schedule), advance, start)
 
 
 @pytest.mark.parametrize(
