@@ -1,5 +1,5 @@
-"""`python -m hetpure`: look at one purification, search for a defence's settings, or check an
-evaluation's gradients."""
+"""`python -m hetpure`: look at one purification, search for a defence's settings, check an
+evaluation's gradients, or compare the defences of several evaluations."""
 
 import sys
 from pathlib import Path
@@ -13,12 +13,14 @@ from rich.console import Console
 
 from hetpure.attacks import Attack
 from hetpure.errors import InputError
+from hetpure.evaluation import compare as comparing
 from hetpure.evaluation.frontier import choose
-from hetpure.evaluation.protocol import Protocol
+from hetpure.evaluation.protocol import CLEAN, Protocol
 from hetpure.gradients import APPROXIMATIONS
 from hetpure.images import read_image, write_image
 from hetpure.noise import noise_for
 from hetpure.presets import PRESETS, load_defense
+from hetpure.report import comparison
 from hetpure.report.certificate import failure
 from hetpure.report.figure import draw
 from hetpure.report.frontier import draw_frontier, frontier_markdown, frontier_table
@@ -167,12 +169,65 @@ def certify(arguments: list[str]) -> None:
         sys.exit(FAILED)
 
 
+def compare(
+    runs: list[str],
+    baseline: str | None = None,
+    attack: str = comparing.ROBUST,
+    protocol: comparing.Counting = "single",
+    tolerance: float = 0.0,
+    csv: str | None = None,
+    latex: str | None = None,
+) -> None:
+    """Compares every defence of these runs with one of them, on the samples that both have.
+
+    Exit code 0: under attack no defence is significantly worse than the baseline; 1: one is, its
+    whole 95% interval is below zero, or below the tolerated drop; 2: the input cannot be compared.
+    Intervals are not corrected for their number.
+
+    Args:
+        runs: folders with records.jsonl, as evaluate.py writes them.
+        baseline: defence that all others are compared with, as DEFENCE or RUN:DEFENCE, RUN being
+            the folder's name; by default the first defence of the first run.
+        attack: robust, for each sample the worst over the attacks of its run, or an attack's name.
+        protocol: what counts as right: single, the mean over draws; vote, their majority; worst,
+            all of them; locked, the mean under an attack that knew noise.
+        tolerance: drop in points that is allowed.
+        csv: file to write every number to.
+        latex: file to write a tabular to; it needs the package booktabs.
+    """
+    if not 0 <= tolerance <= 100:
+        raise InputError(f"--tolerance must be in [0, 100] points, got {tolerance:g}")
+    for name, target in (("csv", csv), ("latex", latex)):
+        if target is not None and (Path(target).is_dir() or not Path(target).parent.is_dir()):
+            raise InputError(f"--{name} {target}: a file in a folder that exists is needed")
+    read = comparing.read_runs(runs)
+    columns, absent = comparing.read_columns(read, attack, protocol)
+    reference = comparing.find_baseline(columns, baseline)
+    found = comparing.compare(columns, reference, attack, protocol)
+    for line in comparison.cautions(read, columns, absent, reference, protocol):
+        print(f"warning: {line}", file=sys.stderr)
+    remarks = comparison.notes(found, reference, protocol)
+    _, clean = comparison.verdict(found, reference, CLEAN, tolerance)
+    passed, attacked = comparison.verdict(found, reference, attack, tolerance)
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(*comparison.tables(found))
+    for line in (*remarks, clean, attacked):
+        console.print(line, markup=False, highlight=False, emoji=False)  # :a: is a name
+    if csv is not None:
+        comparison.write_csv(found, reference, protocol, Path(csv))
+    if latex is not None:
+        Path(latex).write_text(comparison.latex(found, remarks))
+    if not passed:
+        sys.exit(FAILED)
+
+
 def main(arguments: list[str]) -> None:
     """Parses the arguments and runs the command."""
     quiet()
     parser = jsonargparse.ArgumentParser(
         prog="python -m hetpure",
-        description="Look at one purification, search for a defence's settings, check gradients.",
+        description="Look at one purification, search for a defence's settings, check gradients,"
+        " compare defences.",
         exit_on_error=False,
     )
     commands = parser.add_subcommands()
@@ -185,6 +240,11 @@ def main(arguments: list[str]) -> None:
     tuning.add_argument("--config", action="config", help="a YAML file with what follows")
     tuning.add_function_arguments(tune, skip={"config"}, as_positional=False)
     commands.add_subcommand("tune", tuning, help="search for a defence's settings")
+    purpose = (compare.__doc__ or "").split("Args:")[0]
+    paired = jsonargparse.ArgumentParser(exit_on_error=False, description=purpose)
+    paired.add_argument("runs", nargs="+", metavar="RUN", help="folders with records.jsonl")
+    paired.add_function_arguments(compare, skip={"runs"}, as_group=False)
+    commands.add_subcommand("compare", paired, help="compare defences, paired by sample")
     certifying = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
     commands.add_subcommand("certify", certifying, help="check an evaluation's gradients")
     if arguments[:1] == ["certify"]:  # its options are those of evaluate.py
@@ -194,6 +254,9 @@ def main(arguments: list[str]) -> None:
     parsed = parser.parse_args(arguments)
     if parsed.subcommand == "purify":
         purify(**parsed.purify)
+        return
+    if parsed.subcommand == "compare":
+        compare(**parsed.compare)
         return
     plain = yaml.safe_load(tuning.dump(parsed.tune))
     ready = tuning.instantiate_classes(parsed.tune).as_dict()

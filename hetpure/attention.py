@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from hetpure.classifiers import Classifier
 from hetpure.errors import InputError, check_choice
-from hetpure.noise import Noise, Purpose, Stream
+from hetpure.noise import Noise, Purpose, RowNoise, Stream
 
 Normalisation = Literal["minmax", "softmax"]
 Selection = Literal["value", "area"]
 # Class, distillation and register tokens; published models have at most a handful.
 MOST_PREFIX_TOKENS = 16
+SOFTNESS = 0.1  # of a relaxed mask's edge, as a share of the scores' span
 Placement = Literal["attended", "inverted", "random", "shifted"]
 
 
@@ -178,19 +179,39 @@ class AttentionMask:
         )
         return (top & (flat.amax(1, keepdim=True) > 0)).reshape(scores.shape)
 
+    def relaxed(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """A smooth stand-in (B, H, W) for the selection of `mask` (B, H, W) from scores: a sigmoid
+        around the score where each image's mask begins, a tenth of the scores' span wide. The
+        scores' span and that limit are held fixed. A mask placed at random has none."""
+        found = scores
+        if self.placement == "random":
+            return scores * 0
+        if self.placement == "inverted":
+            found = -scores
+        held = found.detach().flatten(1)
+        span = held.amax(1) - held.amin(1)
+        if self.selection == "value" and self.placement != "inverted":
+            limit = torch.full_like(span, self.threshold)
+        else:  # the lowest score among those selected
+            inside = torch.where(mask.flatten(1), held, torch.full_like(held, math.inf))
+            limit = torch.minimum(inside.amin(1), held.amax(1))
+        width = SOFTNESS * torch.where(span > 0, span, torch.ones_like(span))
+        return torch.sigmoid((found - limit[:, None, None]) / width[:, None, None])
+
     def place(self, mask: Tensor, scores: Tensor, samples: Tensor | None) -> Tensor:
         """A selected mask (B, H, W) where `placement` wants it, with as many pixels an image."""
         if self.placement == "attended":
             return mask
         if self.placement == "inverted":
             return _lowest(scores, mask)
-        if samples is None:
-            raise InputError(f"a mask placed {self.placement} needs the images' sample ids")
-        if len(samples) != len(mask):
-            raise ValueError(f"{len(samples)} sample ids given for a batch of {len(mask)}")
-        rows = Noise.of(self.seed, Stream.LOCKED).on(samples.to(mask.device))
+        rows = self._rows(samples, mask)
         if self.placement == "random":
             return _lowest(rows.uniform(Purpose.MASK, scores.double()), mask)
+        return self._shifted(mask, rows)
+
+    @staticmethod
+    def _shifted(mask: Tensor, rows: RowNoise) -> Tensor:
+        """The mask (B, H, W) moved around the image's edges."""
         height, width = mask.shape[1:]
         down = rows.integers(Purpose.MASK, height, step=0)[:, None, None]
         right = rows.integers(Purpose.MASK, width, step=1)[:, None, None]
@@ -198,6 +219,14 @@ class AttentionMask:
         column = (torch.arange(width, device=mask.device)[None, :] + right) % width
         image = torch.arange(len(mask), device=mask.device)[:, None, None]
         return mask[image, row, column]
+
+    def _rows(self, samples: Tensor | None, mask: Tensor) -> RowNoise:
+        """The noise of the placements that are fixed for an image."""
+        if samples is None:
+            raise InputError(f"a mask placed {self.placement} needs the images' sample ids")
+        if len(samples) != len(mask):
+            raise ValueError(f"{len(samples)} sample ids given for a batch of {len(mask)}")
+        return Noise.of(self.seed, Stream.LOCKED).on(samples.to(mask.device))
 
     def __call__(
         self, classifier: Classifier, pixels: Tensor, samples: Tensor | None = None
@@ -209,6 +238,17 @@ class AttentionMask:
         scores = self.scores(classifier, pixels.detach())
         mask = self.place(self.select(scores), scores, samples)
         return mask[:, None].to(pixels.dtype)
+
+    def soft(self, classifier: Classifier, pixels: Tensor, samples: Tensor | None = None) -> Tensor:
+        """The same mask with a gradient in the images, straight through: its value is the hard
+        mask, its derivative that of `relaxed`, through all of the classifier's activations."""
+        scores = self.scores(classifier, pixels)
+        selected = self.select(scores.detach())
+        mask = self.place(selected, scores.detach(), samples)
+        relaxed = self.relaxed(scores, mask if self.placement == "inverted" else selected)
+        if self.placement == "shifted" and samples is not None:
+            relaxed = self._shifted(relaxed, self._rows(samples, mask))
+        return (mask.to(pixels.dtype) + (relaxed - relaxed.detach()))[:, None]
 
 
 def _lowest(values: Tensor, like: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.gradients import (
     NOT_FINITE,
+    Advance,
     Execution,
     GradientError,
     Policy,
@@ -20,7 +21,7 @@ from hetpure.gradients import (
     run_plan,
 )
 from hetpure.memory import Footprint, budget_bytes, saved_bytes
-from hetpure.noise import RowNoise, noise_for
+from hetpure.noise import Group, RowNoise, noise_for
 from hetpure.purifiers import Plan, Purifier, Step
 
 
@@ -62,9 +63,19 @@ class Defense(nn.Module):
         self._execution = _checked(execution, self.purifier)
 
     @property
+    def groups(self) -> frozenset[Group]:
+        """The groups of noise that the answer depends on; none of a deterministic defence."""
+        return self.purifier.groups(self.plan) if self.purifier else frozenset()
+
+    @property
     def stochastic(self) -> bool:
         """Whether the answer depends on the noise."""
-        return bool(self.plan)
+        return bool(self.groups)
+
+    @property
+    def masked(self) -> bool:
+        """Whether the purifier looks at an attention mask."""
+        return self.purifier is not None and self.purifier.needs_mask
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -94,12 +105,16 @@ class Defense(nn.Module):
             again = adjoint.solved(self.plan)
         return self.network_calls + sum(step.network_calls for step in again), self.network_calls
 
-    def mask(self, images: Tensor, samples: Tensor | None = None) -> Tensor | None:
+    def mask(
+        self, images: Tensor, samples: Tensor | None = None, *, soft: bool = False
+    ) -> Tensor | None:
         """(B, 1, H, W) attended pixels, where the purifier asks for them. Depends on the image
-        and, for random control masks, its sample id only: compute it once for all noise draws."""
-        if self.purifier is None or not self.purifier.needs_mask:
+        and, for random control masks, its sample id only: compute it once for all noise draws. A
+        `soft` mask is the same with a gradient, see `AttentionMask.soft`."""
+        if not self.masked:
             return None
-        return self.attention_mask(self.classifier, images, samples)
+        make = self.attention_mask.soft if soft else self.attention_mask
+        return make(self.classifier, images, samples)
 
     def purify(
         self,
@@ -114,11 +129,9 @@ class Defense(nn.Module):
         execution = self.execution if policy is None else _checked(policy, purifier)
         if purifier is None or denoiser is None:
             return images
-        if purifier.needs_mask and mask is None:
+        if self.masked and mask is None:
             mask = self.mask(images, noise.samples)
-        if not torch.is_grad_enabled() or not any(
-            tensor is not None and tensor.requires_grad for tensor in (images, mask)
-        ):
+        if not _differentiated(images, mask):
             execution = Execution("tape")  # keeps nothing where nothing is differentiated
 
         def advance(step: Step, state: Tensor, images: Tensor, mask: Tensor | None) -> Tensor:
@@ -133,15 +146,33 @@ class Defense(nn.Module):
         state = purifier.start(denoiser, images, noise)
         if execution.policy == "adjoint":
             equation = adjoint.equation(purifier)
-            state = adjoint.solve(equation, denoiser, self.plan, state, noise)
+            state = _finite(adjoint.solve(equation, denoiser, self.plan, state, noise))
         else:
-            if not execution.resolved:
-                execution = self._resolved(execution, images)
-            recomputed = execution.recomputed(len(self.plan))
-            state = run_plan(self.plan, advance, state, (images, mask), recomputed)
-        if not state.isfinite().all():  # the clamp of the end would hide it
-            raise GradientError(f"the purifier's result {NOT_FINITE}")
+            state = self.run_steps(advance, state, images, mask, execution)
         return purifier.finish(state)
+
+    def run_steps(
+        self,
+        advance: Advance,
+        state: Tensor,
+        images: Tensor,
+        mask: Tensor | None,
+        execution: Execution,
+    ) -> Tensor:
+        """The state (B, ...) after all steps of the plan, advance(step, state, images, mask) each;
+        differentiable by an exact policy in all three."""
+
+        def own(step: Step, state: Tensor, *inputs: Tensor | None) -> Tensor:
+            # Under names of the step's own, so that what several uses inside a step give an input's
+            # gradient is added up first: as it is, in bits, where the step is recomputed.
+            return advance(step, state, *(None if x is None else x.view_as(x) for x in inputs))
+
+        if not _differentiated(state, images, mask):
+            execution = Execution("tape")
+        if not execution.resolved:
+            execution = self._resolved(execution, images)
+        recomputed = execution.recomputed(len(self.plan))
+        return _finite(run_plan(self.plan, own, state, (images, mask), recomputed))
 
     def footprint(self, images: Tensor) -> Footprint:
         """Bytes that gradients of such images (B, C, H, W) take, measured on two of the first."""
@@ -193,6 +224,19 @@ def _checked(policy: Policy | Execution, purifier: Purifier | None) -> Execution
     if execution.policy == "adjoint":
         adjoint.equation(purifier)
     return execution
+
+
+def _differentiated(*tensors: Tensor | None) -> bool:
+    """Whether a gradient in any of them is wanted."""
+    wanted = any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    return wanted and torch.is_grad_enabled()
+
+
+def _finite(state: Tensor) -> Tensor:
+    """The state itself; not finite, it is an error that the clamp of the end would hide."""
+    if not state.isfinite().all():
+        raise GradientError(f"the purifier's result {NOT_FINITE}")
+    return state
 
 
 class CallCounter:

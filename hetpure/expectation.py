@@ -1,24 +1,36 @@
 """A defence asked over several noise draws: images x draws as rows of one batch, cut into pieces
 that fit the memory."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hetpure.defense import Defense
-from hetpure.gradients import NOT_FINITE, Execution, GradientError, check_gradient, raw_gradient
+from hetpure.gradients import (
+    NOT_FINITE,
+    Execution,
+    GradientError,
+    check_gradient,
+    differentiate,
+)
 from hetpure.noise import Noise, RowNoise
 
+Average = Literal["gradients", "probabilities", "logits"]
+Criterion = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int], None]
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Query:
     """Images (B, C, H, W) in pixel [0, 1], their sample ids (B,), their masks (B, 1, H, W) where
-    the purifier wants them, and the N noises on which the defence is asked."""
+    the purifier wants them, and the N noises on which the defence is asked. A mask that hangs on
+    the images by a graph is differentiated along with them."""
 
     images: Tensor
     samples: Tensor
@@ -37,42 +49,133 @@ class Query:
             yield index, self.images[index], noise.rows(rows), mask
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What one question for a gradient tells: the `gradient` (B, C, H, W) of the expected loss,
+    that `loss` (B,) and the `logits` (N, B, classes), all of one forward pass, and the cosine
+    between the gradients of the first and of the second half of the draws (B,), `agreement`: near
+    1 the draws are enough, near 0 they are mostly noise. Of a single draw there is none."""
+
+    gradient: Tensor
+    loss: Tensor
+    logits: Tensor
+    agreement: Tensor | None
+
+
+def expected_loss(logits: Tensor, criterion: Criterion, average: Average) -> Tensor:
+    """The loss (B,) of the answers (N, B, classes) on N draws: the mean of the draws' losses
+    (`gradients`: its gradient is the mean of theirs), or the loss of their mean probabilities or
+    logits.
+
+    `criterion(logits, index)` gives the losses (R,) of rows whose images are `index` (R,), given
+    their logits (R, classes); each row's loss depends on that row alone.
+    """
+    draws, count = logits.shape[:2]
+    index = torch.arange(count, device=logits.device)
+    if average == "gradients":
+        return criterion(logits.flatten(0, 1), index.repeat(draws)).reshape(draws, count).mean(0)
+    logits = logits.double()
+    if average == "logits":
+        return criterion(logits.mean(0), index)
+    return criterion(F.log_softmax(logits, -1).logsumexp(0) - math.log(draws), index)
+
+
 def expected_gradient(
     defense: Defense,
     query: Query,
-    loss: Loss,
+    criterion: Criterion,
     progress: Progress = lambda rows: None,
     *,
+    average: Average = "gradients",
     execution: Execution | None = None,
-) -> Tensor:
-    """Gradient (B, C, H, W) of a loss that is a sum over rows, checked.
+) -> Answer:
+    """Gradient of the expected loss in the images, checked: see `expected_loss`.
 
-    `loss(logits, index)` is that of the rows whose images are `index` (R,), given their logits
-    (R, classes); `progress` is told how many rows were differentiated. An `execution` that is given
-    stands in for the defence's own.
+    `progress` is told how many rows were differentiated. An `execution` that is given stands in for
+    the defence's own. Losses of mean answers need all answers before any of their gradients: where
+    the rows do not fit into one piece, they are asked twice.
     """
     execution = execution or defense.execution
-    images = query.images.detach()
-    found = []
-    size = execution.micro_batch or len(images) * len(query.noises)
-    for index, rows, noise, mask in query.pieces(size):
+    draws, count = len(query.noises), len(query.images)
+    size = execution.micro_batch or draws * count
+    known = None
+    if average != "gradients" and size < draws * count:
+        known = _cotangent(_ask(defense, query, size), criterion, average)
+    of_images, of_masks, logits = [], [], []
+    for place, (index, rows, noise, mask) in enumerate(query.pieces(size)):
         point = rows.detach().requires_grad_()
-        found.append(raw_gradient(loss(defense(point, noise, mask, execution), index), point))
+        through = mask.detach().requires_grad_(mask.requires_grad) if mask is not None else None
+        with torch.enable_grad():
+            answer = defense(point, noise, through, execution)
+        logits.append(answer.detach())
+        if average == "gradients":
+            cotangent = _derivative(partial(_share, criterion, index, draws), logits[-1])
+        elif known is None:  # all rows are here
+            whole = logits[-1].reshape(draws, count, -1)
+            cotangent = _cotangent(whole, criterion, average).flatten(0, 1)
+        else:
+            cotangent = known.flatten(0, 1)[place * size :][: len(index)]
+        inputs = [t for t in (point, through) if t is not None and t.requires_grad]
+        found = differentiate(answer, inputs, cotangent)
+        of_images.append(found[0])
+        of_masks += found[1:]
         progress(len(index))
+    said = torch.cat(logits).reshape(draws, count, -1)
     # Summed over draws in order: adding rows by index would be in any order on an accelerator.
-    return check_gradient(torch.cat(found).reshape(len(query.noises), *images.shape).sum(0))
+    halves = _halves(torch.cat(of_images).reshape(draws, *query.images.shape))
+    if of_masks and query.mask is not None:
+        masks = _halves(torch.cat(of_masks).reshape(draws, *query.mask.shape))
+        for half, cotangent in zip(halves, masks, strict=True):
+            half += torch.autograd.grad(query.mask, query.images, cotangent, retain_graph=True)[0]
+    agreement = None
+    if len(halves) == 2:
+        agreement = F.cosine_similarity(
+            halves[0].flatten(1).double(), halves[1].flatten(1).double()
+        )
+    loss = expected_loss(said, criterion, average)
+    return Answer(check_gradient(torch.stack(halves).sum(0)), loss, said, agreement)
 
 
 @torch.no_grad()
 def answers(defense: Defense, query: Query, progress: Progress = lambda rows: None) -> Tensor:
     """Logits (N, B, classes) for each noise; not finite, they are an error: the class with the
     largest of them would mean nothing."""
+    logits = _ask(defense, query, defense.execution.micro_batch or len(query.images), progress)
+    if not logits.isfinite().all():
+        raise GradientError(f"what the defence answers {NOT_FINITE}")
+    return logits
+
+
+@torch.no_grad()
+def _ask(
+    defense: Defense, query: Query, size: int, progress: Progress = lambda rows: None
+) -> Tensor:
+    """Logits (N, B, classes), in pieces of at most `size` rows."""
     found = []
-    size = defense.execution.micro_batch or len(query.images)
     for index, rows, noise, mask in query.pieces(size):
         found.append(defense(rows, noise, mask))
         progress(len(index))
-    logits = torch.cat(found)
-    if not logits.isfinite().all():
-        raise GradientError(f"what the defence answers {NOT_FINITE}")
-    return logits.reshape(len(query.noises), len(query.images), -1)
+    return torch.cat(found).reshape(len(query.noises), len(query.images), -1)
+
+
+def _derivative(losses: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+    """d sum of losses / d logits, in their shape."""
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        return differentiate(losses(leaf).sum(), [leaf])[0]
+
+
+def _share(criterion: Criterion, index: Tensor, draws: int, logits: Tensor) -> Tensor:
+    """What rows add to the mean of the draws' losses."""
+    return criterion(logits, index) / draws
+
+
+def _cotangent(logits: Tensor, criterion: Criterion, average: Average) -> Tensor:
+    """d expected loss / d logits (N, B, classes)."""
+    return _derivative(lambda x: expected_loss(x, criterion, average), logits)
+
+
+def _halves(parts: Tensor) -> list[Tensor]:
+    """Sums over the first and over the second half of the draws (N, ...); of one draw, itself."""
+    cut = len(parts) // 2
+    return [half.sum(0) for half in (parts[:cut], parts[cut:]) if len(half)]

@@ -18,6 +18,10 @@ NOT_FINITE = (
     "holds NaN or infinite values: attack nothing with it (float16 overflows easily: bfloat16 has"
     " the range of float32)"
 )
+ADVICE = (
+    "look for a detach, a rounding or a clamp in it, try the loss margin, or attack it without"
+    " gradients (hetpure.attacks.Square) or past what hides them (hetpure.attacks.BPDA)"
+)
 S = TypeVar("S")
 Advance = Callable[..., Tensor]
 
@@ -172,17 +176,23 @@ class StraightThrough(torch.autograd.Function):
 
 def input_gradient(loss: Tensor, images: Tensor) -> Tensor:
     """d loss / d images (B, ...), checked: see `check_gradient`."""
-    return check_gradient(raw_gradient(loss, images))
+    return check_gradient(differentiate(loss, [images])[0])
 
 
-def raw_gradient(loss: Tensor, images: Tensor) -> Tensor:
-    """d loss / d images; where the loss does not hang on the images that is an error."""
-    gradient = None
-    if loss.requires_grad:
-        (gradient,) = torch.autograd.grad(loss, images, allow_unused=True)
-    if gradient is None:
-        raise GradientError("the loss does not depend on the image: a step of it is detached")
-    return gradient
+def differentiate(
+    output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor | None = None
+) -> list[Tensor]:
+    """Gradients of the output in each input. Where it does not hang on the first, the images, that
+    is an error; in another it is zero then."""
+    found: list[Tensor | None] = [None]
+    if output.requires_grad:
+        found = list(torch.autograd.grad(output, inputs, cotangent, allow_unused=True))
+    if found[0] is None:
+        raise GradientError(f"the loss does not depend on the image: a step is detached; {ADVICE}")
+    return [
+        torch.zeros_like(tensor) if part is None else part
+        for tensor, part in zip(inputs, found, strict=True)
+    ]
 
 
 def check_gradient(gradient: Tensor) -> Tensor:
@@ -193,5 +203,7 @@ def check_gradient(gradient: Tensor) -> Tensor:
     zero = ~gradient.flatten(1).any(1)
     if zero.any():
         count = f"{int(zero.sum())} of {len(zero)}"
-        raise GradientError(f"the gradient is zero for {count} images: the defence hides it")
+        raise GradientError(
+            f"the gradient is zero for {count} images: the defence hides it; {ADVICE}"
+        )
     return gradient

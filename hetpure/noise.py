@@ -83,10 +83,12 @@ def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw of a stream; `index` counts draws and fits 48 bits."""
+    """One draw of a stream; `index` counts draws and fits 48 bits. `negated` turns the signs of its
+    normal numbers around: the antithetic partner of the draw."""
 
     stream: Stream
     index: int = 0
+    negated: bool = False
 
     def __post_init__(self) -> None:
         _check("draw", self.index, 48)
@@ -144,15 +146,17 @@ def noise_for(images: Tensor, seed: int = 0) -> "RowNoise":
 class RowNoise:
     """Noise for the rows of a batch: one sample id and one pair of draws a row.
 
-    All fields but the seed are (N,) int64 tensors.
+    All fields but the seed are (N,) int64 tensors; a sign is that of the row's normal numbers.
     """
 
     seed: int
     samples: Tensor
     forward_stream: Tensor
     forward_draw: Tensor
+    forward_sign: Tensor
     reverse_stream: Tensor
     reverse_draw: Tensor
+    reverse_sign: Tensor
 
     @classmethod
     def stack(cls, noises: Sequence[Noise], samples: Tensor) -> "RowNoise":
@@ -168,8 +172,10 @@ class RowNoise:
             samples.repeat(len(noises)),
             per_row([int(noise.forward.stream) for noise in noises]),
             per_row([noise.forward.index for noise in noises]),
+            per_row([-1 if noise.forward.negated else 1 for noise in noises]),
             per_row([int(noise.reverse.stream) for noise in noises]),
             per_row([noise.reverse.index for noise in noises]),
+            per_row([-1 if noise.reverse.negated else 1 for noise in noises]),
         )
 
     def __len__(self) -> int:
@@ -209,7 +215,9 @@ class RowNoise:
         words = self.words(purpose, step, repeat, count + count % 2)
         radius = (-2 * _to_unit(words[:, 0::2]).log()).sqrt()
         angle = 2 * math.pi * _to_unit(words[:, 1::2])
+        sign = self.forward_sign if purpose in FORWARD_GROUP else self.reverse_sign
         pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
+        pairs = pairs * sign[:, None, None]
         return pairs.flatten(1)[:, :count].reshape(like.shape).to(like.dtype)
 
     def integers(self, purpose: Purpose, high: int, *, step: int = 0, repeat: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training of a clean classifier: the one to defend and the guide of ADDT."""
+"""Training of a classifier: clean, the one to defend and the guide of ADDT, or adversarial."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +11,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
+from hetpure.adversarial_training import AdversarialTraining, adversarial_loss, perturb
 from hetpure.augmentation import flip, shift
-from hetpure.noise import Noise, Stream
+from hetpure.noise import Noise, RowNoise, Stream
 from hetpure.weights.classifier import build_classifier
 from lightning_modules.compatibility import check_classifier
 
@@ -30,7 +31,8 @@ class ClassifierTraining(L.LightningModule):
         weight_decay: of SGD.
         label_smoothing: of the cross-entropy.
         shift_pixels: random translation of the training images; half of them are mirrored.
-        seed: of the addressed augmentation.
+        adversarial: adversarial training; None trains on clean images.
+        seed: of the addressed augmentation and perturbations.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class ClassifierTraining(L.LightningModule):
         weight_decay: float = 5e-4,
         label_smoothing: float = 0.0,
         shift_pixels: int = 2,
+        adversarial: AdversarialTraining | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -59,8 +62,10 @@ class ClassifierTraining(L.LightningModule):
         self.weight_decay = weight_decay
         self.label_smoothing = label_smoothing
         self.shift_pixels = shift_pixels
+        self.adversarial = adversarial
         self.seed = seed
         self.accuracy = MulticlassAccuracy(self.classifier.num_classes, average="micro")
+        self.robust_accuracy = MulticlassAccuracy(self.classifier.num_classes, average="micro")
 
     def on_fit_start(self) -> None:
         check_classifier(self.classifier, self.trainer.datamodule)  # type: ignore[attr-defined]
@@ -68,15 +73,35 @@ class ClassifierTraining(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         noise = Noise.of(self.seed, Stream.TRAIN, self.global_step).on(batch["sample"])
         images = shift(flip(batch["image"], noise), noise, self.shift_pixels)
-        loss = F.cross_entropy(
-            self.classifier(images), batch["label"], label_smoothing=self.label_smoothing
-        )
+        loss = self._loss(images, batch["label"], noise)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
+    def _loss(self, images: Tensor, labels: Tensor, noise: RowNoise) -> Tensor:
+        smoothing = self.label_smoothing
+        if self.adversarial is None:
+            return F.cross_entropy(self.classifier(images), labels, label_smoothing=smoothing)
+        return adversarial_loss(
+            self.classifier, images, labels, noise, self.adversarial, label_smoothing=smoothing
+        )
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        if self.adversarial is not None:
+            # Before the clean images: autocast keeps the weights it has cast, and older releases of
+            # torch cannot differentiate through those cast in Lightning's inference mode.
+            adversarial = self._perturb_fixed(batch, self.adversarial)
+            self.robust_accuracy(self.classifier(adversarial), batch["label"])
+            self.log("validation/robust_accuracy", self.robust_accuracy, prog_bar=True)
         self.accuracy(self.classifier(batch["image"]), batch["label"])
         self.log("validation/accuracy", self.accuracy, prog_bar=True, on_epoch=True, on_step=False)
+
+    def _perturb_fixed(self, batch: dict[str, Tensor], against: AdversarialTraining) -> Tensor:
+        """The training attack under fixed noise: comparable over time."""
+        with torch.inference_mode(False), torch.enable_grad():
+            # Copies, since no graph may hold inference mode's own tensors.
+            image, label, sample = (batch[key].clone() for key in ("image", "label", "sample"))
+            noise = Noise.of(self.seed, Stream.PROBE).on(sample)
+            return perturb(self.classifier, image, label, noise, against)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimiser = torch.optim.SGD(

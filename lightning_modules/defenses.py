@@ -29,6 +29,8 @@ class DefenseConfig:
         denoiser: key of the diffusion weights in `denoisers`.
         mask: attention mask of a heterogeneous purifier.
         gradient: policy of the gradient; see `hetpure.gradients.Execution`.
+        classifier: packaged name or folder of a classifier of its own, in place of the one that
+            all rows share.
         surrogate: a purifier that the attack differentiates in place of the defence's own, as
             published evaluations did. Weaker than the full attack, and the results say so.
     """
@@ -38,6 +40,7 @@ class DefenseConfig:
     mask: AttentionMask = field(default_factory=AttentionMask)
     gradient: Policy = "auto"
     surrogate: Purifier | None = None
+    classifier: str | None = None
 
     def build(
         self, classifier: Classifier, denoiser: Denoiser | None

@@ -15,7 +15,8 @@ from hetpure.errors import InputError
 from hetpure.report.certificate import certificates_table
 from hetpure.report.plan import duration, plan_tables, total_seconds
 from lightning_modules.cli import make_cli, with_default_config
-from lightning_modules.evaluation import RobustnessEvaluation, SaveRunConfig
+from lightning_modules.evaluation import RobustnessEvaluation
+from lightning_modules.run_config import SaveRunConfig, chosen_before
 
 DEFAULT = Path(__file__).parent.parent / "configs" / "evaluate" / "quick.yaml"
 Batch = dict[str, Tensor]
@@ -50,6 +51,7 @@ class EvaluationCLI(LightningCLI):
         self.datamodule.setup("test")
         batch = next(iter(self.datamodule.test_dataloader()))
         batch = {key: value.to(self.model.device) for key, value in batch.items()}
+        self.model.execution = chosen_before(self.model.folder.path) or self.model.execution
         self.model.prepare(self.datamodule, batch)
         self.config.model.execution = {
             name: asdict(execution) for name, execution in self.model.execution.items()

@@ -1,40 +1,33 @@
 """A progress bar in the unit of cost, with the accuracy so far."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hetpure.attacks import Attack
+from hetpure.attacks import Monitor
 from hetpure.defense import Defense
-from hetpure.evaluation.protocol import CLEAN, Protocol, Record
+from hetpure.evaluation.protocol import Cell, Protocol, Record
+from hetpure.gradients import Execution
+from lightning_modules.rows import Row
 
 BACKWARD = 2  # forward passes that a backward pass costs, about
 
 
 class AttackProgress:
-    """One bar for all defences together, in forward passes of the networks."""
+    """One bar for all rows together, in forward passes of the networks."""
 
-    def __init__(
-        self,
-        attack: Attack,
-        protocol: Protocol,
-        defenses: dict[str, Defense],
-        attacked: dict[str, Defense],
-        images: int,
-    ) -> None:
+    def __init__(self, rows: Sequence[Row], protocol: Protocol, images: int) -> None:
         self.images = images
-        self.weights = {
-            name: (self._passes(defense, False), self._passes(attacked[name], True))
-            for name, defense in defenses.items()
-        }
-        self.correct: dict[str, list[float]] = {name: [] for name in defenses}
-        total = sum(
-            self.weights[name][1] * attack.purifications(attacked[name])
-            + self.weights[name][0] * protocol.purifications(defense, attack.candidates)
-            for name, defense in defenses.items()
-        )
+        self.correct: dict[tuple[str, str], list[float]] = {}
+        total = 0
+        for row in rows:
+            total += images * protocol.purifications(row.defense) * answering(row.defense)
+            for cell in row.cells:
+                count = images if cell.limit is None else min(cell.limit, images)
+                total += count * work(row, cell, protocol)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -44,7 +37,7 @@ class AttackProgress:
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
-        self.task = self.bar.add_task("gradient certificates", total=images * total)
+        self.task = self.bar.add_task("gradient certificates", total=total)
 
     def start(self) -> None:
         self.bar.start()
@@ -52,33 +45,63 @@ class AttackProgress:
     def stop(self) -> None:
         self.bar.stop()
 
-    def of(self, name: str) -> Callable[[int, bool], None]:
-        """What evaluate_block tells its progress to, for one defence."""
-        done = len(self.correct[name])
-        robust = f", robust so far {100 * np.mean(self.correct[name]):.0f}%" if done else ""
-        self.describe(f"{name}: {done}/{self.images} images{robust}")
-
-        def advance(rows: int, gradient: bool) -> None:
-            self.bar.advance(self.task, rows * self.weights[name][gradient])
-
-        return advance
-
-    def finished(self, name: str, records: Sequence[Record]) -> None:
-        """Takes a block's records into the accuracy so far."""
-        self.correct[name].extend(
-            float(np.mean([prediction == record.label for prediction in record.predictions]))
-            for record in records
-            if record.attack != CLEAN
-        )
-
     def describe(self, text: str) -> None:
         """What is computed now."""
         self.bar.update(self.task, description=text)
 
-    @staticmethod
-    def _passes(defense: Defense, gradient: bool) -> int:
-        """Forward passes that a purification costs; the classifier alone counts for one."""
-        if not gradient:
-            return max(1, defense.network_calls)
-        calls, differentiated = defense.gradient_calls()
-        return max(calls + BACKWARD * differentiated, 1 + BACKWARD)
+    def begun(self, row: Row, name: str, cell: Cell | None = None) -> "CellMonitor":
+        """What one cell, or the clean images, of a block tells of itself."""
+        so_far = self.correct.get((row.name, name), [])
+        accuracy = f", {100 * np.mean(so_far):.0f}% right" if so_far else ""
+        self.describe(f"{row.name}, {name}: {len(so_far)}/{self.images} images{accuracy}")
+        execution = None if cell is None else cell.attack.execution(row.attacked)
+        return CellMonitor(self, answering(row.defense), differentiating(row.attacked, execution))
+
+    def skipped(self, row: Row, cell: Cell, count: int, protocol: Protocol) -> None:
+        """A cell's block of so many images was finished by an earlier run."""
+        self.bar.advance(self.task, count * work(row, cell, protocol))
+
+    def finished(self, name: str, attack: str, records: Sequence[Record]) -> None:
+        """Takes a block's records into the accuracy so far."""
+        self.correct.setdefault((name, attack), []).extend(
+            float(np.mean([prediction == record.label for prediction in record.predictions]))
+            for record in records
+        )
+
+
+class CellMonitor(Monitor):
+    """Moves the bar, and keeps what the iterations say."""
+
+    def __init__(self, progress: AttackProgress, answer: int, gradient: int) -> None:
+        self.progress = progress
+        self.answer = answer
+        self.gradient = gradient
+        self.iterations: list[dict[str, Any]] = []
+
+    def rows(self, count: int) -> None:
+        self.progress.bar.advance(self.progress.task, count * self.gradient)
+
+    def answered(self, count: int) -> None:
+        self.progress.bar.advance(self.progress.task, count * self.answer)
+
+    def iteration(self, number: int, **values: float) -> None:
+        self.iterations.append({"iteration": number, **values})
+
+
+def work(row: Row, cell: Cell, protocol: Protocol) -> int:
+    """Forward passes that a cell costs for one image."""
+    attack, attacked = cell.attack, row.attacked
+    gradient = differentiating(attacked, attack.execution(attacked))
+    asked = attack.queries(attacked, cell.known) + protocol.purifications(row.defense, cell)
+    return attack.purifications(attacked, cell.known) * gradient + asked * answering(row.defense)
+
+
+def answering(defense: Defense) -> int:
+    """Forward passes of one answer; the classifier alone counts for one."""
+    return max(1, defense.network_calls)
+
+
+def differentiating(defense: Defense, execution: Execution | None) -> int:
+    """Forward passes that a gradient costs."""
+    calls, differentiated = defense.gradient_calls(execution)
+    return max(calls + BACKWARD * differentiated, 1 + BACKWARD)

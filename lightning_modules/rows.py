@@ -1,7 +1,7 @@
 """The rows of an evaluation, built: what is evaluated, what is attacked, and their certificates."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.evaluation.certificate import certify_defense
 from hetpure.evaluation.cost import Phase, Stopwatch, certificate_phase, phases, resolve
-from hetpure.evaluation.protocol import Protocol
+from hetpure.evaluation.protocol import Cell, Protocol
 from hetpure.gradients import APPROXIMATIONS, Execution
 from hetpure.report.plan import RowPlan
 from lightning_modules.defenses import DefenseConfig, differing
@@ -25,13 +25,14 @@ class Row:
     """One row of the table.
 
     `defense` is evaluated, `surrogate` attacked in its place where there is one; `plain` are both
-    with the diffusion network as it is, not accelerated.
+    with the diffusion network as it is, not accelerated. `cells` are the attacks on it.
     """
 
     name: str
     defense: Defense
     surrogate: Defense | None
     plain: tuple[Defense, Defense | None]
+    cells: list[Cell] = field(default_factory=list)
 
     @property
     def attacked(self) -> Defense:
@@ -81,7 +82,7 @@ class Row:
             ).as_dict()
         return found
 
-    def plan(self, images: Tensor, attack: Attack, protocol: Protocol, count: int) -> RowPlan:
+    def plan(self, images: Tensor, protocol: Protocol, count: int) -> RowPlan:
         """What `count` images cost in blocks like `images` (B, C, H, W)."""
         answering = attacked = Stopwatch(self.defense, images)
         if self.surrogate is not None:
@@ -100,7 +101,7 @@ class Row:
         size = used.execution.micro_batch or 1
         forward, both = attacked.step(size)
         return RowPlan(
-            phases=phases(answering, attacked, attack, protocol, count),
+            phases=phases(answering, attacked, self.cells, protocol, count),
             execution=used.execution,
             call_seconds=(forward / size, both / size),
             footprint=used.footprint(images),
@@ -132,10 +133,12 @@ class Row:
 def build_rows(
     configs: Mapping[str, DefenseConfig],
     classifier: Classifier,
+    classifiers: Mapping[str, Classifier],
     denoisers: Mapping[str, Denoiser],
     acceleration: Acceleration,
 ) -> dict[str, Row]:
-    """Every row by name; rows share the networks, accelerated ones too."""
+    """Every row by name; rows share the networks, accelerated ones too. `classifiers` are those
+    that rows name for themselves."""
     fast = {key: accelerate(denoiser, acceleration) for key, denoiser in denoisers.items()}
     rows = {}
     for name, config in configs.items():
@@ -145,9 +148,10 @@ def build_rows(
                 f"--model.defenses.{name}.denoiser {key!r} is not among --model.denoisers"
                 f" ({', '.join(denoisers)})"
             )
-        plain = config.build(classifier, None if key is None else denoisers[key])
+        own = classifier if config.classifier is None else classifiers[config.classifier]
+        plain = config.build(own, None if key is None else denoisers[key])
         used = plain
         if key is not None and acceleration.active:
-            used = config.build(classifier, fast[key])
+            used = config.build(own, fast[key])
         rows[name] = Row(name, *used, plain)
     return rows

@@ -11,10 +11,16 @@ ROOT = Path(__file__).parent.parent
 # A file may import from its own floor and from those below; first match wins.
 FLOORS = (
     ("hetpure.errors", "hetpure.numbers", "hetpure.images"),
-    ("hetpure.noise", "hetpure.schedule"),
-    ("hetpure.samplers", "hetpure.denoiser", "hetpure.classifiers", "hetpure.augmentation"),
+    ("hetpure.noise", "hetpure.schedule", "hetpure.saved_images"),
+    (
+        "hetpure.samplers",
+        "hetpure.denoiser",
+        "hetpure.classifiers",
+        "hetpure.augmentation",
+        "hetpure.geometry",
+    ),
     ("hetpure.weights",),
-    ("hetpure.purifiers", "hetpure.attention", "hetpure.addt"),
+    ("hetpure.purifiers", "hetpure.attention", "hetpure.addt", "hetpure.adversarial_training"),
     ("hetpure.gradients", "hetpure.memory", "hetpure.adjoint"),
     ("hetpure.defense",),
     ("hetpure.expectation", "hetpure.certificate", "hetpure.acceleration"),

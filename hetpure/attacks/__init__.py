@@ -1,6 +1,6 @@
-"""Attacks: functions of a defence, images, labels and noise. They know nothing of diffusion."""
+"""Attacks: functions of a defence, images, labels and noise addresses."""
 
-from hetpure.attacks.attack import Attack
+from hetpure.attacks.attack import Addresses, Attack, Monitor, Threat
 from hetpure.attacks.pgd import PGD
 
-__all__ = ["PGD", "Attack"]
+__all__ = ["PGD", "Addresses", "Attack", "Monitor", "Threat"]

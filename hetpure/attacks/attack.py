@@ -1,12 +1,84 @@
 """What an attack is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from hetpure.defense import Defense
-from hetpure.noise import Noise
+from hetpure.errors import InputError
+from hetpure.geometry import Norm, norms
+from hetpure.gradients import Execution
+from hetpure.noise import Group, Noise, attack_draw
+
+# Of float32: an image plus an offset of exactly epsilon is rounded to the nearest pixel value.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Threat:
+    """What an adversarial image may be: within `epsilon` of the image in a norm, pixel units."""
+
+    norm: Norm
+    epsilon: float
+
+    def __str__(self) -> str:
+        return f"{NAMES[self.norm]} {self.epsilon}"
+
+
+NAMES: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where an attack on a block finds its noise.
+
+    Args:
+        samples: ids of the images (B,).
+        noise: what the defence will run with, as far as the attacker knows it.
+        known: the groups of it that the attacker knows: none is white-box, both is the
+            deterministic white box (DW-both). The attack draws the others itself.
+        member: number of the attack within an ensemble, so that no two members share draws.
+    """
+
+    samples: Tensor
+    noise: Noise
+    known: tuple[Group, ...] = ()
+    member: int = 0
+
+    def draws(
+        self, restart: int, iteration: int, count: int, *, antithetic: bool = False
+    ) -> list[Noise]:
+        """The attack's noises of one iteration; antithetic ones come in pairs of opposite sign."""
+        found = []
+        for k in range(count):
+            draw = attack_draw(self.member, restart, iteration, k // 2 if antithetic else k)
+            if antithetic and k % 2:
+                draw = replace(draw, negated=True)
+            found.append(self.noise.redraw(draw, keep=self.known))
+        return found
+
+    def take(self, index: Tensor) -> "Addresses":
+        """Those of some images, (R,) int64."""
+        return replace(self, samples=self.samples[index])
+
+
+class Monitor:
+    """Hears what an attack does; this one does not listen."""
+
+    def rows(self, count: int) -> None:
+        """So many rows were differentiated."""
+
+    def answered(self, count: int) -> None:
+        """So many rows were answered without a gradient."""
+
+    def iteration(self, number: int, **values: float) -> None:
+        """Means over the block of one iteration, as its loss."""
+
+
+SILENT = Monitor()
 
 
 class Attack(ABC):
@@ -19,29 +91,44 @@ class Attack(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """Norm, radius and budget in a few words."""
-
-    @abstractmethod
-    def weaker_than_full(self) -> list[str]:
-        """What of the budget is below the published full attack."""
+        """Threat and budget in a few words."""
 
     @property
     @abstractmethod
-    def candidates(self) -> int:
+    def threat(self) -> Threat | None:
+        """The ball that candidates lie in; None for an attack that moves images otherwise."""
+
+    def weaker_than_full(self) -> list[str]:
+        """What of the budget is below the published full attack."""
+        return []
+
+    def notes(self, classes: int) -> list[str]:
+        """What it does otherwise than asked, for a classifier of so many classes."""
+        return []
+
+    def variants(self, defense: Defense) -> "dict[str, Attack]":
+        """Attacks that are one by one what this one is together, by what tells them apart."""
+        return {"": self}
+
+    @abstractmethod
+    def candidates(self, defense: Defense) -> int:
         """Adversarial candidates an image."""
 
     @abstractmethod
-    def purifications(self, defense: Defense) -> int:
+    def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
         """Purifications that are differentiated for one image."""
 
-    @abstractmethod
-    def draws(self, defense: Defense) -> int:
-        """Noise draws of one image that are differentiated at once; a deterministic defence needs
-        one."""
+    def queries(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
+        """Purifications without a gradient for one image."""
+        return 0
 
-    def network_calls(self, defense: Defense) -> int:
-        """Forward network calls for one image, recomputed ones too."""
-        return self.purifications(defense) * defense.gradient_calls()[0]
+    @abstractmethod
+    def draws(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
+        """Noise draws of one image that are asked at once; where nothing is unknown one is all."""
+
+    def execution(self, defense: Defense) -> Execution | None:
+        """How it differentiates the defence, where that is not the defence's own execution."""
+        return None
 
     @abstractmethod
     def __call__(
@@ -49,12 +136,52 @@ class Attack(ABC):
         defense: Defense,
         images: Tensor,
         labels: Tensor,
-        samples: Tensor,
-        noise: Noise,
+        addresses: Addresses,
         *,
-        progress: Callable[[int], None] = lambda rows: None,
+        monitor: Monitor = SILENT,
     ) -> Tensor:
         """(N, B, C, H, W) candidates inside the ball and [0, 1], N per image, for images
-        (B, C, H, W) in pixel [0, 1], labels (B,) and sample ids (B,). Draws of the attack stream
-        replace those of `noise`; `progress` is told how many rows were
-        differentiated."""
+        (B, C, H, W) in pixel [0, 1] and labels (B,)."""
+
+
+def unknown_groups(defense: Defense, known: tuple[Group, ...]) -> frozenset[Group]:
+    """The groups of noise that a defence draws and an attacker does not know."""
+    return defense.groups - frozenset(known)
+
+
+def check_candidates(
+    candidates: Tensor, images: Tensor, samples: Tensor, threat: Threat | None
+) -> None:
+    """Asserts that candidates (N, B, C, H, W) are pixels in [0, 1] and in the ball around their
+    images; the first that is not is named by its sample id."""
+    finite = candidates.isfinite().flatten(2).all(2)
+    pixels = ((candidates >= 0) & (candidates <= 1)).flatten(2).all(2)
+    inside = torch.ones_like(pixels)
+    if threat is not None:
+        offsets = (candidates - images).flatten(0, 1)
+        size = offsets.abs().amax((1, 2, 3)) if threat.norm == "linf" else norms(offsets).flatten()
+        allowed = threat.epsilon + ROUNDING * (
+            1 if threat.norm == "linf" else max(float(size.max()), 1.0)
+        )
+        inside = (size <= allowed).reshape(pixels.shape)
+    for good, what in (
+        (finite, "holds NaN or infinite pixels"),
+        (pixels, "has pixels outside [0, 1]"),
+        (inside, f"lies outside the ball {threat}"),
+    ):
+        if not good.all():
+            number, row = (int(k) for k in (~good).nonzero()[0])
+            raise AssertionError(
+                f"the attack's candidate {number} of sample {int(samples[row])} {what}"
+            )
+
+
+def check_labels(labels: Tensor, samples: Tensor, classes: int) -> None:
+    """InputError unless every label (B,) is a class, 0 to classes - 1."""
+    bad = (labels < 0) | (labels >= classes)
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise InputError(
+            f"sample {int(samples[row])} has the label {int(labels[row])}: the classifier knows"
+            f" classes 0 to {classes - 1}; give it data with its own labels"
+        )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hetpure.certificate import Certificate, certify, cosines
 from hetpure.defense import Defense
-from hetpure.expectation import Loss, Query, expected_gradient
+from hetpure.expectation import Criterion, Query, expected_gradient
 from hetpure.gradients import APPROXIMATIONS, Execution
 from hetpure.memory import budget_bytes
 from hetpure.noise import Noise, Purpose, RowNoise, Stream
@@ -56,13 +56,14 @@ def certify_defense(
     evaluated = defense or plain
     noises = [Noise.of(seed, Stream.PROBE, k) for k in range(draws(attacked, plain, len(images)))]
     query = Query(images.detach(), samples, evaluated.mask(images, samples), noises)
-    ours = expected_gradient(attacked, query, _loss(query))
+    ours = expected_gradient(attacked, query, _loss(query)).gradient
     exact = _exact_gradient(evaluated, query)
     cosine = float(cosines(ours[:IMAGES], exact).mean())
     certificate = replace(certificate, cosine_to_exact=cosine)
     if plain is not attacked:
         how = plain_execution(used)
-        cosine_of = cosines(ours, expected_gradient(plain, query, _loss(query), execution=how))
+        float32 = expected_gradient(plain, query, _loss(query), execution=how).gradient
+        cosine_of = cosines(ours, float32)
         certificate = replace(
             certificate,
             cosine_to_float32=float(cosine_of.mean()),
@@ -134,13 +135,13 @@ def _weights(logits: Tensor, noise: RowNoise) -> Tensor:
     return noise.normal(Purpose.START, logits)
 
 
-def _loss(query: Query) -> Loss:
-    """The weighted logits of rows, summed."""
+def _loss(query: Query) -> Criterion:
+    """The weighted logits of each row."""
     of_images = query.noises[0].on(query.samples)
 
     def loss(logits: Tensor, index: Tensor) -> Tensor:
         weights = _weights(logits.new_empty(len(query.images), logits.shape[1]), of_images)
-        return SMALL * (weights[index] * logits).sum()
+        return SMALL * (weights[index] * logits).sum(1)
 
     return loss
 
@@ -151,6 +152,5 @@ def _exact_gradient(defense: Defense, query: Query) -> Tensor:
     mask = None if query.mask is None else query.mask[:IMAGES].cpu().double()
     images, samples = query.images[:IMAGES].cpu().double(), query.samples[:IMAGES].cpu()
     few = Query(images, samples, mask, query.noises)
-    return expected_gradient(
-        double, few, _loss(few), execution=replace(REFERENCE, micro_batch=IMAGES)
-    )
+    how = replace(REFERENCE, micro_batch=IMAGES)
+    return expected_gradient(double, few, _loss(few), execution=how).gradient

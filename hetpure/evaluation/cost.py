@@ -4,7 +4,7 @@ is timed here, and memory is measured on one."""
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +20,10 @@ from hetpure.evaluation.certificate import (
     plain_execution,
     policies,
 )
-from hetpure.evaluation.protocol import Protocol
+from hetpure.evaluation.protocol import CLEAN, Cell, Protocol
 from hetpure.gradients import Execution
 from hetpure.memory import budget_bytes, choose
-from hetpure.noise import noise_for
+from hetpure.noise import Group, noise_for
 
 REPEATS = 3
 # A row's time hardly falls beyond these rows (measured on a CPU, assumed of accelerators): larger
@@ -126,39 +126,54 @@ def resolve(
 
 
 def phases(
-    answering: Stopwatch, attacked: Stopwatch, attack: Attack, protocol: Protocol, images: int
+    answering: Stopwatch,
+    attacked: Stopwatch,
+    cells: Sequence[Cell],
+    protocol: Protocol,
+    images: int,
 ) -> list[Phase]:
-    """The parts of an evaluation of one defence in order, certificates left out."""
-    defense = answering.defense
-    report = protocol.draws(defense, protocol.report_draws)
-    select = protocol.draws(defense, protocol.selection_draws) * (attack.candidates + 1)
+    """The parts of an evaluation of one defence in order, certificates left out: the clean images,
+    then each attack with its selection and report."""
+    defense, target = answering.defense, attacked.defense
     size = defense.execution.micro_batch or len(answering.images)
     call = answering.step(size)[0] / size
     answer = defense.network_calls * call + answering.classifier()[0]
     masks = answering.mask()
+    query = target.network_calls * attacked.step(size)[0] / size + attacked.classifier()[0]
+    asked = images * protocol.purifications(defense)
+    seconds = asked * answer + 2 * images * masks
+    found = [Phase(CLEAN, asked * defense.network_calls, 0, seconds)]
+    for cell in cells:
+        count = images if cell.limit is None else min(cell.limit, images)
+        attack = cell.attack
+        gradients = count * attack.purifications(target, cell.known)
+        asked = count * protocol.purifications(defense, cell)
+        queries = count * attack.queries(target, cell.known)
+        calls, differentiated = target.gradient_calls(attack.execution(target))
+        looks = attack.candidates(target) + 1 + 2 * bool(cell.known)
+        found.append(
+            Phase(
+                cell.name,
+                gradients * calls + queries * target.network_calls + asked * defense.network_calls,
+                gradients * differentiated,
+                gradients * _gradient(attacked, attack, cell.known)
+                + queries * query
+                + asked * answer
+                + count * looks * masks,
+            )
+        )
+    return found
 
-    def answers(name: str, draws: int, asked: int) -> Phase:
-        seconds = images * (draws * answer + asked * masks)
-        return Phase(name, images * draws * defense.network_calls, 0, seconds)
 
-    return [
-        answers("standard", report, 1),
-        _attack(attacked, attack, images),
-        answers("selection", select, attack.candidates + 1),
-        answers("robust", report, 1),
-    ]
-
-
-def _attack(stopwatch: Stopwatch, attack: Attack, images: int) -> Phase:
+def _gradient(stopwatch: Stopwatch, attack: Attack, known: tuple[Group, ...]) -> float:
+    """Seconds of one differentiated purification of one image, its share of the mask included."""
     defense = stopwatch.defense
-    size = defense.execution.micro_batch or len(stopwatch.images) * attack.draws(defense)
+    draws = attack.draws(defense, known)
+    size = defense.execution.micro_batch or len(stopwatch.images) * draws
     forward, both = (seconds / size for seconds in stopwatch.step(size))
-    calls, differentiated = defense.gradient_calls()
-    gradient = (calls - differentiated) * forward + differentiated * both
-    gradient += stopwatch.classifier()[1]
-    count = images * attack.purifications(defense)
-    seconds = count * (gradient + stopwatch.mask() / attack.draws(defense))
-    return Phase("attack", count * calls, count * differentiated, seconds)
+    calls, differentiated = defense.gradient_calls(attack.execution(defense))
+    purification = (calls - differentiated) * forward + differentiated * both
+    return purification + stopwatch.classifier()[1] + stopwatch.mask() / draws
 
 
 def certificate_phase(

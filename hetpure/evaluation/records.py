@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-from torch import Tensor
-
+from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Record
 
-RECORDS, TIMING, RESULTS = "records.jsonl", "timing.jsonl", "results.json"
+RECORDS, TIMING, RESULTS, CONFIG = "records.jsonl", "timing.jsonl", "results.json", "config.yaml"
+ITERATIONS, SESSIONS = "iterations.jsonl", "sessions.jsonl"
 
 
 class RunFolder:
@@ -22,30 +21,52 @@ class RunFolder:
         self.path = path
 
     def append_records(self, records: Iterable[Record]) -> None:
-        """Appends a finished block's lines, flushed to the disk."""
+        """Appends the lines of a block under one attack, flushed to the disk."""
         self._append(RECORDS, [record.as_dict() for record in records])
 
     def append_timing(self, entry: dict[str, Any]) -> None:
         self._append(TIMING, [entry])
 
-    def write_images(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Float32 images of one block, as `images/<name>.safetensors`."""
-        folder = self.path / "images"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
-            folder / f"{name}.safetensors",
-        )
+    def append_iterations(self, entries: list[dict[str, Any]]) -> None:
+        """What the attacks' iterations said of themselves."""
+        self._append(ITERATIONS, entries)
 
     def write_results(self, results: dict[str, Any]) -> None:
         (self.path / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
 
     def read_records(self) -> list[Record]:
-        """Every record written so far."""
-        return [Record(**entry) for entry in self._read(RECORDS)]
+        """Every record written so far, one a sample and attack: a block that was computed anew
+        after a stop gives the same again."""
+        records = [Record(**entry) for entry in self._read(RECORDS)]
+        return list({(r.defense, r.attack, r.sample): r for r in records}.values())
 
     def read_timing(self) -> list[dict[str, Any]]:
         return self._read(TIMING)
+
+    def read_iterations(self) -> list[dict[str, Any]]:
+        return self._read(ITERATIONS)
+
+    def append_session(self, provenance: dict[str, Any]) -> None:
+        """A start of the run: the first one, or one that goes on."""
+        self._append(SESSIONS, [provenance])
+
+    def read_sessions(self) -> list[dict[str, Any]]:
+        return self._read(SESSIONS)
+
+    def finished(self) -> dict[tuple[str, str], dict[int, int]]:
+        """By defence and attack, the samples with a record, and on how many selection draws the
+        defence was right on what it reports. A last line that a stopped run left torn is
+        cut off; a sample whose line it was is computed anew with its block."""
+        path = self.path / RECORDS
+        if path.exists():
+            content = path.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            if whole != content:
+                os.truncate(path, len(whole))
+        found: dict[tuple[str, str], dict[int, int]] = {}
+        for record in self.read_records():
+            found.setdefault((record.defense, record.attack), {})[record.sample] = record.kept
+        return found
 
     def _append(self, name: str, entries: list[dict[str, Any]]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -55,5 +76,17 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def _read(self, name: str) -> list[dict[str, Any]]:
-        lines = (self.path / name).read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        path = self.path / name
+        return read_lines(path) if path.exists() else []
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The entries of a file of JSON lines. A last line that a killed run left torn is no entry."""
+    text = path.read_text()
+    found = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise InputError(f"{path}, line {number}, is no JSON: restore the file") from None
+    return found

@@ -3,7 +3,7 @@
 import platform
 import resource
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,66 +12,98 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hetpure.evaluation.protocol import CLEAN, Record
+from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
 from hetpure.evaluation.statistics import (
     Estimate,
+    attack_success,
+    majority,
     mean_accuracy,
     paired_difference,
     vote_accuracy,
+    worst_accuracy,
 )
 
-SCHEMA = 2
-PACKAGES = ("lightning", "diffusers", "numpy", "scipy")
+SCHEMA = 3
+PACKAGES = ("lightning", "diffusers", "numpy", "scipy", "pyautoattack")
 
 
 def protocols(records: Sequence[Record]) -> dict[str, Estimate]:
-    """`single` and `vote` of one defence's records under one attack."""
+    """`single`, `vote` and `worst` of one defence's records under one attack; `locked` alone where
+    the attacker knew noise."""
+    if records[0].known:
+        return {"locked": mean_accuracy(draws_right(records))}
     predictions = np.array([record.predictions for record in records])
     labels = np.array([record.label for record in records])
     return {
-        "single": mean_accuracy(_right(records)),
+        "single": mean_accuracy(draws_right(records)),
         "vote": vote_accuracy(predictions, labels),
+        "worst": worst_accuracy(draws_right(records)),
+    }
+
+
+def worst(attacks: Mapping[str, Sequence[Record]]) -> list[Record]:
+    """Of each sample that every attack has, its record with the fewest selection draws right; the
+    first of equals."""
+    by_sample = [{record.sample: record for record in rows} for rows in attacks.values()]
+    common = [sample for sample in by_sample[0] if all(sample in rows for rows in by_sample)]
+    return [
+        min((rows[sample] for rows in by_sample), key=lambda record: record.kept)
+        for sample in common
+    ]
+
+
+def of_threat(attacks: Mapping[str, Sequence[Record]]) -> dict[str, Sequence[Record]]:
+    """The attacks whose candidates `robust` chooses among: white-box ones in the ball of the first
+    of them. An attacker who knows noise and one who moves images otherwise stand for themselves."""
+    threat = next(iter(attacks.values()))[0].threat
+    return {
+        name: rows
+        for name, rows in attacks.items()
+        if rows[0].threat == threat and not rows[0].known
     }
 
 
 def summarise(records: Sequence[Record], baseline: str | None = None) -> dict[str, dict[str, Any]]:
-    """By defence: `clean`, `attacks.<name>`, `robust` and what was spent.
+    """By defence: `clean`, `null_attack`, `attacks.<name>`, `robust` and what was spent.
 
     Where a baseline is named, also each other defence's `difference` from it: mean accuracies over
     the same samples, paired.
 
-    `robust` is the per-sample worst over the attacks: of each sample's records the one with the
-    fewest selection draws right.
+    `robust` is the per-sample worst over the attacks in one ball that have all samples;
+    `robust_by_all` over those that have only the first samples too, on these.
     """
     summary: dict[str, dict[str, Any]] = {}
     right: dict[str, dict[str, NDArray[np.bool_]]] = {}
     samples: dict[str, list[int]] = {}
     for name in dict.fromkeys(record.defense for record in records):
         own = [record for record in records if record.defense == name]
-        attacks = {
-            attack: [record for record in own if record.attack == attack]
-            for attack in dict.fromkeys(record.attack for record in own)
-        }
+        attacks = by_attack(own)
         clean = attacks.pop(CLEAN)
-        worst = [
-            min(rows, key=lambda record: record.selection[record.chosen])
-            for rows in zip(*attacks.values(), strict=True)
-        ]
+        null = attacks.pop(NULL, None)
+        audited = {key: attacks.pop(key) for key in list(attacks) if key.startswith(AUDIT)}
+        inside = of_threat(attacks)
+        whole = {key: rows for key, rows in inside.items() if len(rows) == len(clean)}
+        chosen = worst(whole)
         summary[name] = {
             "samples": len(clean),
             "clean": _as_dicts(protocols(clean)),
-            "attacks": {attack: _as_dicts(protocols(rows)) for attack, rows in attacks.items()},
-            "robust": _as_dicts(protocols(worst)),
+            "null_attack": None if null is None else null_attack(clean, null),
+            "attacks": {key: attack_summary(clean, rows) for key, rows in attacks.items()},
+            "robust": robust(clean, chosen, whole),
+            "robust_by_all": None
+            if len(whole) == len(inside)
+            else robust(clean, worst(inside), inside),
             "perturbation": {
-                "max_linf": max(record.linf for record in worst),
-                "max_l2": max(record.l2 for record in worst),
+                "max_linf": max(record.linf for record in chosen),
+                "max_l2": max(record.l2 for record in chosen),
             },
-            "mask_coverage": {"clean": coverage(clean), "adversarial": coverage(worst)},
+            "mask_coverage": {"clean": coverage(clean), "adversarial": coverage(chosen)},
             "network_calls": sum(record.network_calls for record in own),
+            "audit_calls": sum(r.network_calls for rows in audited.values() for r in rows),
         }
         right[name] = {
-            kind: _right(sorted(rows, key=lambda record: record.sample))  # pairs them
-            for kind, rows in (("clean", clean), ("robust", worst))
+            kind: draws_right(sorted(rows, key=lambda record: record.sample))  # pairs them
+            for kind, rows in (("clean", clean), ("robust", chosen))
         }
         samples[name] = sorted(record.sample for record in clean)
     if baseline is not None:
@@ -84,6 +116,57 @@ def summarise(records: Sequence[Record], baseline: str | None = None) -> dict[st
                     for kind, values in own_right.items()
                 }
     return summary
+
+
+def by_attack(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records of one defence by attack, in the order of their first."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.attack, []).append(record)
+    return found
+
+
+def attack_summary(clean: Sequence[Record], rows: Sequence[Record]) -> dict[str, Any]:
+    """One attack on one defence: its protocols, its success, the noise and the ball it knew."""
+    return {
+        **_as_dicts(protocols(rows)),
+        "success": success(clean, rows).as_dict(),
+        "known": list(rows[0].known),
+        "threat": rows[0].threat,
+        "max_linf": max(record.linf for record in rows),
+        "max_l2": max(record.l2 for record in rows),
+        "network_calls": sum(record.network_calls for record in rows),
+    }
+
+
+def robust(
+    clean: Sequence[Record], chosen: Sequence[Record], attacks: Mapping[str, Sequence[Record]]
+) -> dict[str, Any]:
+    """Protocols of a per-sample worst, which attacks it is over, and for how many samples each of
+    them was the one."""
+    return {
+        **_as_dicts(protocols(chosen)),
+        "success": success(clean, chosen).as_dict(),
+        "attacks": {name: sum(record.attack == name for record in chosen) for name in attacks},
+    }
+
+
+def success(clean: Sequence[Record], rows: Sequence[Record]) -> Estimate:
+    """Of the samples that the majority of draws has right, the share that it has wrong then."""
+    before = {record.sample: record for record in clean}
+    pairs = [(before[record.sample], record) for record in rows]
+    return attack_success(
+        np.array([_voted(first) for first, _ in pairs]),
+        np.array([_voted(second) for _, second in pairs]),
+    )
+
+
+def null_attack(clean: Sequence[Record], null: Sequence[Record]) -> dict[str, Any]:
+    """Accuracy under an attack of strength zero, on draws of its own, and its paired difference
+    from the clean one: an interval without 0 means that the counting itself moves accuracy."""
+    found, before = (sorted(rows, key=lambda record: record.sample) for rows in (null, clean))
+    difference = paired_difference(draws_right(found), draws_right(before))
+    return {**_as_dicts(protocols(null)), "difference": difference.as_dict()}
 
 
 def coverage(records: Sequence[Record]) -> float | None:
@@ -127,9 +210,14 @@ def _commit(root: Path) -> str | None:
     return result.stdout.strip()
 
 
-def _right(records: Sequence[Record]) -> NDArray[np.bool_]:
+def draws_right(records: Sequence[Record]) -> NDArray[np.bool_]:
     """(n, draws): which predictions are the label."""
     return np.array([[p == record.label for p in record.predictions] for record in records])
+
+
+def _voted(record: Record) -> bool:
+    """Whether the majority of its draws is the label."""
+    return bool(majority(np.array([record.predictions]))[0] == record.label)
 
 
 def _as_dicts(estimates: dict[str, Estimate]) -> dict[str, dict[str, Any]]:

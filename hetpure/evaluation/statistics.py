@@ -1,8 +1,8 @@
-"""Accuracies with 95% intervals."""
+"""Accuracies and their paired differences, with 95% intervals."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import hypot
+from math import hypot, sqrt
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,9 @@ def paired_difference(
     widened to the one that Wilson's intervals of both shares make (after Newcombe 1998: their
     distances from the shares, added as squares), at the nearest counts of samples. Draws are
     resampled independently for both, though they share noise: the interval is conservative.
+
+    There is no p-value: a bootstrap resamples what was seen, not what would be seen were there no
+    difference.
     """
     if len(correct) != len(baseline):
         raise ValueError(f"{len(correct)} and {len(baseline)} samples cannot be paired")
@@ -127,3 +130,86 @@ def vote_accuracy(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> 
     """Protocol `vote`: the majority of the draws; a tie counts as wrong."""
     correct = majority(predictions) == labels
     return wilson(int(correct.sum()), len(labels), predictions.shape[1])
+
+
+def worst_accuracy(correct: NDArray[np.bool_]) -> Estimate:
+    """Protocol `worst`: right in all draws of correct (n, draws); an attacker may resubmit."""
+    n, draws = correct.shape
+    return wilson(int(correct.all(1).sum()), n, draws)
+
+
+def attack_success(before: NDArray[np.bool_], after: NDArray[np.bool_], draws: int = 1) -> Estimate:
+    """Of the samples that are right before the attack, the share that is wrong after it.
+
+    Both are (n,), one outcome a sample: of several draws their majority vote (a tie is wrong), as
+    in protocol `vote`. A mean over draws, as in `single`, has no clean-correct samples to speak of.
+    Where nothing was right before, nothing is known: n is 0 and the interval [0, 1].
+    """
+    lost = ~after[before]
+    if lost.size == 0:
+        return Estimate(0.0, 0.0, 1.0, 0, draws)
+    return wilson(int(lost.sum()), lost.size, draws)
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Samples that only the first, or only the second, has right; and the two-sided p-value."""
+
+    only_first: int
+    only_second: int
+    p_value: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
+    """Exact McNemar test of two (n,) outcomes on the same samples.
+
+    Were both equally good, each sample that only one of them has right would be the first's with
+    probability 1/2: a binomial test of these. No such sample is no evidence: p = 1.
+    """
+    _, b, c, _ = _pairs(first, second)
+    return McNemar(b, c, float(binomtest(b, b + c).pvalue) if b + c else 1.0)
+
+
+def paired_proportions(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Difference:
+    """Share of `first` minus share of `second`, both (n,) outcomes on the same samples.
+
+    Newcombe's paired score interval (Statistics in Medicine 17, 1998, 2635-2650, method 10). With
+    both right a times, the first only b, the second only c and none d times, p1 = (a + b)/n and
+    p2 = (a + c)/n have Wilson's intervals [l1, u1] and [l2, u2], and
+
+        low  = p1 - p2 - sqrt((p1 - l1)^2 - 2 phi (p1 - l1)(u2 - p2) + (u2 - p2)^2)
+        high = p1 - p2 + sqrt((u1 - p1)^2 - 2 phi (u1 - p1)(p2 - l2) + (p2 - l2)^2)
+
+    where phi is the outcomes' correlation, its numerator ad - bc taken n/2 nearer to 0 where it is
+    positive, but not below 0; phi is 0 where a marginal is. At small n it covers more than 95%, but
+    down to 88% where the truth is that a few in a hundred differ, all one way: McNemar's exact
+    p-value is the stricter of the two there.
+    """
+    a, b, c, d = _pairs(first, second)
+    n = a + b + c + d
+    ours, theirs = wilson(a + b, n), wilson(a + c, n)
+    margins = (a + b) * (c + d) * (a + c) * (b + d)
+    agreement = float(a * d - b * c)
+    if agreement > 0:
+        agreement = max(agreement - n / 2, 0.0)
+    phi = agreement / sqrt(margins) if margins else 0.0
+
+    def joint(x: float, y: float) -> float:
+        return sqrt(max(x * x - 2 * phi * x * y + y * y, 0.0))
+
+    difference = (b - c) / n
+    low = difference - joint(ours.accuracy - ours.low, theirs.high - theirs.accuracy)
+    high = difference + joint(ours.high - ours.accuracy, theirs.accuracy - theirs.low)
+    return Difference(difference, max(low, -1.0), min(high, 1.0), n)
+
+
+def _pairs(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Samples that both have right, the first only, the second only, none."""
+    if first.shape != second.shape:
+        raise ValueError(f"{len(first)} and {len(second)} samples cannot be paired")
+    counts = (first & second, first & ~second, ~first & second, ~first & ~second)
+    a, b, c, d = (int(count.sum()) for count in counts)
+    return a, b, c, d

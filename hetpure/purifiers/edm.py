@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.noise import Purpose, RowNoise
+from hetpure.noise import Group, Purpose, RowNoise
 from hetpure.purifiers.purifier import Plan, Purifier, Step, check_strength, strength_index
 from hetpure.samplers import jump_forward
 from hetpure.schedule import CLEAN, Schedule
@@ -71,6 +71,11 @@ class EDMPurifier(Purifier):
             up = max(schedule.nearest(sigma * (1 + gamma)), t) if churned else t
             plan.append(Step(at=t, via=up, to=s, corrected=s != CLEAN))
         return tuple(plan)
+
+    def groups(self, plan: Plan) -> frozenset[Group]:
+        """Churning is the sampler's own noise."""
+        churned = any(step.via > step.at for step in plan)
+        return frozenset(("forward", "reverse") if churned else ("forward",))
 
     def advance(
         self,

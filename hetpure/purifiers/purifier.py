@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hetpure.denoiser import Denoiser, to_model, to_pixels
 from hetpure.errors import InputError, check_choice
-from hetpure.noise import Purpose, RowNoise
+from hetpure.noise import Group, Purpose, RowNoise
 from hetpure.samplers import DDIM, Sampler, add_noise, jump_forward
 from hetpure.schedule import CLEAN, Schedule
 
@@ -52,6 +52,10 @@ class Purifier(ABC):
     @abstractmethod
     def plan(self, schedule: Schedule) -> Plan:
         """The steps, known before any image."""
+
+    def groups(self, plan: Plan) -> frozenset[Group]:
+        """Which groups of noise the plan asks for; a purifier that does not know names both."""
+        return frozenset(("forward", "reverse"))
 
     def start(self, denoiser: Denoiser, images: Tensor, noise: RowNoise) -> Tensor:
         """Images (B, C, H, W) diffused to the first index of the plan."""
@@ -104,6 +108,11 @@ class GridPurifier(Purifier):
         given = [n for n in ("steps", "stride", "timesteps") if getattr(self, n) is not None]
         if len(given) > 1:
             raise InputError(f"{' and '.join(given)} contradict: give one, the purifier's grid")
+
+    def groups(self, plan: Plan) -> frozenset[Group]:
+        """The sampler's own noise is asked for where it is stochastic and the step is no last."""
+        drawn = self.sampler.stochastic and any(step.to != CLEAN for step in plan)
+        return frozenset(("forward", "reverse") if drawn else ("forward",))
 
     def advance(
         self,

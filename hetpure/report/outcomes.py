@@ -4,9 +4,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from hetpure.defense import Defense
-from hetpure.evaluation.protocol import Block, Outcome
+from hetpure.evaluation.protocol import Block
 from hetpure.noise import Noise, Stream
 from hetpure.report.figure import Panel
 
@@ -17,21 +18,21 @@ ROWS = 6
 def outcome_panels(
     defenses: Mapping[str, Defense],
     block: Block,
-    outcomes: Mapping[str, Outcome],
+    attacked: Mapping[str, Tensor],
     names: Sequence[str],
     seed: int,
 ) -> list[Panel]:
     """The first images clean, then for each defence with a purifier: adversarial, mask, purified.
-    `names` are those of the classes."""
+    `attacked` holds the adversarial images of each, `names` are those of the classes."""
     images, samples = block.images[:ROWS], block.samples[:ROWS]
     noise = Noise.of(seed, Stream.REPORT).on(samples)
     panels = [Panel("clean", images, [names[label] for label in block.labels[:ROWS].tolist()])]
-    for name, outcome in outcomes.items():
+    for name, images_of in attacked.items():
         defense = defenses[name]
         if not defense.stochastic:
             continue
         label = textwrap.fill(name, 16)
-        adversarial = outcome.adversarial[:ROWS]
+        adversarial = images_of[:ROWS]
         plain = defense.classifier(adversarial).argmax(1).tolist()
         mask = defense.mask(adversarial, samples)
         purified = defense.purify(adversarial, noise, mask)

@@ -66,7 +66,7 @@ def _costs(rows: Mapping[str, RowPlan], title: str) -> Table:
                 phase.name,
                 f"{phase.network_calls:,}",
                 f"{phase.differentiated:,}",
-                one if phase.name == "attack" else "",
+                one if phase is row.phases[0] else "",
                 duration(phase.seconds),
             )
         calls = sum(phase.network_calls for phase in row.phases) + row.certificate.network_calls

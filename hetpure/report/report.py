@@ -26,9 +26,10 @@ def write_report(results: dict[str, Any], folder: Path, figure: str | None) -> N
 
 def _costs(results: dict[str, Any]) -> str:
     return _bullets(
-        f"{name}: {defense['cost']['network_calls']:,} network calls, "
-        f"{defense['cost']['seconds']:.1f} s, purification and classification "
-        f"{1000 * defense['cost']['latency_seconds']:.1f} ms an image"
+        f"{name}: {defense['cost']['network_calls']:,} network calls,"
+        f" {defense['cost']['audit_calls']:,} of them for the audit;"
+        f" {defense['cost']['seconds']:.1f} s, purification and classification"
+        f" {1000 * defense['cost']['latency_seconds']:.1f} ms an image"
         for name, defense in results["defenses"].items()
     )
 

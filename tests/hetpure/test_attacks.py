@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.stats import kstest
 from torch import Tensor, nn
 
-from hetpure.attacks import PGD
+from hetpure.attacks import PGD, Addresses, Monitor
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
@@ -22,6 +22,7 @@ from hetpure.samplers import DDPM
 
 SAMPLES, LABELS = torch.tensor([31, 7, 100, 5]), torch.tensor([0, 1, 1, 0])
 NOISE = Noise.of(7, Stream.REPORT)
+ADDRESSES = Addresses(SAMPLES, NOISE)
 HETEROGENEOUS = HeterogeneousPurifier(steps=20)
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 
@@ -40,8 +41,27 @@ class Spy(Defense):
         return super().forward(images, noise, mask, policy)
 
 
+class Listener(Monitor):
+    """Keeps what an attack tells."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.numbers: list[int] = []
+        self.values: list[dict[str, float]] = []
+
+    def rows(self, count: int) -> None:
+        self.told.append(count)
+
+    def iteration(self, number: int, **values: float) -> None:
+        self.numbers.append(number)
+        self.values.append(values)
+
+
 def pgd(**settings: Any) -> PGD:
-    return PGD(**{"epsilon": 0.1, "steps": 2, "step_size": 0.04, "eot_samples": 2, **settings})
+    return PGD(
+        **{"epsilon": 0.1, "steps": 2, "step_size": 0.04, "eot_samples": 2, "mask": "recomputed"}
+        | settings
+    )
 
 
 def size(offsets: Tensor, norm: str) -> Tensor:
@@ -71,7 +91,7 @@ def test_linear_classifier_in_closed_form(
     linear_classifier.network[1].weight.mul_(scale)
     away = direction_away(linear_classifier, LABELS) / scale
     attack = pgd(norm=norm, steps=60, step_size=0.1, random_start=random_start)
-    (found,) = attack(Defense(linear_classifier), images, LABELS, SAMPLES, NOISE)
+    found, _ = attack(Defense(linear_classifier), images, LABELS, ADDRESSES)
     edge = away.sign() if norm == "linf" else unit(away)
     torch.testing.assert_close(found, images + 0.1 * edge, rtol=0, atol=1e-12)
 
@@ -87,7 +107,7 @@ def test_confident_float32_classifier_in_closed_form(
     linear.weight.mul_(25 / (logits[:, 0] - logits[:, 1]).abs().max())
     labels = logits.argmax(1)
     defense = Defense(linear_classifier.float())
-    (found,) = pgd(steps=3, random_start=False)(defense, images.float(), labels, SAMPLES, NOISE)
+    found, _ = pgd(steps=3, random_start=False)(defense, images.float(), labels, ADDRESSES)
     expected = images + 0.1 * direction_away(linear_classifier, labels).sign()
     torch.testing.assert_close(found, expected.float(), rtol=0, atol=1e-6)
 
@@ -103,8 +123,8 @@ def test_candidates_are_inside_the_ball_and_the_box(
     images[:, :, :2], images[:, :, 6:] = 0, 1
     defense = Defense(linear_classifier.to(dtype))
     attack = pgd(norm=norm, epsilon=epsilon, step_size=0.3, restarts=3)
-    found = attack(defense, images, LABELS, SAMPLES, NOISE)
-    assert found.shape == (attack.candidates, *images.shape)
+    found = attack(defense, images, LABELS, ADDRESSES)
+    assert found.shape == (attack.candidates(defense), *images.shape)
     assert found.dtype == dtype
     assert 0 <= found.min() <= found.max() <= 1
     assert (size(found - images, norm) <= epsilon + 1e-6).all()
@@ -120,7 +140,7 @@ def test_a_step_has_its_size_and_goes_along_the_gradient(
     (gradient,) = torch.autograd.grad(loss, point)
     for norm, moved in (("linf", gradient.sign()), ("l2", unit(gradient))):
         attack = pgd(norm=norm, steps=1, epsilon=0.2, step_size=0.05, random_start=False)
-        (found,) = attack(Defense(smooth_classifier), images, LABELS, SAMPLES, NOISE)
+        found, _ = attack(Defense(smooth_classifier), images, LABELS, ADDRESSES)
         torch.testing.assert_close(found - images, 0.05 * moved, rtol=0, atol=1e-12)
 
 
@@ -130,7 +150,7 @@ def test_random_start_is_uniform_in_the_ball(norm: str, linear_classifier: Class
     defense = Spy(linear_classifier)
     images = torch.full((512, 1, 8, 8), 0.5, dtype=torch.float64)
     samples, labels = torch.arange(512), torch.zeros(512, dtype=torch.int64)
-    pgd(norm=norm, steps=1, restarts=2)(defense, images, labels, samples, NOISE)
+    pgd(norm=norm, steps=1, restarts=2)(defense, images, labels, Addresses(samples, NOISE))
     starts = [(query[0] - images) / 0.1 for query in defense.queries]
     for start in starts:
         uniform = (start.flatten() + 1) / 2 if norm == "linf" else size(start, norm) ** 64
@@ -147,9 +167,11 @@ def test_attack_on_a_batch_is_the_attack_on_its_parts(
     """Start, draws, mask and gradient follow the sample id. Bit for bit for sign steps; an L2
     step keeps the last bits of a gradient, which depend on the rows of a matrix product."""
     defense = Defense(classifier, HETEROGENEOUS, denoiser)
-    whole = pgd(norm=norm)(defense, images, LABELS, SAMPLES, NOISE)
+    whole = pgd(norm=norm)(defense, images, LABELS, ADDRESSES)
     for part in parts:
-        alone = pgd(norm=norm)(defense, images[part], LABELS[part], SAMPLES[part], NOISE)
+        alone = pgd(norm=norm)(
+            defense, images[part], LABELS[part], ADDRESSES.take(torch.tensor(part))
+        )
         if norm == "linf":
             assert torch.equal(alone, whole[:, part])
         else:
@@ -162,7 +184,7 @@ def test_every_query_has_its_own_draws(
     """Never the same numbers in two iterations, EOT samples or restarts, nor the report's."""
     defense = Spy(classifier, UniformPurifier(steps=20), denoiser)
     attack = pgd(steps=3, eot_samples=2, restarts=2)
-    attack(defense, images, LABELS, SAMPLES, NOISE)
+    attack(defense, images, LABELS, ADDRESSES)
     draws = []
     for rows, noise, _ in defense.queries:
         assert len(rows) == len(noise) == 8
@@ -183,7 +205,7 @@ def test_mask_is_that_of_each_iterate(
     denoiser: Denoiser, classifier: Classifier, images: Tensor
 ) -> None:
     defense = Spy(classifier, HETEROGENEOUS, denoiser)
-    pgd(steps=3, epsilon=0.3, step_size=0.2)(defense, images, LABELS, SAMPLES, NOISE)
+    pgd(steps=3, epsilon=0.3, step_size=0.2)(defense, images, LABELS, ADDRESSES)
     masks = []
     for iterates, _, mask in defense.queries:
         assert torch.equal(iterates[:4], iterates[4:])
@@ -206,7 +228,7 @@ def test_eot_gradient_is_the_mean_of_single_draws(
         singles.append(torch.autograd.grad(loss, point)[0])
     mean = torch.stack(singles).mean(0)
     attack = pgd(norm="l2", steps=1, eot_samples=3, step_size=0.05, random_start=False)
-    (found,) = attack(defense, images, LABELS, SAMPLES, NOISE)
+    found, _ = attack(defense, images, LABELS, ADDRESSES)
     torch.testing.assert_close((found - images) / 0.05, unit(mean), rtol=0, atol=1e-10)
     cosine = F.cosine_similarity(singles[0].flatten(1), mean.flatten(1))
     assert (cosine < 0.999).all()  # the draws differ enough to tell a mean from one of them
@@ -237,7 +259,7 @@ def test_accuracy_falls(attack: PGD) -> None:
         right = defense(of, NOISE.on(torch.arange(40))).argmax(1) == labels
         return float(right.float().mean())
 
-    (found,) = attack(defense, images, labels, torch.arange(40), NOISE)
+    found, _ = attack(defense, images, labels, Addresses(torch.arange(40), NOISE))
     assert accuracy(images) > 0.95
     assert accuracy(found) < 0.3
 
@@ -261,19 +283,20 @@ def test_cost_is_what_it_says(
 ) -> None:
     defense = Spy(classifier, purifier, denoiser if purifier else None, policy=policy)
     defense.execution = replace(defense.execution, micro_batch=micro_batch)
-    attack, reported = pgd(steps=3, restarts=2), []
+    attack, monitor = pgd(steps=3, restarts=2), Listener()
     with count_network_calls(defense) as counter:
-        attack(defense, images, LABELS, SAMPLES, NOISE, progress=reported.append)
-    assert counter.rows == 4 * attack.network_calls(defense)
+        attack(defense, images, LABELS, ADDRESSES, monitor=monitor)
+    assert counter.rows == 4 * attack.purifications(defense) * defense.gradient_calls()[0]
     assert sum(len(query[0]) for query in defense.queries) == 4 * attack.purifications(defense)
     rows = 4 * (2 if purifier else 1)
     pieces = [rows] if micro_batch is None else [3, 3, 2] if purifier else [3, 1]
-    assert reported == pieces * 6
+    assert monitor.told == pieces * 6
+    assert monitor.numbers == [0, 1, 2] * 2
 
 
 def test_arguments_are_left_as_they_were(linear_classifier: Classifier, images: Tensor) -> None:
     before = images.clone()
-    (found,) = pgd(random_start=False)(Defense(linear_classifier), images, LABELS, SAMPLES, NOISE)
+    found, _ = pgd(random_start=False)(Defense(linear_classifier), images, LABELS, ADDRESSES)
     assert torch.equal(images, before)
     assert not images.requires_grad
     assert not found.requires_grad

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from hetpure.attacks import PGD
+from hetpure.attacks import PGD, Addresses
 from hetpure.attention import AttentionMask, Placement
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
@@ -221,8 +221,9 @@ def test_an_attack_meets_the_mask_of_the_report(
     defense.execution = Execution("checkpoint")
     expected = defense.mask(images, IDS)
     assert expected is not None
-    attack = PGD(epsilon=epsilon, steps=3, step_size=0.05, eot_samples=2)
-    attack(defense, images, torch.tensor([0, 1, 2, 3]), IDS, Noise.of(7, Stream.REPORT))
+    attack = PGD(epsilon=epsilon, steps=3, step_size=0.05, eot_samples=2, mask="recomputed")
+    addresses = Addresses(IDS, Noise.of(7, Stream.REPORT))
+    attack(defense, images, torch.tensor([0, 1, 2, 3]), addresses)
     assert len(seen) == 2 * 3 * defense.network_calls  # recomputed in the backward pass
     fixed = epsilon == 0 or placement == "random"
     same = [torch.equal(mask, expected.repeat(2, 1, 1, 1)) for mask in seen]

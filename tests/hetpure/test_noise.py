@@ -62,7 +62,8 @@ def row(
     reverse_draw: int | None = None,
 ) -> RowNoise:
     """A single row, whose fields need not be those of a named stream."""
-    values = (sample, stream, draw, stream, draw if reverse_draw is None else reverse_draw)
+    reverse = draw if reverse_draw is None else reverse_draw
+    values = (sample, stream, draw, 1, stream, reverse, 1)
     return RowNoise(seed, *(torch.tensor([value]) for value in values))
 
 
@@ -260,7 +261,9 @@ def sequences(draw_normal: bool) -> dict[str, Tensor]:
     return {
         "elements": tensor(rows(1), (1, 1, 200, 200)),
         "samples": tensor(rows(count), (count, 1, 1, 1)),
-        "draws": tensor(RowNoise(5, zero, fixed, many, fixed, many), (count, 1, 1, 1)),
+        "draws": tensor(
+            RowNoise(5, zero, fixed, many, zero + 1, fixed, many, zero + 1), (count, 1, 1, 1)
+        ),
         "steps": torch.cat([tensor(rows(40), (40, 1, 1, 1), step=t) for t in range(1000)]),
         "repeats": torch.cat([tensor(rows(40), (40, 1, 1, 1), repeat=k) for k in range(1000)]),
     }

@@ -1,5 +1,6 @@
-"""`python -m hetpure purify` and `tune`, as a user runs them."""
+"""`python -m hetpure purify`, `tune` and `compare`, as a user runs them."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def test_purify_refuses_in_one_line(picture: Path, tmp_path: Path, refused: Refu
     assert "missing.png" in refused("purify", "missing.png", out)
     assert "'mnist'" in refused("purify", str(picture), out, "--defense=mnist")
     assert "required" in refused("purify", str(picture))
-    assert "purify,tune" in refused()
+    assert "purify,tune,compare" in refused()
 
 
 def test_every_combination_and_why_some_are_left_out() -> None:
@@ -205,3 +206,114 @@ def test_tune_refuses_test_images_and_bad_weights(tmp_path: Path, refused: Refus
     assert "no.yaml" in refused("tune", "--config=no.yaml")
     if not torch.cuda.is_available():
         assert "--device=cpu" in refused("tune", *SMALL, folder, "--device=cuda")
+
+
+def finished(folder: Path, **right: int) -> str:
+    """A run of 40 samples, right on all clean ones and on so many under each defence's attack."""
+    folder.mkdir(parents=True)
+    records = [
+        {
+            "defense": name, "attack": attack, "sample": sample, "label": 1,
+            "predictions": [int(attack == "clean" or sample < count)] * 3,
+            "selection": [0], "chosen": 0, "linf": 0.0, "l2": 0.0, "coverage": None,
+            "network_calls": 0, "known": ["reverse"] if attack == "locked" else [],
+        }
+        for name, count in right.items()
+        for attack in ("clean", "pgd_linf", "null", "locked")
+        for sample in range(40)
+    ]  # fmt: skip
+    (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (folder / "results.json").write_text(json.dumps({"run": {"data": folder.name}}))
+    return str(folder)
+
+
+def compared(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code and what was printed, of the command in this process."""
+    code: Any = 0
+    try:
+        run(main, ["compare", *arguments])
+    except SystemExit as stopped:
+        code = stopped.code
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_compare_tells_scripts_whether_a_defence_is_worse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = finished(tmp_path / "good", a=30, b=29), finished(tmp_path / "bad", c=10)
+    code, out, err = compared(capsys, good)
+    assert (code, err) == (0, "")
+    assert "robust: no defence is significantly worse than a\n" in out
+    assert "2 differences, with intervals that are not corrected for their number" in out
+    code, out, err = compared(capsys, good, bad)
+    assert code == 1
+    assert "robust: significantly worse than good:a: bad:c\n" in out
+    assert "clean: no defence is significantly worse than good:a\n" in out
+    assert err == "warning: data differs: bad in bad, good in good\n"
+    assert compared(capsys, good, bad, "--baseline=bad:c")[0] == 0
+    assert compared(capsys, good, bad, "--baseline=c")[0] == 0
+    assert compared(capsys, good, bad, "--tolerance=70")[0] == 0
+    assert compared(capsys, good, bad, "--tolerance=20")[0] == 1
+
+
+@pytest.mark.parametrize("protocol", ["single", "vote", "worst", "locked"])
+def test_compare_counts_as_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], protocol: str
+) -> None:
+    good, bad = finished(tmp_path / "good", a=30), finished(tmp_path / "bad", c=10)
+    code, out, _ = compared(capsys, good, bad, f"--protocol={protocol}")
+    assert code == 1
+    assert f"{protocol}: " in out
+    assert ("<0.001" in out) == (protocol in ("vote", "worst"))
+
+
+def test_compare_takes_a_named_attack_even_one_that_yaml_reads_as_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = finished(tmp_path / "good", a=30), finished(tmp_path / "bad", c=10)
+    for attack in ("null", "pgd_linf"):
+        code, out, _ = compared(capsys, good, bad, "--attack", attack)
+        assert code == 1
+        assert f"{attack}: significantly worse than good:a: bad:c" in out
+        assert "robust" not in out
+
+
+def test_compare_writes_what_it_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = finished(tmp_path / "good", a=30), finished(tmp_path / "bad", c=10)
+    targets = (f"--csv={tmp_path / 'o.csv'}", f"--latex={tmp_path / 'o.tex'}")
+    assert compared(capsys, good, bad, "--protocol=vote", *targets)[0] == 1
+    with (tmp_path / "o.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["kind"], row["run"]) for row in rows] == [
+        ("clean", "good"), ("clean", "bad"), ("robust", "good"), ("robust", "bad")
+    ]  # fmt: skip
+    assert float(rows[-1]["difference"]) == -0.5
+    assert (rows[-1]["only_this"], rows[-1]["only_baseline"]) == ("0", "20")
+    assert float(rows[-1]["p_value"]) == pytest.approx(2**-19)
+    assert r"bad & c & $40$ & $25.0" in (tmp_path / "o.tex").read_text()
+
+
+def test_compare_refuses_in_one_line(tmp_path: Path, refused: Refused) -> None:
+    good = finished(tmp_path / "good", a=30, b=29)
+    assert "required" in refused("compare")
+    assert "there is no records.jsonl" in refused("compare", str(tmp_path))
+    assert "given twice" in refused("compare", good, good)
+    assert "allowed are good:a, good:b" in refused("compare", good, "--baseline=c")
+    assert "robust, pgd_linf, null, locked" in refused("compare", good, "--attack=fgsm")
+    assert "single" in refused("compare", good, "--protocol=mean")
+    assert "[0, 100] points, got -1" in refused("compare", good, "--tolerance=-1")
+    assert "--csv" in refused("compare", good, f"--csv={tmp_path}")
+    assert "--latex" in refused("compare", good, f"--latex={tmp_path / 'no' / 'o.tex'}")
+
+
+def test_compare_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = compared(capsys, "--help")
+    assert code == 0
+    said = " ".join(out.split())
+    assert "Exit code 0: under attack no defence is significantly worse" in said
+    assert "Intervals are not corrected for their number" in said
+    assert "RUN [RUN ...]" in said
+    assert "Args:" not in said
+    for option in ("baseline", "attack", "protocol", "tolerance", "csv", "latex"):
+        assert f"--{option}" in said

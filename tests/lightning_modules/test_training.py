@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hetpure.addt import denoising_loss
+from hetpure.adversarial_training import AdversarialTraining, perturb
+from hetpure.augmentation import flip, shift
 from hetpure.denoiser import to_model
 from hetpure.errors import InputError
 from hetpure.noise import Noise, Purpose, Stream
+from hetpure.numbers import Number
 from hetpure.weights import load_classifier, load_denoiser
 from lightning_modules.callbacks import ExportWeights, tile
 from lightning_modules.classifier import ClassifierTraining
@@ -61,7 +65,8 @@ def fit(module: Any, folder: Path, steps: int, **options: Any) -> Trainer:
         callbacks=[ExportWeights()],
         **options,
     )
-    trainer.fit(module, DataLoader(Images(), batch_size=4))
+    loader = DataLoader(Images(), batch_size=4)
+    trainer.fit(module, loader, loader if isinstance(module, ClassifierTraining) else None)
     return trainer
 
 
@@ -188,14 +193,128 @@ def test_impossible_settings(arguments: dict[str, Any], said: str) -> None:
         addt(**arguments)
 
 
+WRN = {"depth": 10, "widen_factor": 1, "num_classes": 2, "in_channels": 1}
+PGD = AdversarialTraining("pgd", Number(0.2), Number(0.1), steps=3)
+TRADES = AdversarialTraining("trades", Number(0.2), Number(0.1), steps=3, beta=6.0)
+DEEPER = AdversarialTraining("pgd", Number(0.2), Number(0.04), steps=10)
+
+
+def classifier_training(
+    adversarial: AdversarialTraining | None = None, **changes: Any
+) -> ClassifierTraining:
+    torch.manual_seed(0)  # the same weights to start from
+    settings = {"network": WRN, "shift_pixels": 0, "learning_rate": 0.05, **changes}
+    return ClassifierTraining(adversarial=adversarial, **settings)
+
+
+def right(module: ClassifierTraining, against: AdversarialTraining | None = None) -> float:
+    """Accuracy on all images, clean or under an attack."""
+    data, network = batch(32), module.classifier.eval()
+    images = data["image"]
+    if against is not None:
+        noise = Noise.of(9, Stream.REPORT).on(data["sample"])
+        images = perturb(network, images, data["label"], noise, against)
+    return float((network(images).argmax(1) == data["label"]).float().mean())
+
+
 def test_a_classifier_learns_and_is_exported(tmp_path: Path) -> None:
-    network = {"depth": 10, "widen_factor": 1, "num_classes": 2, "in_channels": 1}
-    module = ClassifierTraining(network=network, shift_pixels=0, learning_rate=0.05)
+    module = classifier_training()
     fit(module, tmp_path, 40)
     classifier = load_classifier(tmp_path / "classifier")
     data = batch(32)
     assert (classifier(data["image"]).argmax(1) == data["label"]).float().mean() > 0.9
     assert torch.equal(classifier(data["image"]), module.classifier.eval()(data["image"]))
+
+
+def test_clean_training_is_cross_entropy_of_augmented_images(tmp_path: Path) -> None:
+    module = classifier_training(shift_pixels=2, label_smoothing=0.1)
+    losses: list[Tensor] = []
+    step = module.training_step
+
+    def checked(data: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = step(data, batch_idx)
+        noise = Noise.of(0, Stream.TRAIN, module.global_step).on(data["sample"])
+        images = shift(flip(data["image"], noise), noise, 2)
+        logits = module.classifier(images)
+        losses.append(loss - F.cross_entropy(logits, data["label"], label_smoothing=0.1))
+        return loss
+
+    module.training_step = checked  # type: ignore[method-assign]
+    trainer = fit(module, tmp_path, 8)  # one pass: then it validates
+    assert torch.equal(torch.stack(losses), torch.zeros(8))
+    assert "validation/accuracy" in trainer.callback_metrics
+    assert "validation/robust_accuracy" not in trainer.callback_metrics
+
+
+def test_a_ball_of_radius_zero_trains_the_clean_network(tmp_path: Path) -> None:
+    clean = classifier_training()
+    adversarial = classifier_training(AdversarialTraining("pgd", Number(0), Number(0.1), steps=1))
+    for name, module in (("clean", clean), ("adversarial", adversarial)):
+        fit(module, tmp_path / name, 4)
+    for name, value in clean.state_dict().items():
+        assert torch.equal(adversarial.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("against", [PGD, TRADES], ids=["pgd", "trades"])
+def test_adversarial_training_makes_robust(
+    against: AdversarialTraining, precision: str, tmp_path: Path
+) -> None:
+    """A longer attack breaks a network trained clean; both methods' networks withstand it."""
+    clean, robust = classifier_training(), classifier_training(against)
+    fit(clean, tmp_path / "clean", 40)
+    trainer = fit(robust, tmp_path / "robust", 40, precision=precision)
+    assert right(clean) > 0.9 and right(clean, DEEPER) < 0.1
+    assert right(robust, DEEPER) > 0.9
+    assert trainer.callback_metrics["validation/robust_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("inference_mode", [True, False])
+def test_validation_attacks_under_the_probes_noise(
+    inference_mode: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training attack, the same images each time it validates, whether Lightning does so in
+    inference mode or without gradients."""
+    module, found = classifier_training(PGD), []
+
+    def recorded(*arguments: Any) -> Tensor:
+        found.append(perturb(*arguments))
+        return found[-1]
+
+    fit(module, tmp_path, 16)
+    monkeypatch.setattr("lightning_modules.classifier.perturb", recorded)
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False}
+    trainer = Trainer(accelerator="cpu", inference_mode=inference_mode, **options)
+    for _ in range(2):
+        trainer.validate(module, DataLoader(Images(), batch_size=8), verbose=False)
+    data, network = batch(32), module.classifier.eval()
+    noise = Noise.of(0, Stream.PROBE).on(data["sample"])
+    expected = perturb(network, data["image"], data["label"], noise, PGD)
+    # Not to the last bit: a gradient near 0 may change its sign with the size of the batch.
+    differ = (torch.cat(found[:4]) - expected).abs() > 1e-6
+    assert differ.float().mean() < 0.02
+    assert torch.equal(torch.cat(found[:4]), torch.cat(found[4:]))
+    robust = (network(torch.cat(found[:4])).argmax(1) == data["label"]).float().mean()
+    assert trainer.callback_metrics["validation/robust_accuracy"] == robust
+    assert trainer.callback_metrics["validation/accuracy"] == right(module)
+
+
+def test_the_perturbation_changes_with_the_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each update's start is that of its own address."""
+    module = classifier_training(PGD, learning_rate=1e-9, weight_decay=0.0)
+    starts: list[Any] = []
+
+    def seen(
+        network: Any, images: Tensor, labels: Tensor, noise: Any, *_: Any, **__: Any
+    ) -> Tensor:
+        starts.append((int(noise.reverse_stream[0]), int(noise.reverse_draw[0])))
+        return network(images).sum()
+
+    monkeypatch.setattr("lightning_modules.classifier.adversarial_loss", seen)
+    fit(module, tmp_path, 3)
+    assert starts == [(Stream.TRAIN, update) for update in range(3)]
 
 
 def test_tile_keeps_rows_together() -> None:

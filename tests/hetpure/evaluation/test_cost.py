@@ -6,18 +6,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from hetpure.attacks import PGD
+from hetpure.attacks import PGD, Attack
+from hetpure.attacks.apgd import APGD
+from hetpure.attacks.bpda import BPDA
+from hetpure.attacks.null import NullAttack
+from hetpure.attacks.square import Square
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.evaluation.certificate import certify_defense
 from hetpure.evaluation.cost import Stopwatch, certificate_phase, phases, resolve
-from hetpure.evaluation.protocol import Block, Protocol, evaluate_block
+from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_attack, evaluate_block
 from hetpure.gradients import Execution, Policy
+from hetpure.noise import Group
 from hetpure.purifiers import EDMPurifier, HeterogeneousPurifier, Purifier, UniformPurifier
+from hetpure.samplers import DDPM
 
 LABELS, SAMPLES = torch.tensor([0, 1, 2, 3]), torch.tensor([11, 3, 40, 7])
-ATTACK = PGD(steps=3, eot_samples=2, restarts=2)
+ATTACK = PGD(steps=3, eot_samples=2, restarts=2, mask="recomputed")
+CELLS = [Cell("pgd", ATTACK)]
 PROTOCOL = Protocol(report_draws=4, selection_draws=3)
 Make = Callable[..., Defense]
 
@@ -65,16 +72,52 @@ def test_phases_count_every_call(
 ) -> None:
     defense = make(purifier, policy)
     stopwatch = Stopwatch(defense, images)
-    found = phases(stopwatch, stopwatch, ATTACK, PROTOCOL, images=4)
+    found = phases(stopwatch, stopwatch, CELLS, PROTOCOL, images=4)
     calls = Calls(monkeypatch)
     block = Block(images, LABELS, SAMPLES)
     records = evaluate_block("d", defense, ATTACK, block, PROTOCOL, seed=0).records
     assert sum(phase.network_calls for phase in found) == calls.rows
     assert sum(record.network_calls for record in records) == calls.rows
     assert sum(phase.differentiated for phase in found) == calls.differentiated
-    assert [phase.name for phase in found] == ["standard", "attack", "selection", "robust"]
+    assert [phase.name for phase in found] == ["clean", "pgd"]
     standard = sum(record.network_calls for record in records if record.attack == "clean")
     assert found[0].network_calls == standard
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(steps=2, eot_samples=2),
+        PGD(steps=2, targets=2, mask="soft"),
+        PGD(steps=2, eot_samples=2, approximation="classifier_only"),
+        APGD(steps=2, eot_samples=2, mask="recomputed"),
+        Square(steps=3, eot_samples=2),
+        BPDA(steps=2, eot_samples=2),
+        NullAttack(),
+    ],
+    ids=lambda attack: attack.describe(),
+)
+@pytest.mark.parametrize("known", [(), ("forward",), ("forward", "reverse")], ids=str)
+def test_every_attacks_calls_are_foreseen(
+    attack: Attack,
+    known: tuple[Group, ...],
+    make: Make,
+    images: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    defense = make(HeterogeneousPurifier(steps=20, sampler=DDPM()), "checkpoint")
+    stopwatch, cell = Stopwatch(defense, images), Cell("a", attack, known)
+    found = phases(stopwatch, stopwatch, [cell], PROTOCOL, images=4)[1]
+    calls = Calls(monkeypatch)
+    block = Block(images, LABELS, SAMPLES)
+    right = torch.zeros(4, dtype=torch.long)
+    records = evaluate_attack("d", defense, cell, block, PROTOCOL, seed=0, clean=right).records
+    assert calls.rows == sum(record.network_calls for record in records)
+    assert found.differentiated == calls.differentiated
+    if isinstance(attack, Square) and len(known) == 2:  # stops once a certain answer is wrong
+        assert found.network_calls >= calls.rows
+    else:
+        assert found.network_calls == calls.rows
 
 
 def test_a_surrogate_is_what_the_attack_costs(
@@ -82,13 +125,14 @@ def test_a_surrogate_is_what_the_attack_costs(
 ) -> None:
     defense, surrogate = make(HeterogeneousPurifier(steps=20)), make(UniformPurifier(steps=10))
     found = phases(
-        Stopwatch(defense, images), Stopwatch(surrogate, images), ATTACK, PROTOCOL, images=4
+        Stopwatch(defense, images), Stopwatch(surrogate, images), CELLS, PROTOCOL, images=4
     )
     calls = Calls(monkeypatch)
     block = Block(images, LABELS, SAMPLES)
     evaluate_block("d", defense, ATTACK, block, PROTOCOL, seed=0, attacked=surrogate)
     assert sum(phase.network_calls for phase in found) == calls.rows
-    assert found[1].network_calls == 4 * 12 * surrogate.network_calls
+    answered = 4 * (4 + 4 * 3) * defense.network_calls
+    assert found[1].network_calls == 4 * 12 * surrogate.network_calls + answered
 
 
 @pytest.mark.parametrize("policy", ["tape", Execution("hybrid", 1), "bpda"], ids=str)
@@ -155,13 +199,13 @@ def test_seconds_are_calls_times_what_a_call_takes(
     policy: Execution, gradient: float, make: Make, images: Tensor
 ) -> None:
     stopwatch = Known(make(HeterogeneousPurifier(steps=20), policy), images)
-    standard, attack, selection, robust = phases(stopwatch, stopwatch, ATTACK, PROTOCOL, images=100)
+    clean, attack = phases(stopwatch, stopwatch, CELLS, PROTOCOL, images=100)
     answer = 6 * 1 + 0.1
-    assert standard.seconds == pytest.approx(100 * (4 * answer + 0.5))
-    assert robust.seconds == pytest.approx(standard.seconds)
-    assert selection.seconds == pytest.approx(100 * 3 * (3 * answer + 0.5))
-    # Two restarts of three iterations, two draws each; a mask once an iteration.
-    assert attack.seconds == pytest.approx(100 * (12 * gradient + 6 * 0.5))
+    assert clean.seconds == pytest.approx(100 * (7 * answer + 2 * 0.5))
+    # Two restarts of three iterations, two draws each; a mask once an iteration. Then the report,
+    # and four candidates on three draws.
+    told = 4 * answer + 0.5 + 4 * (3 * answer + 0.5)
+    assert attack.seconds == pytest.approx(100 * (12 * gradient + 6 * 0.5 + told))
 
 
 def test_a_stopwatch_measures_once_and_does_not_time_huge_batches(

@@ -6,12 +6,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hetpure.attacks import Attack
+from hetpure.attacks import Addresses, Attack, Monitor, Threat
+from hetpure.attacks.attack import SILENT
+from hetpure.attacks.null import NullAttack
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.errors import InputError
-from hetpure.evaluation.protocol import Block, Protocol, evaluate_block
-from hetpure.noise import Noise, RowNoise, Stream
+from hetpure.evaluation.protocol import (
+    Block,
+    Cell,
+    Protocol,
+    evaluate_attack,
+    evaluate_block,
+    evaluate_clean,
+)
+from hetpure.noise import Group, RowNoise, Stream
 
 
 class Scripted(Defense):
@@ -25,8 +34,8 @@ class Scripted(Defense):
         self.asked: list[tuple[int, int]] = []
 
     @property
-    def stochastic(self) -> bool:
-        return True
+    def groups(self) -> frozenset[Group]:
+        return frozenset(("forward", "reverse"))
 
     def forward(  # type: ignore[override]
         self, images: Tensor, noise: RowNoise, mask: Tensor | None = None
@@ -41,18 +50,25 @@ class Brighten(Attack):
     """Two candidates: the image plus .1 and plus .2."""
 
     name = "brighten"
-    candidates = 2
+
+    def __init__(self, by: tuple[float, ...] = (0.1, 0.2), epsilon: float = 0.2) -> None:
+        self.by = by
+        self.epsilon = epsilon
 
     def describe(self) -> str:
         return "brighten"
 
-    def weaker_than_full(self) -> list[str]:
-        return []
+    @property
+    def threat(self) -> Threat:
+        return Threat("linf", self.epsilon)
 
-    def purifications(self, defense: Defense) -> int:
+    def candidates(self, defense: Defense) -> int:
+        return len(self.by)
+
+    def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
         return 0
 
-    def draws(self, defense: Defense) -> int:
+    def draws(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
         return 1
 
     def __call__(
@@ -60,12 +76,11 @@ class Brighten(Attack):
         defense: Defense,
         images: Tensor,
         labels: Tensor,
-        samples: Tensor,
-        noise: Noise,
+        addresses: Addresses,
         *,
-        progress: Callable[[int], None] = lambda rows: None,
+        monitor: Monitor = SILENT,
     ) -> Tensor:
-        return torch.stack([images + 0.1, images + 0.2])
+        return torch.stack([images + by for by in self.by])
 
 
 def block(count: int = 3) -> Block:
@@ -135,3 +150,131 @@ def test_weaker_than_full_names_what_is_less() -> None:
 def test_draws_must_be_positive(arguments: tuple[int, int]) -> None:
     with pytest.raises(InputError, match="--model.protocol"):
         Protocol(*arguments)
+
+
+def drawn(defense: Scripted, stream: Stream) -> list[int]:
+    return sorted({draw for found, draw in defense.asked if found == stream})
+
+
+def test_the_null_attack_is_reported_on_draws_of_its_own() -> None:
+    """On the clean images' draws it would equal them, whatever the counting does wrong."""
+    defense = Scripted(lambda stream, draw, brightness: brightness < 0)
+    evaluate_clean("d", defense, block(), Protocol(4, 3), seed=0)
+    assert drawn(defense, Stream.REPORT) == [0, 1, 2, 3]
+    defense.asked.clear()
+    cell = Cell("null", NullAttack(), report_from=4)
+    outcome = evaluate_attack("d", defense, cell, block(), Protocol(4, 3), seed=0)
+    assert drawn(defense, Stream.REPORT) == [4, 5, 6, 7]
+    assert torch.equal(outcome.adversarial, block().images)
+
+
+def test_an_unlucky_draw_of_the_selection_does_not_make_a_null_attack_succeed() -> None:
+    """A defence that errs on half of all draws at random, whatever the image."""
+
+    def wrong(stream: int, draw: int, brightness: Tensor) -> Tensor:
+        return torch.full_like(brightness, (draw * 2654435761 + stream) % 97 < 48).bool()
+
+    defense = Scripted(wrong)
+    cell = Cell("null", NullAttack(), report_from=400)
+    clean = evaluate_clean("d", defense, block(), Protocol(400, 10), seed=0)
+    null = evaluate_attack("d", defense, cell, block(), Protocol(400, 10), seed=0)
+    rates = [sum(record.predictions) / 400 for record in (clean.records[0], null.records[0])]
+    assert rates == pytest.approx([0.5, 0.5], abs=0.05)
+
+
+def test_clean_selection_is_asked_once_for_all_attacks() -> None:
+    defense = Scripted(lambda stream, draw, brightness: (brightness < 0.15) & (draw == 1))
+    clean = evaluate_clean("d", defense, block(), Protocol(4, 3), seed=0)
+    kept = torch.tensor([record.kept for record in clean.records])
+    assert kept.tolist() == [2, 2, 2]
+    cell = Cell("brighten", Brighten())
+    alone = evaluate_attack("d", defense, cell, block(), Protocol(4, 3), seed=0)
+    defense.asked.clear()
+    given = evaluate_attack("d", defense, cell, block(), Protocol(4, 3), seed=0, clean=kept)
+    assert given.records == alone.records
+    assert sum(stream == Stream.SELECTION for stream, _ in defense.asked) == 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("known", "streams"),
+    [
+        ((), (Stream.REPORT, Stream.REPORT)),
+        (("forward",), (Stream.LOCKED, Stream.REPORT)),
+        (("reverse",), (Stream.REPORT, Stream.LOCKED)),
+        (("forward", "reverse"), (Stream.LOCKED, Stream.LOCKED)),
+    ],
+    ids=lambda value: "+".join(map(str, value)) or "white-box",
+)
+def test_what_the_attacker_knows_is_what_the_defence_runs_with(
+    known: tuple[Group, ...], streams: tuple[Stream, Stream]
+) -> None:
+    seen: list[tuple[int, int, int, int]] = []
+
+    class Watched(Scripted):
+        def forward(  # type: ignore[override]
+            self, images: Tensor, noise: RowNoise, mask: Tensor | None = None
+        ) -> Tensor:
+            seen.append(
+                (
+                    int(noise.forward_stream[0]),
+                    int(noise.forward_draw[0]),
+                    int(noise.reverse_stream[0]),
+                    int(noise.reverse_draw[0]),
+                )
+            )
+            return super().forward(images, noise, mask)
+
+    defense = Watched(lambda stream, draw, brightness: brightness < 0)
+    cell = Cell("brighten", Brighten(), known)
+    outcome = evaluate_attack("d", defense, cell, block(), Protocol(4, 3), seed=0)
+    reports = 1 if len(known) == 2 else 4
+    assert {len(record.predictions) for record in outcome.records} == {reports}
+    assert all(record.known == list(known) for record in outcome.records)
+    for k, (forward, first, reverse, second) in enumerate(seen[-reports:]):
+        assert (forward, reverse) == streams
+        assert first == (0 if "forward" in known else k)
+        assert second == (0 if "reverse" in known else k)
+    locked = [s for s in seen if s[0] != Stream.LOCKED and "forward" in known]
+    assert not locked, "a group that is known is never drawn anew"
+
+
+def test_a_defence_that_cannot_be_locked_is_refused() -> None:
+    """Randomness from outside its noise: two runs under the same noise differ."""
+    generator = torch.Generator().manual_seed(0)
+
+    class Loose(Scripted):
+        def forward(  # type: ignore[override]
+            self, images: Tensor, noise: RowNoise, mask: Tensor | None = None
+        ) -> Tensor:
+            return super().forward(images, noise, mask) + torch.rand(1, generator=generator)
+
+    defense = Loose(lambda stream, draw, brightness: brightness < 0)
+    cell = Cell("brighten", Brighten(), ("forward", "reverse"))
+    with pytest.raises(InputError, match="differently when the same images and noise"):
+        evaluate_attack("d", defense, cell, block(), Protocol(4, 3), seed=0)
+    evaluate_attack("d", defense, Cell("b", Brighten()), block(), Protocol(4, 3), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (Brighten((0.1, 0.3)), "candidate 1 of sample 0 lies outside the ball Linf 0.2"),
+        (Brighten((-0.1,)), r"candidate 0 of sample 0 has pixels outside \[0, 1\]"),
+        (Brighten((float("nan"),)), "candidate 0 of sample 0 holds NaN"),
+    ],
+)
+def test_an_attack_that_leaves_its_ball_is_named(attack: Brighten, message: str) -> None:
+    defense = Scripted(lambda stream, draw, brightness: brightness < 0)
+    with pytest.raises(AssertionError, match=message):
+        evaluate_attack("d", defense, Cell("b", attack), block(), Protocol(1, 1), seed=0)
+
+
+def test_a_label_that_is_no_class_is_named() -> None:
+    defense = Scripted(lambda stream, draw, brightness: brightness < 0)
+    odd = Block(torch.zeros(2, 1, 2, 2), torch.tensor([0, 2]), torch.tensor([4, 9]))
+    for evaluate in (
+        lambda: evaluate_clean("d", defense, odd, Protocol(1, 1), seed=0),
+        lambda: evaluate_attack("d", defense, Cell("b", Brighten()), odd, Protocol(1, 1), seed=0),
+    ):
+        with pytest.raises(InputError, match="sample 9 has the label 2.*classes 0 to 1"):
+            evaluate()

@@ -12,8 +12,9 @@ from hetpure.evaluation.results import provenance, summarise
 from hetpure.report.report import write_report
 from hetpure.report.table import markdown, terminal
 
-CLEAN = Record("d", "clean", 7, 1, [1, 1, 1], [], 0, 0.0, 0.0, 0.25, 9)
-ATTACKED = Record("d", "pgd_linf", 7, 1, [1, 2, 1], [1, 3], 0, 0.1, 0.5, 0.5, 90)
+CLEAN = Record("d", "clean", 7, 1, [1, 1, 1], [3], 0, 0.0, 0.0, 0.25, 9, "Linf 0.0", [])
+NULL = replace(CLEAN, attack="null", selection=[3, 3])
+ATTACKED = Record("d", "pgd_linf", 7, 1, [1, 2, 1], [1, 3], 0, 0.1, 0.5, 0.5, 90, "Linf 0.1", [])
 
 
 def test_records_round_trip_and_append(tmp_path: Path) -> None:
@@ -44,7 +45,12 @@ def test_summary_by_hand() -> None:
     assert summary["clean"]["vote"]["accuracy"] == 0.5
     assert summary["robust"]["single"]["accuracy"] == pytest.approx(2 / 6)
     assert summary["robust"]["vote"]["accuracy"] == 0.5
-    assert summary["attacks"]["pgd_linf"] == summary["robust"]
+    for protocol in ("single", "vote", "worst"):
+        assert summary["attacks"]["pgd_linf"][protocol] == summary["robust"][protocol]
+    assert summary["robust"]["worst"]["accuracy"] == 0
+    assert summary["robust"]["success"] == summary["attacks"]["pgd_linf"]["success"]
+    assert summary["robust"]["attacks"] == {"pgd_linf": 2}
+    assert summary["robust_by_all"] is None
     assert summary["perturbation"]["max_linf"] == 0.3
     assert summary["mask_coverage"] == {"clean": 0.5, "adversarial": 0.5}
     assert summary["network_calls"] == 2 * 99
@@ -58,6 +64,75 @@ def test_robust_is_the_worst_attack_for_each_sample() -> None:
     assert summary["attacks"]["pgd_linf"]["single"]["accuracy"] == pytest.approx(2 / 3)
 
 
+def attacked(name: str, sample: int, kept: int, **changes: object) -> Record:
+    return replace(ATTACKED, attack=name, sample=sample, selection=[kept, 3], **changes)
+
+
+def test_robust_is_over_attacks_in_one_ball_that_know_no_noise() -> None:
+    """An attack in another ball, one that moves images otherwise and one that knows the noise have
+    the fewest right, and are not it."""
+    records = [
+        CLEAN,
+        ATTACKED,
+        attacked("wide", 7, 0, threat="Linf 0.2"),
+        attacked("stadv", 7, 0, threat=None),
+        attacked("dw", 7, 0, known=["forward", "reverse"], predictions=[2]),
+        attacked("square", 7, 0, predictions=[2, 2, 2]),
+        attacked("audit: more steps", 7, 0),
+    ]
+    summary = summarise(records)["d"]
+    assert summary["robust"]["attacks"] == {"pgd_linf": 0, "square": 1}
+    assert summary["robust"]["single"]["accuracy"] == 0
+    assert set(summary["attacks"]) == {"pgd_linf", "wide", "stadv", "dw", "square"}
+    assert set(summary["attacks"]["dw"]) >= {"locked"} and "single" not in summary["attacks"]["dw"]
+    assert summary["audit_calls"] == 90
+
+
+def test_attacks_on_the_first_samples_only_have_a_robust_of_their_own() -> None:
+    records = [
+        CLEAN,
+        replace(CLEAN, sample=8),
+        attacked("pgd_linf", 7, 2, predictions=[1, 1, 1]),
+        attacked("pgd_linf", 8, 2, predictions=[1, 1, 1]),
+        attacked("square", 7, 0, predictions=[2, 2, 2]),
+    ]
+    summary = summarise(records)["d"]
+    assert summary["robust"]["single"] | {"low": 0, "high": 0} == {
+        "accuracy": 1.0, "low": 0, "high": 0, "n": 2, "draws": 3,
+    }  # fmt: skip
+    assert summary["robust_by_all"]["single"]["n"] == 1
+    assert summary["robust_by_all"]["single"]["accuracy"] == 0
+
+
+def test_success_is_over_what_was_right_before() -> None:
+    """Of three samples two are right by majority; the attack turns one of them."""
+    records = []
+    for sample, before, after in (
+        (1, [1, 1, 2], [2, 2, 1]),
+        (2, [1, 1, 1], [1, 1, 2]),
+        (3, [2] * 3, [2] * 3),
+    ):
+        records += [
+            replace(CLEAN, sample=sample, predictions=before),
+            attacked("pgd_linf", sample, 1, predictions=after),
+        ]
+    success = summarise(records)["d"]["attacks"]["pgd_linf"]["success"]
+    assert (success["accuracy"], success["n"]) == (0.5, 2)
+
+
+def test_a_torn_last_line_is_cut_off_and_its_sample_computed_anew(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.append_records([CLEAN, ATTACKED])
+    path = tmp_path / "records.jsonl"
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    assert folder.finished() == {("d", "clean"): {7: 3}}
+    folder.append_records([ATTACKED])
+    assert path.read_text() == whole
+    folder.append_records([ATTACKED])  # the same block once more changes nothing
+    assert folder.read_records() == [CLEAN, ATTACKED]
+
+
 def test_provenance_outside_a_checkout(tmp_path: Path) -> None:
     import torch
 
@@ -67,7 +142,7 @@ def test_provenance_outside_a_checkout(tmp_path: Path) -> None:
 
 
 def test_tables_and_report_say_the_same(tmp_path: Path) -> None:
-    summary = summarise([CLEAN, ATTACKED])["d"]
+    summary = summarise([CLEAN, NULL, ATTACKED])["d"]
     certificate = {
         "policy": "tape",
         "compared": ["tape", "checkpoint"],
@@ -83,18 +158,26 @@ def test_tables_and_report_say_the_same(tmp_path: Path) -> None:
         "images": 2,
         "passed": True,
     }
-    cost = {"network_calls": 99, "seconds": 1.0, "latency_seconds": 0.01}
+    cost = {"network_calls": 99, "audit_calls": 7, "seconds": 1.0, "latency_seconds": 0.01}
+    audit = [
+        {"name": "null attack", "verdict": "PASS", "said": "clean accuracy +0.0"},
+        {"name": "black box", "verdict": "FAIL", "said": "under it accuracy is -40.0"},
+    ]
     results = {
         "samples": 1,
         "run": {
             "data": "toy",
             "attack": "Linf 8/255, PGD",
+            "attacks": {"square": "Linf 8/255, Square"},
+            "audit": {"images": 16, "queries": 100, "tolerance": 0.05},
             "report_draws": 3,
             "selection_draws": 2,
         },
         "defenses": {
-            "d": summary | {"purification_calls": 9, "certificate": certificate, "cost": cost}
+            "d": summary
+            | {"purification_calls": 9, "certificate": certificate, "cost": cost, "audit": audit}
         },
+        "notes": ["apgd: DLR needs more than 2 classes: the margin was used"],
         "weaker_than_full": ["3 report draws"],
         "provenance": {"commit": None, "weights": {"classifier": "abc"}},
     }
@@ -102,7 +185,8 @@ def test_tables_and_report_say_the_same(tmp_path: Path) -> None:
     assert "Linf 8/255" in text
     assert "n = 1" in text
     assert "66.7 [" in text
-    assert terminal(results).row_count == 1
+    assert [table.row_count for table in terminal(results)] == [1, 2, 1]
+    assert "1 FAIL" in text and "the margin was used" in text and "Linf 8/255, Square" in text
     write_report(results, tmp_path, "figure.png")
     report = (tmp_path / "report.md").read_text()
     for part in (

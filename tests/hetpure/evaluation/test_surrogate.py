@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hetpure.attacks import PGD
+from hetpure.attacks import PGD, Addresses, Monitor
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
@@ -12,7 +12,7 @@ from hetpure.evaluation.protocol import Block, Protocol, evaluate_block, predict
 from hetpure.noise import Noise, Stream
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
 
-ATTACK = PGD(epsilon=0.1, steps=2, step_size=0.05, eot_samples=2, restarts=2)
+ATTACK = PGD(epsilon=0.1, steps=2, step_size=0.05, eot_samples=2, restarts=2, mask="recomputed")
 PROTOCOL = Protocol(report_draws=4, selection_draws=3)
 
 
@@ -41,17 +41,21 @@ def test_gradients_go_through_the_surrogate_and_answers_through_the_defence(
     def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         seen[arguments[0].requires_grad] += len(arguments[0])
 
-    def progress(rows: int, gradient: bool) -> None:
-        told[gradient] += rows
+    class Listener(Monitor):
+        def rows(self, count: int) -> None:
+            told[True] += count
+
+        def answered(self, count: int) -> None:
+            told[False] += count
 
     assert defense.denoiser is not None
     handle = defense.denoiser.register_forward_pre_hook(hook)
     outcome = evaluate_block(
-        "d", defense, ATTACK, block, PROTOCOL, seed=0, attacked=surrogate, progress=progress
+        "d", defense, ATTACK, block, PROTOCOL, seed=0, attacked=surrogate, monitor=Listener()
     )
     handle.remove()
     differentiated = 2 * 2 * 2 * 2  # images, restarts, steps, EOT draws
-    answered = 2 * (2 * 4 + 3 * 3)  # two reports of 4 draws, 3 candidates on 3 draws
+    answered = 2 * (2 * 4 + 5 * 3)  # two reports of 4 draws, 4 candidates and the image on 3
     assert told == {True: differentiated, False: answered}
     assert seen == {True: 2 * differentiated, False: 6 * answered}
     assert sum(record.network_calls for record in outcome.records) == sum(seen.values())
@@ -61,10 +65,11 @@ def test_records_equal_a_run_by_hand(defense: Defense, surrogate: Defense, block
     outcome = evaluate_block("d", defense, ATTACK, block, PROTOCOL, seed=0, attacked=surrogate)
     report = [Noise.of(0, Stream.REPORT, k) for k in range(4)]
     select = [Noise.of(0, Stream.SELECTION, k) for k in range(3)]
-    candidates = ATTACK(surrogate, block.images, block.labels, block.samples, report[0])
+    addresses = Addresses(block.samples, Noise.of(0, Stream.LOCKED))
+    candidates = ATTACK(surrogate, block.images, block.labels, addresses)
     candidates = torch.stack([*candidates, block.images])
-    own = ATTACK(defense, block.images, block.labels, block.samples, report[0])
-    assert not torch.equal(candidates[:2], own), "the surrogate leads elsewhere"
+    own = ATTACK(defense, block.images, block.labels, addresses)
+    assert not torch.equal(candidates[:4], own), "the surrogate leads elsewhere"
     robust = [record for record in outcome.records if record.attack == ATTACK.name]
     for i, record in enumerate(robust):
         right = [

@@ -1,0 +1,159 @@
+"""Auto-PGD (Croce & Hein 2020, Algorithm 1) with expectation over transformation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from hetpure.attacks.attack import Addresses, Monitor, unknown_groups
+from hetpure.attacks.gradient import Best, GradientAttack
+from hetpure.defense import Defense
+from hetpure.expectation import Answer
+from hetpure.geometry import direction, project, uniform_in_ball
+from hetpure.noise import Group, attack_draw
+
+FULL_STEPS = 100
+ALPHA = 0.75  # share of the new step; the rest is momentum
+RHO = 0.75  # share of the steps between two checkpoints that should raise the loss
+SHORT = {"cross_entropy": "ce", "dlr": "dlr", "margin": "margin"}
+
+
+@dataclass(frozen=True)
+class APGD(GradientAttack):
+    """Ascends the expected loss with momentum, in steps that begin at twice the radius and are
+    halved, image by image, where they no longer help. Its candidates are the best iterate of each
+    run.
+
+    `steps` steps visit `steps` + 1 iterates. Each is asked once: the gradient, the loss that rules
+    the step size (of a randomised defence the mean over its draws) and the check whether the answer
+    is wrong are of one forward pass.
+
+    The published code scales the random start up to the border of the ball; here it is uniform in
+    the ball, of which nearly all lies at the border in as many dimensions as an image has.
+    """
+
+    steps: int = FULL_STEPS
+    eot_samples: int = 20
+
+    @property
+    def name(self) -> str:
+        return f"apgd_{SHORT[self.loss]}_{self.norm}" + ("_targeted" if self.targets else "")
+
+    def describe(self) -> str:
+        loss = SHORT[self.loss].upper()
+        return f"{self.title}, APGD-{loss} {self.steps} steps, {self.budget()}"
+
+    def weaker_than_full(self) -> list[str]:
+        found = super().weaker_than_full()
+        if self.steps < FULL_STEPS:
+            found.append(f"{self.name}: {self.steps} iterations (AutoAttack: {FULL_STEPS})")
+        return found
+
+    def candidates(self, defense: Defense) -> int:
+        return self.runs * len(self.variants(defense))
+
+    def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
+        iterates = self.runs * (self.steps + 1) * len(self.variants(defense))
+        return iterates * self.draws(defense, known)
+
+    def attack_one(
+        self,
+        defense: Defense,
+        images: Tensor,
+        labels: Tensor,
+        addresses: Addresses,
+        monitor: Monitor,
+    ) -> Tensor:
+        clean_mask = defense.mask(images, addresses.samples)
+        certain = not unknown_groups(defense, addresses.known)
+        found = []
+        for run, losses in self.each_run(defense, images, labels, addresses, monitor):
+            ask = partial(
+                self.ask,
+                defense,
+                clean_mask=clean_mask,
+                losses=losses,
+                addresses=addresses,
+                run=run,
+                monitor=monitor,
+            )
+            noise = addresses.noise.redraw(attack_draw(addresses.member, run, 0, 0))
+            rows = noise.on(addresses.samples)
+            start = uniform_in_ball(rows, images, self.epsilon, self.norm)
+            found.append(self._ascend(ask, start, images, labels, certain))
+        return torch.stack(found)
+
+    def _ascend(
+        self,
+        ask: Callable[..., Answer],
+        x: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        certain: bool,
+    ) -> Tensor:
+        """Algorithm 1 in the paper's letters, from the start x (B, C, H, W); the best adversarial
+        images. `top` is x_max: it goes by the loss alone, also where answers are certain."""
+        best, top = Best(images, certain=certain), Best(images, certain=False)
+        w = checkpoints(self.steps)
+        since = {after: before for before, after in pairwise(w)}
+        eta = images.new_full((len(images), 1, 1, 1), 2 * self.epsilon)
+        halved = torch.zeros_like(labels, dtype=torch.bool)
+        f: list[Tensor] = []
+        f_max: list[Tensor] = []
+        previous, top_gradient = x, torch.zeros_like(x)
+        for k in range(self.steps + 1):
+            answer = ask(x, iteration=k)
+            gradient = answer.gradient
+            best.consider(x, answer, labels)
+            better = top.consider(x, answer, labels)
+            top_gradient = torch.where(_rows(better), gradient, top_gradient)
+            f.append(answer.loss)
+            f_max.append(answer.loss if k == 0 else torch.maximum(f_max[-1], answer.loss))
+            if k == self.steps:
+                break
+            if k in since:
+                j = since[k]
+                halved = condition_1(torch.stack(f[j:])) | condition_2(halved, f_max[j], f_max[k])
+                eta = torch.where(_rows(halved), eta / 2, eta)
+                x = torch.where(_rows(halved), top.images, x)
+                gradient = torch.where(_rows(halved), top_gradient, gradient)
+            alpha = ALPHA if k else 1.0
+            z = self._project(x + eta * self._direction(gradient), images)
+            moved = self._project(x + alpha * (z - x) + (1 - alpha) * (x - previous), images)
+            previous, x = x, moved
+        return best.images
+
+    def _project(self, moved: Tensor, images: Tensor) -> Tensor:
+        return project(moved, images, self.epsilon, self.norm)
+
+    def _direction(self, gradient: Tensor) -> Tensor:
+        return gradient.sign() if self.norm == "linf" else direction(gradient)
+
+
+def checkpoints(steps: int) -> list[int]:
+    """w_j = ceil(p_j N) with p_0 = 0, p_1 = 0.22 and p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03,
+    0.06); p is counted in hundredths, which are exact."""
+    p = [0, 22]
+    while p[-1] < 100:
+        p.append(p[-1] + max(p[-1] - p[-2] - 3, 6))
+    return sorted({-(-hundredths * steps // 100) for hundredths in p if hundredths <= 100})
+
+
+def condition_1(f: Tensor) -> Tensor:
+    """Too few of the steps since the last checkpoint raised the loss, given the losses of the
+    iterates (1 + steps, B) from that checkpoint to this one."""
+    return (f[1:] > f[:-1]).sum(0) < RHO * (len(f) - 1)
+
+
+def condition_2(halved: Tensor, f_max_then: Tensor, f_max: Tensor) -> Tensor:
+    """The step size was not halved at the last checkpoint, and the best loss has not grown since;
+    all (B,)."""
+    return ~halved & (f_max_then == f_max)
+
+
+def _rows(of_images: Tensor) -> Tensor:
+    """(B,) to (B, 1, 1, 1)."""
+    return of_images[:, None, None, None]

@@ -1,0 +1,166 @@
+"""DiffAttack (Kang, Song & Li, NeurIPS 2023, arXiv 2311.16124): deviated reconstruction.
+
+Beside the classification loss, the attack pushes up how far the reverse process strays from the
+forward one at the same noise level: a loss at every step, whose gradient need not come back through
+the classifier and the whole purification.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hetpure.attacks.attack import Addresses, Monitor
+from hetpure.attacks.pgd import PGD
+from hetpure.defense import Defense
+from hetpure.denoiser import to_model
+from hetpure.errors import InputError, check_choice
+from hetpure.expectation import Answer, Criterion, expected_loss
+from hetpure.gradients import EXACT, Execution, Policy
+from hetpure.noise import RowNoise
+from hetpure.numbers import Number
+from hetpure.purifiers import Plan, Step
+from hetpure.purifiers.purifier import diffuse
+from hetpure.schedule import CLEAN
+
+Levels = Literal["all", "low", "high"]
+
+
+class Deviated(Defense):
+    """A defence whose answers (B, num_classes + 1) end in one number more, L_dev of the draw
+    (eq. 8): the sum over the plan's steps of alpha(t) d(x_t, x'_t).
+
+    x'_t is the state after the step, which stands at index t; x_t is the image diffused to that
+    index with the known noise of the index, and the image itself where the step ends there; d is
+    the mean squared difference in model units [-1, 1]. Both depend on the image and the gradient
+    is exact. Without a purifier nothing strays.
+    """
+
+    def __init__(self, defense: Defense, alpha: Mapping[Step, float]) -> None:
+        given = defense.purifier, defense.denoiser, defense.attention_mask, defense.execution
+        super().__init__(defense.classifier, *given)
+        self._chosen = defense._chosen
+        self.alpha = alpha
+
+    def forward(
+        self,
+        images: Tensor,
+        noise: RowNoise,
+        mask: Tensor | None = None,
+        policy: Policy | Execution | None = None,
+    ) -> Tensor:
+        """Logits, and the deviation in the last column."""
+        purifier, denoiser = self.purifier, self.denoiser
+        if purifier is None or denoiser is None:
+            return torch.cat([self.classifier(images), images.new_zeros(len(images), 1)], 1)
+        execution = self.execution if policy is None else Execution.of(policy)
+        if execution.policy not in ("auto", *EXACT):
+            raise InputError(
+                f"DiffAttack differentiates every step: the gradient {execution.policy} does not;"
+                f" make it auto, {', '.join(EXACT)}"
+            )
+        if self.masked and mask is None:
+            mask = self.mask(images, noise.samples)
+
+        def advance(step: Step, state: Tensor, images: Tensor, mask: Tensor | None) -> Tensor:
+            before, deviation = state[:, :-1].reshape(images.shape), state[:, -1:]
+            after = purifier.advance(denoiser, step, before, images, mask, noise)
+            diffused = (
+                to_model(images) if step.to == CLEAN else diffuse(denoiser, images, noise, step.to)
+            )
+            distance = (after - diffused).square().flatten(1).mean(1, keepdim=True)
+            return torch.cat([after.flatten(1), deviation + self.alpha[step] * distance], 1)
+
+        state = purifier.start(denoiser, images, noise).flatten(1)
+        state = torch.cat([state, state.new_zeros(len(state), 1)], 1)
+        state = self.run_steps(advance, state, images, mask, execution)
+        purified = purifier.finish(state[:, :-1].reshape(images.shape))
+        return torch.cat([self.classifier(purified), state[:, -1:]], 1)
+
+
+def step_weights(plan: Plan, levels: Levels) -> dict[Step, float]:
+    """alpha(t) of each step: one over the number of steps that count, as published (appendix D.2),
+    and 0 for the others. `low` and `high` count those that end in the lowest or in the highest
+    third of the noise levels (section 4.7)."""
+    third = plan[0].at / 3
+    bounds = {"all": (CLEAN, plan[0].at), "low": (CLEAN, third), "high": (2 * third, plan[0].at)}
+    low, high = bounds[levels]
+    counted = [step for step in plan if low <= step.to <= high]
+    return {step: (step in counted) / max(len(counted), 1) for step in plan}
+
+
+@dataclass(frozen=True)
+class DiffAttack(PGD):
+    """PGD on L = L_cls + lambda L_dev (eq. 11) with the exact gradient of the whole defence, every
+    purification of an EOT average with a deviation of its own.
+
+    The best iterate is the one with the largest L_cls: what strays and is classified right is no
+    adversarial example. Against a plain classifier, and with the approximation `classifier_only`,
+    L_dev is 0 and this is PGD.
+
+    Args:
+        deviation_weight: lambda; the paper: 1.
+        levels: at which noise levels the deviation counts: at `all` steps, which the paper finds
+            best, or at those in the `low` or the `high` third.
+    """
+
+    deviation_weight: Number = Number(1)  # noqa: RUF009 (immutable)
+    levels: Levels = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("--model.attack.levels", self.levels, Levels)
+        if not isfinite(self.deviation_weight) or self.deviation_weight < 0:
+            value = self.deviation_weight
+            raise InputError(f"--model.attack.deviation_weight must be >= 0, got {value}")
+        if self.average == "probabilities":
+            raise InputError(
+                "DiffAttack's deviation is no logit: --model.attack.average must be gradients or"
+                " logits, got probabilities"
+            )
+        if self.approximation == "bpda":
+            raise InputError(
+                "DiffAttack differentiates every step: --model.attack.approximation must be none"
+                " (or classifier_only, a transfer attack), got bpda"
+            )
+
+    @property
+    def name(self) -> str:
+        return f"diffattack_{self.norm}"
+
+    def describe(self) -> str:
+        levels = "" if self.levels == "all" else f" at {self.levels} noise levels"
+        return f"{super().describe()}, deviation weight {self.deviation_weight}{levels}"
+
+    def ask(
+        self,
+        defense: Defense,
+        adversarial: Tensor,
+        clean_mask: Tensor | None,
+        losses: Criterion,
+        addresses: Addresses,
+        run: int,
+        iteration: int,
+        monitor: Monitor,
+    ) -> Answer:
+        asked, objective = defense, losses
+        if defense.purifier is not None and self.approximation != "classifier_only":
+            asked = Deviated(defense, step_weights(defense.plan, self.levels))
+            objective = self._both(losses)
+        answer = super().ask(
+            asked, adversarial, clean_mask, objective, addresses, run, iteration, monitor
+        )
+        logits = answer.logits[..., : defense.classifier.num_classes]
+        return replace(answer, logits=logits, loss=expected_loss(logits, losses, self.average))
+
+    def _both(self, losses: Criterion) -> Criterion:
+        """L_cls + lambda L_dev of answers that end in the deviation."""
+
+        def of_rows(answers: Tensor, index: Tensor) -> Tensor:
+            deviation = answers[..., -1].double()
+            return losses(answers[..., :-1], index) + self.deviation_weight * deviation
+
+        return of_rows

@@ -1,0 +1,99 @@
+"""What attacks maximise: losses of logits (..., classes) and labels (...), one each, in float64.
+
+In float32 a sure classifier's probability is exactly 1 and its class drops out of the gradient.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hetpure.expectation import Criterion
+
+Loss = Literal["cross_entropy", "dlr", "margin"]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log of the label's probability."""
+    return F.cross_entropy(logits.double(), labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """max_{j != y} z_j - z_y (Carlini & Wagner 2017): above 0 the answer is wrong."""
+    logits = logits.double()
+    others = logits.masked_fill(_is(labels, logits), -torch.inf)
+    return others.amax(-1) - _at(logits, labels)
+
+
+def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
+    """The margin over z_(1) - z_(3), the largest less the third largest logit (Croce & Hein 2020,
+    DLR, eq. 6): unchanged when logits are shifted or scaled. Needs three classes."""
+    ranked = logits.double().sort(-1, descending=True).values
+    return margin(logits, labels) / (ranked[..., 0] - ranked[..., 2]).clamp(min=TINY)
+
+
+def targeted_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """log of the target's probability."""
+    return -cross_entropy(logits, targets)
+
+
+def targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """z_t - z_y: above 0 the answer is not the label."""
+    logits = logits.double()
+    return _at(logits, targets) - _at(logits, labels)
+
+
+def targeted_difference_of_logits_ratio(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2) (Croce & Hein 2020, eq. 7). Four classes."""
+    ranked = logits.double().sort(-1, descending=True).values
+    scale = ranked[..., 0] - (ranked[..., 2] + ranked[..., 3]) / 2
+    return targeted_margin(logits, labels, targets) / scale.clamp(min=TINY)
+
+
+TINY = 1e-12
+UNTARGETED = {
+    "cross_entropy": cross_entropy,
+    "dlr": difference_of_logits_ratio,
+    "margin": margin,
+}
+TARGETED = {
+    "cross_entropy": targeted_cross_entropy,
+    "dlr": targeted_difference_of_logits_ratio,
+    "margin": targeted_margin,
+}
+
+
+def usable(loss: Loss, classes: int, targeted: bool) -> Loss:
+    """The loss itself, or the margin where there are too few classes for DLR."""
+    return "margin" if loss == "dlr" and classes < 3 + targeted else loss
+
+
+def criterion(loss: Loss, labels: Tensor, targets: Tensor | None = None) -> Criterion:
+    """The loss of rows whose images are `index`, for an attack on labels (B,), towards targets (B,)
+    where they are given."""
+
+    def of_rows(logits: Tensor, index: Tensor) -> Tensor:
+        kind = usable(loss, logits.shape[-1], targets is not None)
+        if targets is None:
+            return UNTARGETED[kind](logits, labels[index])
+        return TARGETED[kind](logits, labels[index], targets[index])
+
+    return of_rows
+
+
+def likely_targets(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+    """(count, B) wrong classes in the order of their mean probability in answers (N, B, classes):
+    the most likely first."""
+    mean = logits.double().softmax(-1).mean(0)
+    ranked = mean.masked_fill(_is(labels, mean), -1).argsort(-1, descending=True)
+    return ranked[:, : min(count, mean.shape[1] - 1)].T
+
+
+def _at(logits: Tensor, classes: Tensor) -> Tensor:
+    return logits.gather(-1, classes[..., None])[..., 0]
+
+
+def _is(labels: Tensor, logits: Tensor) -> Tensor:
+    """True at each row's label."""
+    return torch.arange(logits.shape[-1], device=logits.device) == labels[..., None]

@@ -1,0 +1,298 @@
+"""Square Attack (Andriushchenko et al. 2020): random search by the answers alone, no gradient."""
+
+from dataclasses import dataclass
+from math import isfinite, sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hetpure.attacks.attack import (
+    NAMES,
+    SILENT,
+    Addresses,
+    Attack,
+    Monitor,
+    Threat,
+    unknown_groups,
+)
+from hetpure.attacks.losses import criterion
+from hetpure.defense import Defense
+from hetpure.errors import InputError, check_choice
+from hetpure.expectation import Query, answers, expected_loss
+from hetpure.geometry import Norm, direction, project
+from hetpure.noise import Group, Purpose, RowNoise, attack_draw
+from hetpure.numbers import Number
+
+FULL_STEPS = 5000
+MOST_STEPS = 0xFFFF  # what the address of a draw has room for
+TINY = 1e-12
+HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 steps
+
+
+@dataclass(frozen=True)
+class Square(Attack):
+    """Changes a square of the image at random, and keeps what raises the margin of the best wrong
+    class. Its candidate is where it ends.
+
+    An image whose answer is certain costs a query a step, and none once it is wrong. Of a
+    randomised defence, each step asks for the image so far and for the proposal on the same fresh
+    draws: it costs twice `eot_samples` queries.
+
+    The window is each image's own and lies anywhere inside it (Algorithms 2 and 3); the published
+    code gives a batch one window, and leaves out its last place.
+
+    Args:
+        epsilon: radius in pixel units [0, 1]; 8/255 may be written.
+        norm: of the ball.
+        steps: proposals.
+        p_init: share of the pixels that the first squares change.
+        eot_samples: noise draws on which an image and a proposal are compared.
+    """
+
+    epsilon: Number = Number("8/255")  # noqa: RUF009 (immutable)
+    norm: Norm = "linf"
+    steps: int = FULL_STEPS
+    p_init: float = 0.8
+    eot_samples: int = 10
+
+    def __post_init__(self) -> None:
+        flag = "--model.attack."
+        if not isfinite(self.epsilon) or self.epsilon < 0:
+            raise InputError(f"{flag}epsilon must be >= 0, got {self.epsilon}")
+        check_choice(f"{flag}norm", self.norm, Norm)
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise InputError(f"{flag}steps must be in 1 to {MOST_STEPS}, got {self.steps}")
+        if not 0 < self.p_init <= 1:
+            raise InputError(f"{flag}p_init must be in (0, 1], got {self.p_init}")
+        if self.eot_samples < 1:
+            raise InputError(f"{flag}eot_samples must be >= 1, got {self.eot_samples}")
+
+    @property
+    def name(self) -> str:
+        return f"square_{self.norm}"
+
+    def describe(self) -> str:
+        radius = f"{NAMES[self.norm]} {self.epsilon}"
+        return f"{radius}, Square {self.steps} steps, EOT {self.eot_samples}"
+
+    @property
+    def threat(self) -> Threat:
+        return Threat(self.norm, self.epsilon)
+
+    def weaker_than_full(self) -> list[str]:
+        if self.steps >= FULL_STEPS:
+            return []
+        return [f"{self.name}: {self.steps} queries (AutoAttack: {FULL_STEPS})"]
+
+    def candidates(self, defense: Defense) -> int:
+        return 1
+
+    def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
+        return 0
+
+    def queries(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
+        """At most: fewer where an answer that is certain is soon wrong."""
+        if unknown_groups(defense, known):
+            return 2 * self.steps * self.eot_samples
+        return 1 + self.steps
+
+    def draws(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
+        return self.eot_samples if unknown_groups(defense, known) else 1
+
+    def __call__(
+        self,
+        defense: Defense,
+        images: Tensor,
+        labels: Tensor,
+        addresses: Addresses,
+        *,
+        monitor: Monitor = SILENT,
+    ) -> Tensor:
+        certain = not unknown_groups(defense, addresses.known)
+        best = self._start(images, _rows(addresses, 0))
+        left = torch.arange(len(images), device=images.device)  # those still searched for
+        if certain:
+            loss, wrong = self._ask(defense, best, labels, addresses, 0, monitor)
+            left = left[~wrong]
+        else:
+            loss = images.new_zeros(len(images), dtype=torch.float64)
+        for step in range(1, self.steps + 1):
+            if not len(left):
+                break
+            part, y, x = addresses.take(left), labels[left], best[left]
+            proposal = self._propose(x, images[left], step, _rows(part, step))
+            if certain:
+                before = loss[left]
+                after, wrong = self._ask(defense, proposal, y, part, step, monitor)
+            else:
+                # A loss kept from the draws on which it was taken would be the luckiest so far: in
+                # time it turns every better proposal away. The same draws for both leave only the
+                # difference between the images.
+                twice = addresses.take(left.repeat(2))
+                pair = torch.cat([x, proposal])
+                both, _ = self._ask(defense, pair, y.repeat(2), twice, step, monitor)
+                before, after = both.chunk(2)
+                wrong = torch.zeros_like(y, dtype=torch.bool)
+            better = (after > before) | wrong
+            best[left] = torch.where(better[:, None, None, None], proposal, x)
+            loss[left] = torch.where(better, after, before)
+            left = left[~wrong]
+            monitor.iteration(step, loss=float(loss.mean()))
+        return best[None]
+
+    def _ask(
+        self,
+        defense: Defense,
+        images: Tensor,
+        labels: Tensor,
+        addresses: Addresses,
+        step: int,
+        monitor: Monitor,
+    ) -> tuple[Tensor, Tensor]:
+        """The expected margins (B,) and whether the answers are wrong on every draw (B,)."""
+        noises = addresses.draws(0, step, self.draws(defense, addresses.known))
+        mask = defense.mask(images, addresses.samples)
+        query = Query(images, addresses.samples, mask, noises)
+        logits = answers(defense, query, monitor.answered)
+        loss = expected_loss(logits, criterion("margin", labels), "gradients")
+        return loss, (logits.argmax(-1) != labels).all(0)
+
+    def _start(self, images: Tensor, rows: RowNoise) -> Tensor:
+        offset = stripes(rows, images) if self.norm == "linf" else tiles(rows, images)
+        scaled = offset if self.norm == "linf" else direction(offset)
+        return project(images + self.epsilon * scaled, images, self.epsilon, self.norm)
+
+    def _propose(self, x: Tensor, images: Tensor, step: int, rows: RowNoise) -> Tensor:
+        share = share_of_pixels(self.p_init, step, self.steps)
+        size = round(sqrt(share * images.shape[2] * images.shape[3]))
+        propose = propose_linf if self.norm == "linf" else propose_l2
+        return propose(x, images, self.epsilon, size, rows)
+
+
+def share_of_pixels(p_init: float, step: int, steps: int) -> float:
+    """The paper's p at step 1, 2, ..., `steps`: its halvings are given for 10,000 steps and
+    stretched to those there are."""
+    of_ten_thousand = (step - 1) * 10_000 // steps
+    halvings = sum(of_ten_thousand > after for after in HALVED_AFTER)
+    return p_init * 0.5**halvings
+
+
+def stripes(rows: RowNoise, images: Tensor) -> Tensor:
+    """(B, C, H, W) vertical stripes of -1 or 1, one pixel wide, in each channel (Algorithm 2)."""
+    return signs(rows, Purpose.START, images[:, :, :1]).expand_as(images)
+
+
+def tiles(rows: RowNoise, images: Tensor) -> Tensor:
+    """(B, C, H, W) five by five tiles of the pattern eta, lying or standing, each of one sign in
+    each channel (Algorithm 3); more where the sides are no multiples of five."""
+    height, width = images.shape[2:]
+    size = max(min(height, width) // 5, 1)
+    down, across = height // size, width // size
+    grid = images[:, :, :1, :1].expand(-1, -1, down, across)
+    sign = _enlarged(signs(rows, Purpose.START, grid), size)
+    lying = _enlarged(signs(rows, Purpose.START, grid[:, :1], step=1), size) > 0
+    pattern = eta(size, images)
+    tiled = sign * torch.where(lying, pattern.repeat(down, across), pattern.T.repeat(down, across))
+    top, left = (height - down * size) // 2, (width - across * size) // 2
+    bottom, right = height - down * size - top, width - across * size - left
+    return F.pad(tiled, (left, right, top, bottom))
+
+
+def propose_linf(x: Tensor, images: Tensor, epsilon: float, size: int, rows: RowNoise) -> Tensor:
+    """Algorithm 2: a square of x (B, C, H, W) goes to one side of the ball in each channel: a step
+    of 2 epsilon, projected, ends there wherever it begins."""
+    size = min(max(size, 1), *images.shape[2:])
+    square = window(places(rows, images, size, step=0), size, images)
+    side = signs(rows, Purpose.PERTURBATION, images[:, :, :1, :1], step=1)
+    moved = project(images + epsilon * side, images, epsilon, "linf")
+    return torch.where(square, moved, x)
+
+
+def propose_l2(x: Tensor, images: Tensor, epsilon: float, size: int, rows: RowNoise) -> Tensor:
+    """Algorithm 3: what two windows of x (B, C, H, W) have moved, and what is left of the ball, is
+    spent in the first, along what is there and a pattern eta; the second goes back to the image.
+    The sum is then scaled up to the ball, as published."""
+    size = max(size, 3)
+    size = min(size + 1 - size % 2, *images.shape[2:])
+    place = places(rows, images, size, step=0)
+    first = window(place, size, images)
+    second = window(places(rows, images, size, step=1), size, images)
+    sign = signs(rows, Purpose.PERTURBATION, images[:, :, :1, :1], step=2)
+    lying = signs(rows, Purpose.PERTURBATION, images[:, :1, :1, :1], step=3) > 0
+    pattern = eta(size, images)
+    stamp = torch.where(lying, stamped(pattern, place, images), stamped(pattern.T, place, images))
+    delta = x - images
+    unused = (epsilon**2 - delta.square().sum((1, 2, 3), keepdim=True)).clamp(min=0)
+    budget = (delta * (first | second)).square().sum((2, 3), keepdim=True)
+    new = unit(first * (sign * stamp + unit(delta * first)))
+    new = new * (budget + unused / images.shape[1]).sqrt()
+    delta = torch.where(first, new, delta * ~second)
+    return project(images + epsilon * direction(delta), images, epsilon, "l2")
+
+
+def eta(size: int, like: Tensor) -> Tensor:
+    """(size, size) of L2 norm 1: two bumps, one above the other, of opposite signs."""
+    upper = size // 2
+    pattern = torch.cat([bump(upper, size, like), -bump(size - upper, size, like)])
+    return unit(pattern)
+
+
+def bump(height: int, width: int, like: Tensor) -> Tensor:
+    """(height, width) of L2 norm 1: sum_{k=d}^{n} 1 / (k + 1)^2 at the distance d from the centre,
+    by the larger coordinate; n is the largest such distance."""
+    rows = (torch.arange(height, device=like.device) - height // 2).abs()
+    columns = (torch.arange(width, device=like.device) - width // 2).abs()
+    farthest = max(height // 2, width // 2)
+    terms = torch.arange(farthest + 1, 0, -1, dtype=like.dtype, device=like.device) ** -2.0
+    sums = terms.cumsum(0).flip(0)
+    return unit(sums[torch.maximum(rows[:, None], columns)])
+
+
+def places(rows: RowNoise, images: Tensor, size: int, *, step: int) -> Tensor:
+    """(B, 2) int64 top left corners of squares, uniform among those inside the image."""
+    height, width = images.shape[2:]
+    like = images.new_empty(len(images), 2, dtype=torch.float64)
+    count = like.new_tensor([height - size + 1, width - size + 1])
+    return (rows.uniform(Purpose.PERTURBATION, like, step=step) * count).long()
+
+
+def window(place: Tensor, size: int, images: Tensor) -> Tensor:
+    """(B, 1, H, W) bool: inside the squares at `place` (B, 2)."""
+    down, across = _within(place, images)
+    inside = [(steps >= 0) & (steps < size) for steps in (down, across)]
+    return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+
+
+def stamped(pattern: Tensor, place: Tensor, images: Tensor) -> Tensor:
+    """(B, 1, H, W) with the pattern (size, size) at `place` (B, 2); outside it means nothing."""
+    down, across = (steps.clamp(0, len(pattern) - 1) for steps in _within(place, images))
+    return pattern[down[:, :, None], across[:, None, :]][:, None]
+
+
+def signs(rows: RowNoise, purpose: Purpose, like: Tensor, *, step: int = 0) -> Tensor:
+    """-1 or 1, in the shape and dtype of `like`."""
+    return torch.where(rows.uniform(purpose, like, step=step) < 0.5, -1.0, 1.0).to(like.dtype)
+
+
+def unit(patterns: Tensor) -> Tensor:
+    """Each (..., H, W) at L2 norm 1; zero stays zero."""
+    length: Tensor = torch.linalg.vector_norm(patterns, dim=(-2, -1), keepdim=True)
+    return patterns / length.clamp(min=TINY)
+
+
+def _within(place: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (B, H) and columns (B, W) of the image, counted from `place` (B, 2)."""
+    height, width = (torch.arange(side, device=images.device) for side in images.shape[2:])
+    return height - place[:, :1], width - place[:, 1:]
+
+
+def _enlarged(grid: Tensor, size: int) -> Tensor:
+    """Each value of (..., H, W) as a square of pixels."""
+    return grid.repeat_interleave(size, -2).repeat_interleave(size, -1)
+
+
+def _rows(addresses: Addresses, step: int) -> RowNoise:
+    """What the images' proposals of a step are drawn from, whatever the attacker knows."""
+    draw = attack_draw(addresses.member, 0, step, 0)
+    return addresses.noise.redraw(draw).on(addresses.samples)

@@ -1,0 +1,293 @@
+"""Defences of one or several runs against a baseline, paired by sample, from the records alone."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hetpure.errors import InputError
+from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
+from hetpure.evaluation.results import by_attack, of_threat, worst
+from hetpure.evaluation.statistics import (
+    Difference,
+    Estimate,
+    McNemar,
+    majority,
+    mcnemar,
+    mean_accuracy,
+    paired_difference,
+    paired_proportions,
+    wilson,
+)
+
+Counting = Literal["single", "vote", "worst", "locked"]
+ROBUST = "robust"
+FIELDS = [field.name for field in fields(Record)]
+EARLIER: dict[str, Any] = {"threat": None, "known": []}  # of records that do not say
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder as read: its name here, its records, and its results, None until it ends."""
+
+    name: str
+    records: list[Record]
+    results: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One defence of one run: its records by sample, of clean and of attacked images.
+
+    `attacked` is under the named attack or, for `robust`, the per-sample worst over `attacks`.
+    `partial` are samples that some of these attacks have and others lack, `limited` the attacks
+    that a run made on its first samples only: `robust` leaves these out, as the run's own does.
+    """
+
+    run: str
+    defense: str
+    clean: dict[int, Record]
+    attacked: dict[int, Record]
+    attacks: tuple[str, ...]
+    partial: frozenset[int] = frozenset()
+    limited: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.run}:{self.defense}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One column against the baseline for one kind of image: `clean`, `robust` or an attack's name.
+
+    `accuracy` and `reference`, the baseline's, are over the samples that both have; `left_out`
+    counts those that one of them lacks. The baseline's own line has no difference. The test is for
+    outcomes that are right or wrong, of `vote` and `worst`, not for means.
+    """
+
+    kind: str
+    column: Column
+    accuracy: Estimate
+    reference: Estimate
+    difference: Difference | None = None
+    test: McNemar | None = None
+    left_out: int = 0
+
+    def worse(self, tolerance: float) -> bool:
+        """Whether the whole 95% interval is below a drop of `tolerance`, a share."""
+        return self.difference is not None and self.difference.high < -tolerance
+
+
+def read_records(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `records.jsonl`; a last line that a killed run left torn is none."""
+    path = run / "records.jsonl"
+    if not path.is_file():
+        raise InputError(
+            f"RUN {run}: there is no {path.name} in it; a run is a folder that evaluate.py wrote"
+        )
+    found: list[dict[str, Any]] = []
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise InputError(f"{path}, line {number}, is no JSON: restore the file") from None
+    if not found:
+        raise InputError(f"RUN {run}: {path.name} holds no record yet")
+    return found
+
+
+def read_runs(paths: Sequence[str]) -> list[Run]:
+    """The runs, each named by its folder, or by its path where two folders are named alike."""
+    places = [Path(path).resolve() for path in paths]
+    short = [place.name for place in places]
+    runs = []
+    for path, place in zip(paths, places, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"RUN {path} is given twice: give each run once")
+        name = place.name if short.count(place.name) == 1 else path.rstrip("/")
+        records = [_record(entry, path) for entry in read_records(Path(path))]
+        runs.append(Run(name, records, _results(place)))
+    return runs
+
+
+def read_columns(
+    runs: Sequence[Run], attack: str, counting: Counting
+) -> tuple[list[Column], list[str]]:
+    """The defences under the named attack or the worst of all (`robust`), and the names of those
+    that were not attacked so: one without noise has no `locked`."""
+    columns, absent = [], []
+    for run in runs:
+        for defense in dict.fromkeys(record.defense for record in run.records):
+            column = _column(run, defense, attack, counting)
+            if column is None:
+                absent.append(f"{run.name}:{defense}")
+            else:
+                columns.append(column)
+    if not columns:
+        made = dict.fromkeys(record.attack for run in runs for record in run.records)
+        allowed = ", ".join((ROBUST, *(name for name in made if name != CLEAN)))
+        raise InputError(
+            f"--attack {attack} with --protocol {counting}: no defence was attacked so; the runs"
+            f" have {allowed}"
+        )
+    return columns, absent
+
+
+def find_baseline(columns: Sequence[Column], wanted: str | None) -> Column:
+    """The column that RUN:DEFENCE or DEFENCE names; by default the first."""
+    if wanted is None:
+        return columns[0]
+    found = [column for column in columns if wanted in (column.name, column.defense)]
+    if len(found) != 1:
+        said = "names no defence" if not found else f"names {len(found)} defences"
+        allowed = ", ".join(column.name for column in found or columns)
+        raise InputError(f"--baseline {wanted!r} {said}; allowed are {allowed}")
+    return found[0]
+
+
+def compare(
+    columns: Sequence[Column], baseline: Column, attack: str, counting: Counting
+) -> list[Comparison]:
+    """Every column against the baseline, on clean and then on attacked images."""
+    if len(columns) < 2:
+        raise InputError(f"{baseline.name} is the only defence: give another RUN to compare with")
+    return [
+        _paired(column, baseline, kind, counting) for kind in (CLEAN, attack) for column in columns
+    ]
+
+
+def _paired(column: Column, baseline: Column, kind: str, counting: Counting) -> Comparison:
+    ours, theirs = (c.clean if kind == CLEAN else c.attacked for c in (column, baseline))
+    common = sorted(ours.keys() & theirs.keys())
+    if not common:
+        raise InputError(
+            f"{column.name} and {baseline.name} have no {kind} sample in common: give runs on the"
+            " same images"
+        )
+    for sample in common:
+        if ours[sample].label != theirs[sample].label:
+            raise InputError(
+                f"sample {sample} has label {ours[sample].label} in {column.name} and"
+                f" {theirs[sample].label} in {baseline.name}: give runs on the same images"
+            )
+    first, second = (
+        _outcomes([records[sample] for sample in common], f"{owner.name} ({kind})", counting)
+        for records, owner in ((ours, column), (theirs, baseline))
+    )
+    accuracy, reference = _estimate(first, ours[common[0]]), _estimate(second, theirs[common[0]])
+    if column is baseline:
+        return Comparison(kind, column, accuracy, reference)
+    everything = ours.keys() | theirs.keys()
+    if kind != CLEAN:
+        everything |= column.partial | baseline.partial
+    binary = first.ndim == 1
+    return Comparison(
+        kind,
+        column,
+        accuracy,
+        reference,
+        paired_proportions(first, second) if binary else paired_difference(first, second),
+        mcnemar(first, second) if binary else None,
+        len(everything) - len(common),
+    )
+
+
+def _outcomes(records: Sequence[Record], where: str, counting: Counting) -> NDArray[np.bool_]:
+    """What is right: (n, draws) for means over draws, (n,) where a sample is right or wrong."""
+    if len({len(record.predictions) for record in records}) > 1:
+        raise InputError(f"{where}: some samples have more predictions than others")
+    predictions = np.array([record.predictions for record in records])
+    labels = np.array([record.label for record in records])
+    right: NDArray[np.bool_] = predictions == labels[:, None]
+    if counting == "vote":
+        right = majority(predictions) == labels
+    return np.asarray(right.all(1)) if counting == "worst" else right
+
+
+def _estimate(outcomes: NDArray[np.bool_], one: Record) -> Estimate:
+    if outcomes.ndim == 2:
+        return mean_accuracy(outcomes)
+    return wilson(int(outcomes.sum()), len(outcomes), len(one.predictions))
+
+
+def _column(run: Run, defense: str, attack: str, counting: Counting) -> Column | None:
+    where = f"{run.name}:{defense}"
+    attacks = {
+        name: _by_sample(records, f"{where}, {name}")
+        for name, records in by_attack([r for r in run.records if r.defense == defense]).items()
+    }
+    if CLEAN not in attacks:
+        raise InputError(f"{where} has no records of clean images")
+    clean = attacks.pop(CLEAN)
+    names = _candidates(attacks, where, counting) if attack == ROBUST else [attack]
+    chosen = {name: attacks[name] for name in names if name in attacks}
+    if not chosen:
+        return None
+    for name, found in chosen.items():
+        known = next(iter(found.values())).known
+        if bool(known) != (counting == "locked"):
+            knows = f"knows noise ({', '.join(known)})" if known else "knows no noise"
+            need = "is counted by --protocol locked" if known else "is not --protocol locked"
+            raise InputError(f"--attack {name} {knows} of {where}: it {need}")
+    limited: list[str] = []
+    if attack == ROBUST and run.results is not None:  # an unfinished run's may come to the end
+        limited = [name for name, found in chosen.items() if len(found) < len(clean)]
+    whole = {name: list(found.values()) for name, found in chosen.items() if name not in limited}
+    if not whole:
+        raise InputError(f"{where}: no attack has all samples: name one with --attack")
+    attacked = {record.sample: record for record in worst(whole)}
+    seen = {record.sample for records in whole.values() for record in records}
+    partial = frozenset(seen - attacked.keys())
+    return Column(run.name, defense, clean, attacked, tuple(whole), partial, tuple(limited))
+
+
+def _candidates(
+    attacks: Mapping[str, dict[int, Record]], where: str, counting: Counting
+) -> list[str]:
+    """What `robust` chooses among. For `locked` the one attack that knows noise: those that know
+    other noise are other attackers, and count their selection draws differently."""
+    rows = {
+        name: list(found.values())
+        for name, found in attacks.items()
+        if name != NULL and not name.startswith(AUDIT)
+    }
+    if counting != "locked":
+        return list(of_threat(rows)) if rows else []
+    names = [name for name, records in rows.items() if records[0].known]
+    if len(names) > 1:
+        raise InputError(
+            f"--protocol locked: {where} has {len(names)} attacks that know noise; name one with"
+            f" --attack: {', '.join(names)}"
+        )
+    return names
+
+
+def _by_sample(records: Sequence[Record], where: str) -> dict[int, Record]:
+    found: dict[int, Record] = {}
+    for record in records:
+        if found.setdefault(record.sample, record) != record:
+            raise InputError(f"{where}: sample {record.sample} is there twice, differently")
+    return found
+
+
+def _record(entry: dict[str, Any], run: str) -> Record:
+    try:
+        return Record(**EARLIER | {key: entry[key] for key in FIELDS if key in entry})
+    except TypeError as error:
+        raise InputError(f"RUN {run}: a line of records.jsonl is no record: {error}") from None
+
+
+def _results(run: Path) -> dict[str, Any] | None:
+    """What a finished run says of itself; None of one that has not ended."""
+    try:
+        found = json.loads((run / "results.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,263 @@
+"""The audit on planted frauds: each must fail a check, and luck alone must warn."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from hetpure.attacks import PGD, Attack, Threat
+from hetpure.attacks.null import NullAttack
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense
+from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError
+from hetpure.evaluation.audit import (
+    EIGHT_BIT,
+    Audit,
+    Check,
+    at_radius,
+    audit_cells,
+    base_cell,
+    gradient_check,
+    saved_check,
+    verdicts,
+)
+from hetpure.evaluation.certificate import certify_defense
+from hetpure.evaluation.protocol import (
+    AUDIT,
+    NULL,
+    Block,
+    Cell,
+    Protocol,
+    Record,
+    evaluate_attack,
+    evaluate_clean,
+)
+from hetpure.gradients import GradientError
+from hetpure.noise import Group, Purpose, RowNoise
+from hetpure.numbers import Number
+from hetpure.purifiers import HeterogeneousPurifier
+from hetpure.samplers import DDPM
+
+COUNT, CLASSES = 24, 4
+PROTOCOL = Protocol(report_draws=5, selection_draws=4)
+SETTINGS = Audit(images=COUNT, queries=120)
+ATTACK = PGD(epsilon=0.12, steps=8, step_size=0.04, eot_samples=4)
+
+
+class Fraud(Defense):
+    """A nearest-template classifier; frauds change what it answers or hands back."""
+
+    noisy: frozenset[Group] = frozenset()
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        templates = 0.3 + 0.4 * torch.rand(CLASSES, 64, generator=generator, dtype=torch.float64)
+        nearest = nn.Linear(64, CLASSES).double()
+        nearest.load_state_dict({"weight": 20 * templates, "bias": -10 * templates.square().sum(1)})
+        network = nn.Sequential(nn.Flatten(), nearest)
+        super().__init__(Classifier(network, num_classes=CLASSES, mean=[0.0], std=[1.0]).double())
+        self.templates = templates
+
+    @property
+    def groups(self) -> frozenset[Group]:
+        return self.noisy
+
+    def block(self) -> Block:
+        labels = torch.arange(COUNT) % CLASSES
+        generator = torch.Generator().manual_seed(1)
+        spread = 0.05 * torch.randn(COUNT, 64, generator=generator, dtype=torch.float64)
+        images = (self.templates[labels] + spread).clamp(0, 1).reshape(-1, 1, 8, 8)
+        return Block(images, labels, torch.arange(COUNT))
+
+
+class Constant(Fraud):
+    """Its gradient is the same whatever the image, and leads nowhere."""
+
+    def forward(self, images, noise, mask=None, policy=None):  # type: ignore[no-untyped-def]
+        answer = super().forward(images, noise, mask, policy)
+        held = answer.detach()
+        astray = (torch.ones_like(images) * (images - images.detach())).flatten(1).sum(1)
+        return held + 1e-3 * astray[:, None] * torch.arange(CLASSES).double()
+
+
+class Detached(Fraud):
+    """Hides all but a sixteenth of the gradient: part of the way is detached."""
+
+    def forward(self, images, noise, mask=None, policy=None):  # type: ignore[no-untyped-def]
+        seen = images.clone()
+        seen[..., 2:] = images[..., 2:].detach()
+        return super().forward(seen, noise, mask, policy)
+
+
+class Clipped(Fraud):
+    """Logits beyond the clip have no gradient."""
+
+    def forward(self, images, noise, mask=None, policy=None):  # type: ignore[no-untyped-def]
+        answer = super().forward(images, noise, mask, policy)
+        return (1e3 * (answer - answer.mean(1, keepdim=True))).clamp(-1, 1)
+
+
+class Lucky(Fraud):
+    """No purification: each class's logit swings with the image at a random phase. Over draws the
+    swings cancel, and their gradients too; whoever knows the phase rides them."""
+
+    noisy = frozenset(("forward",))
+
+    def forward(self, images, noise: RowNoise, mask=None, policy=None):  # type: ignore[no-untyped-def]
+        generator = torch.Generator().manual_seed(2)
+        along = torch.randn(64, CLASSES, generator=generator, dtype=torch.float64).sign()
+        phase = 10 * noise.normal(Purpose.FORWARD, images.new_empty(len(images), CLASSES))
+        swing = torch.cos(images.flatten(1) @ along + phase)
+        return super().forward(images, noise, mask, policy) + 5 * swing
+
+
+def audit(defense: Fraud, attack: Attack = ATTACK) -> dict[str, Check]:
+    """All that an evaluation does for one row."""
+    block = defense.block()
+    shape = block.images.shape[1:]
+    certificate = certify_defense(defense, block.images, block.samples, 0, bound=1e-5).as_dict()
+    cells = [Cell("main", attack), Cell(NULL, NullAttack(), report_from=PROTOCOL.report_draws)]
+    base = base_cell(cells)
+    cells += audit_cells(base, defense, SETTINGS, shape)
+    records: list[Record] = evaluate_clean("d", defense, block, PROTOCOL, 0).records
+    for cell in cells:
+        records += evaluate_attack("d", defense, cell, block, PROTOCOL, 0).records
+    alive = gradient_check(defense, block, seed=0)
+    found = [alive, *verdicts(records, "main", CLASSES, SETTINGS, [certificate], None)]
+    return {check.name: check for check in found}
+
+
+def failed(checks: dict[str, Check]) -> set[str]:
+    return {name for name, check in checks.items() if check.verdict == "FAIL"}
+
+
+def test_an_honest_defence_passes() -> None:
+    checks = audit(Fraud())
+    assert {check.verdict for check in checks.values()} == {"PASS"}, checks
+    assert set(checks) == {
+        "gradient", "gradient certificate", "null attack", "more steps", "larger radius",
+        "whole range", "black box",
+    }  # fmt: skip
+
+
+def test_constant_gradients_fail() -> None:
+    found = failed(audit(Constant()))
+    assert {"gradient certificate", "black box"} <= found
+
+
+def test_a_hidden_detach_fails() -> None:
+    assert "gradient certificate" in failed(audit(Detached()))
+
+
+def test_logits_clipped_to_no_gradient_fail_and_stop_with_advice() -> None:
+    """Where a gradient is zero there is nothing to run: it stops, and says what to try."""
+    defense = Clipped()
+    check = gradient_check(defense, defense.block(), seed=0)
+    assert check.verdict == "FAIL"
+    assert "zero for 24 of 24 images" in check.said and "Square" in check.said
+    with pytest.raises(GradientError, match="is zero for .* images.*Square.*BPDA"):
+        audit(defense)
+
+
+def test_a_null_attack_that_moves_accuracy_fails() -> None:
+    """As counting does that takes an image for broken when one draw of many was wrong."""
+    clean = [record("clean", sample, [0] * 9 + [1]) for sample in range(30)]
+    filtered = [record(NULL, sample, [int(sample < 12)] * 10) for sample in range(30)]
+    checks = {c.name: c for c in verdicts([*clean, *filtered], "main", 4, SETTINGS, [], None)}
+    assert checks["null attack"].verdict == "FAIL"
+    unmoved = [replace(found, attack=NULL) for found in clean]
+    checks = {c.name: c for c in verdicts([*clean, *unmoved], "main", 4, SETTINGS, [], None)}
+    assert checks["null attack"].verdict == "PASS"
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "ours", "verdict"),
+    [
+        ("more steps", 20, 5, "FAIL"),  # twice the steps find less
+        ("more steps", 7, 5, "WARN"),  # perhaps: beyond the tolerance, not beyond doubt
+        ("more steps", 3, 5, "PASS"),
+        ("larger radius", 20, 5, "FAIL"),
+        ("black box", 5, 20, "FAIL"),  # an attack without gradients finds more
+        ("transfer", 5, 20, "FAIL"),
+        ("transfer", 20, 5, "PASS"),
+        ("whole range", 20, 5, "FAIL"),  # right although any image is allowed
+        ("whole range", 0, 5, "PASS"),
+        ("8-bit images", 20, 5, "WARN"),  # rounding undoes the attack
+        ("8-bit images", 5, 5, "PASS"),
+        ("locked noise", 5, 20, "WARN"),  # robust only while the noise is unknown
+        ("locked noise", 20, 20, "PASS"),
+    ],
+)
+def test_verdicts_by_hand(name: str, theirs: int, ours: int, verdict: str) -> None:
+    """So many of 30 samples are right, under the audit's attack and under the main one."""
+    other = [record(f"{AUDIT}: {name}", s, [int(s >= theirs)] * 3) for s in range(30)]
+    main = [record("main", s, [int(s >= ours)] * 3) for s in range(30)]
+    checks = verdicts([*main, *other], "main", 10, SETTINGS, [], None)
+    assert [(check.name, check.verdict) for check in checks] == [(name, verdict)], checks
+
+
+def test_eot_draws_that_disagree_warn() -> None:
+    for cosine, verdict in ((0.02, "WARN"), (0.5, "PASS")):
+        (check,) = verdicts([record("main", 0, [0])], "main", 4, SETTINGS, [], cosine)
+        assert (check.name, check.verdict) == ("EOT draws", verdict)
+
+
+def test_saved_images_are_looked_at() -> None:
+    clean = torch.full((3, 1, 2, 2), 0.5)
+    ids = torch.tensor([4, 9, 11])
+    inside, threat = (clean[:2] + 0.1, ids[:2]), Threat("linf", 0.1)
+    assert saved_check(clean, {"pgd": (inside, threat)}).verdict == "PASS"
+    outside = clean.clone()
+    outside[1, 0, 0, 0] += 0.2
+    check = saved_check(clean, {"pgd": (inside, threat), "apgd": ((outside, ids), threat)})
+    assert check.verdict == "FAIL"
+    assert "apgd" in check.said and "sample 9" in check.said
+
+
+def test_radius_zero_has_no_larger_one() -> None:
+    cells = audit_cells(Cell("main", PGD(epsilon=0.0)), Fraud(), SETTINGS, torch.Size((1, 8, 8)))
+    assert {cell.name for cell in cells} == {"audit: more steps", "audit: black box"}
+    assert at_radius(ATTACK, 0.24).step_size == pytest.approx(0.08)
+
+
+def test_a_purifier_is_audited_whole(denoiser: Denoiser, classifier: Classifier) -> None:
+    """The published mask policy is the one that is varied; both groups are locked."""
+    purifier = HeterogeneousPurifier(steps=20, sampler=DDPM())
+    defense = Defense(classifier, purifier, denoiser)
+    variants = [Cell(name, one) for name, one in ATTACK.variants(defense).items()]
+    base = base_cell(variants)
+    assert base.name == "recomputed mask"
+    cells = {c.name: c for c in audit_cells(base, defense, Audit(), torch.Size((1, 8, 8)))}
+    assert {name.removeprefix("audit: ") for name in cells} == {
+        "more steps", "more EOT draws", "larger radius", "whole range", "black box", "transfer",
+        "locked noise",
+    }  # fmt: skip
+    assert cells["audit: locked noise"].known == ("forward", "reverse")
+    assert cells["audit: more EOT draws"].attack.draws(defense) == 8
+    assert all(cell.limit == 16 for cell in cells.values())
+    assert EIGHT_BIT not in cells
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"images": 0}, "audit.images"),
+        ({"queries": 0}, "audit.queries"),
+        ({"tolerance": 1.0}, "tol"),
+    ],
+)
+def test_unusable_settings_name_their_flag(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Audit(**settings)  # type: ignore[arg-type]
+
+
+def record(attack: str, sample: int, wrong: list[int]) -> Record:
+    return Record("d", attack, sample, 0, wrong, [4], 0, 0.0, 0.0, None, 0, "Linf 0.1", [])
+
+
+def test_luck_alone_warns() -> None:
+    checks = audit(Lucky(), replace(ATTACK, epsilon=Number(0.06), step_size=Number(0.01), steps=20))
+    assert checks["locked noise"].verdict == "WARN", checks
+    assert "robustness by randomness" in checks["locked noise"].said

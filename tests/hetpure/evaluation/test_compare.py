@@ -1,0 +1,446 @@
+"""Runs compared from their records: what is paired, what it is compared with, and how it reads."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from hetpure.errors import InputError
+from hetpure.evaluation.compare import (
+    Column,
+    Comparison,
+    Counting,
+    compare,
+    find_baseline,
+    read_columns,
+    read_records,
+    read_runs,
+)
+from hetpure.evaluation.protocol import Record
+from hetpure.evaluation.results import summarise
+from hetpure.evaluation.statistics import mcnemar, paired_difference, paired_proportions
+from hetpure.report.comparison import cautions, latex, notes, tables, verdict, write_csv
+
+Line = dict[str, Any]
+DRAWS = 4
+
+
+def line(defense: str, attack: str, sample: int, right: int, **more: Any) -> Line:
+    """A record with `right` of four report draws right; its own label is the sample's id."""
+    predictions = [sample] * right + [-1] * (DRAWS - right)
+    return {
+        "defense": defense, "attack": attack, "sample": sample, "label": sample,
+        "predictions": predictions, "selection": [right, DRAWS], "chosen": 0, "linf": 0.1,
+        "l2": 1.0, "coverage": None, "network_calls": 1, "of_a_later_version": {"a": 1}, **more,
+    }  # fmt: skip
+
+
+def lines(defense: str, attack: str, right: Iterable[int], **more: Any) -> list[Line]:
+    return [line(defense, attack, sample, count, **more) for sample, count in enumerate(right)]
+
+
+def defended(defense: str, robust: list[int]) -> list[Line]:
+    """Right on all clean images; under `pgd` as told."""
+    return lines(defense, "clean", [DRAWS] * len(robust)) + lines(defense, "pgd", robust)
+
+
+def write(folder: Path, records: list[Line], results: Any = None) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "records.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in records))
+    if results is not None:
+        (folder / "results.json").write_text(json.dumps(results))
+    return str(folder)
+
+
+def columns(*folders: str, attack: str = "robust", counting: Counting = "single") -> list[Column]:
+    return read_columns(read_runs(folders), attack, counting)[0]
+
+
+def compared(
+    *folders: str, attack: str = "robust", counting: Counting = "single"
+) -> dict[tuple[str, str], Comparison]:
+    """All defences against the first, by kind and defence."""
+    found = columns(*folders, attack=attack, counting=counting)
+    return {(c.kind, c.column.name): c for c in compare(found, found[0], attack, counting)}
+
+
+# Reading
+
+
+def test_a_torn_last_line_is_no_record_and_others_must_be_whole(tmp_path: Path) -> None:
+    records = lines("a", "clean", [4, 4])
+    write(tmp_path, records)
+    path = tmp_path / "records.jsonl"
+    path.write_text(path.read_text() + json.dumps(records[0])[:30])
+    assert read_records(tmp_path) == records
+    path.write_text('{"defense": \n' + path.read_text())
+    with pytest.raises(InputError, match="line 1, is no JSON"):
+        read_records(tmp_path)
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="RUN .*nowhere: there is no records.jsonl"):
+        read_records(tmp_path / "nowhere")
+    write(tmp_path, [])
+    with pytest.raises(InputError, match="holds no record yet"):
+        read_records(tmp_path)
+    write(tmp_path, [{"defense": "a"}])
+    with pytest.raises(InputError, match="is no record: .*'attack'"):
+        read_runs([str(tmp_path)])
+    with pytest.raises(InputError, match="given twice"):
+        read_runs([str(tmp_path), f"{tmp_path}/"])
+
+
+def test_runs_are_named_by_their_folders_where_that_tells_them_apart(tmp_path: Path) -> None:
+    first, second, third = (
+        write(tmp_path / name, defended("a", [4])) for name in ("x/run", "y/run", "z")
+    )
+    assert [run.name for run in read_runs([first, third])] == ["run", "z"]
+    assert [run.name for run in read_runs([first, f"{second}/"])] == [first, second]
+
+
+def test_a_sample_written_twice_must_say_the_same(tmp_path: Path) -> None:
+    records = defended("a", [4, 2]) + defended("b", [1, 1])
+    (ours,) = {len(c.attacked) for c in columns(write(tmp_path, records + records[:2]))}
+    assert ours == 2
+    with pytest.raises(InputError, match="a, pgd: sample 1 is there twice, differently"):
+        columns(write(tmp_path, [*records, line("a", "pgd", 1, 3)]))
+
+
+# What is paired
+
+
+def test_equal_runs_do_not_differ(tmp_path: Path) -> None:
+    first, second = (write(tmp_path / name, defended("a", [4, 2, 0] * 20)) for name in "xy")
+    for counting in ("single", "vote", "worst"):
+        found = compared(first, second, counting=counting)
+        assert found["robust", "x:a"].difference is None
+        other = found["robust", "y:a"]
+        assert other.difference is not None
+        assert other.difference.difference == 0
+        assert other.difference.low < 0 < other.difference.high
+        assert other.test is None or other.test.p_value == 1
+        assert not other.worse(0)
+        assert other.left_out == 0
+
+
+RIGHT_A, RIGHT_B = [4, 4, 3, 2, 1, 0, 4, 4] * 5, [4, 3, 3, 0, 0, 0, 1, 4] * 5
+
+
+def test_each_protocol_has_its_own_statistics(tmp_path: Path) -> None:
+    run = write(tmp_path / "x", defended("a", RIGHT_A) + defended("b", RIGHT_B))
+    a, b = (np.array([[draw < count for draw in range(4)] for count in right])
+            for right in (RIGHT_A, RIGHT_B))  # fmt: skip
+    single = compared(run)["robust", "x:b"]
+    assert single.difference == paired_difference(b, a)
+    assert single.test is None
+    assert (single.accuracy.accuracy, single.reference.accuracy) == (b.mean(), a.mean())
+    outcomes: dict[Counting, Any] = {"vote": (b.sum(1) > 2, a.sum(1) > 2)}
+    outcomes["worst"] = (b.all(1), a.all(1))
+    for counting, (ours, theirs) in outcomes.items():
+        found = compared(run, counting=counting)["robust", "x:b"]
+        assert found.difference == paired_proportions(ours, theirs)
+        assert found.test == mcnemar(ours, theirs)
+        assert found.accuracy.accuracy == ours.mean()
+        assert found.accuracy.draws == 4
+
+
+def test_only_common_samples_are_paired_by_their_ids(tmp_path: Path) -> None:
+    """The second run holds samples 2.., backwards and one more; where both are, they are equal."""
+    right = [0, 0, 4, 3, 2, 4]
+    first = write(tmp_path / "x", defended("a", right))
+    others = [record for record in defended("a", [*right, 1]) if record["sample"] >= 2]
+    found = compared(first, write(tmp_path / "y", others[::-1]))
+    for kind in ("clean", "robust"):
+        other = found[kind, "y:a"]
+        assert other.difference is not None
+        assert other.difference.difference == 0
+        assert (other.accuracy.n, other.left_out) == (4, 3)
+        assert other.accuracy == other.reference
+    assert found["robust", "x:a"].accuracy.n == 6
+
+
+def test_other_images_are_refused(tmp_path: Path) -> None:
+    first = write(tmp_path / "x", defended("a", [4, 4]))
+    apart = [record | {"sample": record["sample"] + 5} for record in defended("b", [4, 4])]
+    with pytest.raises(InputError, match="y:b and x:a have no clean sample in common"):
+        compared(first, write(tmp_path / "y", apart))
+    relabelled = [record | {"label": 7} for record in defended("b", [4, 4])]
+    with pytest.raises(InputError, match="sample 0 has label 7 in y:b and 0 in x:a"):
+        compared(first, write(tmp_path / "y", relabelled))
+
+
+def test_one_defence_compares_with_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="x:a is the only defence: give another RUN"):
+        compared(write(tmp_path / "x", defended("a", [4, 4])))
+
+
+def test_samples_with_fewer_predictions_are_refused(tmp_path: Path) -> None:
+    records = defended("a", [4, 4]) + defended("b", [4, 4])
+    records[1]["predictions"] = [1]
+    with pytest.raises(InputError, match=r"x:a \(clean\): some samples have more predictions"):
+        compared(write(tmp_path / "x", records))
+
+
+# What robust is over
+
+
+def several_attacks() -> list[Line]:
+    """Selection decides, not the report; of equals the first; and no other threat, knowledge or
+    check takes part, though each would be worse."""
+    records = defended("a", [2, 2, 2])
+    records += [line("a", "apgd", 0, 4, selection=[1, 4])]  # chosen though its report is better
+    records += [line("a", "apgd", 1, 0, selection=[3, 4])]  # not chosen though it is worse
+    records += [line("a", "apgd", 2, 0, selection=[4, 2], chosen=1)]  # a tie: the first
+    for attack in ("null", "audit: more steps"):
+        records += lines("a", attack, [0, 0, 0])
+    records += lines("a", "stadv", [0, 0, 0], threat="StAdv")
+    return records + lines("a", "locked", [0, 0, 0], known=["forward"])
+
+
+def test_robust_is_the_worst_that_selection_draws_see(tmp_path: Path) -> None:
+    (column,) = columns(write(tmp_path, several_attacks()))
+    right = [column.attacked[s].predictions.count(s) for s in range(3)]
+    assert right == [4, 2, 2]
+    assert column.attacks == ("pgd", "apgd")
+
+
+def test_a_run_agrees_with_its_own_results(tmp_path: Path) -> None:
+    """The same accuracies and differences as results.json has of these records."""
+    records = several_attacks()
+    records += [record | {"defense": "b"} for record in records[:9]]
+    records = [{k: v for k, v in entry.items() if k != "of_a_later_version"} for entry in records]
+    own = summarise([Record(**entry) for entry in records], baseline="a")
+    found = compared(write(tmp_path / "x", records))
+    for kind in ("clean", "robust"):
+        for name in "ab":
+            assert found[kind, f"x:{name}"].accuracy.as_dict() == own[name][kind]["single"]
+        difference = found[kind, "x:b"].difference
+        assert difference is not None
+        assert difference.as_dict() == own["b"]["difference"][kind]
+
+
+def test_an_attack_of_the_first_samples_is_left_out_of_a_finished_run(tmp_path: Path) -> None:
+    records = defended("a", [4, 4, 4]) + lines("a", "square", [0])
+    (finished,) = columns(write(tmp_path / "x", records, results={}))
+    assert (finished.attacks, finished.limited) == (("pgd",), ("square",))
+    assert len(finished.attacked) == 3
+    (square,) = columns(str(tmp_path / "x"), attack="square")
+    assert (len(square.attacked), square.limited) == (1, ())
+
+
+def test_an_unfinished_run_is_robust_where_all_its_attacks_are(tmp_path: Path) -> None:
+    """Else what it had no time for would flatter it."""
+    half = defended("a", [4, 4, 4]) + lines("a", "apgd", [0, 0])
+    found = compared(write(tmp_path / "x", half), write(tmp_path / "y", defended("b", [4, 4, 4])))
+    assert found["robust", "x:a"].accuracy.n == 2
+    assert (found["robust", "y:b"].accuracy.n, found["robust", "y:b"].left_out) == (2, 1)
+    assert found["clean", "y:b"].left_out == 0
+    both = half + [record | {"defense": "b"} for record in half]
+    found = compared(write(tmp_path / "z", both))
+    assert (found["robust", "z:b"].accuracy.n, found["robust", "z:b"].left_out) == (2, 1)
+
+
+# Named attacks and locked ones
+
+
+def test_a_named_attack_stands_alone(tmp_path: Path) -> None:
+    run = write(tmp_path / "x", several_attacks() + defended("b", [4, 4, 4]))
+    (column,) = columns(run, attack="apgd")
+    assert [column.attacked[s].predictions.count(s) for s in range(3)] == [4, 0, 0]
+    assert read_columns(read_runs([run]), "null", "single")[1] == ["x:b"]
+    for unknown in ("fgsm", "clean"):
+        with pytest.raises(InputError, match=f"--attack {unknown} .*the runs have robust, pgd, ap"):
+            columns(run, attack=unknown)
+
+
+def test_locked_is_for_attacks_that_knew_noise(tmp_path: Path) -> None:
+    run = write(tmp_path / "x", several_attacks() + defended("b", [4, 4, 4]))
+    (column,) = columns(run, counting="locked")
+    assert column.attacks == ("locked",)
+    assert columns(run, attack="locked", counting="locked") == [column]
+    with pytest.raises(InputError, match="locked knows noise .forward. .* --protocol locked"):
+        columns(run, attack="locked")
+    with pytest.raises(InputError, match="pgd knows no noise of x:a: it is not --protocol locked"):
+        columns(run, attack="pgd", counting="locked")
+    both = several_attacks() + lines("a", "all", [0, 0, 0], known=["forward", "reverse"])
+    with pytest.raises(InputError, match="has 2 attacks that know noise; .* --attack: locked, all"):
+        columns(write(tmp_path / "y", both), counting="locked")
+    with pytest.raises(InputError, match="no defence was attacked so; the runs have robust, pgd"):
+        columns(write(tmp_path / "z", defended("b", [4])), counting="locked")
+
+
+def test_a_defence_is_attacked_and_has_clean_answers(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no defence was attacked so; the runs have robust$"):
+        columns(write(tmp_path / "x", lines("a", "clean", [4])))
+    with pytest.raises(InputError, match="x:a has no records of clean images"):
+        columns(write(tmp_path / "x", lines("a", "pgd", [4])))
+
+
+def test_the_baseline_has_one_name(tmp_path: Path) -> None:
+    first = write(tmp_path / "x", defended("a", [4]) + defended("b", [4]))
+    found = columns(first, write(tmp_path / "y", defended("a", [4])))
+    assert find_baseline(found, None).name == "x:a"
+    assert find_baseline(found, "b").name == "x:b"
+    assert find_baseline(found, "y:a").name == "y:a"
+    with pytest.raises(InputError, match="'a' names 2 defences; allowed are x:a, y:a$"):
+        find_baseline(found, "a")
+    with pytest.raises(InputError, match="'y:b' names no defence; allowed are x:a, x:b, y:a$"):
+        find_baseline(found, "y:b")
+
+
+# For people
+
+
+def warned(*folders: str, counting: Counting = "single") -> list[str]:
+    runs = read_runs(folders)
+    found, absent = read_columns(runs, "robust", counting)
+    return list(cautions(runs, found, absent, found[0], counting))
+
+
+DONE: dict[str, Any] = {
+    "run": {"data": "toy", "attacks": {"pgd": "10 steps"}, "report_draws": 4, "baseline": "a"},
+    "provenance": {"data": {"images": "a" * 64, "labels": "c" * 64}},
+}
+
+
+def test_runs_alike_are_compared_without_a_word(tmp_path: Path) -> None:
+    first = write(tmp_path / "x", defended("a", [4]), DONE)
+    second = write(
+        tmp_path / "y", defended("b", [4]), DONE | {"run": DONE["run"] | {"baseline": 0}}
+    )
+    assert warned(first, second) == []
+
+
+def test_other_data_and_attacks_are_named(tmp_path: Path) -> None:
+    other = {
+        "run": DONE["run"] | {"attacks": {"pgd": "20 steps", "apgd": "9"}, "report_draws": 2},
+        "provenance": {"data": {"images": "b" * 64, "labels": "c" * 64}},
+    }
+    first = write(tmp_path / "x", defended("a", [4]), DONE)
+    second = write(tmp_path / "y", defended("b", [4]) + lines("b", "apgd", [4], threat="L2"), other)
+    assert warned(first, second) == [
+        "attacks pgd differs: 20 steps in y, 10 steps in x",
+        "attacks apgd differs: 9 in y, nothing in x",
+        "report_draws differs: 2 in y, 4 in x",
+        "data file images differs: bbbbbbbbbbbb in y, aaaaaaaaaaaa in x",
+    ]
+
+
+def test_other_attacks_threats_and_draws_in_the_records_are_named(tmp_path: Path) -> None:
+    first = write(tmp_path / "x", defended("a", [4]))
+    clean = lines("b", "clean", [4])
+    second = write(
+        tmp_path / "y", [*clean, line("b", "apgd", 0, 4, threat="L2", predictions=[0, 0])]
+    )
+    found = warned(first, second, counting="worst")
+    assert [said.split(" ")[:2] for said in found[:2]] == [["x", "has"], ["y", "has"]]
+    assert found[2:] == [
+        "attacks differ: apgd on y:b, pgd on x:a",
+        "threat differs: L2 on y:b, None on x:a",
+        "worst is over 2 draws of y:b and 4 of x:a: more draws are more chances to be wrong",
+    ]
+    write(tmp_path / "y", [*clean, line("b", "pgd", 0, 4, predictions=[0])])  # deterministic
+    assert not any("worst is over" in said for said in warned(first, second, counting="worst"))
+    (tmp_path / "y" / "results.json").write_text('{"run": ')  # killed while it wrote them
+    assert any("y has no results.json" in said for said in warned(first, second))
+
+
+NASTY = r"50% of_$x & {y} #1 \ ~^<[z]|"
+
+
+@pytest.fixture(params=["single", "vote"])
+def shown(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[Comparison], Counting]:
+    """A baseline, a defence that is far worse under attack, and an equal one of another run."""
+    worse = defended("[*]", [0] * 40) + lines("[*]", "square", [0])
+    first = write(tmp_path / "x_1", defended(NASTY, RIGHT_A) + worse, results={})
+    found = columns(first, write(tmp_path / "y", defended("same", RIGHT_A)), counting=request.param)
+    return compare(found, found[0], "robust", request.param), request.param
+
+
+def test_the_verdict_is_about_one_kind_and_its_tolerance(
+    shown: tuple[list[Comparison], Counting],
+) -> None:
+    found, _ = shown
+    baseline = found[0].column
+    assert verdict(found, baseline, "clean", 0) == (
+        True, f"clean: no defence is significantly worse than x_1:{NASTY}"
+    )  # fmt: skip
+    assert verdict(found, baseline, "robust", 0) == (
+        False, f"robust: significantly worse than x_1:{NASTY}: x_1:[*]"
+    )  # fmt: skip
+    passed, said = verdict(found, baseline, "robust", 99)
+    assert passed
+    assert said.endswith("by more than 99 points")
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_terminal_shows_every_number_and_name(
+    shown: tuple[list[Comparison], Counting], width: int
+) -> None:
+    found, counting = shown
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(*tables(found))
+    text = console.export_text()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    assert text.count("baseline") == 2
+    assert re.search(r"\[\*\] +40 +0\.0 \[0\.0, 8\.8\] +-\d\d\.\d \[-\d\d\.\d, -\d\d\.\d\]", text)
+    assert ("<0.001" in text) == (counting == "vote")
+    said = " ".join(notes(found, found[0].column, counting))
+    assert "4 differences, with intervals that are not corrected for their number" in said
+    assert "x_1:[*]: robust leaves out square" in said
+    assert ("exact McNemar" in said) == (counting == "vote")
+
+
+def test_the_csv_holds_every_number(
+    shown: tuple[list[Comparison], Counting], tmp_path: Path
+) -> None:
+    found, counting = shown
+    write_csv(found, found[0].column, counting, tmp_path / "o.csv")
+    with (tmp_path / "o.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["run"], row["defense"], row["kind"]) for row in rows] == [
+        (c.column.run, c.column.defense, c.kind) for c in found
+    ]
+    for row, own in zip(rows, found, strict=True):
+        assert float(row["accuracy"]) == own.accuracy.accuracy
+        assert int(row["n"]) == 40
+        assert row["baseline_defense"] == NASTY
+        assert (row["difference"] == "") == (own.difference is None)
+        if own.difference is not None:
+            assert float(row["difference_high"]) == own.difference.high
+        assert (row["p_value"] != "") == (own.test is not None)
+
+
+def test_the_latex_is_well_formed(shown: tuple[list[Comparison], Counting]) -> None:
+    """No TeX here: braces and environments balance, every line has all cells, what is special in
+    TeX is escaped, and no line's end takes the next cell for its option."""
+    found, counting = shown
+    text = latex(found, notes(found, found[0].column, counting))
+    body = [said for said in text.splitlines() if not said.startswith("%")]
+    assert body[0].startswith(r"\begin{tabular}{ll")
+    assert body[-1] == r"\end{tabular}"
+    plain = re.sub(r"\\[&%$#_{}\\]", "", "\n".join(body))
+    assert plain.count("{") == plain.count("}")
+    assert not set("%#_~^<|") & set(re.sub(r"\$<0\.001\$", "", plain))
+    assert plain.count("$") % 2 == 0
+    cells = len(body[0].split("}{")[1].rstrip("}"))
+    rows = [said for said in body if " & " in said]
+    assert len(rows) == 7  # a head and two kinds of three
+    for row in rows:
+        assert row.endswith(r" \\")
+        assert len(re.findall(r"(?<!\\)&", row)) == cells - 1
+    assert all(not row.startswith(("[", "*")) for row in body)
+    assert r"x\_1 & {}[*] & $40$ & $0.0\ [0.0,\ 8.8]$" in text
+    assert (
+        r"50\% of\_\$x \& \{y\} \#1 \textbackslash{} \textasciitilde{}\textasciicircum{}"
+        r"\textless{}[z]\textbar{}"
+    ) in text

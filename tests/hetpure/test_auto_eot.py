@@ -1,0 +1,365 @@
+"""The ensemble: who is attacked by whom, on which draws, and that single draws decide nothing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from pyautoattack import AutoAttack as Official
+from torch import Tensor, nn
+
+from hetpure.attacks.apgd import APGD
+from hetpure.attacks.attack import SILENT, Addresses, Attack, Monitor, Threat, check_candidates
+from hetpure.attacks.auto_eot import CHECK, AutoEOT
+from hetpure.attacks.autoattack import AutoAttack
+from hetpure.attacks.pgd import PGD
+from hetpure.attacks.square import Square
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense
+from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError
+from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_attack
+from hetpure.evaluation.statistics import mean_accuracy
+from hetpure.noise import Group, Noise, Purpose, RowNoise, Stream
+from hetpure.purifiers import HeterogeneousPurifier
+
+SAMPLES = torch.tensor([31, 7, 100, 5])
+ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.LOCKED))
+LABELS = torch.zeros(4, dtype=torch.int64)
+EPSILON = 0.1
+
+
+class Unsure(Defense):
+    """Errs with a probability for each image: its first pixel, or a constant one; class 0 is right
+    and class 1 is not. The slope is everywhere finite and nowhere zero."""
+
+    def __init__(self, rate: float | None = None, *, drawn: bool = True) -> None:
+        super().__init__(
+            Classifier(nn.Flatten(), num_classes=4, mean=[0.0], std=[1.0], attention_blocks=())
+        )
+        self.rate = rate
+        self.drawn = drawn
+        self.calls: list[RowNoise] = []
+
+    @property
+    def groups(self) -> frozenset[Group]:
+        return frozenset(("forward",) if self.drawn else ())
+
+    def forward(
+        self, images: Tensor, noise: RowNoise, mask: Any = None, policy: Any = None
+    ) -> Tensor:
+        self.calls.append(noise)
+        pixel = images[:, :1, :1, 0]
+        uniform = torch.full_like(pixel, 0.5)
+        if self.drawn:
+            uniform = noise.uniform(Purpose.FORWARD, pixel)
+        rate = pixel if self.rate is None else torch.full_like(pixel, self.rate)
+        sign = 1 - 2 * (uniform < rate)[:, :, 0].to(images.dtype)
+        slopes = 1e-3 * torch.arange(1.0, 5.0) * images.flatten(1).sum(1, keepdim=True)
+        return torch.eye(4)[0] * sign + slopes.to(images.dtype)
+
+
+@dataclass(frozen=True)
+class Setter(Attack):
+    """Sets the first pixel, the rate of errors: a candidate for each value. Remembers its calls."""
+
+    values: tuple[float, ...] = (0.0,)
+    told: str = "setter"
+    epsilon: float = EPSILON
+    calls: list[Addresses] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.told
+
+    def describe(self) -> str:
+        return self.told
+
+    @property
+    def threat(self) -> Threat:
+        return Threat("linf", self.epsilon)
+
+    def candidates(self, defense: Defense) -> int:
+        return len(self.values)
+
+    def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
+        return 5
+
+    def queries(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
+        return 3
+
+    def draws(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
+        return 2
+
+    def notes(self, classes: int) -> list[str]:
+        return [f"{self.told}: {classes}"]
+
+    def __call__(
+        self,
+        defense: Defense,
+        images: Tensor,
+        labels: Tensor,
+        addresses: Addresses,
+        *,
+        monitor: Monitor = SILENT,
+    ) -> Tensor:
+        self.calls.append(addresses)
+        found = images.repeat(len(self.values), 1, 1, 1, 1)
+        for candidate, value in zip(found, self.values, strict=True):
+            candidate[:, :, :1, 0] = value
+        return found
+
+
+@dataclass(frozen=True)
+class SetterOfEven(Setter):
+    """Succeeds on images with an even sample id."""
+
+    def __call__(
+        self,
+        defense: Defense,
+        images: Tensor,
+        labels: Tensor,
+        addresses: Addresses,
+        *,
+        monitor: Monitor = SILENT,
+    ) -> Tensor:
+        found = super().__call__(defense, images, labels, addresses, monitor=monitor)
+        even = (addresses.samples % 2 == 0)[:, None, None, None]
+        return torch.where(even, found, images)
+
+
+class Counter(Monitor):
+    def __init__(self) -> None:
+        self.differentiated = self.asked = 0
+
+    def rows(self, count: int) -> None:
+        self.differentiated += count
+
+    def answered(self, count: int) -> None:
+        self.asked += count
+
+
+def ensemble(*members: Attack, **settings: Any) -> AutoEOT:
+    return AutoEOT(epsilon=EPSILON, members=members, **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def flat() -> Tensor:
+    """Images on which `Unsure` errs in 100, 0, 30 and 60% of the draws."""
+    images = torch.full((4, 1, 2, 2), 0.5)
+    images[:, 0, 0, 0] = torch.tensor([1.0, 0.0, 0.3, 0.6])
+    return images
+
+
+def test_finished_images_are_not_attacked_again(flat: Tensor) -> None:
+    """Not those that are wrong already, nor those that a member has broken on all draws."""
+    first, second, third = SetterOfEven((0.2, 1.0)), Setter((0.9,)), Setter((0.1,))
+    defense, counter = Unsure(), Counter()
+    attack = ensemble(first, second, third)
+    found = attack(defense, flat, LABELS, ADDRESSES, monitor=counter)
+    assert [call.samples.tolist() for call in first.calls] == [[7, 100, 5]]
+    assert [call.samples.tolist() for call in second.calls] == [[7, 5]]  # 100 is finished
+    assert len(found) == attack.candidates(defense) == 4
+    assert counter.asked == 10 * (4 + 2 * 3 + 2)  # each candidate once, the last member's never
+    assert counter.asked <= 4 * attack.queries(defense)
+    rates = found[:, :, 0, 0, 0]
+    expected = [[1.0, 0.0, 0.2, 0.6], [1.0, 0.0, 1.0, 0.6], [1.0, 0.9, 1.0, 0.9]]
+    torch.testing.assert_close(rates[:3], torch.tensor(expected))
+    torch.testing.assert_close(rates[3], torch.tensor([1.0, 0.1, 1.0, 0.1]))
+
+
+def test_a_single_wrong_draw_finishes_nothing(flat: Tensor) -> None:
+    """60% of wrong draws are a better candidate, no more; 100% end it."""
+    first, second = Setter((0.6, 0.4)), Setter((0.0,))
+    found = ensemble(first, second, check_draws=40)(Unsure(), flat, LABELS, ADDRESSES)
+    assert second.calls[0].samples.tolist() == [7, 100, 5]
+    assert found.shape == (3, 4, 1, 2, 2)
+    third = Setter((0.0,))
+    ensemble(first, SetterOfEven((1.0,)), third)(Unsure(), flat, LABELS, ADDRESSES)
+    assert third.calls[0].samples.tolist() == [7, 5]
+
+
+def test_the_best_is_the_one_with_the_highest_rate(flat: Tensor) -> None:
+    """What stands where a member did not attack: here all images are finished after the first."""
+    first, second = Setter((0.5, 1.0, 0.7)), Setter((0.0, 0.0))
+    found = ensemble(first, second)(Unsure(), flat, LABELS, ADDRESSES)
+    assert second.calls == []
+    assert torch.equal(found[3:, :, 0, 0, 0], torch.ones(2, 4))
+    assert torch.equal(found[:3, 0], flat[0].expand(3, -1, -1, -1))  # finished from the start
+
+
+def test_members_and_checks_never_share_draws(flat: Tensor) -> None:
+    members = [Setter((0.1,)), Setter((0.1,)), Setter((0.1,))]
+    defense = Unsure()
+    known: tuple[Group, ...] = ("reverse",)
+    addresses = replace(ADDRESSES, known=known, member=2)
+    ensemble(*members, check_draws=3)(defense, flat, LABELS, addresses)
+    assert [call.member for member in members for call in member.calls] == [2, 3, 4]
+    assert all(call.known == known for member in members for call in member.calls)
+    numbers = {int(draw) for noise in defense.calls for draw in noise.forward_draw}
+    assert {number >> 40 for number in numbers} == {CHECK}
+    assert len(numbers) == 3
+    assert all((noise.forward_stream == Stream.ATTACK).all() for noise in defense.calls)
+    assert all((noise.reverse_stream == Stream.LOCKED).all() for noise in defense.calls)
+
+
+@pytest.mark.parametrize("known", [(), ("forward",)], ids=["deterministic", "all known"])
+def test_one_draw_is_certain_where_nothing_is_drawn(known: Any, flat: Tensor) -> None:
+    defense = Unsure(drawn=bool(known))
+    counter = Counter()
+    addresses = replace(ADDRESSES, known=known)
+    attack = ensemble(Setter((0.45,)), Setter((1.0,)))
+    attack(defense, flat, LABELS, addresses, monitor=counter)
+    assert counter.asked <= 2 * 4
+    assert attack.queries(defense, known) == 3 + 3 + 2
+
+
+def test_sums_over_members() -> None:
+    attack = ensemble(Setter((0.1, 0.2), "a"), Setter((0.1,), "b"), check_draws=7)
+    defense = Unsure()
+    assert attack.candidates(defense) == 3
+    assert attack.purifications(defense) == 10
+    assert attack.queries(defense) == 3 + 3 + 7 * (1 + 2)
+    assert attack.draws(defense) == 2
+    assert attack.notes(4) == ["a: 4", "b: 4"]
+    assert attack.threat == Threat("linf", EPSILON)
+    assert attack.describe() == "Linf 0.1, AutoEOT of a, b; 7 check draws"
+
+
+def test_the_default_members_share_its_settings() -> None:
+    attack = AutoEOT(epsilon=0.5, norm="l2", steps=7, eot_samples=3, square_steps=11)  # type: ignore[arg-type]
+    shared: dict[str, Any] = {"epsilon": 0.5, "norm": "l2", "eot_samples": 3}
+    apgd = APGD(**shared, steps=7)
+    assert attack.attacks == (
+        apgd,
+        replace(apgd, loss="dlr", targets=3),
+        replace(apgd, loss="margin"),
+        Square(**shared, steps=11),
+    )
+    assert all(getattr(member, "mask", "all") == "all" for member in attack.attacks)
+    assert AutoEOT().weaker_than_full() == []
+    said = attack.weaker_than_full()
+    assert any("7 iterations" in line for line in said)
+    assert any("3 EOT draws" in line for line in said)
+    assert any("11 queries" in line for line in said)
+    assert len(said) == len(set(said))
+
+
+def test_what_is_left_out_is_named() -> None:
+    said = ensemble(Setter(), check_draws=4).weaker_than_full()
+    assert said == [
+        "auto_eot_linf: without apgd_ce_linf, apgd_dlr_linf_targeted, apgd_margin_linf,"
+        " square_linf",
+        "auto_eot_linf: 4 check draws (full: 10)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ensemble(Setter(), Setter(epsilon=0.2)), r"members\[1\].*Linf 0.2.*Linf 0.1"),
+        (lambda: ensemble(PGD(epsilon=EPSILON, norm="l2")), "L2 0.1, the ensemble Linf 0.1"),  # type: ignore[arg-type]
+        (lambda: ensemble(ensemble(Setter())), r"members\[0\] is an ensemble itself"),
+        (lambda: AutoEOT(check_draws=0), "check_draws must be >= 1"),
+        (lambda: AutoEOT(epsilon=-1.0), "epsilon must be >= 0"),  # type: ignore[arg-type]
+        (lambda: AutoEOT(norm="l1"), "norm is 'l1'"),  # type: ignore[arg-type]
+    ],
+    ids=["radius", "norm", "nested", "checks", "epsilon", "no norm"],
+)
+def test_settings_that_cannot_be(build: Callable[[], Attack], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_at_least_as_strong_as_its_best_member(
+    norm: Any, classifier: Classifier, images: Tensor
+) -> None:
+    """Against a deterministic defence: the usual ensemble, whose members are alone no better."""
+    defense = Defense(classifier)
+    noise = ADDRESSES.noise.on(SAMPLES)
+    labels = defense(images, noise).argmax(1)
+    shared: dict[str, Any] = {"norm": norm, "steps": 4, "eot_samples": 1}
+    attack = AutoEOT(epsilon=0.01 if norm == "linf" else 0.05, square_steps=6, **shared)  # type: ignore[arg-type]
+
+    def broken(one: Attack) -> Tensor:
+        found = one(defense, images, labels, ADDRESSES)
+        check_candidates(found, images, SAMPLES, attack.threat)
+        assert len(found) == one.candidates(defense)
+        return torch.stack([defense(x, noise).argmax(1) != labels for x in found]).any(0)
+
+    alone = torch.stack([broken(member) for member in attack.attacks])
+    assert not alone.all(1).any()
+    assert alone.any()
+    together = broken(attack)
+    assert (together | ~alone).all()
+
+
+def test_all_masks_and_the_same_twice(
+    classifier: Classifier, denoiser: Denoiser, images: Tensor
+) -> None:
+    """Members attack a heterogeneous purifier with every mask policy."""
+    defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
+    shared: dict[str, Any] = {"epsilon": EPSILON, "steps": 1, "eot_samples": 2}
+    attack = ensemble(APGD(**shared), Square(**shared), check_draws=2)
+    first, second = (attack(defense, images, LABELS, ADDRESSES) for _ in range(2))
+    assert len(first) == attack.candidates(defense) == 3 + 1
+    assert torch.equal(first, second)
+    check_candidates(first, images, SAMPLES, attack.threat)
+
+
+# The null argument: an attack of strength zero must find the clean accuracy.
+
+COUNT = 4000
+RATES = pytest.mark.parametrize("rate", [0.02, 0.05, 0.1])
+
+
+@pytest.fixture(scope="module")
+def block() -> Block:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(COUNT, 1, 2, 2, generator=generator)
+    return Block(images, torch.zeros(COUNT, dtype=torch.int64), torch.arange(COUNT))
+
+
+@RATES
+def test_rand_counts_single_draws(rate: float, block: Block) -> None:
+    """The official library by its own account, at strength zero: an image has to be right in the
+    first answer and in one more after each of two attacks. EVALUATION.md measured 94.2, 87.3 and
+    75.0% where 98, 95 and 90% is true; expected are 94.1, 85.7 and 72.9%."""
+    defense = Unsure(rate)
+    calls = iter(range(10**6))
+
+    def model(rows: Tensor) -> Tensor:
+        noise = Noise.of(7, Stream.PROBE, next(calls))
+        return defense(rows, noise.on(torch.arange(len(rows))))
+
+    official = Official(model, eps=0.0, version="rand", seed=0)
+    official.apgd.n_iter = 3  # more only asks more: the candidate is the image itself
+    official.apgd.eot_iter = 1
+    with torch.random.fork_rng():
+        found, answers = official.run_standard_evaluation(
+            block.images, block.labels, batch_size=COUNT
+        )
+    assert torch.equal(found, block.images)
+    said = float((answers == block.labels).float().mean())
+    assert abs(said - (1 - rate) ** 3) < 0.015
+    assert said < 1 - rate - 0.03
+
+
+@RATES
+@pytest.mark.parametrize("kind", ["ensemble", "official"])
+def test_the_null_attack_finds_the_truth(kind: str, rate: float, block: Block) -> None:
+    """Chosen by rates and reported on fresh draws, whatever looked for the images: nothing."""
+    shared: dict[str, Any] = {"epsilon": 0.0, "steps": 1, "eot_samples": 1}
+    attack: Attack = AutoEOT(**shared, square_steps=2)
+    if kind == "official":
+        attack = AutoAttack(**shared, version="rand")
+    protocol = Protocol()
+    cell = Cell("null", attack, report_from=protocol.report_draws)
+    outcome = evaluate_attack("row", Unsure(rate), cell, block.first(800), protocol, seed=7)
+    assert torch.equal(outcome.adversarial, block.images[:800])
+    right = torch.tensor([record.predictions for record in outcome.records]) == 0
+    estimate = mean_accuracy(right.numpy())
+    assert estimate.low <= 1 - rate <= estimate.high
+    assert estimate.high - estimate.low < 0.02

@@ -1,0 +1,288 @@
+"""DiffAttack: the deviation by its definition, its gradient exact under every policy, and what the
+attack makes of it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hetpure.attacks import PGD
+from hetpure.attacks.attack import SILENT, Addresses
+from hetpure.attacks.diffattack import Deviated, DiffAttack, step_weights
+from hetpure.attacks.losses import criterion
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense, count_network_calls
+from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError
+from hetpure.expectation import Query, answers
+from hetpure.gradients import APPROXIMATIONS, Execution, Policy
+from hetpure.noise import Noise, Purpose, RowNoise, Stream, attack_draw
+from hetpure.purifiers import (
+    EDMPurifier,
+    GuidedPurifier,
+    HeterogeneousPurifier,
+    Purifier,
+    UniformPurifier,
+)
+from hetpure.samplers import DDPM, VPSDE
+from hetpure.schedule import CLEAN
+
+SAMPLES, LABELS = torch.tensor([31, 7, 100, 5]), torch.tensor([0, 1, 2, 3])
+ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.REPORT))
+SMOOTH = DDPM(clip_x0=False)
+FAMILY: dict[str, Purifier] = {
+    "ddim": UniformPurifier(steps=20, strength=0.2),
+    "ddpm": UniformPurifier(steps=20, strength=0.2, sampler=SMOOTH),
+    "vp-sde": UniformPurifier(steps=20, strength=0.2, sampler=VPSDE(), output="state"),
+    "edm": EDMPurifier(levels=3, strength=0.2, churn=1.0),
+    "guided": GuidedPurifier(steps=20, strength=0.1, sampler=SMOOTH, guidance=2.0, rounds=2),
+    "heterogeneous": HeterogeneousPurifier(
+        steps=20, sampler=SMOOTH, resampling="multi_step", resample_jump=2
+    ),
+}
+family = pytest.mark.parametrize("purifier", FAMILY.values(), ids=FAMILY)
+Rows = Callable[..., RowNoise]
+
+
+def diffattack(**settings: object) -> DiffAttack:
+    given = {"epsilon": 0.1, "steps": 2, "step_size": 0.04, "eot_samples": 2, "random_start": False}
+    return DiffAttack(**{**given, **settings})  # type: ignore[arg-type]
+
+
+def deviated(defense: Defense) -> Deviated:
+    return Deviated(defense, step_weights(defense.plan, "all"))
+
+
+@family
+def test_deviation_by_hand(
+    purifier: Purifier,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    images: Tensor,
+    half_mask: Tensor,
+    rows: Rows,
+) -> None:
+    """The mean over steps of the mean squared difference between the state and sqrt(abar) (2 x - 1)
+    + sqrt(1 - abar) n; beside it stand the defence's own logits, bit for bit."""
+    defense, noise = Defense(classifier, purifier, denoiser), rows(0, 1, 2, 3)
+    found = deviated(defense)(images, noise, half_mask)
+    assert torch.equal(found[:, :-1], defense(images, noise, half_mask))
+    distances, state = [], purifier.start(denoiser, images, noise)
+    for step in defense.plan:
+        state = purifier.advance(denoiser, step, state, images, half_mask, noise)
+        diffused = 2 * images - 1
+        if step.to != CLEAN:
+            alpha = denoiser.schedule.alpha_cumprod(step.to)
+            normal = noise.normal(Purpose.FORWARD, images, step=step.to)
+            diffused = alpha**0.5 * diffused + (1 - alpha) ** 0.5 * normal
+        distances.append((state - diffused).square().mean((1, 2, 3)))
+    assert len({step.to for step in defense.plan}) > 1
+    torch.testing.assert_close(found[:, -1], torch.stack(distances).mean(0), rtol=1e-12, atol=0)
+    assert (found[:, -1] > 0).all()
+
+
+@family
+def test_policies_agree_bit_for_bit_and_call_the_network_as_ever(
+    purifier: Purifier,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    images: Tensor,
+    half_mask: Tensor,
+    rows: Rows,
+) -> None:
+    """In logits, deviation, and the gradient of both, in a soft mask too."""
+    defense = deviated(Defense(classifier, purifier, denoiser))
+    steps, calls = len(defense.plan), [step.network_calls for step in defense.plan]
+    weights = torch.arange(1.0, 6.0, dtype=torch.float64)
+    inputs = [images.requires_grad_()]
+    if defense.masked:
+        half_mask = (0.1 + 0.7 * half_mask).requires_grad_()
+        inputs.append(half_mask)
+    found = {}
+    for how in (Execution("tape"), Execution("checkpoint"), Execution("hybrid", steps // 2)):
+        with count_network_calls(defense) as counter:
+            output = defense(images, rows(0, 1, 2, 3), half_mask, how)
+            gradients = torch.autograd.grad((output * weights).sum(), inputs)
+        found[how.policy] = [output, *gradients]
+        assert counter.batches == sum(calls) + sum(calls[: how.recomputed(steps)])
+    for tensors in found.values():
+        assert all(map(torch.equal, tensors, found["tape"]))
+
+
+@family
+def test_gradient_against_finite_differences(
+    purifier: Purifier,
+    denoiser: Denoiser,
+    smooth_classifier: Classifier,
+    images: Tensor,
+    half_mask: Tensor,
+    rows: Rows,
+) -> None:
+    """Of the deviation, which hangs on the image by the states and by what they are held against;
+    in a random direction, in float64, every row by itself."""
+    defense, noise = deviated(Defense(smooth_classifier, purifier, denoiser)), rows(0, 1, 2, 3)
+    images.requires_grad_()
+    deviation = defense(images, noise, half_mask, "checkpoint")[:, -1]
+    (gradient,) = torch.autograd.grad(deviation.sum(), images)
+    images = images.detach()
+    generator = torch.Generator().manual_seed(0)
+    towards = torch.randn(images.shape, generator=generator, dtype=torch.float64)
+    towards /= towards.flatten(1).norm(dim=1)[:, None, None, None]
+    up, down = (defense(images + h * towards, noise, half_mask)[:, -1] for h in (1e-4, -1e-4))
+    ours = (gradient * towards).sum((1, 2, 3))
+    torch.testing.assert_close(ours, (up - down) / 2e-4, rtol=1e-6, atol=1e-9)
+
+
+def test_auto_takes_what_the_defence_has_chosen(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor, rows: Rows
+) -> None:
+    """Memory is measured once for a shape, however often the attack asks."""
+    defense = Defense(classifier, UniformPurifier(steps=20), denoiser)
+    images.requires_grad_()
+    defense(images, rows(0, 1, 2, 3))
+    for _ in range(2):
+        with count_network_calls(defense) as counter:
+            deviated(defense)(images, rows(0, 1, 2, 3))
+        assert counter.batches == defense.network_calls
+
+
+@pytest.mark.parametrize("policy", APPROXIMATIONS)
+def test_what_does_not_differentiate_every_step_is_refused(
+    policy: Policy, denoiser: Denoiser, classifier: Classifier, images: Tensor, rows: Rows
+) -> None:
+    purifier = UniformPurifier(steps=20, sampler=VPSDE())
+    defense = Defense(classifier, purifier, denoiser, policy=policy)
+    with pytest.raises(InputError, match=f"gradient {policy} does not; make it auto, tape"):
+        diffattack()(defense, images, LABELS, ADDRESSES)
+
+
+@pytest.mark.parametrize("what", ["no purifier", "weight 0", "classifier only"])
+def test_where_it_is_pgd(
+    what: str, denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    """Bit for bit."""
+    purifier = None if what == "no purifier" else HeterogeneousPurifier(steps=10)
+    defense = Defense(classifier, purifier, denoiser if purifier else None, policy="tape")
+    shared = {"norm": "l2", "epsilon": 0.1, "steps": 2, "eot_samples": 2}
+    if what == "classifier only":
+        shared["approximation"] = "classifier_only"
+    else:
+        shared["mask"] = "soft"
+    ours = DiffAttack(**shared, deviation_weight=0.0 if what == "weight 0" else 1.0)
+    pgd = PGD(**shared)
+    assert torch.equal(
+        ours(defense, images, LABELS, ADDRESSES), pgd(defense, images, LABELS, ADDRESSES)
+    )
+    assert ours.purifications(defense) == pgd.purifications(defense)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+@pytest.mark.parametrize("average", ["gradients", "logits"])
+def test_a_step_goes_along_both_losses(
+    average: str,
+    micro_batch: int | None,
+    denoiser: Denoiser,
+    smooth_classifier: Classifier,
+    images: Tensor,
+) -> None:
+    """One l2 step against the gradient by hand: of the classification loss and, three times, of the
+    mean deviation over the draws."""
+    execution = Execution("tape", micro_batch=micro_batch)
+    purifier = UniformPurifier(steps=10, strength=0.2, sampler=SMOOTH)
+    defense = Defense(smooth_classifier, purifier, denoiser, policy=execution)
+    attack = diffattack(
+        norm="l2", epsilon=9.0, steps=1, eot_samples=2, deviation_weight=3.0, average=average
+    )
+    point = images.clone().requires_grad_()
+    found = torch.stack(
+        [
+            deviated(defense)(point, ADDRESSES.noise.redraw(attack_draw(0, 0, 0, k)).on(SAMPLES))
+            for k in range(2)
+        ]
+    )
+    logits = found[..., :-1].mean(0, keepdim=True) if average == "logits" else found[..., :-1]
+    losses = [F.cross_entropy(one, LABELS, reduction="none") for one in logits]
+    total = torch.stack(losses).mean(0) + 3 * found[..., -1].mean(0)
+    (gradient,) = torch.autograd.grad(total.sum(), point)
+    unit = gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
+    last = attack(defense, images, LABELS, ADDRESSES)[0]
+    torch.testing.assert_close((last - images) / 0.04, unit, rtol=0, atol=1e-9)
+
+
+def test_an_answer_tells_of_the_classification_alone(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    """So the best iterate is the one that is classified worst, and no deviation is taken for a
+    class: here it is far above all logits."""
+    defense = Defense(classifier, FAMILY["ddpm"], denoiser)
+    attack = diffattack(deviation_weight=1e6, mask="recomputed")
+    losses = criterion("cross_entropy", LABELS)
+    answer = attack.ask(defense, images, None, losses, ADDRESSES, 0, 0, SILENT)
+    noises = ADDRESSES.draws(0, 0, 2)
+    expected = answers(defense, Query(images, SAMPLES, None, noises))
+    assert torch.equal(answer.logits, expected)
+    loss = torch.stack([F.cross_entropy(one, LABELS, reduction="none") for one in expected])
+    torch.testing.assert_close(answer.loss, loss.mean(0), rtol=1e-12, atol=0)
+
+
+def test_it_makes_the_purification_stray(
+    denoiser: Denoiser, smooth_classifier: Classifier, images: Tensor
+) -> None:
+    """Further than PGD does, under noise that the attacker knows."""
+    defense = Defense(smooth_classifier, FAMILY["ddpm"], denoiser)
+    addresses = replace(ADDRESSES, known=("forward", "reverse"))
+
+    def strays(adversarial: Tensor) -> Tensor:
+        found: Tensor = deviated(defense)(adversarial, ADDRESSES.noise.on(SAMPLES))[:, -1]
+        return found
+
+    plain, ours = (
+        strays(diffattack(deviation_weight=weight, steps=4)(defense, images, LABELS, addresses)[0])
+        for weight in (0.0, 100.0)
+    )
+    assert (ours > plain).all() and (ours > strays(images)).all()
+
+
+def test_every_mask_policy_is_run(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    defense = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser, policy="tape")
+    attack = diffattack(steps=1, eot_samples=1)
+    found = attack(defense, images, LABELS, ADDRESSES)
+    assert len(found) == attack.candidates(defense) == 6
+    alone = [
+        replace(attack, mask=mask)(defense, images, LABELS, ADDRESSES)
+        for mask in ("frozen", "recomputed", "soft")
+    ]
+    assert torch.equal(found, torch.cat(alone))
+
+
+def test_weights_of_steps(denoiser: Denoiser) -> None:
+    """One over the number of steps that count: of all, or of a third of the noise levels."""
+    plan = UniformPurifier(timesteps=(0, 10, 30, 50, 70, 89), strength=0.09).plan(denoiser.schedule)
+    assert [step.to for step in plan] == [89, 70, 50, 30, 10, CLEAN]
+    found = {levels: list(step_weights(plan, levels).values()) for levels in ("all", "low", "high")}
+    assert found["all"] == [1 / 6] * 6
+    assert found["low"] == [0, 0, 0, 1 / 3, 1 / 3, 1 / 3]
+    assert found["high"] == [1 / 2, 1 / 2, 0, 0, 0, 0]
+    attack = diffattack(levels="low")
+    assert "deviation weight 1 at low noise levels" in attack.describe()
+    assert attack.name == "diffattack_linf"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("deviation_weight", -1.0),
+        ("deviation_weight", float("nan")),
+        ("levels", "middle"),
+        ("average", "probabilities"),
+        ("approximation", "bpda"),
+    ],
+)
+def test_unusable_parameter_names_its_flag(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"--model\.attack\.{field} .*{value}"):
+        diffattack(**{field: value})

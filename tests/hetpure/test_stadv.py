@@ -1,0 +1,289 @@
+"""The warp against torch's own, the roughness by hand, the gradient in the flow against finite
+differences, and the attack where its answer is known."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hetpure.attacks import stadv
+from hetpure.attacks.attack import SILENT, Addresses, check_candidates
+from hetpure.attacks.losses import criterion
+from hetpure.attacks.stadv import StAdv, adam_step, flow_gradient, roughness, warp
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense, count_network_calls
+from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError
+from hetpure.noise import Noise, Stream
+from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
+
+SAMPLES, LABELS = torch.tensor([31, 7, 100, 5]), torch.tensor([0, 1, 1, 0])
+ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.REPORT))
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def attack_of(**settings: Any) -> StAdv:
+    return StAdv(**{"steps": 3, "step_size": 0.2, "eot_samples": 2, "smoothness": 0.01, **settings})
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (7, 1), (8, 8), (28, 28), (31, 33)], ids=str)
+def test_no_flow_leaves_every_bit(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    images = random(2, 3, *shape, dtype=dtype)
+    images[0, 0, 0, 0], images[1, 2, -1, -1] = 0, 1
+    assert torch.equal(warp(images, torch.zeros(2, 2, *shape, dtype=dtype)), images)
+
+
+@pytest.mark.parametrize("reach", [0.5, 3.0, 30.0])
+def test_warp_is_grid_sample_with_aligned_corners(reach: float) -> None:
+    """Points far outside too."""
+    images, flow = random(3, 2, 9, 12), reach * (2 * random(3, 2, 9, 12) - 1)
+    down, across = torch.meshgrid(torch.arange(9.0), torch.arange(12.0), indexing="ij")
+    u, v = (across + flow[:, 0]) / 11 * 2 - 1, (down + flow[:, 1]) / 8 * 2 - 1
+    expected = F.grid_sample(
+        images, torch.stack([u, v], -1), padding_mode="border", align_corners=True
+    )
+    torch.testing.assert_close(warp(images, flow), expected, rtol=0, atol=1e-12)
+
+
+def test_where_a_pixel_comes_from() -> None:
+    """One to the right, two from above, and from between four."""
+    images = random(1, 1, 5, 6)
+    flow = torch.zeros(1, 2, 5, 6, dtype=torch.float64)
+    flow[0, 0, 1, 1] = 1
+    flow[0, 1, 3, 2] = -2
+    flow[0, :, 2, 4] = torch.tensor([0.25, -0.5])
+    warped = warp(images, flow)[0, 0]
+    pixel = images[0, 0]
+    assert warped[1, 1] == pixel[1, 2] and warped[3, 2] == pixel[1, 2]
+    left, right = (pixel[1, 4] + pixel[2, 4]) / 2, (pixel[1, 5] + pixel[2, 5]) / 2
+    torch.testing.assert_close(warped[2, 4], 0.75 * left + 0.25 * right, rtol=1e-14, atol=0)
+    still = (flow == 0).all(1)[0]
+    assert torch.equal(warped[still], pixel[still])
+
+
+@dtypes
+def test_no_pixel_gets_a_value_that_was_not_between_others(dtype: torch.dtype) -> None:
+    images = random(3, 2, 9, 12, dtype=dtype)
+    flow = 10 * (2 * random(3, 2, 9, 12, dtype=dtype) - 1)
+    warped = warp(images, flow)
+    assert images.min() - 1e-6 <= warped.min() and warped.max() <= images.max() + 1e-6
+    white = warp(torch.ones_like(images), flow)
+    assert white.max() <= 1 and (1 - white).abs().max() < 1e-6
+
+
+def test_the_derivative_of_the_warp() -> None:
+    """Finite differences between pixels; at the border without flow, what lies inwards."""
+    images, flow = random(1, 2, 4, 5), 3 * (random(1, 2, 4, 5) - 0.5)
+    assert torch.autograd.gradcheck(lambda f: warp(images, f), flow.requires_grad_())
+    still = torch.zeros(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(warp(images[:, :1], still).sum(), still)
+    across = images[0, 0].diff(dim=1)
+    down = images[0, 0].diff(dim=0)
+    assert torch.equal(slope[0, 0], torch.cat([across, across[:, -1:]], 1))
+    assert torch.equal(slope[0, 1], torch.cat([down, down[-1:]], 0))
+
+
+def test_roughness_by_its_formula() -> None:
+    flow = random(2, 2, 3, 4)
+    for number in range(2):
+        du, dv = flow[number].tolist()
+        expected = 0.0
+        for y in range(3):
+            for x in range(4):
+                for y2, x2 in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                    if 0 <= y2 < 3 and 0 <= x2 < 4:
+                        squares = (du[y][x] - du[y2][x2]) ** 2 + (dv[y][x] - dv[y2][x2]) ** 2
+                        expected += squares**0.5
+        assert abs(float(roughness(flow)[number]) - expected) < 1e-12
+    moved = torch.ones(1, 2, 3, 4) * torch.tensor([2.0, -1.0])[None, :, None, None]
+    assert roughness(moved).tolist() == [0], "all pixels alike"
+    one = torch.zeros(1, 2, 3, 4)
+    one[0, :, 1, 1] = torch.tensor([3.0, 4.0])
+    assert roughness(one).tolist() == [4 * 2 * 5], "four neighbours, each pair twice"
+    moved.requires_grad_()
+    assert torch.autograd.grad(roughness(moved).sum(), moved)[0].tolist() == (0 * moved).tolist()
+
+
+@pytest.mark.parametrize("purified", [False, True])
+def test_gradient_in_the_flow_against_finite_differences(
+    purified: bool, denoiser: Denoiser, smooth_classifier: Classifier, images: Tensor
+) -> None:
+    """Of the mean loss over the draws less tau L_flow, through warp and defence; the flow keeps off
+    the kinks at whole pixels."""
+    purifier = UniformPurifier(steps=20) if purified else None
+    defense = Defense(smooth_classifier, purifier, denoiser if purifier else None)
+    attack, losses = attack_of(mask="recomputed"), criterion("cross_entropy", LABELS)
+    generator = torch.Generator().manual_seed(3)
+    flow = 0.2 + 0.6 * torch.rand(4, 2, 8, 8, generator=generator, dtype=torch.float64)
+    towards = torch.randn(4, 2, 8, 8, generator=generator, dtype=torch.float64)
+
+    def loss(flow: Tensor) -> Any:
+        return attack.ask(defense, warp(images, flow), None, losses, ADDRESSES, 0, 0, SILENT)
+
+    found = flow_gradient(images, flow, loss(flow).gradient, 0.03)
+    up, down = (
+        loss(moved).loss - 0.03 * roughness(moved)
+        for moved in (flow + 1e-5 * towards, flow - 1e-5 * towards)
+    )
+    ours = (found * towards).sum((1, 2, 3))
+    torch.testing.assert_close(ours, (up - down) / 2e-5, rtol=1e-6, atol=1e-9)
+
+
+def test_steps_are_adams() -> None:
+    """Those of torch, whose epsilon is made as good as none; and the same for a loss of any scale,
+    where float32 squares are 0."""
+    parameter = torch.zeros(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    theirs = torch.optim.Adam([parameter], lr=0.1, betas=(0.9, 0.999), eps=1e-30, maximize=True)
+    generator = torch.Generator().manual_seed(0)
+    flow, mean, square = torch.zeros_like(parameter), torch.zeros(1), torch.zeros(1)
+    small = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for count in range(1, 6):
+        gradient = torch.randn(2, 2, 3, 3, generator=generator, dtype=torch.float64)
+        parameter.grad = gradient
+        theirs.step()
+        step, mean, square = adam_step(gradient, mean, square, count)
+        flow = flow + 0.1 * step
+        scaled, *small = adam_step((1e-30 * gradient).float(), *small, count)
+        torch.testing.assert_close(scaled, step, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(flow, parameter.detach(), rtol=0, atol=1e-6)
+    nothing, *_ = adam_step(0 * gradient, *(torch.zeros(1),) * 2, 1)
+    assert torch.equal(nothing, 0 * gradient)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-14, 1e-100], ids="slope {:g}".format)
+def test_a_ramp_in_closed_form(scale: float, linear_classifier: Classifier) -> None:
+    """Where an image rises evenly to the right, moving a pixel is changing its value: each ends as
+    far as it may go in the direction of a linear classifier's weight, at the border with the
+    border's value. Whatever the slope of the loss."""
+    linear_classifier.network[1].weight.mul_(scale)
+    ramp = (0.2 + 0.08 * torch.arange(8, dtype=torch.float64)).expand(4, 1, 8, 8).contiguous()
+    weight = linear_classifier.network[1].weight
+    away = (weight[1 - LABELS] - weight[LABELS]).reshape(-1, 1, 8, 8)
+    attack = attack_of(steps=8, max_flow=0.75, smoothness=0, step_size=0.2)
+    last, best = attack(Defense(linear_classifier), ramp, LABELS, ADDRESSES)
+    expected = (ramp + 0.75 * 0.08 * away.sign()).clamp(0.2, 0.2 + 7 * 0.08)
+    torch.testing.assert_close(last, expected, rtol=0, atol=1e-12)
+    if scale == 1:  # else all losses are one number
+        torch.testing.assert_close(best, last, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("max_flow", [0.0, 0.3, 2.5])
+@pytest.mark.parametrize("random_start", [False, True])
+def test_the_flow_stays_within_its_bound(
+    max_flow: float,
+    random_start: bool,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    images: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every flow that an image is warped with, and inside the image, and each candidate is so
+    warped. Without room no bit changes."""
+    flows: list[Tensor] = []
+
+    def seen(images: Tensor, flow: Tensor) -> Tensor:
+        flows.append(flow.detach().clone())
+        return warp(images, flow)
+
+    monkeypatch.setattr(stadv, "warp", seen)
+    defense = Defense(classifier, UniformPurifier(steps=20), denoiser)
+    attack = attack_of(
+        max_flow=max_flow, step_size=2.0, restarts=2, steps=2, random_start=random_start
+    )
+    found = attack(defense, images, LABELS, ADDRESSES)
+    assert torch.equal(found, images.expand_as(found)) == (max_flow == 0)
+    place = torch.stack(torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")[::-1])
+    for flow in flows:
+        assert flow.abs().max() <= max_flow
+        assert -1e-12 <= (place + flow).min() <= (place + flow).max() <= 7 + 1e-12
+    assert max(flow.abs().max() for flow in flows) == max_flow, "and all of it is used"
+    made = torch.stack([warp(images, flow) for flow in flows])
+    assert all((made == candidate).all((2, 3, 4)).any(0).all() for candidate in found)
+    start = flows[0]
+    if random_start and max_flow:
+        assert 0 < start.abs().max() <= max_flow / 10 and start.std() > max_flow / 30
+    else:
+        assert not start.any()
+
+
+def test_more_smoothness_makes_smoother_flow(
+    smooth_classifier: Classifier, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flows: list[Tensor] = []
+    monkeypatch.setattr(stadv, "warp", lambda i, f: flows.append(f.detach()) or warp(i, f))
+    found = []
+    for smoothness in (0.0, 0.001, 0.1):
+        attack = attack_of(smoothness=smoothness, steps=30, step_size=0.04)
+        attack(Defense(smooth_classifier), images, LABELS, ADDRESSES)
+        found.append(roughness(flows[-1]))
+    assert (found[0] > 1.1 * found[1]).all() and (found[1] > 1.5 * found[2]).all()
+
+
+def test_accuracy_falls() -> None:
+    """Blurred bars told apart by their place: a flow of a pixel moves one to the other's."""
+    place = torch.arange(8.0)
+    bars = torch.stack([0.2 + 0.6 * torch.exp(-((place - x) ** 2) / 4) for x in (3.0, 4.0)])
+    labels = torch.arange(8) % 2
+    images = bars[labels][:, None, None].expand(8, 1, 8, 8).contiguous()
+    templates = bars[:, None].expand(2, 8, 8).flatten(1)
+    nearest = nn.Linear(64, 2)
+    nearest.load_state_dict({"weight": templates, "bias": -templates.square().sum(1) / 2})
+    network = nn.Sequential(nn.Flatten(), nearest)
+    defense = Defense(Classifier(network, num_classes=2, mean=[0.0], std=[1.0]))
+    addresses = replace(ADDRESSES, samples=torch.arange(8))
+
+    def accuracy(of: Tensor) -> float:
+        return float((defense.classifier(of).argmax(1) == labels).float().mean())
+
+    attack = attack_of(steps=20, max_flow=1, step_size=0.1, smoothness=0.001)
+    last, best = attack(defense, images, labels, addresses)
+    assert accuracy(images) == 1 and accuracy(last) == accuracy(best) == 0
+    check_candidates(torch.stack([last, best]), images, addresses.samples, attack.threat)
+
+
+def test_results_follow_the_sample_and_cost_what_is_said(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    defense = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser, policy="tape")
+    attack = attack_of(steps=2)
+    with count_network_calls(defense) as calls:
+        whole = attack(defense, images, LABELS, ADDRESSES)
+    assert len(whole) == attack.candidates(defense) == 6
+    assert calls.rows == 4 * attack.purifications(defense) * defense.network_calls
+    part = torch.tensor([2, 0])
+    alone = attack(defense, images[part], LABELS[part], ADDRESSES.take(part))
+    torch.testing.assert_close(alone, whole[:, part], rtol=0, atol=1e-6)
+
+
+def test_its_bound_is_no_ball() -> None:
+    attack = attack_of(max_flow=1.5, loss="cross_entropy")
+    assert attack.threat is None and attack.name == "stadv"
+    assert attack.describe().startswith("flow within 1.5 pixels")
+    assert StAdv().loss == "margin", "the paper's"
+    assert replace(attack, mask="soft").max_flow == 1.5
+    with pytest.raises(TypeError, match="epsilon"):
+        StAdv(epsilon=0.1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_flow", -1.0),
+        ("max_flow", float("inf")),
+        ("step_size", 0.0),
+        ("smoothness", -0.1),
+        ("smoothness", float("nan")),
+        ("steps", 0),
+    ],
+)
+def test_unusable_parameter_names_its_flag(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"--model\.attack\.{field} must be .*{value}"):
+        attack_of(**{field: value})
