@@ -1,6 +1,30 @@
 """Attacks: functions of a defence, images, labels and noise addresses."""
 
+from hetpure.attacks.apgd import APGD
 from hetpure.attacks.attack import Addresses, Attack, Monitor, Threat
+from hetpure.attacks.auto_eot import AutoEOT
+from hetpure.attacks.autoattack import AutoAttack
+from hetpure.attacks.bpda import BPDA
+from hetpure.attacks.diffattack import DiffAttack
+from hetpure.attacks.low_frequency import LowFrequency
 from hetpure.attacks.pgd import PGD
+from hetpure.attacks.replay import Replay
+from hetpure.attacks.square import Square
+from hetpure.attacks.stadv import StAdv
 
-__all__ = ["PGD", "Addresses", "Attack", "Monitor", "Threat"]
+__all__ = [
+    "APGD",
+    "BPDA",
+    "PGD",
+    "Addresses",
+    "Attack",
+    "AutoAttack",
+    "AutoEOT",
+    "DiffAttack",
+    "LowFrequency",
+    "Monitor",
+    "Replay",
+    "Square",
+    "StAdv",
+    "Threat",
+]

@@ -53,10 +53,10 @@ class APGD(GradientAttack):
         return found
 
     def candidates(self, defense: Defense) -> int:
-        return self.runs * len(self.variants(defense))
+        return self.runs(defense) * len(self.variants(defense))
 
     def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        iterates = self.runs * (self.steps + 1) * len(self.variants(defense))
+        iterates = self.runs(defense) * (self.steps + 1) * len(self.variants(defense))
         return iterates * self.draws(defense, known)
 
     def attack_one(

@@ -91,7 +91,7 @@ class GradientAttack(Attack):
             )
 
     @property
-    def threat(self) -> Threat:
+    def threat(self) -> Threat | None:
         return Threat(self.norm, self.epsilon)
 
     def budget(self) -> str:
@@ -121,10 +121,10 @@ class GradientAttack(Attack):
             return {"": replace(self, mask="recomputed")}
         return {f"{mask} mask": replace(self, mask=mask) for mask in MASKS}
 
-    @property
-    def runs(self) -> int:
-        """Independent runs of one variant."""
-        return self.restarts * max(self.targets, 1)
+    def runs(self, defense: Defense) -> int:
+        """Independent runs of one variant: no more targets than there are wrong classes."""
+        targets = min(self.targets, defense.classifier.num_classes - 1)
+        return self.restarts * max(targets, 1)
 
     def draws(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
         drawn = unknown_groups(defense, known) and self.approximation != "classifier_only"

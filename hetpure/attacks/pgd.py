@@ -54,10 +54,15 @@ class PGD(GradientAttack):
         return found
 
     def candidates(self, defense: Defense) -> int:
-        return 2 * self.runs * len(self.variants(defense))
+        return 2 * self.runs(defense) * len(self.variants(defense))
 
     def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        return self.runs * self.steps * self.draws(defense, known) * len(self.variants(defense))
+        return (
+            self.runs(defense)
+            * self.steps
+            * self.draws(defense, known)
+            * len(self.variants(defense))
+        )
 
     def attack_one(
         self,

@@ -48,7 +48,7 @@ def warp(images: Tensor, flow: Tensor) -> Tensor:
     upper = pixels(left, top) * (1 - to_right) + pixels(right, top) * to_right
     lower = pixels(left, below) * (1 - to_right) + pixels(right, below) * to_right
     warped: Tensor = upper * (1 - to_below) + lower * to_below
-    return warped.clamp(0, 1)  # of rounding
+    return warped  # in [0, 1] as the images are: 1 - w + w never rounds to more than 1
 
 
 def roughness(flow: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class StAdv(GradientAttack):
         return "stadv"
 
     @property
-    def threat(self) -> None:  # type: ignore[override]
+    def threat(self) -> None:
         """No ball."""
 
     @property
@@ -143,10 +143,15 @@ class StAdv(GradientAttack):
         )
 
     def candidates(self, defense: Defense) -> int:
-        return 2 * self.runs * len(self.variants(defense))
+        return 2 * self.runs(defense) * len(self.variants(defense))
 
     def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        return self.runs * self.steps * self.draws(defense, known) * len(self.variants(defense))
+        return (
+            self.runs(defense)
+            * self.steps
+            * self.draws(defense, known)
+            * len(self.variants(defense))
+        )
 
     def attack_one(
         self,

@@ -80,7 +80,7 @@ def audit_cells(base: Cell, defense: Defense, audit: Audit, shape: Size) -> list
     """The attacks that the audit runs beside `base` on images of `shape` (C, H, W); none where the
     attack has no budget to vary."""
     attack = base.attack
-    if not isinstance(attack, GradientAttack):
+    if not isinstance(attack, GradientAttack) or attack.threat is None:
         return []
     norm, draws = attack.norm, attack.eot_samples
     square = Square(epsilon=attack.epsilon, norm=norm, steps=audit.queries, eot_samples=1)

@@ -231,6 +231,8 @@ def _column(run: Run, defense: str, attack: str, counting: Counting) -> Column |
     if not chosen:
         return None
     for name, found in chosen.items():
+        if not all(record.chosen < len(record.selection) for record in found.values()):
+            raise InputError(f"{where}, {name}: a record lacks its selection draws")
         known = next(iter(found.values())).known
         if bool(known) != (counting == "locked"):
             knows = f"knows noise ({', '.join(known)})" if known else "knows no noise"

@@ -115,6 +115,10 @@ def cautions(
             for key in (key for key in theirs if key in ours):
                 for name, here, there in _differing(key, ours[key], theirs[key]):
                     yield f"{name} differs: {here} in {run.name}, {there} in {reference.name}"
+            ours, theirs = _hashes(run.results), _hashes(reference.results)
+            files = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
+            if ours and theirs and files:
+                yield f"data differs between {run.name} and {reference.name}: {', '.join(files)}"
     for column in columns:
         own, its = sorted(column.attacks), sorted(baseline.attacks)
         if own != its:
@@ -237,12 +241,14 @@ def _draws(column: Column) -> int:
 
 def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
     run = results.get("run", {})
-    facts = {key: run[key] for key in FACTS if key in run}
-    hashes = results.get("provenance", {}).get("data")
-    return facts if hashes is None else facts | {"data file": hashes}
+    return {key: run[key] for key in FACTS if key in run}
 
 
-def _differing(key: str, own: Any, its: Any) -> Iterator[tuple[str, str, str]]:
+def _hashes(results: Mapping[str, Any]) -> dict[str, str]:
+    return results.get("provenance", {}).get("data") or {}
+
+
+def _differing(key: str, own: Any, its: Any) -> Iterator[tuple[str, Any, Any]]:
     """The names and both values of what is not the same."""
     if not isinstance(own, dict) or not isinstance(its, dict):
         own, its, prefix = {"": own}, {"": its}, key
@@ -251,8 +257,7 @@ def _differing(key: str, own: Any, its: Any) -> Iterator[tuple[str, str, str]]:
     for name in dict.fromkeys((*its, *own)):
         ours, theirs = own.get(name, "nothing"), its.get(name, "nothing")
         if ours != theirs:
-            length = 12 if key == "data file" else None  # of a hash
-            yield f"{prefix}{name}", str(ours)[:length], str(theirs)[:length]
+            yield f"{prefix}{name}", ours, theirs
 
 
 def _escaped(text: str) -> str:

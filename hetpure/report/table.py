@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 MOST_DEPARTURES = 8  # under the terminal's table; report.md has all
 WIDE = 10  # points
@@ -31,14 +32,18 @@ class Sheet:
 
     def terminal(self) -> Table:
         """As a rich table."""
-        table = Table(title=self.title, caption=self.note or None, caption_justify="left")
+        table = Table(
+            title=Text(self.title),
+            caption=Text(self.note) if self.note else None,
+            caption_justify="left",
+        )
         for number, head in enumerate(self.heads):
             name = number < self.left  # its end tells swept rows apart: never cut off
             table.add_column(
                 head, justify="left" if name else "right", overflow="fold" if name else "ellipsis"
             )
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # as it is: names may look like markup
         return table
 
 

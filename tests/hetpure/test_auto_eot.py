@@ -169,15 +169,16 @@ def test_finished_images_are_not_attacked_again(flat: Tensor) -> None:
     torch.testing.assert_close(rates[3], torch.tensor([1.0, 0.1, 1.0, 0.1]))
 
 
-def test_a_single_wrong_draw_finishes_nothing(flat: Tensor) -> None:
-    """60% of wrong draws are a better candidate, no more; 100% end it."""
-    first, second = Setter((0.6, 0.4)), Setter((0.0,))
-    found = ensemble(first, second, check_draws=40)(Unsure(), flat, LABELS, ADDRESSES)
-    assert second.calls[0].samples.tolist() == [7, 100, 5]
-    assert found.shape == (3, 4, 1, 2, 2)
-    third = Setter((0.0,))
-    ensemble(first, SetterOfEven((1.0,)), third)(Unsure(), flat, LABELS, ADDRESSES)
-    assert third.calls[0].samples.tolist() == [7, 5]
+def test_a_single_wrong_draw_finishes_nothing() -> None:
+    """A coin decides nothing: of 64 images that are wrong every other time none is finished."""
+    samples = torch.arange(64)
+    images, labels = torch.full((64, 1, 2, 2), 0.5), torch.zeros(64, dtype=torch.int64)
+    members = Setter((0.5, 0.4)), Setter((0.6,)), Setter((0.0,))
+    attack = ensemble(*members, check_draws=30)
+    attack(Unsure(), images, labels, Addresses(samples, ADDRESSES.noise))
+    assert [call.samples.tolist() for member in members for call in member.calls] == [
+        samples.tolist()
+    ] * 3
 
 
 def test_the_best_is_the_one_with_the_highest_rate(flat: Tensor) -> None:
@@ -294,6 +295,16 @@ def test_at_least_as_strong_as_its_best_member(
     assert alone.any()
     together = broken(attack)
     assert (together | ~alone).all()
+
+
+def test_fewer_classes_than_targets(linear_classifier: Classifier, images: Tensor) -> None:
+    """A block has as many candidates as were announced, whatever its members return."""
+    defense = Defense(linear_classifier)
+    attack = AutoEOT(steps=1, eot_samples=1, square_steps=1)
+    found = attack(defense, images, LABELS, ADDRESSES)
+    assert len(found) == attack.candidates(defense)
+    assert attack.notes(2)
+    check_candidates(found, images, SAMPLES, attack.threat)
 
 
 def test_all_masks_and_the_same_twice(

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from datamodules.fashion_mnist import FashionMNIST
 from hetpure.attacks.attack import Addresses, Monitor, check_candidates
-from hetpure.attacks.autoattack import AutoAttack, _Logger, _Model
+from hetpure.attacks.autoattack import AutoAttack
+from hetpure.attacks.row_model import Listener, RowModel
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
@@ -133,10 +134,11 @@ def test_every_row_carries_its_own_sample_id(
 
 def test_rows_in_any_order(images: Tensor) -> None:
     defense = Named(linear(4))
-    model = _Model(defense, images, ADDRESSES, small().threat, Monitor())
+    model = RowModel(defense, images, ADDRESSES, small().threat, Monitor())
     rows = images[[2, 0, 3, 2]].float() + 0.05
     model(rows)
     assert defense.calls[0].noise.samples.tolist() == [100, 31, 5, 100]
+    assert model(rows[:0]).shape == (0, 4)
     with pytest.raises(AssertionError, match="outside the ball Linf 0.05"):
         model(rows + 0.01)
 
@@ -433,7 +435,7 @@ def test_errors_are_one_line(
 
 def test_other_warnings_are_passed_on() -> None:
     with pytest.warns(UserWarning, match="^AutoAttack: Square has decreased it.$"):
-        _Logger(False).warning("Square has decreased it. See flags_doc.md for details.")
+        Listener(False).warning("Square has decreased it. See flags_doc.md for details.")
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:
 def test_a_plan_is_printed_and_nothing_is_run(capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.main(["--config=config.yaml", "--plan"])
     printed = capsys.readouterr().out
-    for part in ("certificate", "standard", "attack", "selection", "robust", "n = 3", "Memory"):
+    for part in ("certificate", "clean", "null", "pgd_linf", "black box", "n = 3", "Memory"):
         assert part in printed
     assert "the whole evaluation: about" in printed
     assert not Path("runs").exists()

@@ -112,12 +112,11 @@ def test_every_attacks_calls_are_foreseen(
     block = Block(images, LABELS, SAMPLES)
     right = torch.zeros(4, dtype=torch.long)
     records = evaluate_attack("d", defense, cell, block, PROTOCOL, seed=0, clean=right).records
-    assert calls.rows == sum(record.network_calls for record in records)
     assert found.differentiated == calls.differentiated
     if isinstance(attack, Square) and len(known) == 2:  # stops once a certain answer is wrong
         assert found.network_calls >= calls.rows
     else:
-        assert found.network_calls == calls.rows
+        assert found.network_calls == calls.rows == sum(r.network_calls for r in records)
 
 
 def test_a_surrogate_is_what_the_attack_costs(

@@ -13,7 +13,7 @@ from hetpure.evaluation import statistics
 from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.results import summarise
 from hetpure.evaluation.statistics import Difference, mean_accuracy, paired_difference, wilson
-from hetpure.report.table import columns, markdown, note, rows, terminal
+from hetpure.report.table import defenses_sheet, markdown, note, terminal
 
 Answers = NDArray[np.bool_]
 Law = Callable[[int, int], tuple[Answers, Answers]]
@@ -165,7 +165,7 @@ def test_accuracies_have_the_numbers_they_had(seed: int) -> None:
         assert (found.low, found.high) == bootstrap_of_before(correct, seed)
 
 
-CLEAN = Record("base", "clean", 0, 1, [1, 1], [], 0, 0.0, 0.0, None, 9)
+CLEAN = Record("base", "clean", 0, 1, [1, 1], [2], 0, 0.0, 0.0, None, 9, "Linf 0.0", [])
 SELECTED = [0, 2]
 
 
@@ -175,6 +175,7 @@ def records(name: str, right: list[int], samples: list[int]) -> Iterator[Record]
         predictions = [1] * count + [0] * (2 - count)
         clean = replace(CLEAN, defense=name, sample=sample)
         yield clean
+        yield replace(clean, attack="null", selection=[2, 2])
         yield replace(clean, attack="pgd", selection=SELECTED, predictions=predictions)
 
 
@@ -212,18 +213,22 @@ def results(**run: Any) -> dict[str, Any]:
     defenses = summarise(both, run.get("baseline"))
     for row in defenses.values():
         row["purification_calls"] = 9
+        row["audit"] = None
+    settings = {"report_draws": 2, "selection_draws": 1, "attacks": {}, "audit": None}
     return {
         "samples": 8,
-        "run": {"data": "toy", "attack": "PGD", "report_draws": 2, "selection_draws": 1, **run},
+        "run": {"data": "toy", "attack": "PGD", **settings, **run},
         "defenses": defenses,
+        "notes": [],
         "weaker_than_full": [],
     }
 
 
 def test_the_table_compares_each_row_with_the_baseline() -> None:
     found = results(baseline="base")
-    assert columns(found)[-1] == "robust difference"
-    base, other = rows(found)
+    sheet = defenses_sheet(found)
+    assert sheet.heads[-1] == "robust difference"
+    base, other = sheet.rows
     assert base[-1] == "-"
     robust = Difference(**found["defenses"]["other"]["difference"]["robust"])
     low, high = 100 * robust.low, 100 * robust.high
@@ -231,11 +236,12 @@ def test_the_table_compares_each_row_with_the_baseline() -> None:
     assert "robust difference: single, in points from 'base', paired" in note(found)
     assert "not corrected for their number" in note(found)
     assert markdown(found).splitlines()[2].endswith("| robust difference |")
-    assert len(terminal(found).columns) == len(other)
+    assert len(terminal(found)[0].columns) == len(other)
 
 
 @pytest.mark.parametrize("run", [{"baseline": None}, {}], ids=["none", "of before"])
 def test_without_a_baseline_there_is_no_column(run: dict[str, None]) -> None:
     found = results(**run)
     assert "difference" not in markdown(found)
-    assert [len(row) for row in rows(found)] == [len(columns(found))] * 2
+    sheet = defenses_sheet(found)
+    assert [len(row) for row in sheet.rows] == [len(sheet.heads)] * 2
