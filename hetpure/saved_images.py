@@ -43,11 +43,7 @@ def saved_images(
 ) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) float32 and sample ids (N,) int64 of one row under one attack, in the
     order of their blocks. A name that is None is the only one that the run has."""
-    names = {
-        path: found
-        for path in sorted((folder / IMAGES).glob("*.safetensors"))
-        if (found := _names(path)) is not None
-    }
+    names = _found(folder, _pattern(row, attack)) or _found(folder, _pattern(None, None))
     if not names:
         raise InputError(
             f"{folder} holds no saved images: give the folder of a run that saved its own"
@@ -63,9 +59,30 @@ def saved_images(
     return torch.cat(images), torch.cat(samples)
 
 
+def _found(folder: Path, pattern: str) -> dict[Path, tuple[str, str]]:
+    """Files of that name in the order of their blocks, with row and attack."""
+    return {
+        path: found
+        for path in sorted((folder / IMAGES).glob(pattern))
+        if (found := _names(path)) is not None
+    }
+
+
+def _pattern(row: str | None, attack: str | None) -> str:
+    """Of the names of files that may hold them: a run has many."""
+    if row is None or attack is None:
+        return "*.safetensors"
+    return f"*-{_exact(row, attack)}.safetensors"
+
+
+def _exact(row: str, attack: str) -> str:
+    """Tells names apart that have one slug."""
+    return hashlib.sha256(json.dumps([row, attack]).encode()).hexdigest()[:8]
+
+
 def _file_name(row: str, attack: str, block: int) -> str:
-    """Readable, and told apart by a hash: different names can have one slug."""
-    exact = hashlib.sha256(json.dumps([row, attack]).encode()).hexdigest()[:8]
+    """Readable, and told apart by a hash."""
+    exact = _exact(row, attack)
     slugs = (re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:40] for name in (row, attack))
     return "-".join((f"{block:05d}", *slugs, exact)) + ".safetensors"
 

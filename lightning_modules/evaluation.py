@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,9 @@ from torch.utils.data import DataLoader
 from datamodules.dataset import check_images
 from hetpure.acceleration import Acceleration
 from hetpure.attacks import PGD, Attack
-from hetpure.attacks.null import Given
 from hetpure.errors import InputError
-from hetpure.evaluation.audit import EIGHT_BIT, Audit, audit_cells, base_cell, gradient_check
+from hetpure.evaluation.audit import Audit, audit_cells, base_cell, gradient_check
 from hetpure.evaluation.protocol import (
-    AUDIT,
     CLEAN,
     Block,
     Cell,
@@ -166,8 +165,9 @@ class RobustnessEvaluation(L.LightningModule):
             row.cells = cells(name, row.defense, self.attack, self.attacks, self.protocol)
             if self.audit is not None:
                 base = base_cell(row.cells)
+                saved = partial(saved_images, self.folder.path, name, base.name)
                 shape = batch["image"].shape[1:]
-                row.cells += audit_cells(base, row.defense, self.audit, shape)
+                row.cells += audit_cells(base, row.defense, self.audit, shape, saved)
 
     def certify(self, images: Tensor, samples: Tensor) -> Iterator[str]:
         """Computes the certificates of all rows; each row's name is given before its turn."""
@@ -223,8 +223,6 @@ class RobustnessEvaluation(L.LightningModule):
                 left = len(block.images) if cell.limit is None else cell.limit - self.seen
                 if left > 0:
                     self._attack(row, cell, block.first(left), number)
-            if self.audit is not None and self.audit.images > self.seen:
-                self._eight_bit(row, block.first(self.audit.images - self.seen), number)
         self.seen += len(block.images)
 
     def _clean(self, row: Row, block: Block, number: int) -> None:
@@ -256,21 +254,13 @@ class RobustnessEvaluation(L.LightningModule):
         )
         seconds = time.perf_counter() - start
         what = {"defense": row.name, "attack": cell.name, "block": number}
-        self.folder.append_iterations([what | entry for entry in monitor.iterations])
+        self.folder.append_iterations(what | {"iterations": monitor.iterations})
         self._keep(row, cell.name, block, number, outcome, seconds)
 
     def _clean_kept(self, row: Row, block: Block) -> Tensor:
         """On how many selection draws the row is right on the clean images (B,)."""
         kept = self.finished[row.name, CLEAN]
         return torch.tensor([kept[sample] for sample in block.samples.tolist()]).to(block.labels)
-
-    def _eight_bit(self, row: Row, block: Block, number: int) -> None:
-        """The audit's look at adversarial images as a file would hold them, read from the disk."""
-        base = base_cell(row.cells)
-        images, samples = saved_images(self.folder.path, row.name, base.name)
-        rounded = (255 * images).round() / 255
-        given = Given(rounded, samples, EIGHT_BIT)
-        self._attack(row, Cell(f"{AUDIT}: {EIGHT_BIT}", given, base.known), block, number)
 
     def _done(self, row: Row, attack: str, block: Block) -> bool:
         """Whether an earlier run finished this block."""

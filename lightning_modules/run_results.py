@@ -73,9 +73,9 @@ def eot_agreements(folder: RunFolder) -> dict[tuple[str, str], float]:
     over images and iterations."""
     found: dict[tuple[str, str], list[float]] = {}
     for entry in folder.read_iterations():
-        if "agreement" in entry:
-            key = entry["defense"], entry["attack"]
-            found.setdefault(key, []).append(entry["agreement"])
+        said = [one["agreement"] for one in entry["iterations"] if "agreement" in one]
+        if said:
+            found.setdefault((entry["defense"], entry["attack"]), []).extend(said)
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 

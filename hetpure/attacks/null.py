@@ -1,5 +1,6 @@
-"""Attacks that look for nothing: images given as candidates, and the null attack."""
+"""Attacks that look for nothing: the null attack, and images that another attack found."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,19 +52,22 @@ class NullAttack(Unsearched):
         return images[None].clone()
 
 
-class Given(Unsearched):
-    """Images that are known, by sample id."""
+@dataclass(frozen=True)
+class EightBit(Unsearched):
+    """Adversarial images as a file of 8 bits a pixel would hold them.
 
-    def __init__(self, images: Tensor, samples: Tensor, what: str) -> None:
-        self.what = what
-        self.images = dict(zip(samples.tolist(), images, strict=True))
+    Args:
+        read: gives the images (N, C, H, W) that an attack found and their sample ids (N,).
+    """
+
+    read: Callable[[], tuple[Tensor, Tensor]]
 
     @property
     def name(self) -> str:
-        return self.what
+        return "8-bit images"
 
     def describe(self) -> str:
-        return self.what
+        return "adversarial images rounded to 8 bits"
 
     @property
     def threat(self) -> None:
@@ -78,5 +82,7 @@ class Given(Unsearched):
         *,
         monitor: Monitor = SILENT,
     ) -> Tensor:
-        found = [self.images[sample] for sample in addresses.samples.tolist()]
-        return torch.stack(found)[None].to(images)
+        adversarial, ids = self.read()
+        known = dict(zip(ids.tolist(), adversarial, strict=True))
+        found = torch.stack([known[sample] for sample in addresses.samples.tolist()])
+        return ((255 * found).round() / 255)[None].to(images)

@@ -6,7 +6,7 @@ what must hold, and warns where only the difference itself goes beyond the toler
 small.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from hetpure.attacks import PGD, Attack
 from hetpure.attacks.attack import Threat, check_candidates
 from hetpure.attacks.gradient import GradientAttack
 from hetpure.attacks.losses import criterion
+from hetpure.attacks.null import EightBit
 from hetpure.attacks.square import Square
 from hetpure.defense import Defense
 from hetpure.errors import InputError
@@ -76,12 +77,31 @@ def base_cell(cells: Sequence[Cell]) -> Cell:
     return (published or main)[0]
 
 
-def audit_cells(base: Cell, defense: Defense, audit: Audit, shape: Size) -> list[Cell]:
-    """The attacks that the audit runs beside `base` on images of `shape` (C, H, W); none where the
-    attack has no budget to vary."""
+def audit_cells(
+    base: Cell,
+    defense: Defense,
+    audit: Audit,
+    shape: Size,
+    read: Callable[[], tuple[Tensor, Tensor]],
+) -> list[Cell]:
+    """The attacks that the audit runs beside `base` on images of `shape` (C, H, W); `read` gives
+    what `base` saved. An attack without a gradient, or without a ball, has no budget to vary."""
     attack = base.attack
-    if not isinstance(attack, GradientAttack) or attack.threat is None:
-        return []
+    found: dict[str, Attack] = {EIGHT_BIT: EightBit(read)}
+    if isinstance(attack, GradientAttack) and attack.threat is not None:
+        found |= _varied(attack, defense, audit, shape)
+    cells = [
+        Cell(f"{AUDIT}: {name}", other, base.known, audit.images) for name, other in found.items()
+    ]
+    if STEPS in found and defense.stochastic and not base.known:
+        cells.append(Cell(f"{AUDIT}: {LOCKED}", attack, ("forward", "reverse"), audit.images))
+    return cells
+
+
+def _varied(
+    attack: GradientAttack, defense: Defense, audit: Audit, shape: Size
+) -> dict[str, Attack]:
+    """The attack with more of one thing, and attackers with less knowledge."""
     norm, draws = attack.norm, attack.eot_samples
     square = Square(epsilon=attack.epsilon, norm=norm, steps=audit.queries, eot_samples=1)
     found: dict[str, Attack] = {
@@ -95,12 +115,7 @@ def audit_cells(base: Cell, defense: Defense, audit: Audit, shape: Size) -> list
     if attack.epsilon > 0:
         found[RADIUS] = at_radius(attack, 2 * attack.epsilon)
         found[WHOLE] = at_radius(attack, 1.0 if norm == "linf" else shape.numel() ** 0.5)
-    cells = [
-        Cell(f"{AUDIT}: {name}", other, base.known, audit.images) for name, other in found.items()
-    ]
-    if defense.stochastic and not base.known:
-        cells.append(Cell(f"{AUDIT}: {LOCKED}", attack, ("forward", "reverse"), audit.images))
-    return cells
+    return found
 
 
 def at_radius(attack: GradientAttack, epsilon: float) -> GradientAttack:

@@ -27,9 +27,9 @@ class RunFolder:
     def append_timing(self, entry: dict[str, Any]) -> None:
         self._append(TIMING, [entry])
 
-    def append_iterations(self, entries: list[dict[str, Any]]) -> None:
-        """What the attacks' iterations said of themselves."""
-        self._append(ITERATIONS, entries)
+    def append_iterations(self, entry: dict[str, Any]) -> None:
+        """What an attack's iterations on one block said of themselves."""
+        self._append(ITERATIONS, [entry])
 
     def write_results(self, results: dict[str, Any]) -> None:
         (self.path / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
@@ -44,7 +44,9 @@ class RunFolder:
         return self._read(TIMING)
 
     def read_iterations(self) -> list[dict[str, Any]]:
-        return self._read(ITERATIONS)
+        """One entry a defence, attack and block, the last one written."""
+        entries = self._read(ITERATIONS)
+        return list({(e["defense"], e["attack"], e["block"]): e for e in entries}.values())
 
     def append_session(self, provenance: dict[str, Any]) -> None:
         """A start of the run: the first one, or one that goes on."""

@@ -32,7 +32,7 @@ def outcome_panels(
         if not defense.stochastic:
             continue
         label = textwrap.fill(name, 16)
-        adversarial = images_of[:ROWS]
+        adversarial = images_of[: len(images)]
         plain = defense.classifier(adversarial).argmax(1).tolist()
         mask = defense.mask(adversarial, samples)
         purified = defense.purify(adversarial, noise, mask)

@@ -24,8 +24,6 @@ from hetpure.geometry import Norm
 from hetpure.noise import Noise, Stream
 from hetpure.weights import load_classifier
 
-BLOCK = 100
-
 
 class Published(Protocol):
     def perturb(self, x: Tensor, y: Tensor) -> Tensor: ...
@@ -43,6 +41,12 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.norm} {self.epsilon}, {self.steps} steps"
+
+    @property
+    def block(self) -> int:
+        """Images attacked together. The published Square gives them all the same squares: few
+        share one lucky or unlucky sequence."""
+        return 25 if self.kind == "square" else 100
 
     def ours(self) -> Attack:
         ball = {"epsilon": self.epsilon, "norm": self.norm, "steps": self.steps, "eot_samples": 1}
@@ -93,8 +97,8 @@ def compare(case: Case, count: int) -> Outcome:
     defense, attack = Defense(classifier), case.ours()
     stays = torch.zeros(2, count, dtype=torch.bool)
     seconds = [0.0, 0.0]
-    for first in range(0, count, BLOCK):
-        rows = torch.arange(first, min(first + BLOCK, count))
+    for first in range(0, count, case.block):
+        rows = torch.arange(first, min(first + case.block, count))
         images, labels = data.images[rows].float() / 255, data.labels[rows]
         right = classifier(images).argmax(1) == labels
         rows, images, labels = rows[right], images[right], labels[right]
@@ -121,7 +125,7 @@ FULL = [
     Case("apgd_t", "linf", 0.015, 20, targets=9),
     Case("apgd_t", "l2", 0.22, 20, targets=9),
     Case("square", "linf", 0.02, 1000),
-    Case("square", "l2", 0.5, 1000),
+    Case("square", "l2", 0.4, 1000),
 ]
 
 
@@ -134,22 +138,21 @@ def test_robust_accuracy_is_that_of_the_published_code(case: Case) -> None:
     assert abs(ours - published) <= 1.0
 
 
-# A tenth of the work for every change. Few steps stop where paths are still far apart, and a
-# hundred images come in whole points: the two gradient attacks, which differ by their start and,
-# in few steps, by when they halve, then differ by about two images; two random searches break up
-# to ten images each that the other does not, and the difference of such numbers spreads by four
-# or so. An attack that is broken (no momentum aside: see test_apgd.py) is off by more than that.
+# A small part of it for every change. Eighty images come in steps of 1.25 points; in few steps the
+# paths are still far apart, and the published code halves its steps earlier there (its checkpoints
+# are rounded): the gradient attacks then differ on up to three images. Two random searches break
+# some ten images each that the other does not, and such numbers differ by six or so.
 FAST = [
     (Case("apgd_ce", "linf", 0.015, 8), 4),
     (Case("apgd_ce", "l2", 0.22, 8), 4),
     (Case("apgd_t", "l2", 0.22, 5, targets=2), 4),
-    (Case("square", "linf", 0.04, 30), 8),
-    (Case("square", "l2", 1.0, 30), 8),
+    (Case("square", "linf", 0.04, 30), 10),
+    (Case("square", "l2", 1.5, 30), 10),
 ]
 
 
 @pytest.mark.parametrize(("case", "tolerance"), FAST, ids=str)
 def test_few_steps_are_as_strong_as_those_of_the_published_code(case: Case, tolerance: int) -> None:
-    ours, published = compare(case, 100).points
+    ours, published = compare(case, 80).points
     assert 30 <= published <= 70
     assert abs(ours - published) <= tolerance

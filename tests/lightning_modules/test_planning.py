@@ -30,7 +30,8 @@ model:
         init_args: {t_large: 0.1, t_small: 0.05, steps: 20}
   attack:
     class_path: hetpure.attacks.PGD
-    init_args: {epsilon: 16/255, steps: 2, step_size: 4/255, eot_samples: 3}
+    init_args: {epsilon: 16/255, steps: 2, step_size: 4/255, eot_samples: 3, mask: recomputed}
+  audit: {images: 1, queries: 2}
   protocol: {report_draws: 3, selection_draws: 2}
   folder: runs
 data:
@@ -121,8 +122,10 @@ def test_a_row_can_be_told_how(capsys: pytest.CaptureFixture[str]) -> None:
     assert row["certificate"]["passed"]
     assert "hybrid, 1 of 3 steps taped" in (folder / "report.md").read_text()
     gradients = 3 * 2 * 3  # images, iterations, draws
-    answers = 3 * 3 * (2 * 3 + 2 * 2)  # calls, images, reports and selection
-    assert row["cost"]["network_calls"] == gradients * (3 + 2) + answers
+    # Calls, images; report and selection of the clean images, the null attack and two candidates.
+    answers = 3 * 3 * ((3 + 2) + (3 + 2) + (3 + 2 * 2))
+    spent = row["cost"]["network_calls"] - row["cost"]["audit_calls"]
+    assert spent == gradients * (3 + 2) + answers
 
 
 @pytest.mark.parametrize(
@@ -171,6 +174,7 @@ def test_low_precision_is_named_and_held_against_float32(
     bfloat16 = [
         "--model.acceleration.precision=bfloat16",
         "--model.acceleration.channels_last=true",
+        "--model.cosine_bound=0.98",  # two images of a short plan are near .99
     ]
     folder, results = evaluated(*bfloat16)
     assert results["run"]["network_call"] == "bfloat16, channels last"

@@ -19,13 +19,13 @@ from datamodules.fashion_mnist import FashionMNIST
 from hetpure.attacks import PGD
 from hetpure.defense import Defense
 from hetpure.evaluation.certificate import certify_defense
-from hetpure.evaluation.protocol import Block, Protocol, evaluate_block
+from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_attack, evaluate_clean
 from hetpure.evaluation.records import RunFolder
 from hetpure.evaluation.results import summarise
 from hetpure.purifiers import UniformPurifier
 from lightning_modules.cli import run
 from lightning_modules.evaluation import RobustnessEvaluation
-from lightning_modules.progress import AttackProgress
+from lightning_modules.progress import AttackProgress, answering, differentiating
 from lightning_modules.rows import Row
 
 ROOT = Path(__file__).parent.parent.parent
@@ -50,7 +50,8 @@ model:
         init_args: {strength: 0.05, steps: 20}
   attack:
     class_path: hetpure.attacks.PGD
-    init_args: {epsilon: 16/255, steps: 1, step_size: 4/255, eot_samples: 2}
+    init_args: {epsilon: 16/255, steps: 1, step_size: 4/255, eot_samples: 2, mask: recomputed}
+  audit: {images: 1, queries: 2}
   protocol: {report_draws: 3, selection_draws: 2}
   folder: runs
 data:
@@ -138,7 +139,7 @@ def test_tables_have_the_difference(where: str, swept: Run) -> None:
     text = swept.printed if where == "terminal" else (swept.folder / "report.md").read_text()
     bar = "│" if where == "terminal" else "|"
     lines = [[cell.strip() for cell in line.split(bar)] for line in text.splitlines()]
-    last = {cells[1]: cells[-2] for cells in lines if len(cells) == 10}  # of the first table
+    last = {cells[1]: cells[-2] for cells in lines if len(cells) == 12}  # of the first table
     assert last["base"] == "-"
     # A terminal breaks long names and cells in two.
     for name in ("plain",) if where == "terminal" else ("plain", "mask.threshold=0.3"):
@@ -168,8 +169,10 @@ def test_the_surrogate_is_attacked_certified_and_named(swept: Run) -> None:
     assert "| with surrogate (surrogate) | " in (swept.folder / "report.md").read_text()
     assert row["purification_calls"] == 2
     attack = 1 * 2 * 1  # steps, EOT draws, network calls
-    answers = (2 * 3 + 2 * 2) * 2  # two reports, two candidates on two draws, network calls
-    assert row["cost"]["network_calls"] == 2 * (attack + answers)
+    # Report and selection of the clean images, the null attack and two candidates; network calls.
+    answers = ((3 + 2) + (3 + 2) + (3 + 2 * 2)) * 2
+    spent = row["cost"]["network_calls"] - row["cost"]["audit_calls"]
+    assert spent == 2 * (attack + answers)
 
 
 def test_the_bar_ends_at_the_end(swept: Run) -> None:
@@ -181,7 +184,10 @@ def test_the_bar_ends_at_the_end(swept: Run) -> None:
 def test_a_purification_weighs_what_is_run(swept: Run) -> None:
     """Without a gradient the defence's calls, with one the attacked purifier's: a taped step costs
     three passes, a recomputed one four, and the plain classifier counts as one call."""
-    assert swept.module.progress.weights == {
+    assert {
+        name: (answering(row.defense), differentiating(row.attacked, None))
+        for name, row in swept.module.rows.items()
+    } == {
         "plain": (1, 3),
         "base": (2, 8),
         "with surrogate": (2, 3),
@@ -192,16 +198,26 @@ def test_a_purification_weighs_what_is_run(swept: Run) -> None:
 @pytest.mark.parametrize("restarts", [1, 2])
 def test_every_advance_of_the_bar_is_foreseen(restarts: int, swept: Run) -> None:
     """A deterministic surrogate of a stochastic defence asks for one EOT draw only."""
-    attack = PGD(steps=1, eot_samples=2, restarts=restarts)
     protocol = Protocol(2, 1)
     plain, defense = (swept.module.rows[name].defense for name in ("plain", "base"))
-    bar = AttackProgress(attack, protocol, {"row": defense}, {"row": plain}, images=2)
+    cell = Cell("pgd", PGD(steps=1, eot_samples=2, restarts=restarts, mask="recomputed"))
+    row = Row("row", defense, plain, (defense, plain), [cell])
+    bar = AttackProgress([row], protocol, images=2)
     block = Block(torch.full((2, 1, 28, 28), 0.5), torch.tensor([0, 1]), torch.tensor([0, 1]))
-    evaluate_block(
-        "row", defense, attack, block, protocol, 0, attacked=plain, progress=bar.of("row")
+    clean = evaluate_clean("row", defense, block, protocol, 0, monitor=bar.begun(row, "clean"))
+    evaluate_attack(
+        "row",
+        defense,
+        cell,
+        block,
+        protocol,
+        0,
+        clean=torch.tensor([record.kept for record in clean.records]),
+        attacked=plain,
+        monitor=bar.begun(row, "pgd", cell),
     )
     (task,) = bar.bar.tasks
-    assert task.completed == task.total == 2 * (restarts * 3 + 2 * (2 * 2 + restarts + 1))
+    assert task.completed == task.total == 2 * (restarts * 3 + 2 * (3 + 2 + 2 * restarts))
 
 
 @pytest.mark.parametrize(

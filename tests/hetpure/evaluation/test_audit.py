@@ -7,13 +7,12 @@ import torch
 from torch import nn
 
 from hetpure.attacks import PGD, Attack, Threat
-from hetpure.attacks.null import NullAttack
+from hetpure.attacks.null import EightBit, NullAttack
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.evaluation.audit import (
-    EIGHT_BIT,
     Audit,
     Check,
     at_radius,
@@ -43,6 +42,7 @@ from hetpure.samplers import DDPM
 COUNT, CLASSES = 24, 4
 PROTOCOL = Protocol(report_draws=5, selection_draws=4)
 SETTINGS = Audit(images=COUNT, queries=120)
+SHAPE = torch.Size((1, 8, 8))
 ATTACK = PGD(epsilon=0.12, steps=8, step_size=0.04, eot_samples=4)
 
 
@@ -120,10 +120,13 @@ def audit(defense: Fraud, attack: Attack = ATTACK) -> dict[str, Check]:
     certificate = certify_defense(defense, block.images, block.samples, 0, bound=1e-5).as_dict()
     cells = [Cell("main", attack), Cell(NULL, NullAttack(), report_from=PROTOCOL.report_draws)]
     base = base_cell(cells)
-    cells += audit_cells(base, defense, SETTINGS, shape)
+    cells += audit_cells(base, defense, SETTINGS, shape, lambda: (found, block.samples))
     records: list[Record] = evaluate_clean("d", defense, block, PROTOCOL, 0).records
+    found = block.images
     for cell in cells:
-        records += evaluate_attack("d", defense, cell, block, PROTOCOL, 0).records
+        outcome = evaluate_attack("d", defense, cell, block, PROTOCOL, 0)
+        records += outcome.records
+        found = outcome.adversarial if cell.name == "main" else found
     alive = gradient_check(defense, block, seed=0)
     found = [alive, *verdicts(records, "main", CLASSES, SETTINGS, [certificate], None)]
     return {check.name: check for check in found}
@@ -138,7 +141,7 @@ def test_an_honest_defence_passes() -> None:
     assert {check.verdict for check in checks.values()} == {"PASS"}, checks
     assert set(checks) == {
         "gradient", "gradient certificate", "null attack", "more steps", "larger radius",
-        "whole range", "black box",
+        "whole range", "black box", "8-bit images",
     }  # fmt: skip
 
 
@@ -217,8 +220,10 @@ def test_saved_images_are_looked_at() -> None:
 
 
 def test_radius_zero_has_no_larger_one() -> None:
-    cells = audit_cells(Cell("main", PGD(epsilon=0.0)), Fraud(), SETTINGS, torch.Size((1, 8, 8)))
-    assert {cell.name for cell in cells} == {"audit: more steps", "audit: black box"}
+    cells = audit_cells(Cell("main", PGD(epsilon=0.0)), Fraud(), SETTINGS, SHAPE, nothing)
+    assert {cell.name for cell in cells} == {
+        "audit: more steps", "audit: black box", "audit: 8-bit images",
+    }  # fmt: skip
     assert at_radius(ATTACK, 0.24).step_size == pytest.approx(0.08)
 
 
@@ -229,15 +234,14 @@ def test_a_purifier_is_audited_whole(denoiser: Denoiser, classifier: Classifier)
     variants = [Cell(name, one) for name, one in ATTACK.variants(defense).items()]
     base = base_cell(variants)
     assert base.name == "recomputed mask"
-    cells = {c.name: c for c in audit_cells(base, defense, Audit(), torch.Size((1, 8, 8)))}
+    cells = {c.name: c for c in audit_cells(base, defense, Audit(), SHAPE, nothing)}
     assert {name.removeprefix("audit: ") for name in cells} == {
         "more steps", "more EOT draws", "larger radius", "whole range", "black box", "transfer",
-        "locked noise",
+        "locked noise", "8-bit images",
     }  # fmt: skip
     assert cells["audit: locked noise"].known == ("forward", "reverse")
     assert cells["audit: more EOT draws"].attack.draws(defense) == 8
     assert all(cell.limit == 16 for cell in cells.values())
-    assert EIGHT_BIT not in cells
 
 
 @pytest.mark.parametrize(
@@ -251,6 +255,26 @@ def test_a_purifier_is_audited_whole(denoiser: Denoiser, classifier: Classifier)
 def test_unusable_settings_name_their_flag(settings: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Audit(**settings)  # type: ignore[arg-type]
+
+
+def nothing() -> tuple[torch.Tensor, torch.Tensor]:
+    raise AssertionError("not to be read before the attack has run")
+
+
+def test_eight_bits_are_what_a_file_holds() -> None:
+    """Each image that the attack saved, in the order in which the block asks for it."""
+    defense = Fraud()
+    block = defense.block()
+    saved = (0.3 + block.images / 1000).flip(0)
+    cell = Cell("8", EightBit(lambda: (saved, block.samples.flip(0))))
+    outcome = evaluate_attack("d", defense, cell, block, Protocol(1, 1), 0)
+    moved = [bool(record.chosen == 0) for record in outcome.records]
+    expected = (255 * (0.3 + block.images / 1000)).round() / 255
+    assert any(moved)
+    for k, chosen in enumerate(moved):
+        torch.testing.assert_close(
+            outcome.adversarial[k], (expected if chosen else block.images)[k]
+        )
 
 
 def record(attack: str, sample: int, wrong: list[int]) -> Record:

@@ -1,0 +1,112 @@
+"""What antithetic pairs of noise draws do for an expected gradient, at equal network calls.
+
+On packaged validation images, at the iterates of a PGD attack: the cosine between the gradients of
+both halves of the draws, and that of their mean to the mean over many other draws.
+
+    python benchmarks/antithetic.py --images 32
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datamodules.fashion_mnist import read_packaged
+from hetpure.attacks import PGD, Addresses
+from hetpure.attacks.losses import criterion
+from hetpure.attention import AttentionMask
+from hetpure.defense import Defense
+from hetpure.evaluation.results import provenance
+from hetpure.expectation import Query, expected_gradient
+from hetpure.noise import Noise, Stream
+from hetpure.numbers import Number
+from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
+from hetpure.samplers import DDPM
+from hetpure.weights import load_classifier, load_denoiser
+
+COUNTS = (2, 4, 8)
+REFERENCE, ROWS = 32, 64
+HEADS = ("defence", "iterate", "draws", "independent", "antithetic", "difference [95%]")
+
+
+def defenses() -> dict[str, Defense]:
+    """Packaged ones: without and with noise of the sampler's own, and the heterogeneous one."""
+    classifier, denoiser = load_classifier("fashion_mnist_wrn"), load_denoiser("fashion_mnist_ddpm")
+    mask = AttentionMask(threshold=0.5)
+    purifiers = {
+        "uniform t=200": UniformPurifier(strength=0.2, steps=20),
+        "uniform t=200, DDPM": UniformPurifier(strength=0.2, steps=20, sampler=DDPM()),
+        "heterogeneous 200/100": HeterogeneousPurifier(steps=20, t_large=0.2, t_small=0.1),
+    }
+    return {name: Defense(classifier, one, denoiser, mask) for name, one in purifiers.items()}
+
+
+def gradient(
+    defense: Defense, images: Tensor, labels: Tensor, samples: Tensor, noises: list[Noise]
+) -> tuple[Tensor, Tensor | None]:
+    """Of the mean cross-entropy, and the cosine between both halves of the draws (B,)."""
+    mask = defense.mask(images, samples)
+    defense.execution = type(defense.execution)("tape", micro_batch=ROWS)
+    query = Query(images, samples, mask, noises)
+    answer = expected_gradient(defense, query, criterion("cross_entropy", labels))
+    return answer.gradient, answer.agreement
+
+
+def compare(
+    defense: Defense, images: Tensor, labels: Tensor, samples: Tensor, count: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """By kind of cosine, those of independent and of antithetic draws, (B,) each."""
+    base = Noise.of(0, Stream.PROBE)
+    many = Addresses(samples, base, member=1).draws(0, 0, REFERENCE)
+    truth, _ = gradient(defense, images, labels, samples, many)
+    found: dict[str, list[Tensor]] = {"halves": [], "to the mean": []}
+    for antithetic in (False, True):
+        draws = Addresses(samples, base).draws(0, 0, count, antithetic=antithetic)
+        mean, agreement = gradient(defense, images, labels, samples, draws)
+        assert agreement is not None
+        found["halves"].append(agreement)
+        found["to the mean"].append(F.cosine_similarity(mean.flatten(1), truth.flatten(1)).double())
+    return {kind: (pair[0], pair[1]) for kind, pair in found.items()}
+
+
+def cells(pair: tuple[Tensor, Tensor]) -> list[str]:
+    """Means, and the mean paired difference with 1.96 standard errors."""
+    change = pair[1] - pair[0]
+    error = 1.96 * float(change.std()) / len(change) ** 0.5
+    middle = float(change.mean())
+    bounds = f"{middle:+.3f} [{middle - error:+.3f}, {middle + error:+.3f}]"
+    return [f"{float(pair[0].mean()):.3f}", f"{float(pair[1].mean()):.3f}", bounds]
+
+
+def main(images: int, steps: int) -> None:
+    """Prints a table for each kind of cosine."""
+    data = read_packaged("validation").take(slice(images))
+    pixels, labels, samples = data.images.float() / 255, data.labels, data.samples
+    tables: dict[str, list[list[str]]] = {}
+    for name, defense in defenses().items():
+        attack = PGD(
+            epsilon=Number("16/255"), steps=steps, step_size=Number("4/255"), eot_samples=2,
+            mask="recomputed", random_start=False,
+        )  # fmt: skip
+        last = attack(defense, pixels, labels, Addresses(samples, Noise.of(0, Stream.PROBE)))[0]
+        for where, points in (("clean", pixels), (f"after {steps} steps", last)):
+            for count in COUNTS:
+                for kind, pair in compare(defense, points, labels, samples, count).items():
+                    if count > 2 or kind != "halves":  # of one pair the halves are one draw each
+                        row = [name, where, str(count), *cells(pair)]
+                        tables.setdefault(kind, []).append(row)
+    for kind, rows in tables.items():
+        print(f"\n**Cosine: {kind}** (n = {images}; reference: {REFERENCE} other draws)\n")
+        for line in (HEADS, ["---"] * len(HEADS), *rows):
+            print("| " + " | ".join(line) + " |")
+    print(f"\ncommit {provenance(Path(__file__).parent, torch.device('cpu'))['commit']}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=10)
+    arguments = parser.parse_args()
+    main(arguments.images, arguments.steps)

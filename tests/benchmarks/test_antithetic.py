@@ -1,0 +1,43 @@
+"""The antithetic benchmark asks both kinds of draws for as many network calls."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from hetpure.defense import count_network_calls
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import antithetic
+
+    yield antithetic
+    sys.modules.pop("antithetic", None)
+
+
+def test_both_kinds_are_compared_at_equal_calls(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "REFERENCE", 2)
+    defense = benchmark.defenses()["uniform t=200"]
+    images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    labels, samples = torch.tensor([0, 1]), torch.tensor([4, 9])
+    with count_network_calls(defense) as counter:
+        found = benchmark.compare(defense, images, labels, samples, 4)
+    assert counter.rows == 2 * (2 + 4 + 4) * defense.network_calls
+    for independent, antithetic in found.values():
+        assert independent.shape == antithetic.shape == (2,)
+        assert not torch.equal(independent, antithetic)
+        assert (torch.stack([independent, antithetic]).abs() <= 1 + 1e-6).all()
+
+
+def test_cells_by_hand(benchmark: ModuleType) -> None:
+    pair = torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.6])
+    assert benchmark.cells(pair) == ["0.200", "0.400", "+0.200 [+0.004, +0.396]"]

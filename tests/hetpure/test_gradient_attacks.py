@@ -1,0 +1,409 @@
+"""What attacks with gradients ask: masks, averages over draws, antithetic pairs, losses."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hetpure.attacks import PGD, Addresses, Monitor
+from hetpure.attacks.attack import SILENT
+from hetpure.attacks.gradient import Best
+from hetpure.attacks.losses import (
+    criterion,
+    cross_entropy,
+    difference_of_logits_ratio,
+    likely_targets,
+    margin,
+    targeted_cross_entropy,
+    targeted_difference_of_logits_ratio,
+    targeted_margin,
+)
+from hetpure.attention import AttentionMask
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense
+from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError
+from hetpure.expectation import Answer, Average, Query, expected_gradient, expected_loss
+from hetpure.gradients import Execution
+from hetpure.noise import Draw, Noise, Purpose, RowNoise, Stream
+from hetpure.purifiers import (
+    EDMPurifier,
+    GuidedPurifier,
+    HeterogeneousPurifier,
+    Purifier,
+    UniformPurifier,
+)
+from hetpure.samplers import DDIM, DDPM, VPODE, VPSDE
+
+LABELS, SAMPLES = torch.tensor([0, 1, 2, 3]), torch.tensor([31, 7, 100, 5])
+ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.LOCKED))
+NOISES = [Noise.of(7, Stream.PROBE, k) for k in range(4)]
+averages = pytest.mark.parametrize("average", ["gradients", "probabilities", "logits"])
+LOGITS = torch.tensor([[2.0, 1.0, -1.0, 0.5], [0.0, 3.0, 1.0, 2.5]], dtype=torch.float64)
+
+
+@pytest.fixture
+def defense(denoiser: Denoiser, classifier: Classifier) -> Defense:
+    purifier = HeterogeneousPurifier(steps=10, sampler=DDPM(clip_x0=False))
+    return Defense(classifier, purifier, denoiser, AttentionMask(threshold=0.5), "tape")
+
+
+class Spy(Defense):
+    """Remembers the masks it is given."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.asked: list[tuple[Tensor, Tensor]] = []
+
+    def forward(  # type: ignore[override]
+        self, images: Tensor, noise: RowNoise, mask: Any = None, policy: Any = None
+    ) -> Tensor:
+        self.asked.append((images.detach(), mask.detach()))
+        return super().forward(images, noise, mask, policy)
+
+
+def spied(defense: Defense) -> Spy:
+    assert defense.purifier is not None
+    parts = defense.classifier, defense.purifier, defense.denoiser, defense.attention_mask, "tape"
+    return Spy(*parts)
+
+
+@pytest.mark.parametrize("policy", ["frozen", "recomputed", "soft"])
+def test_each_mask_policy_gives_its_mask(policy: Any, defense: Defense, images: Tensor) -> None:
+    spy = spied(defense)
+    attack = PGD(epsilon=0.3, steps=3, step_size=0.2, eot_samples=1, mask=policy)
+    attack(spy, images, LABELS, ADDRESSES)
+    clean = spy.mask(images, SAMPLES)
+    assert clean is not None
+    moved = 0
+    for iterate, mask in spy.asked:
+        own = spy.mask(iterate, SAMPLES)
+        assert own is not None
+        assert torch.equal(mask, clean if policy == "frozen" else own)
+        moved += int(not torch.equal(own, clean))
+    assert moved >= 2, "the iterates' masks are not the clean images'"
+
+
+def test_all_mask_policies_are_one_after_another(defense: Defense, images: Tensor) -> None:
+    attack = PGD(epsilon=0.1, steps=2, step_size=0.05, eot_samples=2)
+    whole = attack(defense, images, LABELS, ADDRESSES)
+    parts = [one(defense, images, LABELS, ADDRESSES) for one in attack.variants(defense).values()]
+    assert torch.equal(whole, torch.cat(parts))
+    assert len(whole) == attack.candidates(defense) == 6
+    assert not torch.equal(parts[0], parts[1]) and not torch.equal(parts[1], parts[2])
+    plain = Defense(defense.classifier)
+    assert list(attack.variants(plain)) == [""]
+    assert attack.candidates(plain) == 2
+
+
+def test_a_soft_mask_is_the_hard_one_with_the_relaxed_ones_derivative(
+    defense: Defense, images: Tensor
+) -> None:
+    weights = torch.linspace(-1, 1, 256, dtype=torch.float64).reshape(4, 1, 8, 8)
+    mask = defense.attention_mask
+    for made in (mask, replace(mask, selection="area", threshold=0.3)):
+        point = images.clone().requires_grad_()
+        soft = made.soft(defense.classifier, point, SAMPLES)
+        assert torch.equal(soft.detach(), made(defense.classifier, images, SAMPLES))
+        (found,) = torch.autograd.grad((weights * soft).sum(), point)
+        again = images.clone().requires_grad_()
+        scores = made.scores(defense.classifier, again)
+        relaxed = made.relaxed(scores, made.select(scores.detach()))[:, None]
+        (expected,) = torch.autograd.grad((weights * relaxed).sum(), again)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+        assert (found.flatten(1).norm(dim=1) > 0).all()
+        assert ((relaxed >= 0.5) == soft.bool()).all(), "half where the hard mask begins"
+
+
+@pytest.mark.parametrize("placement", ["inverted", "shifted", "random"])
+def test_soft_control_masks(placement: Any, defense: Defense, images: Tensor) -> None:
+    made = replace(defense.attention_mask, placement=placement)
+    point = images.clone().requires_grad_()
+    soft = made.soft(defense.classifier, point, SAMPLES)
+    assert torch.equal(soft.detach(), made(defense.classifier, images, SAMPLES))
+    (gradient,) = torch.autograd.grad(soft.square().sum(), point)
+    assert gradient.isfinite().all()
+    assert bool(gradient.any()) == (placement != "random")
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3, 4])
+@averages
+def test_a_soft_masks_gradient_is_that_of_one_graph(
+    average: Average, micro_batch: int | None, defense: Defense, images: Tensor
+) -> None:
+    """However the rows are cut, and the mask made once for all draws."""
+    defense.execution = Execution("tape", micro_batch=micro_batch)
+    losses = criterion("cross_entropy", LABELS)
+    point = images.clone().requires_grad_()
+    mask = defense.mask(point, SAMPLES, soft=True)
+    logits = torch.stack([defense(point, noise.on(SAMPLES), mask) for noise in NOISES])
+    loss = expected_loss(logits, losses, average)
+    (expected,) = torch.autograd.grad(loss.sum(), point)
+    again = images.clone().requires_grad_()
+    query = Query(again, SAMPLES, defense.mask(again, SAMPLES, soft=True), NOISES)
+    answer = expected_gradient(defense, query, losses, average=average)
+    torch.testing.assert_close(answer.gradient, expected, rtol=1e-9, atol=1e-13)
+    torch.testing.assert_close(answer.loss, loss.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(answer.logits, logits.detach(), rtol=1e-10, atol=1e-12)
+    held = replace(query, mask=query.mask.detach())  # type: ignore[union-attr]
+    hard = expected_gradient(defense, held, losses, average=average).gradient
+    cosine = F.cosine_similarity(hard.flatten(1), expected.flatten(1))
+    assert (cosine < 0.9999).all(), "the mask's part of the gradient is seen"
+
+
+def test_averages_by_hand() -> None:
+    logits = torch.stack([LOGITS, LOGITS.flip(1)])
+    losses = criterion("cross_entropy", torch.tensor([0, 1]))
+    each = torch.stack([cross_entropy(one, torch.tensor([0, 1])) for one in logits])
+    torch.testing.assert_close(expected_loss(logits, losses, "gradients"), each.mean(0))
+    likely = logits.softmax(-1).mean(0)[[0, 1], [0, 1]]
+    torch.testing.assert_close(expected_loss(logits, losses, "probabilities"), -likely.log())
+    mean = F.cross_entropy(logits.mean(0), torch.tensor([0, 1]), reduction="none")
+    torch.testing.assert_close(expected_loss(logits, losses, "logits"), mean)
+
+
+@averages
+def test_rows_that_do_not_fit_are_asked_twice_for_mean_answers_only(
+    average: Average, defense: Defense, images: Tensor
+) -> None:
+    rows: list[int] = []
+    defense.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    query = Query(images, SAMPLES, defense.mask(images, SAMPLES), NOISES)
+    for size, asked in ((None, 16), (8, 16 if average == "gradients" else 32)):
+        defense.execution = Execution("tape", micro_batch=size)
+        rows.clear()
+        expected_gradient(defense, query, criterion("margin", LABELS), average=average)
+        assert sum(rows) == asked
+
+
+def test_agreement_is_the_cosine_between_the_halves(defense: Defense, images: Tensor) -> None:
+    mask = defense.mask(images, SAMPLES)
+    losses = criterion("cross_entropy", LABELS)
+    halves = [
+        expected_gradient(defense, Query(images, SAMPLES, mask, part), losses).gradient
+        for part in (NOISES[:2], NOISES[2:])
+    ]
+    whole = expected_gradient(defense, Query(images, SAMPLES, mask, NOISES), losses)
+    torch.testing.assert_close(whole.gradient, (halves[0] + halves[1]) / 2)
+    expected = F.cosine_similarity(halves[0].flatten(1), halves[1].flatten(1))
+    assert whole.agreement is not None
+    torch.testing.assert_close(whole.agreement, expected)
+    one = expected_gradient(defense, Query(images, SAMPLES, mask, NOISES[:1]), losses)
+    assert one.agreement is None
+
+
+def test_iterations_are_told(defense: Defense, images: Tensor) -> None:
+    told: list[tuple[int, dict[str, float]]] = []
+
+    class Listener(Monitor):
+        def iteration(self, number: int, **values: float) -> None:
+            told.append((number, values))
+
+    attack = PGD(epsilon=0.1, steps=3, step_size=0.05, eot_samples=2, mask="frozen")
+    attack(defense, images, LABELS, ADDRESSES, monitor=Listener())
+    assert [number for number, _ in told] == [0, 1, 2]
+    assert all(set(values) == {"loss", "agreement"} for _, values in told)
+    assert all(-1 <= values["agreement"] <= 1 for _, values in told)
+
+
+def test_a_negated_draw_turns_normals_around_and_nothing_else() -> None:
+    like = torch.empty(4, 1, 8, 8, dtype=torch.float64)
+    for group, purpose in (("forward", Purpose.RESAMPLE), ("reverse", Purpose.REVERSE)):
+        plain = Noise.of(7, Stream.ATTACK, 5)
+        turned = plain.redraw(
+            Draw(Stream.ATTACK, 5, negated=True),
+            keep=("reverse",) if group == "forward" else ("forward",),
+        )
+        for other in (Purpose.FORWARD, Purpose.RESAMPLE, Purpose.REVERSE):
+            own = (group == "forward") == (other != Purpose.REVERSE)
+            a, b = (noise.on(SAMPLES).normal(other, like, step=3) for noise in (plain, turned))
+            assert torch.equal(a, -b if own else b)
+        rows = [noise.on(SAMPLES) for noise in (plain, turned)]
+        assert torch.equal(*(one.uniform(purpose, like) for one in rows))
+        assert torch.equal(*(one.integers(purpose, 100) for one in rows))
+        stacked = RowNoise.stack([plain, turned], SAMPLES).normal(purpose, like.repeat(2, 1, 1, 1))
+        assert torch.equal(stacked[:4], -stacked[4:])
+        assert torch.equal(RowNoise.stack([plain, turned], SAMPLES).rows(torch.tensor([5]))
+                           .normal(purpose, like[:1]), stacked[5:6])  # fmt: skip
+
+
+def test_antithetic_draws_come_in_pairs() -> None:
+    pairs = ADDRESSES.draws(0, 3, 4, antithetic=True)
+    plain = ADDRESSES.draws(0, 3, 2)
+    assert [pairs[0], pairs[2]] == plain
+    assert [noise.forward.negated for noise in pairs] == [False, True, False, True]
+    assert [noise.forward.index for noise in pairs[::2]] == [n.forward.index for n in pairs[1::2]]
+    known = replace(ADDRESSES, known=("forward",)).draws(0, 3, 2, antithetic=True)
+    assert all(noise.forward == ADDRESSES.noise.forward for noise in known)
+    assert [noise.reverse.negated for noise in known] == [False, True]
+    with pytest.raises(InputError, match="eot_samples must be even.*got 3"):
+        PGD(eot_samples=3, antithetic=True)
+
+
+def test_antithetic_pairs_of_a_linear_answer_cancel_its_noise(images: Tensor) -> None:
+    """Where the answer is linear in the noise, the mean over a pair is the answer without any."""
+
+    class Linear(Defense):
+        groups = frozenset(("forward", "reverse"))  # type: ignore[assignment]
+
+        def forward(  # type: ignore[override]
+            self, images: Tensor, noise: RowNoise, mask: Any = None, policy: Any = None
+        ) -> Tensor:
+            moved = images + noise.normal(Purpose.FORWARD, images)
+            return moved.flatten(1)[:, :4]
+
+    plain = Defense(_flat())
+    defense = Linear(plain.classifier)
+    attack = PGD(epsilon=0.1, eot_samples=2, antithetic=True, average="logits", mask="recomputed")
+    asked = [images, None, criterion("cross_entropy", LABELS), ADDRESSES, 0, 0, SILENT]
+    answer = attack.ask(defense, *asked)
+    expected = cross_entropy(images.flatten(1)[:, :4], LABELS)
+    torch.testing.assert_close(answer.loss, expected)
+    other = replace(attack, antithetic=False).ask(defense, *asked)
+    assert not torch.isclose(other.loss, expected).any()
+
+
+def _flat() -> Classifier:
+    return Classifier(torch.nn.Flatten(), num_classes=4, mean=[0.0], std=[1.0]).double()
+
+
+def test_losses_by_hand() -> None:
+    labels, targets = torch.tensor([0, 1]), torch.tensor([2, 0])
+    log = LOGITS.log_softmax(-1)
+    torch.testing.assert_close(cross_entropy(LOGITS, labels), -log[[0, 1], [0, 1]])
+    assert margin(LOGITS, labels).tolist() == [-1.0, -0.5]
+    assert difference_of_logits_ratio(LOGITS, labels).tolist() == [-1 / 1.5, -0.5 / 2.0]
+    torch.testing.assert_close(targeted_cross_entropy(LOGITS, labels, targets), log[[0, 1], [2, 0]])
+    assert targeted_margin(LOGITS, labels, targets).tolist() == [-3.0, -3.0]
+    # z_(1) - (z_(3) + z_(4)) / 2 is 2 - (.5 - 1) / 2 and 3 - (1 + 0) / 2.
+    found = targeted_difference_of_logits_ratio(LOGITS, labels, targets)
+    assert found.tolist() == pytest.approx([-3 / 2.25, -3 / 2.5])
+    for loss in (difference_of_logits_ratio, margin):
+        wrong = loss(LOGITS, torch.tensor([1, 0]))
+        assert (wrong > 0).all(), "above 0 the answer is wrong"
+    scaled = difference_of_logits_ratio(100 * LOGITS + 3, labels)
+    torch.testing.assert_close(scaled, difference_of_logits_ratio(LOGITS, labels))
+
+
+@pytest.mark.parametrize(
+    ("classes", "targets", "falls"), [(2, 0, 1), (3, 0, 0), (3, 1, 1), (4, 1, 0)]
+)
+def test_dlr_falls_back_to_the_margin_and_says_so(classes: int, targets: int, falls: int) -> None:
+    logits = LOGITS[:, :classes]
+    labels, goals = torch.tensor([0, 1]), torch.tensor([1, 0])
+    given = [labels, goals][: 1 + bool(targets)]
+    found = criterion("dlr", *given)(logits, torch.tensor([0, 1]))
+    fallback = criterion("margin", *given)(logits, torch.tensor([0, 1]))
+    assert torch.equal(found, fallback) == bool(falls)
+    notes = PGD(loss="dlr", targets=targets).notes(classes)
+    assert len(notes) == falls
+    assert all("margin was used" in note and str(classes) in note for note in notes)
+    assert PGD(loss="margin").notes(2) == []
+
+
+def test_targets_are_the_likeliest_wrong_classes() -> None:
+    logits = torch.stack([LOGITS, LOGITS])
+    assert likely_targets(logits, torch.tensor([0, 1]), 2).tolist() == [[1, 3], [3, 2]]
+    assert likely_targets(logits, torch.tensor([3, 0]), 9).T.tolist() == [[0, 1, 2], [1, 3, 2]]
+
+
+def test_a_targeted_attack_ends_in_its_targets(classifier: Classifier, images: Tensor) -> None:
+    """Each run goes up its own target's logit; there are no more runs than wrong classes."""
+    defense = Defense(classifier)
+    attack = PGD(
+        epsilon=0.3, steps=30, step_size=0.05, targets=9, loss="margin", random_start=False
+    )
+    labels = classifier(images).argmax(1)
+    found = attack(defense, images, labels, ADDRESSES)
+    assert len(found) == attack.candidates(defense) == 2 * 3
+    goals = likely_targets(classifier(images)[None], labels, 9)
+    for target, last in zip(goals, found[::2], strict=True):
+        gained = targeted_margin(classifier(last), labels, target)
+        assert (gained > targeted_margin(classifier(images), labels, target)).all()
+        assert (classifier(last).argmax(1) == target).float().mean() >= 0.5
+
+
+def test_the_best_iterate_counts_what_is_certain(images: Tensor) -> None:
+    """A wrong answer beats a larger loss only where the answer is certain."""
+
+    def answer(loss: float, wrong: bool) -> Answer:
+        logits = torch.zeros(1, 4, 4).scatter(2, (LABELS + wrong)[None, :, None] % 4, 1.0)
+        return Answer(images, torch.full((4,), loss, dtype=torch.float64), logits, None)
+
+    for certain in (True, False):
+        best = Best(images, certain=certain)
+        best.consider(images + 1, answer(1.0, True), LABELS)
+        assert torch.equal(best.images, images + 1)
+        taken = best.consider(images + 2, answer(5.0, False), LABELS)
+        assert taken.all() != certain
+        best.consider(images + 3, answer(2.0, True), LABELS)
+        assert torch.equal(best.images, images + (3 if certain else 2))
+
+
+@pytest.mark.parametrize("approximation", ["bpda", "classifier_only"])
+def test_an_approximation_is_the_policy_of_that_name(
+    approximation: Any, defense: Defense, images: Tensor
+) -> None:
+    attack = PGD(epsilon=0.1, steps=2, step_size=0.05, eot_samples=2, approximation=approximation)
+    found = attack(defense, images, LABELS, ADDRESSES)
+    assert attack.variants(defense).keys() == {""}
+    defense.execution = Execution(approximation)
+    exact = PGD(epsilon=0.1, steps=2, step_size=0.05, eot_samples=2, mask="recomputed")
+    expected = exact(defense, images, LABELS, ADDRESSES)
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "purifier",
+    [
+        UniformPurifier(steps=20),
+        UniformPurifier(steps=20, sampler=DDIM(eta=0.5)),
+        UniformPurifier(steps=20, sampler=DDPM()),
+        UniformPurifier(steps=20, sampler=VPSDE()),
+        UniformPurifier(steps=20, sampler=VPODE()),
+        UniformPurifier(steps=10, strength=0.1, sampler=DDPM()),
+        HeterogeneousPurifier(steps=20),
+        HeterogeneousPurifier(steps=20, sampler=DDPM()),
+        GuidedPurifier(strength=0.004),
+        EDMPurifier(levels=3),
+        EDMPurifier(levels=3, churn=2.0),
+        None,
+    ],
+    ids=repr,
+)
+def test_groups_are_those_that_a_purification_asks_for(
+    purifier: Purifier | None, denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    """What is locked must be all there is: a group that is asked for and not named would be taken
+    for known."""
+    defense = Defense(classifier, purifier, denoiser if purifier else None)
+    asked: set[str] = set()
+
+    class Watched(RowNoise):
+        def words(self, purpose: Purpose, *rest: Any) -> Tensor:
+            asked.add("reverse" if purpose == Purpose.REVERSE else "forward")
+            return super().words(purpose, *rest)
+
+    noise = Noise.of(7, Stream.PROBE).on(SAMPLES)
+    with torch.no_grad():
+        defense(images, Watched(**vars(noise)), defense.mask(images, SAMPLES))
+    assert asked == defense.groups
+
+
+@pytest.mark.parametrize("known", [("forward", "reverse"), ("forward",), ()], ids=str)
+def test_what_is_known_needs_no_expectation(known: Any, defense: Defense, images: Tensor) -> None:
+    """With both groups known a query is one draw, the one that the defence runs with."""
+    attack = PGD(epsilon=0.1, steps=2, step_size=0.05, eot_samples=3, mask="recomputed")
+    assert attack.draws(defense, known) == (1 if len(known) == 2 else 3)
+    seen: list[RowNoise] = []
+    defense.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    attack(defense, images, LABELS, replace(ADDRESSES, known=known))
+    for rows in seen:
+        locked = rows.forward_stream == int(Stream.LOCKED)
+        assert locked.all() == ("forward" in known)
+        assert (rows.reverse_stream == int(Stream.LOCKED)).all() == ("reverse" in known)
+    ddim = Defense(defense.classifier, UniformPurifier(steps=20), defense.denoiser)
+    assert attack.draws(ddim, ("forward",)) == 1, "DDIM has no reverse noise: DW-forward is DW-both"
