@@ -275,7 +275,13 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=None, help="default: in the folder")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    attack = PGD(Number("16/255"), "linf", 10, Number("4/255"), 2)
+    attack = PGD(
+        epsilon=Number("16/255"),
+        steps=10,
+        step_size=Number("4/255"),
+        eot_samples=2,
+        mask="recomputed",
+    )
     asked = {
         "steps": options.steps,
         "batch": options.batch,

@@ -21,7 +21,7 @@ RHO = 0.75  # share of the steps between two checkpoints that should raise the l
 SHORT = {"cross_entropy": "ce", "dlr": "dlr", "margin": "margin"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class APGD(GradientAttack):
     """Ascends the expected loss with momentum, in steps that begin at twice the radius and are
     halved, image by image, where they no longer help. Its candidates are the best iterate of each

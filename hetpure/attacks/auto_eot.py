@@ -28,7 +28,7 @@ CHECK = 255  # the attack number of the draws that rate candidates: no member's
 DEFAULT = Number("8/255")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AutoEOT(Attack):
     """Attacks one after another, each on the images that are not finished.
 

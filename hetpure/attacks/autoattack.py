@@ -27,7 +27,7 @@ LEAST_CLASSES: dict[Part, int] = {"apgd-dlr": 3, "apgd-t": 4}  # what its loss n
 FULL = {"steps": 100, "eot_samples": 20, "targets": 9, "square_queries": 5000}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AutoAttack(Attack):
     """AutoAttack in the version `standard` (deterministic defences) or `rand` (stochastic ones).
 

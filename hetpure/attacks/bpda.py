@@ -6,7 +6,7 @@ from hetpure.attacks.gradient import Approximation
 from hetpure.attacks.pgd import PGD
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BPDA(PGD):
     """PGD that takes the purifier's derivative for the identity (section 4.1): the classifier's
     gradient at the purified images, averaged over noise draws (section 4.2)."""

@@ -92,7 +92,7 @@ def step_weights(plan: Plan, levels: Levels) -> dict[Step, float]:
     return {step: (step in counted) / max(len(counted), 1) for step in plan}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DiffAttack(PGD):
     """PGD on L = L_cls + lambda L_dev (eq. 11) with the exact gradient of the whole defence, every
     purification of an EOT average with a deviation of its own.

@@ -34,7 +34,7 @@ FULL_EOT = 20
 TARGETS_ITERATION = 0xFFFF  # of the draws that choose target classes: no attack is that long
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GradientAttack(Attack):
     """An attack that follows the gradient of the expected loss over fresh noise draws.
 

@@ -46,7 +46,7 @@ def _projection(n: int, ratio: float) -> Tensor:
     return kept.T @ kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LowFrequency(PGD):
     """PGD whose perturbation holds low frequencies only, until the image is cut to [0, 1].
 

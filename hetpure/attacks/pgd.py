@@ -17,7 +17,7 @@ from hetpure.numbers import Number
 FULL_STEPS = 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PGD(GradientAttack):
     """Ascends the expected loss in steps of one size, with the gradient of the whole defence on its
     own schedule. Its candidates are the last iterate of each run and the best.

@@ -30,7 +30,7 @@ TINY = 1e-12
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 steps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Square(Attack):
     """Changes a square of the image at random, and keeps what raises the margin of the best wrong
     class. Its candidate is where it ends.

@@ -86,7 +86,7 @@ def adam_step(
     return mean / (1 - DECAY[0] ** count) / root, mean, square
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StAdv(GradientAttack):
     """Ascends the expected loss less tau times the flow's roughness (eq. 2) in the flow, by Adam,
     and keeps every component of the flow within a bound. Its candidates are the last image of each

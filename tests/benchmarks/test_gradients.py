@@ -93,10 +93,12 @@ def test_a_plan_is_compared_with_the_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tiny = ["--data.limit=1", "--data.batch_size=1", "--model.attack.steps=1"]
+    tiny += ["--model.attack.mask=recomputed", "--model.audit=null"]
     load("plan").main([*tiny, "--model.protocol.report_draws=1"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[0] for row in rows[2:]] == [
         "| plain classifier",
+        "| adversarially trained",
         "| uniform t=100",
         "| uniform t=200",
         "| heterogeneous 200/100",

@@ -236,7 +236,9 @@ def test_epsilon_takes_fractions_and_the_config_is_complete(
         assert row["cost"]["network_calls"] == spent
     for file in ("report.md", "figure.png", "timing.jsonl"):
         assert (folder / file).stat().st_size > 0
-    assert len(list((folder / "images").glob("00000-*.safetensors"))) == 5 * 3
+    assert (
+        len(list((folder / "images").glob("00000-*.safetensors"))) == 6 * 3
+    )  # rows; clean, attacked, null
     # The written config alone repeats the run, record for record.
     evaluate.main(["--config", str(folder / "config.yaml"), "--model.folder=again"])
     (again,) = Path("again").iterdir()
