@@ -88,10 +88,13 @@ def expected_gradient(
     *,
     average: Average = "gradients",
     execution: Execution | None = None,
+    labels: Tensor | None = None,
 ) -> Answer:
     """Gradient of the expected loss in the images, checked: see `expected_loss`.
 
-    `progress` is told how many rows were differentiated. An `execution` that is given stands in for
+    It may be zero only for images that some draw answers otherwise than with their `labels` (B,):
+    a loss that is done with them can be flat (DLR is, where the label ranks third). `progress` is
+    told how many rows were differentiated. An `execution` that is given stands in for
     the defence's own. Losses of mean answers need all answers before any of their gradients: where
     the rows do not fit into one piece, they are asked twice.
     """
@@ -133,7 +136,8 @@ def expected_gradient(
             halves[0].flatten(1).double(), halves[1].flatten(1).double()
         )
     loss = expected_loss(said, criterion, average)
-    return Answer(check_gradient(torch.stack(halves).sum(0)), loss, said, agreement)
+    flat = None if labels is None else (said.argmax(2) != labels).any(0)
+    return Answer(check_gradient(torch.stack(halves).sum(0), flat), loss, said, agreement)
 
 
 @torch.no_grad()

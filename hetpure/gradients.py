@@ -195,12 +195,15 @@ def differentiate(
     ]
 
 
-def check_gradient(gradient: Tensor) -> Tensor:
+def check_gradient(gradient: Tensor, flat: Tensor | None = None) -> Tensor:
     """The gradient (B, ...) itself; not finite, or zero for an image, it is an error: an attack
-    would leave that image where it is, and it would count as robust."""
+    would leave that image where it is, and it would count as robust. `flat` are images (B,) whose
+    gradient may be zero: those that do not count as robust anyway."""
     if not gradient.isfinite().all():
         raise GradientError(f"the gradient {NOT_FINITE}")
     zero = ~gradient.flatten(1).any(1)
+    if flat is not None:
+        zero &= ~flat
     if zero.any():
         count = f"{int(zero.sum())} of {len(zero)}"
         raise GradientError(

@@ -42,13 +42,19 @@ def cells(
     """
     found = _variants(Cell(main.name, main), defense)
     found.append(Cell(NULL, NullAttack(), report_from=protocol.report_draws))
-    for name, config in further.items():
+    for number, (name, config) in enumerate(further.items(), start=1):
         if config.defenses is not None and row not in config.defenses:
             continue
         if config.known and not defense.groups & set(config.known):
             continue
-        cell = Cell(name, config.attack, config.known, config.limit)
+        # Sixteen apart: an ensemble numbers its members from here.
+        member = 16 * (number % 15)
+        cell = Cell(name, config.attack, config.known, config.limit, member)
         found += _variants(cell, defense)
+    names = [cell.name for cell in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"--model.attacks: two attacks on {row!r} are called {name!r}")
     return found
 
 
@@ -57,7 +63,7 @@ def check_further(
 ) -> None:
     """InputError where a config of further attacks names no row, or a name that is taken."""
     for name, config in further.items():
-        if name in (CLEAN, NULL, main.name) or name.startswith("audit"):
+        if name in (CLEAN, NULL, main.name) or name.startswith(("audit", "robust")):
             raise InputError(f"--model.attacks: the name {name!r} is taken: choose another")
         unknown = set(config.defenses or ()) - set(rows)
         if unknown:

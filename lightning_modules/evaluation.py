@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from datamodules.dataset import check_images
 from hetpure.acceleration import Acceleration
 from hetpure.attacks import PGD, Attack
+from hetpure.attacks.gradient import GradientAttack
 from hetpure.errors import InputError
-from hetpure.evaluation.audit import Audit, audit_cells, base_cell, gradient_check
+from hetpure.evaluation.audit import Audit, Check, audit_cells, base_cell, gradient_check
 from hetpure.evaluation.protocol import (
     CLEAN,
     Block,
@@ -48,6 +49,7 @@ from lightning_modules.defenses import DefenseConfig, Sweep
 from lightning_modules.progress import AttackProgress
 from lightning_modules.rows import Row, build_rows
 from lightning_modules.run_results import run_results
+from lightning_modules.sessions import check_session
 
 BOUND, COSINE_BOUND = 1e-5, 0.99
 CERTIFICATES = "certificates.json"
@@ -173,14 +175,26 @@ class RobustnessEvaluation(L.LightningModule):
         """Computes the certificates of all rows; each row's name is given before its turn."""
         for name, row in self.rows.items():
             yield name
-            self.certificates[name] = row.certify(
-                images,
-                samples,
-                seed=self.seed,
-                bound=self.certificate_bound,
-                budget=self.memory_budget if self.device.type == "cpu" else None,
-                cosine_bound=self.cosine_bound,
-            )
+            try:
+                self.certificates[name] = row.certify(
+                    images,
+                    samples,
+                    seed=self.seed,
+                    bound=self.certificate_bound,
+                    budget=self.memory_budget if self.device.type == "cpu" else None,
+                    cosine_bound=self.cosine_bound,
+                )
+            except GradientError as error:
+                if self._needs_gradients(row):
+                    raise
+                self.certificates[name] = {}
+                self.gradients[name] = Check("gradient", "FAIL", str(error)).as_dict()
+
+    def _needs_gradients(self, row: Row) -> bool:
+        """Whether the main attack takes the row's own gradient: one that hides it can still be
+        attacked otherwise, and the audit then says so."""
+        own = self.attack.execution(row.attacked) is None
+        return isinstance(self.attack, GradientAttack) and own
 
     def plan(self, images: Tensor, count: int) -> dict[str, RowPlan]:
         """By row, what `count` images cost in blocks like `images` (B, C, H, W)."""
@@ -195,10 +209,15 @@ class RobustnessEvaluation(L.LightningModule):
         # are on the disk, so ending at once loses no record.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         # Before anything is computed: a commit made during a run is not the code that ran.
-        self.folder.append_session(provenance(Path(__file__).parent, self.device))
+        session = provenance(Path(__file__).parent, self.device) | {
+            "weights": self.weights,
+            "data": self._data.files_sha256(),
+        }
         loader: DataLoader[Any] = self.trainer.test_dataloaders  # type: ignore[assignment]
         images = len(loader.dataset)  # type: ignore[arg-type]
         self.finished = self.folder.finished()
+        check_session(self.folder.read_sessions(), session)
+        self.folder.append_session(session)
         self.seen = 0
         self.progress = AttackProgress(list(self.rows.values()), self.protocol, images)
         self.progress.start()
@@ -289,10 +308,10 @@ class RobustnessEvaluation(L.LightningModule):
             return
         start = time.perf_counter()
         for name, row in self.rows.items():
-            check = gradient_check(row.attacked, block, self.seed)
-            if check.verdict == "FAIL":
-                raise GradientError(f"{name}: {check.said}")
+            check = gradient_check(row.attacked, block, self.seed, self.attack)
             self.gradients[name] = check.as_dict()
+            if check.verdict == "FAIL" and self._needs_gradients(row):
+                raise GradientError(f"{name}: {check.said}")
         for name in self.certify(block.images, block.samples):
             self.progress.describe(f"gradient certificate: {name}")
         for name, certificates in self.certificates.items():
@@ -301,7 +320,9 @@ class RobustnessEvaluation(L.LightningModule):
                     raise InputError(failure(name, found))
         self.folder.append_timing({"certificates": time.perf_counter() - start})
         known = {"certificates": self.certificates, "gradients": self.gradients}
-        path.write_text(json.dumps(known, indent=2) + "\n")
+        whole = path.with_suffix(".part")
+        whole.write_text(json.dumps(known, indent=2) + "\n")
+        whole.replace(path)
 
     def weaker_than_full(self) -> list[str]:
         """Every departure from the full evaluation."""
@@ -312,6 +333,8 @@ class RobustnessEvaluation(L.LightningModule):
             found += config.attack.weaker_than_full()
         if self.audit is None:
             found.append("no audit")
+        elif not isinstance(self.attack, GradientAttack):
+            found.append(f"the audit varies nothing of {self.attack.name}")
         for row in self.rows.values():
             found += row.weaker_than_full(self.certificates[row.name])
         if self.acceleration.active:

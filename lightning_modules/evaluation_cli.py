@@ -51,7 +51,7 @@ class EvaluationCLI(LightningCLI):
         self.datamodule.setup("test")
         batch = next(iter(self.datamodule.test_dataloader()))
         batch = {key: value.to(self.model.device) for key, value in batch.items()}
-        self.model.execution = chosen_before(self.model.folder.path) or self.model.execution
+        self.model.execution = chosen_before(self.model.folder.path) | self.model.execution
         self.model.prepare(self.datamodule, batch)
         self.config.model.execution = {
             name: asdict(execution) for name, execution in self.model.execution.items()

@@ -113,7 +113,9 @@ class Row:
         """Where its attack's gradient is not that of the defence, given its certificates."""
         found = []
         policy = self.attacked.execution.policy
-        own = certificates["certificate" if self.surrogate is None else "surrogate_certificate"]
+        own = certificates.get("certificate" if self.surrogate is None else "surrogate_certificate")
+        if own is None:
+            return [f"{self.name}: its gradient has no certificate"]
         cosine = f"cosine {own['cosine_to_exact']:.3f} to the exact one"
         if self.surrogate is not None:
             found.append(

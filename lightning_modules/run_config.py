@@ -14,11 +14,11 @@ from hetpure.gradients import Execution
 from lightning_modules.evaluation import RobustnessEvaluation
 
 
-def chosen_before(folder: Path) -> dict[str, Execution] | None:
+def chosen_before(folder: Path) -> dict[str, Execution]:
     """How the rows of a run that goes on are computed: memory may have changed, its results not."""
     path = folder / CONFIG
     if not path.exists():
-        return None
+        return {}
     saved = yaml.safe_load(path.read_text())["model"]["execution"] or {}
     return {name: Execution(**found) for name, found in saved.items()}
 

@@ -62,7 +62,6 @@ def run_results(run: "RobustnessEvaluation", data: ImageData) -> dict[str, Any]:
             "certificate_seconds": sum(t.get("certificates", 0) for t in timing),
         },
         "provenance": first
-        | {"weights": run.weights, "data": data.files_sha256()}
         | ({"continued": [session["commit"] for session in later]} if later else {}),
         "config": (run.folder.path / CONFIG).read_text(),
     }
@@ -110,4 +109,10 @@ def _notes(run: "RobustnessEvaluation") -> list[str]:
     attacks = [run.attack, *(config.attack for config in run.attacks.values())]
     classes = {row.defense.classifier.num_classes for row in run.rows.values()}
     found = [note for attack in attacks for count in classes for note in attack.notes(count)]
+    whole = {
+        tuple(dict.fromkeys(c.member for c in row.cells if c.limit is None and not c.known))
+        for row in run.rows.values()
+    }
+    if len(whole) > 1:
+        found.append("Not every row was attacked by the same attacks: see the table of attacks")
     return list(dict.fromkeys(found))

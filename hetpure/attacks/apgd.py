@@ -74,6 +74,7 @@ class APGD(GradientAttack):
             ask = partial(
                 self.ask,
                 defense,
+                labels=labels,
                 clean_mask=clean_mask,
                 losses=losses,
                 addresses=addresses,

@@ -27,6 +27,11 @@ class Threat:
     def __str__(self) -> str:
         return f"{NAMES[self.norm]} {self.epsilon}"
 
+    @property
+    def ball(self) -> str:
+        """One text for one ball, however its radius was written."""
+        return f"{NAMES[self.norm]} {float(self.epsilon):.9g}"
+
 
 NAMES: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
 
@@ -40,7 +45,8 @@ class Addresses:
         noise: what the defence will run with, as far as the attacker knows it.
         known: the groups of it that the attacker knows: none is white-box, both is the
             deterministic white box (DW-both). The attack draws the others itself.
-        member: number of the attack within an ensemble, so that no two members share draws.
+        member: number of the attack within an evaluation or an ensemble, so that no two share
+            draws.
     """
 
     samples: Tensor

@@ -139,6 +139,7 @@ class DiffAttack(PGD):
         self,
         defense: Defense,
         adversarial: Tensor,
+        labels: Tensor,
         clean_mask: Tensor | None,
         losses: Criterion,
         addresses: Addresses,
@@ -151,7 +152,7 @@ class DiffAttack(PGD):
             asked = Deviated(defense, step_weights(defense.plan, self.levels))
             objective = self._both(losses)
         answer = super().ask(
-            asked, adversarial, clean_mask, objective, addresses, run, iteration, monitor
+            asked, adversarial, labels, clean_mask, objective, addresses, run, iteration, monitor
         )
         logits = answer.logits[..., : defense.classifier.num_classes]
         return replace(answer, logits=logits, loss=expected_loss(logits, losses, self.average))

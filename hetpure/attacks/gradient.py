@@ -160,6 +160,7 @@ class GradientAttack(Attack):
         self,
         defense: Defense,
         adversarial: Tensor,
+        labels: Tensor,
         clean_mask: Tensor | None,
         losses: Criterion,
         addresses: Addresses,
@@ -186,9 +187,12 @@ class GradientAttack(Attack):
             monitor.rows,
             average=self.average,
             execution=self.execution(defense),
+            labels=labels,
         )
         values = {"loss": float(answer.loss.mean())}
-        if answer.agreement is not None:
+        # Where a half ends inside an antithetic pair, both halves share its noise.
+        whole = not self.antithetic or len(noises) % 4 == 0
+        if answer.agreement is not None and whole:
             values["agreement"] = float(answer.agreement.mean())
         monitor.iteration(iteration, **values)
         return answer

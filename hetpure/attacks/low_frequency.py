@@ -90,7 +90,15 @@ class LowFrequency(PGD):
             best = Best(images, certain=certain)
             for iteration in range(self.steps):
                 answer = self.ask(
-                    defense, adversarial, clean_mask, losses, addresses, run, iteration, monitor
+                    defense,
+                    adversarial,
+                    labels,
+                    clean_mask,
+                    losses,
+                    addresses,
+                    run,
+                    iteration,
+                    monitor,
                 )
                 best.consider(adversarial, answer, labels)
                 seen = adversarial == images + offset  # the cut passes no gradient elsewhere

@@ -80,7 +80,15 @@ class PGD(GradientAttack):
             best = Best(images, certain=certain)
             for iteration in range(self.steps):
                 answer = self.ask(
-                    defense, adversarial, clean_mask, losses, addresses, run, iteration, monitor
+                    defense,
+                    adversarial,
+                    labels,
+                    clean_mask,
+                    losses,
+                    addresses,
+                    run,
+                    iteration,
+                    monitor,
                 )
                 best.consider(adversarial, answer, labels)
                 step = answer.gradient.sign() if self.norm == "linf" else direction(answer.gradient)

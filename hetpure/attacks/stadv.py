@@ -171,7 +171,15 @@ class StAdv(GradientAttack):
             best = Best(images, certain=certain)
             for iteration in range(self.steps):
                 answer = self.ask(
-                    defense, adversarial, clean_mask, losses, addresses, run, iteration, monitor
+                    defense,
+                    adversarial,
+                    labels,
+                    clean_mask,
+                    losses,
+                    addresses,
+                    run,
+                    iteration,
+                    monitor,
                 )
                 best.consider(adversarial, answer, labels)
                 gradient = flow_gradient(images, flow, answer.gradient, self.smoothness)

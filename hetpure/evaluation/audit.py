@@ -8,6 +8,7 @@ small.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from typing import Any, Literal
 
 from torch import Size, Tensor
@@ -70,9 +71,9 @@ class Check:
 
 
 def base_cell(cells: Sequence[Cell]) -> Cell:
-    """The cell of the main attack that the audit varies: the published mask policy where there are
-    several."""
-    main = [cell for cell in cells if cell.attack.name == cells[0].attack.name]
+    """The cell of the main attack, whose variants stand before the null attack, that the audit
+    varies: the published mask policy where there are several."""
+    main = list(takewhile(lambda cell: cell.name != NULL, cells))
     published = [cell for cell in main if getattr(cell.attack, "mask", "") == "recomputed"]
     return (published or main)[0]
 
@@ -127,12 +128,15 @@ def at_radius(attack: GradientAttack, epsilon: float) -> GradientAttack:
     return changed
 
 
-def gradient_check(attacked: Defense, block: Block, seed: int) -> Check:
-    """Whether every image of a block has a gradient at all, under one draw."""
+def gradient_check(attacked: Defense, block: Block, seed: int, attack: Attack) -> Check:
+    """Whether every image of a block that is answered rightly has a gradient, under one draw: that
+    of the attack's own loss, as the attack takes it."""
     mask = attacked.mask(block.images, block.samples)
     query = Query(block.images, block.samples, mask, [Noise.of(seed, Stream.PROBE)])
+    losses = criterion(getattr(attack, "loss", "cross_entropy"), block.labels)
+    how = attack.execution(attacked)
     try:
-        expected_gradient(attacked, query, criterion("cross_entropy", block.labels))
+        expected_gradient(attacked, query, losses, execution=how, labels=block.labels)
     except GradientError as error:
         return Check("gradient", "FAIL", str(error))
     return Check("gradient", "PASS", f"finite and not zero, n = {len(block.images)}")
@@ -149,15 +153,19 @@ def verdicts(
     """The checks of one defence, from its records under the main attack `base` and the audit's, its
     gradient certificates, and the mean cosine between halves of its EOT draws."""
     attacks = by_attack(records)
-    rows = {name.removeprefix(f"{AUDIT}: "): own for name, own in attacks.items()}
+    rows = {
+        name.removeprefix(f"{AUDIT}: "): own
+        for name, own in attacks.items()
+        if name.startswith(f"{AUDIT}: ")
+    }
     found = [_certified(found) for found in certificates]
-    if NULL in rows:
-        found.append(_null(rows[CLEAN], rows[NULL]))
+    if NULL in attacks and len(attacks[NULL][0].predictions) > 1:  # one draw is always the same
+        found.append(_null(attacks[CLEAN], attacks[NULL]))
 
     def compared(name: str, what: str, sign: int) -> None:
         """Whether attack `name` finds less (sign 1) or more (-1) than the base."""
         if name in rows:
-            found.append(_compared(name, what, rows[name], rows[base], sign, audit.tolerance))
+            found.append(_compared(name, what, rows[name], attacks[base], sign, audit.tolerance))
 
     compared(STEPS, "twice the steps", 1)
     compared(DRAWS, "twice the draws", 1)
@@ -167,9 +175,9 @@ def verdicts(
     compared(BLACK_BOX, "an attack without gradients", -1)
     compared(TRANSFER, "an attack on the classifier alone", -1)
     if EIGHT_BIT in rows:
-        found.append(_rounded(rows[EIGHT_BIT], rows[base], audit.tolerance))
+        found.append(_rounded(rows[EIGHT_BIT], attacks[base], audit.tolerance))
     if LOCKED in rows:
-        found.append(_locked(rows[LOCKED], rows[base], audit.tolerance))
+        found.append(_locked(rows[LOCKED], attacks[base], audit.tolerance))
     if agreement is not None:
         found.append(_agreement(agreement))
     return found

@@ -13,6 +13,7 @@ from hetpure.errors import InputError
 from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
 from hetpure.evaluation.results import by_attack, of_threat, worst
 from hetpure.evaluation.statistics import (
+    CONFIDENCE,
     Difference,
     Estimate,
     McNemar,
@@ -79,8 +80,11 @@ class Comparison:
     left_out: int = 0
 
     def worse(self, tolerance: float) -> bool:
-        """Whether the whole 95% interval is below a drop of `tolerance`, a share."""
-        return self.difference is not None and self.difference.high < -tolerance
+        """Whether the whole 95% interval is below a drop of `tolerance`, a share; for outcomes that
+        are right or wrong the exact test must say so too, for it is the surer at small counts."""
+        if self.difference is None or self.difference.high >= -tolerance:
+            return False
+        return self.test is None or self.test.p_value < 1 - CONFIDENCE
 
 
 def read_records(run: Path) -> list[dict[str, Any]]:

@@ -74,6 +74,8 @@ class Cell:
         known: groups of noise that the attacker knows and the defence then runs with, the
             deterministic white box (DW-box); none is the white box.
         limit: only the first so many samples.
+        member: number of the attack in the addresses of its noise: no two attacks share draws,
+            but for variants of one, which are compared.
         report_from: the first report draw. The clean images and all attacks are reported on the
             same draws, the null attack on draws of its own: it would else equal the clean images.
     """
@@ -82,6 +84,7 @@ class Cell:
     attack: Attack
     known: tuple[Group, ...] = ()
     limit: int | None = None
+    member: int = 0
     report_from: int = 0
 
 
@@ -184,7 +187,7 @@ def evaluate_attack(
     """
     check_labels(block.labels, block.samples, defense.classifier.num_classes)
     noise = Noise.of(seed, Stream.LOCKED)
-    addresses = Addresses(block.samples, noise, cell.known)
+    addresses = Addresses(block.samples, noise, cell.known, cell.member)
     with count_network_calls(defense) as calls:
         if cell.known:
             _check_locked(defense, block, noise, monitor)
@@ -323,7 +326,7 @@ def _records(
             l2=float(l2[i]),
             coverage=None if coverage is None else float(coverage[i]),
             network_calls=rows // len(block.images),
-            threat=None if threat is None else str(threat),
+            threat=None if threat is None else threat.ball,
             known=list(cell.known),
         )
         for i in range(len(block.images))

@@ -59,12 +59,8 @@ class RunFolder:
         """By defence and attack, the samples with a record, and on how many selection draws the
         defence was right on what it reports. A last line that a stopped run left torn is
         cut off; a sample whose line it was is computed anew with its block."""
-        path = self.path / RECORDS
-        if path.exists():
-            content = path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if whole != content:
-                os.truncate(path, len(whole))
+        for path in self.path.glob("*.jsonl"):  # the next line would be glued to a torn one
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         found: dict[tuple[str, str], dict[int, int]] = {}
         for record in self.read_records():
             found.setdefault((record.defense, record.attack), {})[record.sample] = record.kept

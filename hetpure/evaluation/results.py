@@ -130,7 +130,8 @@ def attack_summary(clean: Sequence[Record], rows: Sequence[Record]) -> dict[str,
     """One attack on one defence: its protocols, its success, the noise and the ball it knew."""
     return {
         **_as_dicts(protocols(rows)),
-        "success": success(clean, rows).as_dict(),
+        # Under known noise an image may be wrong without any attack: no success to speak of.
+        "success": None if rows[0].known else success(clean, rows).as_dict(),
         "known": list(rows[0].known),
         "threat": rows[0].threat,
         "max_linf": max(record.linf for record in rows),

@@ -21,6 +21,8 @@ def rows(certificates: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     """The table's cells, from what `results.json` says of each defence."""
     found = []
     for name, defense in certificates.items():
+        if "certificate" not in defense:  # it has no gradient
+            continue
         found.append((name, *_cells(defense["certificate"])))
         if "surrogate_certificate" in defense:
             found.append((f"{name} (surrogate)", *_cells(defense["surrogate_certificate"])))

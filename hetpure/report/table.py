@@ -91,12 +91,21 @@ def defenses_sheet(results: Mapping[str, Any]) -> Sheet:
             *(interval(defense["robust"][protocol]) for protocol in ("single", "vote")),
             _coverage(defense["mask_coverage"]),
             _tally(defense["audit"]),
-            *([difference(defense.get("difference", {}).get("robust"))] if paired else []),
         )
         for name, defense in results["defenses"].items()
     ]
+    if any(defense["robust_by_all"] for defense in results["defenses"].values()):
+        heads.append("robust, all attacks")
+        rows = [
+            (*row, _by_all(defense))
+            for row, defense in zip(rows, results["defenses"].values(), strict=True)
+        ]
     if paired:
         heads.append("robust difference")
+        rows = [
+            (*row, difference(defense.get("difference", {}).get("robust")))
+            for row, defense in zip(rows, results["defenses"].values(), strict=True)
+        ]
     return Sheet(title(results), heads, rows, note(results))
 
 
@@ -136,7 +145,7 @@ def _counted(found: Mapping[str, Any]) -> list[str]:
     return [
         str(next(estimate["n"] for estimate in estimates if estimate)),
         *("-" if estimate is None else interval(estimate) for estimate in estimates),
-        interval(found["success"]),
+        "-" if found["success"] is None else interval(found["success"]),
         "-" if agreement is None else f"{agreement:.2f}",
     ]
 
@@ -186,6 +195,12 @@ def note(results: Mapping[str, Any]) -> str:
         + "".join(f"{line}. " for line in results["notes"])
         + f"Weaker than the full protocol: {said}."
     )
+
+
+def _by_all(defense: Mapping[str, Any]) -> str:
+    """The worst over all attacks, on the first samples, which alone have all of them."""
+    found = defense["robust_by_all"] or defense["robust"]
+    return f"{interval(found['single'])}, n = {found['single']['n']}"
 
 
 def _tally(audit: Sequence[Mapping[str, Any]] | None) -> str:

@@ -220,7 +220,7 @@ def test_an_answer_tells_of_the_classification_alone(
     defense = Defense(classifier, FAMILY["ddpm"], denoiser)
     attack = diffattack(deviation_weight=1e6, mask="recomputed")
     losses = criterion("cross_entropy", LABELS)
-    answer = attack.ask(defense, images, None, losses, ADDRESSES, 0, 0, SILENT)
+    answer = attack.ask(defense, images, LABELS, None, losses, ADDRESSES, 0, 0, SILENT)
     noises = ADDRESSES.draws(0, 0, 2)
     expected = answers(defense, Query(images, SAMPLES, None, noises))
     assert torch.equal(answer.logits, expected)

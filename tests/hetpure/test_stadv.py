@@ -129,7 +129,9 @@ def test_gradient_in_the_flow_against_finite_differences(
     towards = torch.randn(4, 2, 8, 8, generator=generator, dtype=torch.float64)
 
     def loss(flow: Tensor) -> Any:
-        return attack.ask(defense, warp(images, flow), None, losses, ADDRESSES, 0, 0, SILENT)
+        return attack.ask(
+            defense, warp(images, flow), LABELS, None, losses, ADDRESSES, 0, 0, SILENT
+        )
 
     found = flow_gradient(images, flow, loss(flow).gradient, 0.03)
     up, down = (

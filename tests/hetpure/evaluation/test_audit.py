@@ -127,7 +127,7 @@ def audit(defense: Fraud, attack: Attack = ATTACK) -> dict[str, Check]:
         outcome = evaluate_attack("d", defense, cell, block, PROTOCOL, 0)
         records += outcome.records
         found = outcome.adversarial if cell.name == "main" else found
-    alive = gradient_check(defense, block, seed=0)
+    alive = gradient_check(defense, block, 0, attack)
     found = [alive, *verdicts(records, "main", CLASSES, SETTINGS, [certificate], None)]
     return {check.name: check for check in found}
 
@@ -140,8 +140,8 @@ def test_an_honest_defence_passes() -> None:
     checks = audit(Fraud())
     assert {check.verdict for check in checks.values()} == {"PASS"}, checks
     assert set(checks) == {
-        "gradient", "gradient certificate", "null attack", "more steps", "larger radius",
-        "whole range", "black box", "8-bit images",
+        "gradient", "gradient certificate", "more steps", "larger radius", "whole range",
+        "black box", "8-bit images",
     }  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def test_a_hidden_detach_fails() -> None:
 def test_logits_clipped_to_no_gradient_fail_and_stop_with_advice() -> None:
     """Where a gradient is zero there is nothing to run: it stops, and says what to try."""
     defense = Clipped()
-    check = gradient_check(defense, defense.block(), seed=0)
+    check = gradient_check(defense, defense.block(), 0, ATTACK)
     assert check.verdict == "FAIL"
     assert "zero for 24 of 24 images" in check.said and "Square" in check.said
     with pytest.raises(GradientError, match="is zero for .* images.*Square.*BPDA"):
@@ -217,6 +217,25 @@ def test_saved_images_are_looked_at() -> None:
     check = saved_check(clean, {"pgd": (inside, threat), "apgd": ((outside, ids), threat)})
     assert check.verdict == "FAIL"
     assert "apgd" in check.said and "sample 9" in check.said
+
+
+def test_the_main_attack_is_audited_whatever_else_runs() -> None:
+    """Further attacks may have its name, a mask policy or known noise."""
+    soft = replace(ATTACK, mask="soft")
+    cells = [
+        Cell("pgd_linf", soft),
+        Cell(NULL, NullAttack()),
+        Cell("transfer", replace(ATTACK, mask="recomputed", approximation="classifier_only")),
+        Cell("dw", replace(ATTACK, mask="recomputed"), ("forward",), 8),
+    ]
+    assert base_cell(cells) is cells[0]
+
+
+def test_an_attack_called_as_a_check_is_none() -> None:
+    right, wrong = (
+        [record(name, s, [k] * 3) for s in range(30)] for name, k in (("transfer", 0), ("main", 1))
+    )
+    assert verdicts([*right, *wrong], "main", 10, SETTINGS, [], None) == []
 
 
 def test_radius_zero_has_no_larger_one() -> None:

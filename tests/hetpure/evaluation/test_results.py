@@ -129,6 +129,11 @@ def test_a_torn_last_line_is_cut_off_and_its_sample_computed_anew(tmp_path: Path
     assert folder.finished() == {("d", "clean"): {7: 3}}
     folder.append_records([ATTACKED])
     assert path.read_text() == whole
+    for name in ("timing.jsonl", "iterations.jsonl", "sessions.jsonl"):
+        (tmp_path / name).write_text('{"a": 1}\n{"b":')
+    folder.finished()
+    folder.append_timing({"seconds": 2.0})
+    assert folder.read_timing() == [{"a": 1}, {"seconds": 2.0}]
     folder.append_records([ATTACKED])  # the same block once more changes nothing
     assert folder.read_records() == [CLEAN, ATTACKED]
 
