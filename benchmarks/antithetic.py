@@ -54,13 +54,18 @@ def gradient(
     return answer.gradient, answer.agreement
 
 
+def reference(defense: Defense, images: Tensor, labels: Tensor, samples: Tensor) -> Tensor:
+    """The mean gradient over many draws that no comparison uses."""
+    many = Addresses(samples, Noise.of(0, Stream.PROBE), member=1).draws(0, 0, REFERENCE)
+    return gradient(defense, images, labels, samples, many)[0]
+
+
 def compare(
-    defense: Defense, images: Tensor, labels: Tensor, samples: Tensor, count: int
+    defense: Defense, images: Tensor, labels: Tensor, samples: Tensor, count: int, truth: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """By kind of cosine, those of independent and of antithetic draws, (B,) each."""
+    """By kind of cosine, those of independent and of antithetic draws, (B,) each; `truth` is the
+    mean gradient to compare with."""
     base = Noise.of(0, Stream.PROBE)
-    many = Addresses(samples, base, member=1).draws(0, 0, REFERENCE)
-    truth, _ = gradient(defense, images, labels, samples, many)
     found: dict[str, list[Tensor]] = {"halves": [], "to the mean": []}
     for antithetic in (False, True):
         draws = Addresses(samples, base).draws(0, 0, count, antithetic=antithetic)
@@ -92,9 +97,11 @@ def main(images: int, steps: int) -> None:
         )  # fmt: skip
         last = attack(defense, pixels, labels, Addresses(samples, Noise.of(0, Stream.PROBE)))[0]
         for where, points in (("clean", pixels), (f"after {steps} steps", last)):
+            truth = reference(defense, points, labels, samples)
             for count in COUNTS:
-                for kind, pair in compare(defense, points, labels, samples, count).items():
-                    if count > 2 or kind != "halves":  # of one pair the halves are one draw each
+                found = compare(defense, points, labels, samples, count, truth)
+                for kind, pair in found.items():
+                    if count > 2 or kind != "halves":  # of one pair the halves share their noise
                         row = [name, where, str(count), *cells(pair)]
                         tables.setdefault(kind, []).append(row)
     for kind, rows in tables.items():

@@ -29,9 +29,10 @@ def test_both_kinds_are_compared_at_equal_calls(
     defense = benchmark.defenses()["uniform t=200"]
     images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     labels, samples = torch.tensor([0, 1]), torch.tensor([4, 9])
+    truth = benchmark.reference(defense, images, labels, samples)
     with count_network_calls(defense) as counter:
-        found = benchmark.compare(defense, images, labels, samples, 4)
-    assert counter.rows == 2 * (2 + 4 + 4) * defense.network_calls
+        found = benchmark.compare(defense, images, labels, samples, 4, truth)
+    assert counter.rows == 2 * (4 + 4) * defense.network_calls
     for independent, antithetic in found.values():
         assert independent.shape == antithetic.shape == (2,)
         assert not torch.equal(independent, antithetic)
