@@ -118,7 +118,7 @@ def attacks_sheet(results: Mapping[str, Any]) -> Sheet:
             for attack, one in defense["attacks"].items()
         }
         for worst in ("robust", "robust_by_all"):
-            if defense[worst]:
+            if defense[worst] and len(defense[worst]["attacks"]) > 1:
                 found[f"{ROBUST} over {len(defense[worst]['attacks'])} attacks"] = defense[worst]
         rows += [(name, attack, *_counted(one)) for attack, one in found.items()]
     heads = (
