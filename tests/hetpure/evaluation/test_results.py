@@ -190,7 +190,7 @@ def test_tables_and_report_say_the_same(tmp_path: Path) -> None:
     assert "Linf 8/255" in text
     assert "n = 1" in text
     assert "66.7 [" in text
-    assert [table.row_count for table in terminal(results)] == [1, 2, 1]
+    assert [table.row_count for table in terminal(results)] == [1, 1, 1]
     assert "1 FAIL" in text and "the margin was used" in text and "Linf 8/255, Square" in text
     write_report(results, tmp_path, "figure.png")
     report = (tmp_path / "report.md").read_text()
