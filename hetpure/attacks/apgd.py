@@ -135,12 +135,17 @@ class APGD(GradientAttack):
 
 
 def checkpoints(steps: int) -> list[int]:
-    """w_j = ceil(p_j N) with p_0 = 0, p_1 = 0.22 and p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03,
-    0.06); p is counted in hundredths, which are exact."""
-    p = [0, 22]
-    while p[-1] < 100:
-        p.append(p[-1] + max(p[-1] - p[-2] - 3, 6))
-    return sorted({-(-hundredths * steps // 100) for hundredths in p if hundredths <= 100})
+    """The first after 0.22 N steps, each interval 0.03 N shorter than the one before it, none
+    shorter than 0.06 N. With N = 100 these are the paper's w_j. For other N the three numbers are
+    rounded down as in the published code, not up as in the paper: of 20 steps the first checkpoint
+    is the 4th in place of the 5th, and the attack is stronger (tests/hetpure/
+    test_against_official.py: 37.8% right in place of 38.6%; published code 37.4%)."""
+    interval, shorter, shortest = (max(hundredths * steps // 100, 1) for hundredths in (22, 3, 6))
+    w = [0]
+    while w[-1] + interval <= steps:
+        w.append(w[-1] + interval)
+        interval = max(interval - shorter, shortest)
+    return w
 
 
 def condition_1(f: Tensor) -> Tensor:

@@ -85,10 +85,11 @@ def follow(
     return run
 
 
-def test_checkpoints_of_the_paper() -> None:
+def test_checkpoints_of_the_paper_and_of_the_published_rounding() -> None:
     assert checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99]
-    assert checkpoints(50) == [0, 11, 21, 29, 35, 40, 44, 47, 50]
-    assert checkpoints(10) == [0, 3, 5, 6, 7, 8, 9, 10]
+    assert checkpoints(50) == [0, 11, 21, 30, 38, 45]
+    assert checkpoints(10) == [0, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert checkpoints(30) == [0, 6, 11, 15, 18, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30]
     assert checkpoints(1) == [0, 1]
 
 
@@ -115,10 +116,10 @@ def test_momentum_by_hand(follow: Callable[..., Any]) -> None:
 def test_halved_step_starts_again_from_the_best_point_and_its_gradient(
     follow: Callable[..., Any],
 ) -> None:
-    """The loss falls from the start on: at the first checkpoint, 3 of 10, the search is back at the
+    """The loss falls from the start on: at the first checkpoint, 3 of 16, the search is back at the
     start, whose gradient was positive, with a step of 0.1 and the momentum of where it came from.
     """
-    offsets, _ = follow(loss_of=tuple(-float(k) for k in range(11)), slope_of=(0.5, *[-0.5] * 10))
+    offsets, _ = follow(loss_of=tuple(-float(k) for k in range(17)), slope_of=(0.5, *[-0.5] * 16))
     second = 0.1 - 0.75 * 0.2 + 0.25 * 0.1
     third = -0.1  # projected
     assert offsets[:4] == [0.0, 0.1, pytest.approx(second), third]
@@ -128,14 +129,15 @@ def test_halved_step_starts_again_from_the_best_point_and_its_gradient(
 def test_steps_are_halved_at_each_checkpoint_that_finds_no_growth(
     follow: Callable[..., Any],
 ) -> None:
-    """Back at the start each time with half the step: 0.1 after checkpoint 3 of 10, 0.05 after 5;
-    from there every iterate is a checkpoint, and the momentum is of a start that does not move."""
-    offsets, _ = follow(loss_of=tuple(-float(k) for k in range(11)), slope_of=(1.0,) * 11)
+    """Back at the start each time with half the step: 0.1 after checkpoint 6 of 30, 0.05 after 11;
+    from 20 on every iterate is a checkpoint, and the momentum is of a start that does not move."""
+    offsets, _ = follow(loss_of=tuple(-float(k) for k in range(31)), slope_of=(1.0,) * 31)
     for k, eta, before in (
-        (3, 0.1, offsets[2]),
-        (5, 0.05, offsets[4]),
-        (6, 0.025, 0.0),
-        (7, 0.0125, 0.0),
+        (6, 0.1, offsets[5]),
+        (11, 0.05, offsets[10]),
+        (15, 0.025, offsets[14]),
+        (20, 0.00625, offsets[19]),
+        (21, 0.003125, 0.0),
     ):
         assert offsets[k + 1] == pytest.approx(0.75 * eta + 0.25 * (0.0 - before), abs=1e-8)
 
@@ -152,8 +154,8 @@ def test_first_checkpoint_knows_condition_2(follow: Callable[..., Any]) -> None:
     """The loss falls once and then grows, but not to where it began: no best iterate since."""
     loss = (9.0, *[float(k) for k in range(30)])
     offsets, found = follow(loss_of=loss, slope_of=(1.0, *[-1.0] * 30))
-    assert checkpoints(30)[1] == 7
-    assert offsets[7] < 0 < offsets[8]  # back at the start, whose slope was positive
+    assert checkpoints(30)[1] == 6
+    assert offsets[6] < 0 < offsets[7]  # back at the start, whose slope was positive
     assert found == offsets[loss.index(29.0)]
 
 
