@@ -1,8 +1,8 @@
 """The certificate of a gradient: that it is the gradient of what was computed."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,9 @@ class Certificate:
     `cosine_to_exact` is that of the gradient as an attack computes it (on the run's device, in its
     precision and micro-batches, under its policy) to the exact one, mean over the slice. Below
     `cosine_bound` it fails; of a named `approximation` it is told and not judged.
+    `substitute_cosines` are those of what some of the run's attacks follow in its place (a soft
+    mask, BPDA, the classifier alone) to the attack's gradient with the mask held fixed, by name,
+    mean over a block; told and not judged.
     `cosine_to_float32` is that of an accelerated network call (low precision, compiled) to the
     plain one on the run's device, mean over a block; it is judged by the same bound, and the
     lowest of an image is told.
@@ -45,6 +48,7 @@ class Certificate:
     cosine_to_float32: float | None = None
     lowest_cosine_to_float32: float | None = None
     cosine_bound: float = 0.99
+    substitute_cosines: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def checks(self) -> dict[str, bool]:

@@ -74,12 +74,16 @@ class Row:
     ) -> dict[str, dict[str, Any]]:
         """Certificates by the names that results give them."""
         plain, plain_surrogate = self.plain
-        own = certify_defense(self.defense, images, samples, plain=plain, **settings)
+        attacks = [cell.attack for cell in self.cells]
+        of_own = attacks if self.surrogate is None else []
+        own = certify_defense(
+            self.defense, images, samples, plain=plain, attacks=of_own, **settings
+        )
         found = {"certificate": own.as_dict()}
         if self.surrogate is not None:
-            found["surrogate_certificate"] = certify_defense(
-                self.surrogate, images, samples, plain=plain_surrogate, defense=plain, **settings
-            ).as_dict()
+            settings |= {"plain": plain_surrogate, "defense": plain, "attacks": attacks}
+            other = certify_defense(self.surrogate, images, samples, **settings)
+            found["surrogate_certificate"] = other.as_dict()
         return found
 
     def plan(self, images: Tensor, protocol: Protocol, count: int) -> RowPlan:
@@ -89,9 +93,11 @@ class Row:
             attacked = Stopwatch(self.surrogate, images)
         used = self.attacked
         accelerated = self.plain[0] is not self.defense
-        own = certificate_phase(answering, answering, self.plain[0], accelerated)
+        attacks = [cell.attack for cell in self.cells]
+        of_own = attacks if self.surrogate is None else []
+        own = certificate_phase(answering, answering, self.plain[0], accelerated, of_own)
         if self.plain[1] is not None:
-            other = certificate_phase(answering, attacked, self.plain[1], accelerated)
+            other = certificate_phase(answering, attacked, self.plain[1], accelerated, attacks)
             own = Phase(
                 own.name,
                 own.network_calls + other.network_calls,

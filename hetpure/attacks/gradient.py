@@ -1,7 +1,7 @@
 """What attacks with gradients share: what they ask a defence, and what they keep of the answers."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Literal
@@ -24,7 +24,7 @@ from hetpure.errors import InputError, check_choice
 from hetpure.expectation import Answer, Average, Criterion, Query, answers, expected_gradient
 from hetpure.geometry import Norm
 from hetpure.gradients import Execution
-from hetpure.noise import Group
+from hetpure.noise import Group, Noise
 from hetpure.numbers import Number
 
 MaskPolicy = Literal["frozen", "recomputed", "soft", "all"]
@@ -173,16 +173,9 @@ class GradientAttack(Attack):
         noises = addresses.draws(
             run, iteration, self.draws(defense, known), antithetic=self.antithetic
         )
-        mask = clean_mask
-        if self.mask == "soft":
-            adversarial = adversarial.detach().requires_grad_()
-            with torch.enable_grad():
-                mask = defense.mask(adversarial, addresses.samples, soft=True)
-        elif self.mask == "recomputed":
-            mask = defense.mask(adversarial, addresses.samples)
         answer = expected_gradient(
             defense,
-            Query(adversarial, addresses.samples, mask, noises),
+            self.query(defense, adversarial, addresses.samples, clean_mask, noises),
             losses,
             monitor.rows,
             average=self.average,
@@ -196,6 +189,32 @@ class GradientAttack(Attack):
             values["agreement"] = float(answer.agreement.mean())
         monitor.iteration(iteration, **values)
         return answer
+
+    def query(
+        self,
+        defense: Defense,
+        adversarial: Tensor,
+        samples: Tensor,
+        clean_mask: Tensor | None,
+        noises: Sequence[Noise],
+    ) -> Query:
+        """What is asked at the adversarial images (B, C, H, W), with the mask that the policy
+        takes."""
+        mask = clean_mask
+        if self.mask == "soft":
+            adversarial = adversarial.detach().requires_grad_()
+            with torch.enable_grad():
+                mask = defense.mask(adversarial, samples, soft=True)
+        elif self.mask == "recomputed":
+            mask = defense.mask(adversarial, samples)
+        return Query(adversarial, samples, mask, noises)
+
+    def substitute(self, defense: Defense) -> str | None:
+        """The name of what the attack follows where that is not the defence's gradient with its
+        mask held fixed."""
+        if self.execution(defense) is not None:
+            return self.approximation
+        return "soft mask" if self.mask == "soft" and defense.masked else None
 
     def __call__(
         self,

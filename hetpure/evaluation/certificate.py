@@ -1,11 +1,14 @@
 """The gradient certificate of a whole defence, on the run's own images."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from hetpure.attacks import Attack
+from hetpure.attacks.gradient import GradientAttack
 from hetpure.certificate import Certificate, certify, cosines
 from hetpure.defense import Defense
 from hetpure.expectation import Criterion, Query, expected_gradient
@@ -30,12 +33,14 @@ def certify_defense(
     defense: Defense | None = None,
     budget: int | None = None,
     cosine_bound: float = 0.99,
+    attacks: Sequence[Attack] = (),
 ) -> Certificate:
     """Certifies the gradient of what an attack differentiates, on a block of images (B, C, H, W)
     in pixel [0, 1].
 
     `plain` is the same with the network not accelerated: exactness is shown on it. `defense` is
     what is evaluated where `attacked` is a surrogate of it: the exact gradient is the defence's.
+    Of those `attacks` that follow something else its cosine is told.
     Policies that do not fit into `budget` bytes in float64 are left out, but never all.
     """
     plain = plain or attacked
@@ -59,7 +64,11 @@ def certify_defense(
     ours = expected_gradient(attacked, query, _loss(query)).gradient
     exact = _exact_gradient(evaluated, query)
     cosine = float(cosines(ours[:IMAGES], exact).mean())
-    certificate = replace(certificate, cosine_to_exact=cosine)
+    told = {
+        name: float(cosines(_substitute(attack, attacked, query), ours).mean())
+        for name, attack in substitutes(attacks, attacked).items()
+    }
+    certificate = replace(certificate, cosine_to_exact=cosine, substitute_cosines=told)
     if plain is not attacked:
         how = plain_execution(used)
         float32 = expected_gradient(plain, query, _loss(query), execution=how).gradient
@@ -87,6 +96,21 @@ def policies(defense: Defense, images: Tensor, budget: int) -> list[Execution]:
         if steps - recomputed <= fitting:
             found.setdefault(recomputed, execution)
     return list(found.values())
+
+
+def substitutes(attacks: Sequence[Attack], attacked: Defense) -> dict[str, GradientAttack]:
+    """One attack for each thing that is followed in the gradient's place, by its name."""
+    found: dict[str, GradientAttack] = {}
+    for attack in attacks:
+        if isinstance(attack, GradientAttack) and (name := attack.substitute(attacked)):
+            found.setdefault(name, attack)
+    return found
+
+
+def _substitute(attack: GradientAttack, attacked: Defense, query: Query) -> Tensor:
+    asked = attack.query(attacked, query.images, query.samples, query.mask, query.noises)
+    how = attack.execution(attacked)
+    return expected_gradient(attacked, asked, _loss(query), execution=how).gradient
 
 
 def draws(attacked: Defense, plain: Defense, images: int) -> int:

@@ -19,6 +19,7 @@ from hetpure.evaluation.certificate import (
     draws,
     plain_execution,
     policies,
+    substitutes,
 )
 from hetpure.evaluation.protocol import CLEAN, Cell, Protocol
 from hetpure.gradients import Execution
@@ -177,12 +178,17 @@ def _gradient(stopwatch: Stopwatch, attack: Attack, known: tuple[Group, ...]) ->
 
 
 def certificate_phase(
-    answering: Stopwatch, attacked: Stopwatch, plain: Defense, accelerated: bool
+    answering: Stopwatch,
+    attacked: Stopwatch,
+    plain: Defense,
+    accelerated: bool,
+    attacks: Sequence[Attack] = (),
 ) -> Phase:
     """What certifying `attacked` costs; `plain` is the same with the network not accelerated, and
     the exact gradient is that of the defence of `answering`. In float64 on the CPU: the policies
     compared, finite differences of which each is settled by its first step size, and the exact
-    gradient of the attack's draws. On the run's device: the attack's gradient of a block.
+    gradient of the attack's draws. On the run's device: the attack's gradient of a block, and what
+    `attacks` follow in its place.
     """
     count, images = len(answering.images), answering.images[:IMAGES]
     number = draws(attacked.defense, plain if accelerated else attacked.defense, count)
@@ -205,7 +211,10 @@ def certificate_phase(
     for _ in range(number):
         spend(truth, len(images), *answering.defense.gradient_calls(REFERENCE))
     rows = number * count
-    spend(attacked, rows, *attacked.defense.gradient_calls())
+    used = attacked.defense
+    spend(attacked, rows, *used.gradient_calls())
+    for attack in substitutes(attacks, used).values():
+        spend(attacked, rows, *used.gradient_calls(attack.execution(used)))
     if accelerated:
         how = plain_execution(attacked.defense.execution)
         spend(attacked, rows, *plain.gradient_calls(how))

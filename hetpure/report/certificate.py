@@ -13,6 +13,7 @@ HEADS = (
     "finite differences (bound; directions)",
     "attack's cosine to exact (bound)",
     "cosine to float32 (lowest)",
+    "cosine of what attacks follow in its place",
     "",
 )
 
@@ -97,6 +98,8 @@ def _cells(found: dict[str, Any]) -> tuple[str, ...]:
         "-"
         if found["cosine_to_float32"] is None
         else f"{found['cosine_to_float32']:.4f} ({found['lowest_cosine_to_float32']:.4f})",
+        ", ".join(f"{name} {cosine:.3f}" for name, cosine in found["substitute_cosines"].items())
+        or "-",
         ("approximation" if approximation else "PASS") if found["passed"] else "FAIL",
     )
 

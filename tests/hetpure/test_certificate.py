@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hetpure.attacks import PGD
+from hetpure.attacks.bpda import BPDA
 from hetpure.certificate import Certificate, certify, cosines
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
@@ -16,7 +18,7 @@ from hetpure.denoiser import Denoiser, to_pixels
 from hetpure.evaluation.certificate import certify_defense, policies
 from hetpure.expectation import Query
 from hetpure.gradients import Execution, Policy
-from hetpure.noise import RowNoise
+from hetpure.noise import Noise, Purpose, RowNoise, Stream
 from hetpure.purifiers import HeterogeneousPurifier, Purifier, Step, UniformPurifier
 from hetpure.report.certificate import certificates_markdown, failure
 
@@ -311,6 +313,44 @@ def test_a_surrogate_tells_its_cosine_to_the_defence(
         found = certify_defense(surrogate, images, SAMPLES, defense=defense, **settings)  # type: ignore[arg-type]
         assert found.passed and found.approximation
         assert low <= found.cosine_to_exact <= high
+
+
+def test_cosines_of_what_attacks_follow_in_the_gradients_place(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    """Told of each such attack that could be run on the defence, and judged of none; by hand for
+    the soft mask."""
+    attacks = [PGD(mask=mask) for mask in ("frozen", "recomputed", "soft")]
+    attacks += [PGD(mask="soft", loss="margin"), BPDA(), PGD(approximation="classifier_only")]
+    settings = {"seed": 7, "bound": 1e-5, "attacks": attacks}
+
+    def certified(purifier: Purifier | None) -> Certificate:
+        defense = Defense(classifier, purifier, denoiser if purifier else None)
+        return certify_defense(defense, images, SAMPLES, **settings)  # type: ignore[arg-type]
+
+    assert certified(None).substitute_cosines == {}
+    uniform = certified(UniformPurifier(steps=10)).substitute_cosines
+    assert uniform.keys() == {"bpda", "classifier_only"}
+    found = certified(HeterogeneousPurifier(steps=10))
+    told = found.substitute_cosines
+    assert found.passed and list(told) == ["soft mask", "bpda", "classifier_only"]
+    assert all(-1 <= cosine < 0.9999 for cosine in (*told.values(), *uniform.values()))
+    shown = certificates_markdown({"row": {"certificate": found.as_dict()}})
+    assert f"soft mask {told['soft mask']:.3f}, bpda {told['bpda']:.3f}" in shown
+
+    defense = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser)
+    gradients = []
+    for soft in (False, True):
+        x = images.detach().requires_grad_()
+        total = x.new_zeros(())
+        for draw in range(2):
+            noise = Noise.of(7, Stream.PROBE, draw).on(SAMPLES)
+            logits = defense(x, noise, defense.mask(x, SAMPLES, soft=True) if soft else None)
+            weights = Noise.of(7, Stream.PROBE).on(SAMPLES).normal(Purpose.START, logits)
+            total = total + (weights * logits).sum()
+        gradients.append(torch.autograd.grad(total, x)[0].flatten(1))
+    by_hand = torch.cosine_similarity(*gradients).mean()
+    assert told["soft mask"] == pytest.approx(float(by_hand), abs=1e-9)
 
 
 class Coarse(nn.Module):

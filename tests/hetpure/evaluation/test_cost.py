@@ -152,7 +152,8 @@ def test_the_certificates_calls_are_foreseen(
         attacked = plain = make(UniformPurifier(steps=10), policy)
     answering = Stopwatch(defense, images)
     clock = answering if attacked is defense else Stopwatch(attacked, images)
-    found = certificate_phase(answering, clock, plain, what == "accelerated")
+    attacks = [PGD(mask="soft"), PGD(mask="recomputed"), BPDA(), BPDA()]
+    found = certificate_phase(answering, clock, plain, what == "accelerated", attacks)
     calls = Calls(monkeypatch)
     certify_defense(
         attacked,
@@ -163,6 +164,7 @@ def test_the_certificates_calls_are_foreseen(
         plain=plain,
         defense=defense if what == "surrogate" else None,
         cosine_bound=-1.0,
+        attacks=attacks,
     )
     measured = 2  # rows of the one call by which memory is measured
     assert found.network_calls == calls.rows - measured

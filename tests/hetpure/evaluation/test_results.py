@@ -157,6 +157,7 @@ def test_tables_and_report_say_the_same(tmp_path: Path) -> None:
         "cosine_to_float32": 0.9987,
         "lowest_cosine_to_float32": 0.9876,
         "cosine_bound": 0.99,
+        "substitute_cosines": {"soft mask": 0.5},
         "finite_difference_error": 1e-8,
         "bound": 1e-5,
         "directions": 3,
