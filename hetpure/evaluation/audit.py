@@ -272,5 +272,6 @@ def _paired(other: Sequence[Record], base: Sequence[Record]) -> dict[str, Any]:
 
 
 def _points(moved: Mapping[str, Any]) -> str:
-    points, low, high = (100 * moved[key] for key in ("difference", "low", "high"))
+    # Rounded, and then no longer -0.0.
+    points, low, high = (round(100 * moved[key], 1) + 0.0 for key in ("difference", "low", "high"))
     return f"{points:+.1f} [{low:+.1f}, {high:+.1f}] points, n = {moved['n']}"
