@@ -45,6 +45,10 @@ class Row:
         found = (self.defense, self.surrogate, *self.plain)
         return [defense for defense in found if defense is not None]
 
+    def _attacks(self, defense: Defense) -> list[Attack]:
+        """Those that differentiate this one of its defences."""
+        return [cell.attack for cell in self.cells] if defense is self.attacked else []
+
     def resolve(self, wish: Execution | None, images: Tensor, attack: Attack, budget: int) -> None:
         """Fixes how the row is computed, for blocks like `images` (B, C, H, W): what `wish` and
         the row's own policy leave open is chosen by memory."""
@@ -74,13 +78,13 @@ class Row:
     ) -> dict[str, dict[str, Any]]:
         """Certificates by the names that results give them."""
         plain, plain_surrogate = self.plain
-        attacks = [cell.attack for cell in self.cells]
-        of_own = attacks if self.surrogate is None else []
+        attacks = self._attacks(self.defense)
         own = certify_defense(
-            self.defense, images, samples, plain=plain, attacks=of_own, **settings
+            self.defense, images, samples, plain=plain, attacks=attacks, **settings
         )
         found = {"certificate": own.as_dict()}
         if self.surrogate is not None:
+            attacks = self._attacks(self.surrogate)
             settings |= {"plain": plain_surrogate, "defense": plain, "attacks": attacks}
             other = certify_defense(self.surrogate, images, samples, **settings)
             found["surrogate_certificate"] = other.as_dict()
@@ -93,10 +97,10 @@ class Row:
             attacked = Stopwatch(self.surrogate, images)
         used = self.attacked
         accelerated = self.plain[0] is not self.defense
-        attacks = [cell.attack for cell in self.cells]
-        of_own = attacks if self.surrogate is None else []
-        own = certificate_phase(answering, answering, self.plain[0], accelerated, of_own)
-        if self.plain[1] is not None:
+        attacks = self._attacks(self.defense)
+        own = certificate_phase(answering, answering, self.plain[0], accelerated, attacks)
+        if self.surrogate is not None and self.plain[1] is not None:
+            attacks = self._attacks(self.surrogate)
             other = certificate_phase(answering, attacked, self.plain[1], accelerated, attacks)
             own = Phase(
                 own.name,

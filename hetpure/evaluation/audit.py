@@ -23,7 +23,7 @@ from hetpure.defense import Defense
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Block, Cell, Record
 from hetpure.evaluation.results import by_attack, draws_right, null_attack
-from hetpure.evaluation.statistics import mean_accuracy, paired_difference
+from hetpure.evaluation.statistics import in_points, mean_accuracy, paired_difference
 from hetpure.expectation import Query, expected_gradient
 from hetpure.gradients import GradientError
 from hetpure.noise import Noise, Stream
@@ -272,6 +272,4 @@ def _paired(other: Sequence[Record], base: Sequence[Record]) -> dict[str, Any]:
 
 
 def _points(moved: Mapping[str, Any]) -> str:
-    # Rounded, and then no longer -0.0.
-    points, low, high = (round(100 * moved[key], 1) + 0.0 for key in ("difference", "low", "high"))
-    return f"{points:+.1f} [{low:+.1f}, {high:+.1f}] points, n = {moved['n']}"
+    return f"{in_points(moved)} points, n = {moved['n']}"

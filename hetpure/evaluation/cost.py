@@ -216,7 +216,7 @@ def certificate_phase(
     for attack in substitutes(attacks, used).values():
         spend(attacked, rows, *used.gradient_calls(attack.execution(used)))
     if accelerated:
-        how = plain_execution(attacked.defense.execution)
+        how = plain_execution(used.execution)
         spend(attacked, rows, *plain.gradient_calls(how))
     return Phase("certificate", calls[0], calls[1], seconds)
 

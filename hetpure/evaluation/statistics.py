@@ -1,6 +1,6 @@
 """Accuracies and their paired differences, with 95% intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import hypot, sqrt
 from typing import Any
@@ -94,6 +94,12 @@ def paired_difference(
         above = hypot(up.high - up.accuracy, down.accuracy - down.low)
         low, high = min(low, difference - below), max(high, difference + above)
     return Difference(difference, max(low, -1.0), min(high, 1.0), n)
+
+
+def in_points(found: Mapping[str, Any]) -> str:
+    """A `Difference` as a dictionary, in points with its interval; what rounds to 0 is +0.0."""
+    middle, low, high = (round(100 * found[key], 1) + 0.0 for key in ("difference", "low", "high"))
+    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _resampled_means(observed: Sequence[NDArray[np.bool_]], seed: int) -> list[NDArray[np.float64]]:

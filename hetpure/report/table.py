@@ -7,6 +7,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from hetpure.evaluation.statistics import in_points
+
 MOST_DEPARTURES = 8  # under the terminal's table; report.md has all
 WIDE = 10  # points
 ORDER = ("FAIL", "WARN", "PASS")
@@ -237,7 +239,4 @@ def interval(estimate: Mapping[str, Any]) -> str:
 
 def difference(found: Mapping[str, Any] | None) -> str:
     """A `Difference` as a dictionary, in points with its interval; `-` where there is none."""
-    if found is None:
-        return "-"
-    points, low, high = (100 * found[key] for key in ("difference", "low", "high"))
-    return f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return "-" if found is None else in_points(found)

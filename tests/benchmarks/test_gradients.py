@@ -39,7 +39,10 @@ def test_the_larger_network_is_the_published_architecture(
     assert denoiser(torch.zeros(1, 3, 32, 32), 10).shape == (1, 3, 32, 32)
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts it")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(),
+    reason="peak memory is read from /proc, which Linux alone has",
+)
 def test_a_tape_takes_what_is_predicted(load: Callable[[str], ModuleType]) -> None:
     """In a process of its own: memory that this one has freed would be taken again unseen."""
     module = load("gradients")

@@ -42,7 +42,10 @@ def test_published_plans_have_the_published_calls(benchmark: ModuleType) -> None
     assert calls == [100, 150, 100, 1100]
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts it")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(),
+    reason="peak memory is read from /proc, which Linux alone has",
+)
 def test_peak_sees_memory_that_is_gone_again(benchmark: ModuleType) -> None:
     def run(megabytes: int) -> None:
         torch.ones(megabytes, 1024, 256)  # 1 MiB a row, freed at once

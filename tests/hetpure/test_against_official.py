@@ -20,8 +20,10 @@ from hetpure.attacks.attack import Addresses, Attack, check_candidates
 from hetpure.attacks.square import Square
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
+from hetpure.evaluation.statistics import mcnemar, wilson
 from hetpure.geometry import Norm
 from hetpure.noise import Noise, Stream
+from hetpure.report.table import interval
 from hetpure.weights import load_classifier
 
 
@@ -81,12 +83,13 @@ class Outcome:
         return 100 * float(self.ours.double().mean()), 100 * float(self.published.double().mean())
 
     def __str__(self) -> str:
-        ours, published = self.points
-        only_ours = int((self.published & ~self.ours).sum())
-        only_theirs = int((self.ours & ~self.published).sum())
+        both = [outcome.numpy() for outcome in (self.published, self.ours)]
+        published, ours = (interval(wilson(int(one.sum()), len(one)).as_dict()) for one in both)
+        test = mcnemar(*both)
         return (
-            f"published {published:.1f}% in {self.seconds[1]:.0f} s, ours {ours:.1f}% in"
-            f" {self.seconds[0]:.0f} s; broken by ours alone {only_ours}, by theirs {only_theirs}"
+            f"published {published}% in {self.seconds[1]:.0f} s, ours {ours}% in"
+            f" {self.seconds[0]:.0f} s; broken by ours alone {test.only_first}, by theirs"
+            f" {test.only_second}, p = {test.p_value:.2g}"
         )
 
 

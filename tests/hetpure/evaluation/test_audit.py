@@ -15,7 +15,6 @@ from hetpure.errors import InputError
 from hetpure.evaluation.audit import (
     Audit,
     Check,
-    _points,
     at_radius,
     audit_cells,
     base_cell,
@@ -200,11 +199,6 @@ def test_verdicts_by_hand(name: str, theirs: int, ours: int, verdict: str) -> No
     main = [record("main", s, [int(s >= ours)] * 3) for s in range(30)]
     checks = verdicts([*main, *other], "main", 10, SETTINGS, [], None)
     assert [(check.name, check.verdict) for check in checks] == [(name, verdict)], checks
-
-
-def test_a_difference_that_rounds_to_nothing_has_no_sign() -> None:
-    found = {"difference": -1e-17, "low": -0.324, "high": 0.324, "n": 8}
-    assert _points(found) == "+0.0 [-32.4, +32.4] points, n = 8"
 
 
 def test_eot_draws_that_disagree_warn() -> None:

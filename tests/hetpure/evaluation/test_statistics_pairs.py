@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 
 from hetpure.evaluation.statistics import (
     attack_success,
+    in_points,
     mcnemar,
     mean_accuracy,
     paired_proportions,
@@ -173,3 +174,9 @@ def test_attack_success_is_over_clean_correct_samples() -> None:
 def test_attack_success_without_a_clean_correct_sample_says_nothing() -> None:
     found = attack_success(np.zeros(5, dtype=bool), np.ones(5, dtype=bool))
     assert (found.n, found.low, found.high) == (0, 0, 1)
+
+
+def test_points_have_a_sign_and_nothing_has_no_minus() -> None:
+    assert in_points({"difference": -1e-17, "low": -0.324, "high": 0.324}) == "+0.0 [-32.4, +32.4]"
+    assert in_points({"difference": -0.0004, "low": -0.2, "high": -0.0}) == "+0.0 [-20.0, +0.0]"
+    assert in_points({"difference": -0.1, "low": -0.15, "high": -0.05}) == "-10.0 [-15.0, -5.0]"

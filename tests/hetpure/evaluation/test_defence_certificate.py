@@ -1,0 +1,210 @@
+"""The certificate of a whole defence, as an evaluation asks for it: what is compared, what attacks
+follow in the gradient's place, and mistakes planted in how it is asked."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hetpure.attacks import PGD
+from hetpure.attacks.bpda import BPDA
+from hetpure.certificate import Certificate
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense
+from hetpure.denoiser import Denoiser
+from hetpure.evaluation.certificate import certify_defense, policies
+from hetpure.expectation import Query
+from hetpure.gradients import Execution, Policy
+from hetpure.noise import Noise, Purpose, Stream
+from hetpure.purifiers import HeterogeneousPurifier, Purifier, Step, UniformPurifier
+from hetpure.report.certificate import certificates_markdown, failure
+
+SAMPLES = torch.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("policy", "compared"),
+    [
+        ("tape", {"tape", "checkpoint", "hybrid, 3 of 6 steps taped"}),
+        ("checkpoint", {"tape", "checkpoint", "hybrid, 3 of 6 steps taped"}),
+        (
+            Execution("hybrid", 5),
+            {"tape", "checkpoint", "hybrid, 3 of 6 steps taped", "hybrid, 5 of 6 steps taped"},
+        ),
+        ("bpda", {"tape", "checkpoint", "hybrid, 3 of 6 steps taped"}),
+    ],
+    ids=str,
+)
+def test_all_exact_policies_are_compared_and_the_one_in_use_is_among_them(
+    policy: Policy | Execution,
+    compared: set[str],
+    denoiser: Denoiser,
+    classifier: Classifier,
+    images: Tensor,
+) -> None:
+    defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser, policy=policy)
+    found = certify_defense(defense, images, SAMPLES, seed=7, bound=1e-5)
+    assert found.passed
+    assert found.policy == defense.execution.describe(6)
+    assert set(found.compared) == compared
+    assert found.approximation is (found.policy == "bpda")
+    if found.approximation:
+        assert -1 <= found.cosine_to_exact < 0.999
+    else:
+        assert found.compared[0] == found.policy
+        assert found.cosine_to_exact == pytest.approx(1, abs=1e-12)
+
+
+def test_what_does_not_fit_in_double_precision_is_left_out(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
+    footprint = defense.footprint(images)
+    for taped, names in ((6, ["checkpoint", "hybrid", "tape"]), (2, ["checkpoint", "hybrid"])):
+        found = policies(defense, images, footprint.need(4, 6, taped))
+        assert [how.policy for how in found] == names
+    assert found[1].taped_steps == 2
+    least = policies(defense, images, 1)
+    assert [(how.policy, how.taped_steps) for how in least] == [("checkpoint", None), ("hybrid", 1)]
+    single = policies(defense.float(), images.float(), footprint.need(4, 6, 2))
+    assert single == found, "what a float32 network takes in double precision is counted"
+
+
+def test_a_surrogate_tells_its_cosine_to_the_defence(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
+    coarse = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser)
+    settings = {"seed": 7, "bound": 1e-5}
+    for surrogate, low, high in ((coarse, -1, 0.999), (defense, 1 - 1e-12, 1 + 1e-12)):
+        found = certify_defense(surrogate, images, SAMPLES, defense=defense, **settings)  # type: ignore[arg-type]
+        assert found.passed and found.approximation
+        assert low <= found.cosine_to_exact <= high
+
+
+def test_cosines_of_what_attacks_follow_in_the_gradients_place(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    """Told of each such attack that could be run on the defence, and judged of none; by hand for
+    the soft mask."""
+    attacks = [PGD(mask=mask) for mask in ("frozen", "recomputed", "soft")]
+    attacks += [PGD(mask="soft", loss="margin"), BPDA(), PGD(approximation="classifier_only")]
+    settings = {"seed": 7, "bound": 1e-5, "attacks": attacks}
+
+    def certified(purifier: Purifier | None) -> Certificate:
+        defense = Defense(classifier, purifier, denoiser if purifier else None)
+        return certify_defense(defense, images, SAMPLES, **settings)  # type: ignore[arg-type]
+
+    assert certified(None).substitute_cosines == {}
+    uniform = certified(UniformPurifier(steps=10)).substitute_cosines
+    assert uniform.keys() == {"bpda", "classifier_only"}
+    found = certified(HeterogeneousPurifier(steps=10))
+    told = found.substitute_cosines
+    assert found.passed and list(told) == ["soft mask", "bpda", "classifier_only"]
+    assert all(-1 <= cosine < 0.9999 for cosine in (*told.values(), *uniform.values()))
+    shown = certificates_markdown({"row": {"certificate": found.as_dict()}})
+    assert f"soft mask {told['soft mask']:.3f}, bpda {told['bpda']:.3f}" in shown
+
+    defense = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser)
+    gradients = []
+    for soft in (False, True):
+        x = images.detach().requires_grad_()
+        total = x.new_zeros(())
+        for draw in range(2):
+            noise = Noise.of(7, Stream.PROBE, draw).on(SAMPLES)
+            logits = defense(x, noise, defense.mask(x, SAMPLES, soft=True) if soft else None)
+            weights = Noise.of(7, Stream.PROBE).on(SAMPLES).normal(Purpose.START, logits)
+            total = total + (weights * logits).sum()
+        gradients.append(torch.autograd.grad(total, x)[0].flatten(1))
+    by_hand = torch.cosine_similarity(*gradients).mean()
+    assert told["soft mask"] == pytest.approx(float(by_hand), abs=1e-9)
+
+
+class Coarse(nn.Module):
+    """A network in so few bits that its gradient is another one."""
+
+    def __init__(self, network: nn.Module, noise: float) -> None:
+        super().__init__()
+        self.network, self.noise = network, noise
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        wobble = torch.sin(1e4 * x) * self.noise
+        found: Tensor = self.network(x, timesteps).sample + wobble
+        return found
+
+
+@pytest.mark.parametrize(("noise", "passed"), [(1e-7, True), (1e-3, False)])
+def test_an_accelerated_gradient_is_judged_and_exactness_is_shown_on_the_plain_one(
+    noise: float, passed: bool, denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    plain = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
+    network = Coarse(denoiser.network, noise)
+    fast = Defense(classifier, plain.purifier, Denoiser(network, denoiser.schedule))
+    fast.execution = Execution("checkpoint", micro_batch=6)
+    found = certify_defense(fast, images, SAMPLES, seed=7, bound=1e-5, plain=plain)
+    assert found.policies_equal and found.finite_difference_error <= 1e-5
+    assert found.cosine_to_float32 is not None and found.lowest_cosine_to_float32 is not None
+    assert found.lowest_cosine_to_float32 <= found.cosine_to_float32
+    assert (found.cosine_to_float32 >= 0.99) is found.passed is passed
+    if not passed:
+        told = certify_defense(
+            fast, images, SAMPLES, seed=7, bound=1e-5, plain=plain, cosine_bound=-1.0
+        )
+        assert told.passed, "unless told"
+        assert "--model.cosine_bound" in failure("row", found.as_dict())
+
+
+@pytest.mark.parametrize("mistake", ["masks", "a piece is lost", "noise", "device"])
+def test_what_the_attack_computes_is_certified_and_not_only_the_defence(
+    mistake: str,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    images: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Planted in how an attack cuts rows into pieces, or in what its device computes: the defence,
+    asked by itself, is exact in all cases."""
+    defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
+    defense.execution = Execution("tape", micro_batch=3)
+    assert certify_defense(defense, images, SAMPLES, seed=7, bound=1e-5).passed
+    pieces = Query.pieces
+
+    def wrong(query: Query, size: int) -> Any:
+        for index, rows, noise, mask in pieces(query, size):
+            if len(query.images) == 2:  # the exact gradient of the slice
+                yield index, rows, noise, mask
+            elif mistake == "masks" and mask is not None:
+                yield index, rows, noise, 1 - mask
+            elif mistake == "noise":
+                yield index, rows, noise.rows(torch.arange(len(index)).flip(0)), mask
+            elif mistake == "a piece is lost":
+                yield index, rows.detach() + 0.2 * (index == 0)[:, None, None, None], noise, mask
+            else:
+                yield index, rows.flip(3), noise, mask
+
+    monkeypatch.setattr(Query, "pieces", wrong)
+    found = certify_defense(defense, images, SAMPLES, seed=7, bound=1e-5)
+    assert found.policies_equal and found.finite_difference_error <= 1e-5
+    assert not found.passed and found.cosine_to_exact < 0.99
+
+
+@dataclass(frozen=True)
+class Cut(HeterogeneousPurifier):
+    """Planted: one step goes on from the known pixels only."""
+
+    def advance(self, denoiser, step: Step, state, images, mask, noise):  # type: ignore[no-untyped-def]
+        seen = state.detach() if step.at == 150 else state
+        return super().advance(denoiser, step, seen, images, mask, noise)
+
+
+@pytest.mark.parametrize("policy", ["tape", "checkpoint", Execution("hybrid", 2)], ids=str)
+def test_a_cut_state_fails_in_one_line_under_every_policy(
+    policy: Policy | Execution, denoiser: Denoiser, smooth_classifier: Classifier, images: Tensor
+) -> None:
+    """Under recomputation no gradient comes back to the steps before: no traceback of that."""
+    defense = Defense(smooth_classifier, Cut(steps=20), denoiser, policy=policy)
+    found = certify_defense(defense, images, SAMPLES, seed=7, bound=1e-5)
+    assert found.policies_equal
+    assert found.finite_difference_error > 1e-2 and not found.passed
