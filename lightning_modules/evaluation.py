@@ -329,8 +329,9 @@ class RobustnessEvaluation(L.LightningModule):
         found = [*self.attack.weaker_than_full(), *self.protocol.weaker_than_full()]
         if not self.attacks:
             found.append("one kind of attack only")
-        for config in self.attacks.values():
-            found += config.attack.weaker_than_full()
+        for name, config in self.attacks.items():
+            own = f"{config.attack.name}: "  # the table has the config's name
+            found += [f"{name}: {s.removeprefix(own)}" for s in config.attack.weaker_than_full()]
         if self.audit is None:
             found.append("no audit")
         elif not isinstance(self.attack, GradientAttack):
