@@ -1,5 +1,7 @@
 """What the documents say is still so: commands, code, and the weights behind every table."""
 
+import json
+import lzma
 import re
 import shutil
 from pathlib import Path
@@ -7,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from hetpure.evaluation.protocol import Record
+from hetpure.evaluation.results import summarise
 from hetpure.images import read_image
+from hetpure.report.table import attacks_sheet, audit_sheet, defenses_sheet
 from hetpure.weights import ASSETS, folder_hash
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +66,27 @@ def test_links_and_configs_exist(document: Path) -> None:
             assert (document.parent / target).exists(), target
     for config in re.findall(r"configs/\S+\.yaml", text):
         assert (ROOT / config).is_file(), config
+
+
+def test_the_results_are_those_of_the_records_beside_them() -> None:
+    """docs/results.md: every table is what the committed records say, and nothing else."""
+
+    def read(name: str) -> str:
+        path = ROOT / "docs" / "results" / f"full_fashion_mnist.{name}.xz"
+        return lzma.decompress(path.read_bytes()).decode()
+
+    results = json.loads(read("results.json"))
+    records = [Record(**json.loads(line)) for line in read("records.jsonl").splitlines()]
+    text = (ROOT / "docs" / "results.md").read_text()
+    for name, row in summarise(records, results["run"]["baseline"]).items():
+        told = results["defenses"][name]
+        for key in ("clean", "null_attack", "robust", "robust_by_all", "difference"):
+            assert told.get(key) == row.get(key), (name, key)
+        for attack, found in row["attacks"].items():
+            assert found.items() <= told["attacks"][attack].items(), (name, attack)
+    for sheet in (defenses_sheet(results), attacks_sheet(results), audit_sheet(results)):
+        for row in sheet.markdown().splitlines():
+            assert not row.startswith("|") or row in text
 
 
 @pytest.mark.parametrize("folder", sorted(ASSETS.iterdir()), ids=lambda path: path.name)
