@@ -1,14 +1,10 @@
-"""The published architectures: layouts, sizes, attention places; and a class of the user's own.
+"""The published architectures: layouts, sizes, attention places.
 
 `layouts/*.json` hold the state-dict keys and shapes of torchvision 0.29.2, timm 1.0.31 and
 RobustBench 1.1.1, written from the packages' own models.
 """
 
-import importlib
 import json
-import re
-import sys
-import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -28,8 +24,6 @@ from hetpure.classifiers import (
 )
 from hetpure.classifiers.deepmind_wide_resnet import pad_same
 from hetpure.errors import InputError
-from hetpure.weights import load_classifier, save_classifier
-from hetpure.weights.classifier import ARCHITECTURES, build_classifier
 
 LAYOUTS = Path(__file__).parent / "layouts"
 SMALL_DEIT: dict[str, Any] = {"width": 384, "heads": 6}
@@ -300,194 +294,3 @@ def test_a_vit_mask_is_where_the_patches_are() -> None:
 def test_impossible_settings_are_refused(build: Callable[[], object], says: str) -> None:
     with pytest.raises(InputError, match=says):
         build()
-
-
-# --- hooks ---
-
-
-def test_hooks_never_grow_over_a_thousand_calls() -> None:
-    network = seeded(tiny_vit)
-    names = network.attention_blocks
-    for _ in range(1000):
-        with captured(network, names):  # type: ignore[arg-type]
-            assert sum(len(module._forward_hooks) for module in network.modules()) == 4
-    assert not any(module._forward_hooks for module in network.modules())
-
-
-@pytest.mark.parametrize("fails", [False, True], ids=["inner ends", "inner raises"])
-def test_nested_captures_see_the_same_modules(fails: bool) -> None:
-    network = seeded(lambda: DeepMindWideResNet(10, 1))
-    names = network.attention_blocks
-    with captured(network, names) as outer:  # type: ignore[arg-type]
-        try:
-            with captured(network, names) as inner:  # type: ignore[arg-type]
-                network(images(32))
-                if fails:
-                    raise RuntimeError
-        except RuntimeError:
-            assert fails
-        assert set(inner) == set(outer) == set(names)  # type: ignore[arg-type]
-        assert all(torch.equal(inner[name], outer[name]) for name in inner)
-        before = dict(inner)
-        network(images(16))
-        assert all(inner[name] is before[name] for name in inner)
-        assert outer["relu"].shape == (2, 64, 4, 4)
-    assert not any(module._forward_hooks for module in network.modules())
-
-
-def test_another_threads_call_is_not_captured() -> None:
-    network = seeded(lambda: DeepMindWideResNet(10, 1))
-    with captured(network, ["relu"]) as outputs:
-        mine = network(images(32)), outputs["relu"]
-        thread = threading.Thread(target=network, args=(images(16),))
-        thread.start()
-        thread.join()
-        assert outputs["relu"] is mine[1]
-
-
-def test_an_activation_in_place_leaves_the_captured_map_alone() -> None:
-    network = nn.Sequential(nn.Identity(), nn.ReLU(inplace=True))
-    with captured(network, ["0"]) as outputs:
-        network(-torch.ones(1, 1, 2, 2))
-    assert (outputs["0"] == -1).all()
-
-
-# --- folders ---
-
-NET = """
-import torch
-
-class Net(torch.nn.Module):
-    def __init__(self, width, fails=False):
-        super().__init__()
-        assert not fails, "no such net"
-        self.stem = torch.nn.Conv2d(3, width, 3, padding=1)
-        self.act = torch.nn.ReLU()
-        self.head = torch.nn.Linear(width, 5)
-
-    def forward(self, x):
-        return self.head(self.act(self.stem(x)).mean((2, 3)))
-
-calls = []
-
-def make(**settings):
-    calls.append(settings)
-    return Net(4)
-
-class Data:
-    def __init__(self, **settings):
-        calls.append(settings)
-
-net = Net(4)
-"""
-OWN: dict[str, Any] = {
-    "architecture": "foreign_net.Net",
-    "network": {"width": 4},
-    "num_classes": 5,
-    "in_channels": 3,
-    "attention_blocks": ["act"],
-    "mean": [0.5] * 3,
-    "std": [0.25] * 3,
-}
-
-
-@pytest.fixture
-def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An importable `foreign_net`, and modules that fail or exit while they are imported."""
-    (tmp_path / "foreign_net.py").write_text(NET)
-    (tmp_path / "foreign_broken.py").write_text("raise OSError('torn')\n")
-    (tmp_path / "foreign_exit.py").write_text("raise SystemExit(0)\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "foreign_net", raising=False)
-    return tmp_path
-
-
-def refusal(config: dict[str, Any]) -> str:
-    with pytest.raises(InputError) as caught:
-        build_classifier(config, where=Path("config.json"))
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.startswith("config.json describes no classifier: ")
-    return message
-
-
-def test_registered_architectures_load(tmp_path: Path) -> None:
-    """Mean and std of a config, the network's own blocks, and a round trip bit for bit."""
-    networks: dict[str, dict[str, Any]] = {
-        "DeepMindWideResNet": {"depth": 10, "widen_factor": 1, "activation": "silu"},
-        "ResNet": {"depth": 18},
-        "VisionTransformer": {"image_size": 32, "patch_size": 8, "width": 12, "depth": 4},
-        "WideResNet": {"depth": 10, "widen_factor": 1},
-    }
-    assert set(networks) == set(ARCHITECTURES)
-    for name, settings in networks.items():
-        network = {**settings, "num_classes": 5, "in_channels": 3}
-        config = {"architecture": name, "network": network, "mean": [0.5] * 3, "std": [0.2] * 3}
-        saved = build_classifier(config, where=tmp_path).eval()
-        save_classifier(tmp_path / name, saved, config)
-        loaded = load_classifier(tmp_path / name)
-        assert torch.equal(loaded(images(32)), saved(images(32)))
-        assert len(loaded.attention_blocks) == 4
-        assert "in_channels is 1" in refusal({**config, "in_channels": 1})
-        assert "num_classes is 6" in refusal({**config, "num_classes": 6})
-
-
-def test_a_class_of_the_users_own_loads(foreign: Path) -> None:
-    saved = build_classifier(OWN, where=foreign)
-    save_classifier(foreign / "own", saved, OWN)
-    loaded = load_classifier(foreign / "own")
-    assert torch.equal(loaded(images(16)), saved(images(16)))
-    assert (loaded.num_classes, loaded.channels) == (5, 3)
-    assert loaded.attention_blocks == ("act",)
-    assert AttentionMask(threshold=0.5)(loaded, images(16)).shape == (2, 1, 16, 16)
-
-
-def test_an_installed_class_needs_no_registration() -> None:
-    config = {
-        "architecture": "torch.nn.Conv2d",
-        "network": {"in_channels": 3, "out_channels": 7, "kernel_size": 8},
-        "num_classes": 7,
-        "mean": [0.5] * 3,
-        "std": [0.25] * 3,
-    }
-    classifier = build_classifier(config, where=Path())
-    assert (classifier.channels, classifier.num_classes, classifier.attention_blocks) == (3, 7, ())
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"architecture": "Net"}, "'Net' is unknown: .*ResNet.*import path"),
-        ({"architecture": "foreign_absent.Net"}, "No module named 'foreign_absent'"),
-        ({"architecture": "foreign_net.Absent"}, "no attribute 'Absent'"),
-        ({"architecture": "foreign_broken.Net"}, "cannot be imported: torn"),
-        ({"architecture": "foreign_exit.Net"}, "foreign_exit exits"),
-        ({"architecture": "foreign_net.make"}, "no nn.Module class"),
-        ({"architecture": "foreign_net.Data"}, "no nn.Module class"),
-        ({"architecture": "foreign_net.net"}, "no nn.Module class"),
-        ({"architecture": "os.system"}, "no nn.Module class"),
-        ({"architecture": "..foreign_net.Net"}, "cannot be imported"),
-        ({"architecture": 3}, ""),
-        ({"network": {"width": 4, "fails": True}}, "no such net"),
-        ({"network": {}}, "width"),
-        ({"num_classes": 0}, "num_classes must be a positive integer, got 0"),
-        ({"num_classes": "5"}, "num_classes must be a positive integer"),
-        ({"in_channels": 1}, "for each of 1 channels"),
-        ({"attention_blocks": "act"}, "must be a list of module names"),
-        ({"attention_blocks": ["layer9"]}, "'layer9' is no module"),
-        ({"attention_blocks": [["act"]]}, ""),
-    ],
-    ids=str,
-)
-def test_a_config_that_fits_no_class_is_refused(
-    foreign: Path, change: dict[str, Any], says: str
-) -> None:
-    assert re.search(says, refusal({**OWN, **change}))
-    if "foreign_net" in str(change):
-        assert importlib.import_module("foreign_net").calls == []
-
-
-@pytest.mark.parametrize("key", ["num_classes", "in_channels"])
-def test_a_number_that_stands_nowhere_is_named(foreign: Path, key: str) -> None:
-    config = {name: value for name, value in OWN.items() if name != key}
-    assert f"{key} is missing" in refusal(config)

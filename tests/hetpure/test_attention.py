@@ -1,5 +1,7 @@
 """The mask: hand-made maps, guards against constant ones, and hooks that never outlive a call."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from hetpure.attention import (
     normalise,
     tokens_to_grid,
 )
-from hetpure.classifiers import Classifier
+from hetpure.classifiers import Classifier, DeepMindWideResNet, VisionTransformer
 from hetpure.errors import InputError
 
 VALUE, AREA = AttentionMask(threshold=0.9), AttentionMask(selection="area", threshold=0.15)
@@ -321,3 +323,50 @@ def test_unknown_or_missing_blocks_are_refused(images: Tensor) -> None:
         VALUE(nameless, images)
     with pytest.raises(InputError, match="layer9"):
         AttentionMask(blocks=("layer9",))(nameless, images)
+
+
+def test_hooks_never_grow_over_a_thousand_calls() -> None:
+    network = VisionTransformer(32, 4, 3, 5, width=24, heads=3).eval()
+    names = network.attention_blocks
+    for _ in range(1000):
+        with captured(network, names):  # type: ignore[arg-type]
+            assert sum(len(module._forward_hooks) for module in network.modules()) == 4
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["inner ends", "inner raises"])
+def test_nested_captures_see_the_same_modules(fails: bool) -> None:
+    network = DeepMindWideResNet(10, 1).eval()
+    names = network.attention_blocks
+    with captured(network, names) as outer:  # type: ignore[arg-type]
+        try:
+            with captured(network, names) as inner:  # type: ignore[arg-type]
+                network(torch.rand(2, 3, 32, 32))
+                if fails:
+                    raise RuntimeError
+        except RuntimeError:
+            assert fails
+        assert set(inner) == set(outer) == set(names)  # type: ignore[arg-type]
+        assert all(torch.equal(inner[name], outer[name]) for name in inner)
+        before = dict(inner)
+        network(torch.rand(2, 3, 16, 16))
+        assert all(inner[name] is before[name] for name in inner)
+        assert outer["relu"].shape == (2, 64, 4, 4)
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_another_threads_call_is_not_captured() -> None:
+    network = DeepMindWideResNet(10, 1).eval()
+    with captured(network, ["relu"]) as outputs:
+        mine = network(torch.rand(2, 3, 32, 32)), outputs["relu"]
+        thread = threading.Thread(target=network, args=(torch.rand(2, 3, 16, 16),))
+        thread.start()
+        thread.join()
+        assert outputs["relu"] is mine[1]
+
+
+def test_an_activation_in_place_leaves_the_captured_map_alone() -> None:
+    network = nn.Sequential(nn.Identity(), nn.ReLU(inplace=True))
+    with captured(network, ["0"]) as outputs:
+        network(-torch.ones(1, 1, 2, 2))
+    assert (outputs["0"] == -1).all()
