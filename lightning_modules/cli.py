@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import ArgumentError, _typehints, set_parsing_settings
+from jsonargparse._typehints import ActionTypeHint
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -23,6 +24,29 @@ register_type(Bytes, serializer=str, deserializer=Bytes)
 # A class_path in a sweep's values is read as its setting's type, never built for being there.
 if "instantiate_subclass_spec_in_any" in signature(set_parsing_settings).parameters:
     set_parsing_settings(instantiate_subclass_spec_in_any=False)
+
+
+def _keep_what_was_set(discard: Callable[[Any, Any, Any], None]) -> Callable[..., None]:
+    """A class that takes another's place keeps what was set for that one and fits, as epsilon; not
+    that one's defaults: BPDA's `approximation` would be PGD's, none, and DDPM's `clip_x0` DDIM's.
+    jsonargparse has no setting for it."""
+
+    def keep(parser_or_action: Any, previous: Any, value: Any) -> None:
+        name = previous["class_path"] if previous and "init_args" in previous else None
+        if name is not None and name != value["class_path"]:  # a dataclass has no name
+            parser = ActionTypeHint.get_class_parser(name)  # type: ignore[no-untyped-call]
+            before = parser.get_defaults()
+            for key, set_to in list(previous["init_args"].items()):
+                if key in before and str(set_to) == str(before[key]):
+                    del previous["init_args"][key]
+        discard(parser_or_action, previous, value)
+
+    return keep
+
+
+_typehints.discard_init_args_on_class_path_change = _keep_what_was_set(
+    _typehints.discard_init_args_on_class_path_change
+)
 
 
 def with_default_config(arguments: Sequence[str], default: Path) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning import LightningDataModule, Trainer
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
@@ -256,6 +257,16 @@ def test_the_attack_is_configured_by_class() -> None:
     attacks = json.loads((folder / "results.json").read_text())["defenses"]["plain classifier"]
     assert list(attacks["attacks"]) == ["pgd_l2"]
     assert attacks["perturbation"]["max_l2"] <= 0.5 + 1e-5
+
+
+def test_a_class_in_anothers_place_keeps_what_was_set_and_has_its_own_defaults(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main(["--model.attack=hetpure.attacks.BPDA", "--print_config"])
+    attack = yaml.safe_load(capsys.readouterr().out)["model"]["attack"]["init_args"]
+    assert attack["epsilon"] == "16/255"  # quick.yaml's, of its PGD
+    assert attack["approximation"] == "bpda"
 
 
 def test_training_prints_a_command_that_works(capsys: pytest.CaptureFixture[str]) -> None:
