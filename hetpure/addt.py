@@ -4,7 +4,11 @@ Perturbations that a classifier dislikes are turned into exact Gaussian noise by
 mixed into the training noise, so the network learns to remove them. Model units, [-1, 1].
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import isfinite
 from typing import Literal
 
 import torch
@@ -12,17 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser, to_pixels
+from hetpure.errors import InputError, check_choice
 from hetpure.noise import Purpose, RowNoise
-from hetpure.samplers import add_noise
-from hetpure.schedule import snr_root
+from hetpure.numbers import Number
+from hetpure.schedule import Level
 
 Guide = Callable[[Tensor], Tensor]
+Ranks = Literal["channel", "image"]
+Objective = Literal["classification", "denoising"]
 
 
-def perturbation_ratio(alphas_cumprod: Tensor, scale: float = 0.03, cap: float = 0.3) -> Tensor:
-    """lambda_t = clip(scale * gamma_t, 0, cap). Off the cap the perturbation has the constant
-    standard deviation `scale` in model units, at every t."""
-    return (scale * snr_root(alphas_cumprod)).clamp(0, cap)
+def perturbation_ratio(snr_root: Tensor, scale: float = 0.03, cap: float = 0.3) -> Tensor:
+    """lambda = clip(scale * gamma, 0, cap), gamma = signal / spread. Off the cap the perturbation
+    has the constant standard deviation `scale` in model units, at every level."""
+    return (scale * snr_root).clamp(0, cap)
 
 
 def mix_noise(noise: Tensor, perturbation: Tensor, ratio: Tensor) -> Tensor:
@@ -31,7 +38,7 @@ def mix_noise(noise: Tensor, perturbation: Tensor, ratio: Tensor) -> Tensor:
 
 
 def rank_gaussian(
-    values: Tensor, draw: Tensor, tie_breaker: Tensor, per: Literal["channel", "image"] = "channel"
+    values: Tensor, draw: Tensor, tie_breaker: Tensor, per: Ranks = "channel"
 ) -> Tensor:
     """RBGM: the k-th smallest of `draw` goes where `values` has rank k, per channel or per image.
 
@@ -50,49 +57,261 @@ def rank_gaussian(
     return ranked.reshape(values.shape)
 
 
-def optimise_perturbation(
-    denoiser: Denoiser,
-    guide: Guide,
-    x0: Tensor,
-    labels: Tensor,
-    timesteps: Tensor,
-    ratio: Tensor,
-    noise: RowNoise,
-    *,
-    steps: int = 5,
-    per: Literal["channel", "image"] = "channel",
-) -> Tensor:
-    """CGPO: a Gaussian perturbation (B, C, H, W) that leads the one-step prediction astray.
+@dataclass(frozen=True)
+class Batch:
+    """Images `x0` (B, C, H, W) in model units, `labels` (B,), their level and addressed noise."""
 
-    x0 in model units, labels and timesteps (B,), ratio (B, 1, 1, 1). The guide takes pixels and
-    gives logits. Gradients are taken with respect to the perturbation only, so nothing leaks into
-    the weights' gradients and no collective is triggered under data parallelism.
-    """
-    alpha = denoiser.schedule.alphas_at(timesteps, x0)
-    perturbation = noise.normal(Purpose.PERTURBATION, x0)
-    gradient_sum = torch.zeros_like(x0, dtype=torch.float32)
-    for k in range(1, steps + 1):
-        perturbation.requires_grad_()
-        mixed = mix_noise(noise.normal(Purpose.TRAINING, x0, repeat=k), perturbation, ratio)
-        prediction, _ = denoiser.predict(add_noise(x0, alpha, mixed), timesteps)
-        # Summed, not averaged: a sample's gradient must not depend on the batch it is in.
-        loss = F.cross_entropy(guide(to_pixels(prediction)), labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, perturbation)
-        gradient_sum += gradient.float()
-        perturbation = rank_gaussian(
-            gradient_sum,
-            noise.normal(Purpose.RANK, x0, repeat=k),
-            noise.uniform(Purpose.TIES, x0, repeat=k),
-            per,
+    x0: Tensor
+    labels: Tensor
+    level: Level
+    noise: RowNoise
+
+    def rows(self, index: Tensor) -> "Batch":
+        """Some rows, (R,) int64."""
+        return Batch(
+            self.x0[index], self.labels[index], self.level.rows(index), self.noise.rows(index)
         )
-    return perturbation
 
 
-def denoising_loss(
-    denoiser: Denoiser, x0: Tensor, timesteps: Tensor, training_noise: Tensor
-) -> Tensor:
-    """(B,) mean squared error of the network's output at q(x0, t, training_noise)."""
-    alpha = denoiser.schedule.alphas_at(timesteps, x0)
-    output = denoiser(add_noise(x0, alpha, training_noise), timesteps)
-    target = denoiser.target(x0, training_noise, timesteps)
+@dataclass(frozen=True)
+class Found:
+    """A perturbation (B, C, H, W), and what the objective was under the first and the last
+    perturbation that it was asked about (B,); NaN where it was not asked."""
+
+    perturbation: Tensor
+    before: Tensor
+    after: Tensor
+
+
+class Perturbation(ABC):
+    """How an update's training noise is perturbed: frozen dataclasses of hyper-parameters."""
+
+    objective: Objective | None = None
+
+    @abstractmethod
+    def find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch) -> Found:
+        """The perturbation for a batch. The guide takes pixels and gives logits."""
+
+    @abstractmethod
+    def mix(self, noise: Tensor, perturbation: Tensor, level: Level) -> Tensor:
+        """The noise of q(x0, level, noise) with the perturbation in it."""
+
+    def ratio(self, level: Level) -> Tensor | None:
+        """lambda of each row (B, 1, 1, 1), where there is one."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankGaussian(Perturbation):
+    """CGPO with RBGM, the paper's: the rank of the summed gradients orders Gaussian noise.
+
+    Args:
+        scale: standard deviation of the perturbation in model units; .03 belongs to attacks of
+            radius 8/255.
+        cap: upper bound of lambda.
+        ranks: within each `channel`, or within the whole `image`.
+        steps: gradients that are summed.
+        eot_samples: noise draws of each gradient.
+        objective: what is raised: `classification`, the guide's loss on the one-step prediction,
+            or `denoising`, the network's own loss, which needs neither guide nor labels.
+        skip_below: rows with a smaller lambda get a random perturbation and cost no gradients. It
+            then hardly changes x_t: by less than this share of the noise.
+    """
+
+    scale: float = 0.03
+    cap: float = 0.3
+    ranks: Ranks = "channel"
+    steps: int = 5
+    eot_samples: int = 1
+    objective: Objective = "classification"
+    skip_below: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_ratio(self.scale, self.cap, self.ranks)
+        _check_ascent(self.steps, self.eot_samples, self.objective)
+        if not 0 <= self.skip_below < 1:
+            raise InputError(
+                f"--model.perturbation.skip_below must be in [0, 1), got {self.skip_below}"
+            )
+
+    def ratio(self, level: Level) -> Tensor:
+        return perturbation_ratio(level.snr_root, self.scale, self.cap)
+
+    def mix(self, noise: Tensor, perturbation: Tensor, level: Level) -> Tensor:
+        return mix_noise(noise, perturbation, self.ratio(level))
+
+    def find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch) -> Found:
+        start = batch.noise.normal(Purpose.PERTURBATION, batch.x0)
+        asked = (self.ratio(batch.level).flatten() >= self.skip_below).nonzero().flatten()
+        if len(asked) == len(start):
+            return self._find(denoiser, guide, batch, start)
+        unknown = start.new_full((len(start),), torch.nan, dtype=torch.float32)
+        if not len(asked):
+            return Found(start, unknown, unknown)
+        found = self._find(denoiser, guide, batch.rows(asked), start[asked])
+        return Found(
+            start.index_copy(0, asked, found.perturbation),
+            unknown.index_copy(0, asked, found.before),
+            unknown.index_copy(0, asked, found.after),
+        )
+
+    def _find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch, start: Tensor) -> Found:
+        total = torch.zeros_like(start, dtype=torch.float32)
+
+        def move(perturbation: Tensor, gradient: Tensor, step: int) -> Tensor:
+            total.add_(gradient)
+            draw = batch.noise.normal(Purpose.RANK, start, repeat=step)
+            ties = batch.noise.uniform(Purpose.TIES, start, repeat=step)
+            return rank_gaussian(total, draw, ties, self.ranks)
+
+        ask = partial(_ask, denoiser, guide, batch, self.objective, self.mix)
+        return _ascend(ask, move, start, self.steps, self.eot_samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomOrder(Perturbation):
+    """The control: RBGM of noise in place of gradients. In law the result is Gaussian noise, so
+    this is clean fine-tuning on other draws.
+
+    Args:
+        scale: as of `RankGaussian`.
+        cap: as of `RankGaussian`.
+        ranks: as of `RankGaussian`.
+    """
+
+    scale: float = 0.03
+    cap: float = 0.3
+    ranks: Ranks = "channel"
+
+    def __post_init__(self) -> None:
+        _check_ratio(self.scale, self.cap, self.ranks)
+
+    def ratio(self, level: Level) -> Tensor:
+        return perturbation_ratio(level.snr_root, self.scale, self.cap)
+
+    def mix(self, noise: Tensor, perturbation: Tensor, level: Level) -> Tensor:
+        return mix_noise(noise, perturbation, self.ratio(level))
+
+    def find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch) -> Found:
+        values = batch.noise.normal(Purpose.PERTURBATION, batch.x0)
+        draw = batch.noise.normal(Purpose.RANK, batch.x0)
+        ties = batch.noise.uniform(Purpose.TIES, batch.x0)
+        unknown = values.new_full((len(values),), torch.nan, dtype=torch.float32)
+        return Found(rank_gaussian(values, draw, ties, self.ranks), unknown, unknown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ball(Perturbation):
+    """Without RBGM: the image moves in an Linf ball, by sign steps from no perturbation, and the
+    network is to predict eps + gamma delta, which no longer is Gaussian.
+
+    Args:
+        epsilon: radius in pixel units [0, 1]; 8/255 may be written.
+        step_size: of the sign, pixel units.
+        snr_cap: upper bound of gamma: near the clean image it grows without bound.
+        steps: as of `RankGaussian`.
+        eot_samples: as of `RankGaussian`.
+        objective: as of `RankGaussian`.
+    """
+
+    epsilon: Number = Number("8/255")  # noqa: RUF009 (immutable)
+    step_size: Number = Number("4/255")  # noqa: RUF009 (immutable)
+    snr_cap: float = 10.0
+    steps: int = 5
+    eot_samples: int = 1
+    objective: Objective = "classification"
+
+    def __post_init__(self) -> None:
+        _check_ascent(self.steps, self.eot_samples, self.objective)
+        for name in ("epsilon", "step_size", "snr_cap"):
+            if not (isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise InputError(
+                    f"--model.perturbation.{name} must be > 0, got {getattr(self, name)}"
+                )
+
+    def mix(self, noise: Tensor, perturbation: Tensor, level: Level) -> Tensor:
+        return noise + level.snr_root.clamp(max=self.snr_cap) * perturbation
+
+    def find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch) -> Found:
+        radius, length = 2 * self.epsilon, 2 * self.step_size  # model units
+
+        def move(perturbation: Tensor, gradient: Tensor, step: int) -> Tensor:
+            moved = perturbation + length * gradient.sign().to(perturbation.dtype)
+            return moved.clamp(-radius, radius)
+
+        ask = partial(_ask, denoiser, guide, batch, self.objective, self.mix)
+        return _ascend(ask, move, torch.zeros_like(batch.x0), self.steps, self.eot_samples)
+
+
+def _ascend(
+    ask: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    move: Callable[[Tensor, Tensor, int], Tensor],
+    start: Tensor,
+    steps: int,
+    eot_samples: int,
+) -> Found:
+    """`ask(perturbation, draw)` gives values (B,) and their gradients; `move(perturbation,
+    gradient, step)` the next perturbation. Draws and steps count from 1: 0 is the update's."""
+    perturbation, values = start, []
+    for step in range(1, steps + 1):
+        first = 1 + (step - 1) * eot_samples
+        answers = [ask(perturbation, draw) for draw in range(first, first + eot_samples)]
+        values.append(torch.stack([value for value, _ in answers]).mean(0))
+        gradient = torch.stack([gradient for _, gradient in answers]).sum(0)
+        perturbation = move(perturbation, gradient, step)
+    return Found(perturbation, values[0], values[-1])
+
+
+def _ask(
+    denoiser: Denoiser,
+    guide: Guide | None,
+    batch: Batch,
+    objective: Objective,
+    mix: Callable[[Tensor, Tensor, Level], Tensor],
+    perturbation: Tensor,
+    draw: int,
+) -> tuple[Tensor, Tensor]:
+    """The objective (B,) under fresh noise, and its gradient with respect to the perturbation
+    only: nothing leaks into the weights' gradients, and no collective is triggered under data
+    parallelism. Both are float32 where the networks run in less."""
+    perturbation = perturbation.detach().requires_grad_()
+    mixed = mix(
+        batch.noise.normal(Purpose.TRAINING, batch.x0, repeat=draw), perturbation, batch.level
+    )
+    x = batch.level.diffuse(batch.x0, mixed)
+    output = denoiser(x, batch.level)
+    if objective == "classification":
+        assert guide is not None, "the guide's loss needs a guide"
+        prediction, _ = denoiser.explain(x, output, batch.level)
+        logits = guide(to_pixels(prediction))
+        values = F.cross_entropy(logits, batch.labels, reduction="none")
+    else:
+        values = _errors(output, denoiser.target(batch.x0, mixed, batch.level))
+    # Summed, not averaged: a sample's gradient must not depend on the batch it is in.
+    (gradient,) = torch.autograd.grad(values.sum(), perturbation)
+    return values.detach().float(), gradient.float()
+
+
+def denoising_loss(denoiser: Denoiser, x0: Tensor, level: Level, training_noise: Tensor) -> Tensor:
+    """(B,) mean squared error of the network's output at q(x0, level, training_noise)."""
+    output = denoiser(level.diffuse(x0, training_noise), level)
+    return _errors(output, denoiser.target(x0, training_noise, level))
+
+
+def _errors(output: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(output.float(), target.float(), reduction="none").flatten(1).mean(1)
+
+
+def _check_ratio(scale: float, cap: float, ranks: Ranks) -> None:
+    check_choice("--model.perturbation.ranks", ranks, Ranks)
+    if not (isfinite(scale) and scale >= 0):
+        raise InputError(f"--model.perturbation.scale must be >= 0, got {scale}")
+    if not 0 <= cap <= 1:
+        raise InputError(f"--model.perturbation.cap must be in [0, 1], got {cap}")
+
+
+def _check_ascent(steps: int, eot_samples: int, objective: Objective) -> None:
+    check_choice("--model.perturbation.objective", objective, Objective)
+    for name, value in (("steps", steps), ("eot_samples", eot_samples)):
+        if value < 1:
+            raise InputError(f"--model.perturbation.{name} must be >= 1, got {value}")

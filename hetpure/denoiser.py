@@ -1,14 +1,17 @@
-"""One contract for every diffusion network: a noisy image and its index to (x0, noise)."""
+"""One contract for every diffusion network: a noisy image and its level to (x0, noise)."""
 
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from hetpure.errors import InputError
-from hetpure.schedule import Schedule
+from hetpure.schedule import Level, Schedule
 
-PredictionType = Literal["epsilon", "sample", "v_prediction"]
+PredictionType = Literal["epsilon", "sample", "v_prediction", "edm"]
+SIGMA_DATA = 0.5  # EDM's standard deviation of the data, model units
+At = int | Tensor | Level
+Scale = TypeVar("Scale", float, Tensor)
 
 
 def to_model(pixels: Tensor) -> Tensor:
@@ -23,10 +26,22 @@ def to_pixels(model: Tensor) -> Tensor:
 
 class Denoiser(nn.Module):
     """A diffusers UNet (or any `network(x, timesteps)` giving a tensor or an object with `.sample`)
-    behind one call, whatever it was trained to predict. Works in model units [-1, 1]."""
+    behind one call, whatever it was trained to predict. Works in model units [-1, 1].
+
+    The noise level of a call is one index of the schedule, an index for each row (B,), or a
+    `Level`, which may lie between indices.
+
+    `prediction_type` is `epsilon`, `sample`, `v_prediction`, or `edm`: the network inside the
+    preconditioning of Karras et al. 2022 (table 1), which sees x / signal, whose noise has the
+    standard deviation sigma = spread / signal, scaled to unit variance, and is told ln(sigma) / 4.
+    """
 
     def __init__(
-        self, network: nn.Module, schedule: Schedule, prediction_type: PredictionType = "epsilon"
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        prediction_type: PredictionType = "epsilon",
+        sigma_data: float = SIGMA_DATA,
     ) -> None:
         super().__init__()
         if prediction_type not in get_args(PredictionType):
@@ -35,36 +50,63 @@ class Denoiser(nn.Module):
         self.network = network
         self.schedule = schedule
         self.prediction_type = prediction_type
+        self.sigma_data = sigma_data
 
-    def forward(self, x: Tensor, timesteps: int | Tensor) -> Tensor:
-        """The network's raw output for x (B, C, H, W) at one index or at (B,) indices."""
-        if isinstance(timesteps, int):
-            timesteps = torch.full((len(x),), timesteps, device=x.device)
-        output = self.network(x, timesteps)
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        """The network's raw output for x (B, C, H, W)."""
+        if self.prediction_type == "edm":
+            signal, spread = self._level(at, x)
+            scale = (spread**2 + (self.sigma_data * signal) ** 2) ** 0.5
+            x, sigma = x / scale, spread / signal
+            times = torch.full((len(x),), sigma) if isinstance(sigma, float) else sigma.flatten()
+            times = times.to(x).log() / 4
+        elif isinstance(at, int):
+            times = torch.full((len(x),), at, device=x.device)
+        else:
+            times = at.time if isinstance(at, Level) else at
+        output = self.network(x, times)
         result: Tensor = output if isinstance(output, Tensor) else output.sample
         return result
 
-    def predict(self, x: Tensor, timesteps: int | Tensor) -> tuple[Tensor, Tensor]:
-        """(x0, noise), each (B, C, H, W) and consistent: x = sqrt(abar) x0 + sqrt(1-abar) noise."""
-        output = self(x, timesteps)
-        alpha = self._alpha(timesteps, x)
-        signal, spread = alpha**0.5, (1 - alpha) ** 0.5
+    def predict(self, x: Tensor, at: At) -> tuple[Tensor, Tensor]:
+        """(x0, noise), each (B, C, H, W) and consistent: x = signal x0 + spread noise."""
+        return self.explain(x, self(x, at), at)
+
+    def explain(self, x: Tensor, output: Tensor, at: At) -> tuple[Tensor, Tensor]:
+        """(x0, noise) that the network's raw output for x means."""
+        signal, spread = self._level(at, x)
         if self.prediction_type == "epsilon":
             return (x - spread * output) / signal, output
         if self.prediction_type == "sample":
             return output, (x - signal * output) / spread
-        return signal * x - spread * output, signal * output + spread * x
+        if self.prediction_type == "v_prediction":
+            return signal * x - spread * output, signal * output + spread * x
+        skip, out = self._skip_and_out(signal, spread)
+        x0 = skip * x + out * output
+        return x0, (x - signal * x0) / spread
 
-    def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network should output for q(x0, t, noise); v as in Salimans & Ho (2022)."""
+    def target(self, x0: Tensor, noise: Tensor, at: Tensor | Level) -> Tensor:
+        """What the network should output for q(x0, level, noise); v as in Salimans & Ho (2022).
+        With EDM's its plain squared error is the paper's weighted one (eq. 8)."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "sample":
             return x0
-        alpha = self.schedule.alphas_at(timesteps, x0)
-        return alpha.sqrt() * noise - (1 - alpha).sqrt() * x0
+        signal, spread = self._level(at, x0)
+        if self.prediction_type == "v_prediction":
+            return signal * noise - spread * x0
+        skip, out = self._skip_and_out(signal, spread)
+        return (x0 - skip * (signal * x0 + spread * noise)) / out
 
-    def _alpha(self, timesteps: int | Tensor, like: Tensor) -> float | Tensor:
-        if isinstance(timesteps, int):
-            return self.schedule.alpha_cumprod(timesteps)
-        return self.schedule.alphas_at(timesteps, like)
+    def _skip_and_out(self, signal: Scale, spread: Scale) -> tuple[Scale, Scale]:
+        """EDM's c_skip, here of x and not of x / signal, and c_out."""
+        variance = spread**2 + (self.sigma_data * signal) ** 2
+        return self.sigma_data**2 * signal / variance, self.sigma_data * spread / variance**0.5
+
+    def _level(self, at: At, like: Tensor) -> tuple[Tensor, Tensor] | tuple[float, float]:
+        """Signal and spread."""
+        if isinstance(at, int):
+            alpha = self.schedule.alpha_cumprod(at)
+            return alpha**0.5, (1 - alpha) ** 0.5
+        level = at if isinstance(at, Level) else self.schedule.level(at, like)
+        return level.signal, level.spread

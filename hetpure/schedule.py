@@ -7,7 +7,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hetpure.errors import InputError
+
 CLEAN = -1  # the index before the first: no noise at all
+
+
+@dataclass(frozen=True)
+class Level:
+    """Where in the diffusion each row of a batch is: x = signal x0 + spread noise, with
+    signal^2 + spread^2 = 1, both (B, 1, 1, 1); `time` (B,) is what the network is told."""
+
+    signal: Tensor
+    spread: Tensor
+    time: Tensor
+
+    @property
+    def snr_root(self) -> Tensor:
+        """gamma = signal / spread, the root of the signal-to-noise ratio."""
+        return self.signal / self.spread
+
+    def diffuse(self, x0: Tensor, noise: Tensor) -> Tensor:
+        """q(x0, level, noise), all (B, C, H, W) in model units."""
+        return self.signal * x0 + self.spread * noise
+
+    def rows(self, index: Tensor) -> "Level":
+        """The level of some rows, (R,) int64."""
+        return Level(self.signal[index], self.spread[index], self.time[index])
 
 
 @dataclass(frozen=True)
@@ -30,6 +55,14 @@ class Schedule:
         """(B,) indices to (B, 1, 1, 1) signal variances like `like`; `CLEAN` gives 1."""
         table = torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64, device=like.device)
         return table[timesteps - CLEAN].to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+
+    def level(self, timesteps: Tensor, like: Tensor) -> Level:
+        """(B,) indices to the level of each row, in the dtype of `like` (B, ...)."""
+        if bool((timesteps < 0).any() or (timesteps >= len(self)).any()):
+            found = f"{int(timesteps.min())} to {int(timesteps.max())}"
+            raise InputError(f"timesteps {found} are not in the schedule's 0 to {len(self) - 1}")
+        alpha = self.alphas_at(timesteps, like.new_empty(like.shape, dtype=torch.float64))
+        return Level(alpha.sqrt().to(like.dtype), (1 - alpha).sqrt().to(like.dtype), timesteps)
 
     def sigma(self, timestep: int) -> float:
         """Noise over signal, sqrt((1 - abar) / abar): the noise level in EDM's units."""
@@ -71,8 +104,3 @@ def cosine_schedule(timesteps: int = 1000, offset: float = 0.008) -> Schedule:
 
 def _from_betas(betas: Tensor) -> Schedule:
     return Schedule(tuple((1 - betas).cumprod(0).double().tolist()))
-
-
-def snr_root(alphas_cumprod: Tensor) -> Tensor:
-    """gamma_t = sqrt(abar_t) / sqrt(1 - abar_t), the root of the signal-to-noise ratio."""
-    return (alphas_cumprod / (1 - alphas_cumprod)).sqrt()

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
+from hetpure.noise import Noise, Stream
+from hetpure.sampling import draw_images
 from hetpure.weights import save_classifier, save_diffusion
 from lightning_modules.classifier import ClassifierTraining
 from lightning_modules.diffusion import DiffusionTraining
@@ -38,8 +39,9 @@ class ExportWeights(Callback):
             return
         if isinstance(pl_module, DiffusionTraining):
             folder = run / "diffusion"
-            pl_module.with_ema(lambda: save_diffusion(folder, pl_module.unet, pl_module.scheduler))
-            kind = "addt" if pl_module.perturbation_scale > 0 else "ddpm"
+            with pl_module.averaged():
+                save_diffusion(folder, pl_module.unet, pl_module.scheduler)
+            kind = "ddpm" if pl_module.perturbation is None else "addt"
             self.option, self.folder = f"--model.denoisers.{kind}", folder
         elif isinstance(pl_module, ClassifierTraining):
             folder = run / "classifier"
@@ -63,7 +65,7 @@ class SampleGrid(Callback):
     Args:
         every_n_steps: updates between two grids; one more is drawn when training ends.
         rows: images a side.
-        network_calls: steps of the sampler (diffusers' DDPM).
+        network_calls: steps of the sampler (DDPM).
     """
 
     def __init__(self, every_n_steps: int = 1000, rows: int = 6, network_calls: int = 50) -> None:
@@ -88,10 +90,7 @@ class SampleGrid(Callback):
         if not isinstance(pl_module, DiffusionTraining) or self._drawn_at == trainer.global_step:
             return
         self._drawn_at = trainer.global_step
-        samples = pl_module.with_ema(
-            lambda: draw_samples(pl_module, self.rows**2, self.network_calls)
-        )
-        grid = tile(samples, self.rows)
+        grid = tile(draw_samples(pl_module, self.rows**2, self.network_calls), self.rows)
         picture = Image.fromarray((grid * 255).round().byte().numpy())
         path = run / "samples.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,20 +104,16 @@ class SampleGrid(Callback):
 
 
 def draw_samples(module: DiffusionTraining, count: int, network_calls: int) -> Tensor:
-    """(count, H, W, C) samples in pixel [0, 1] by diffusers' own pipeline, always the same seed."""
-    scheduler = DDPMScheduler.from_config(module.scheduler.config)
-    pipeline = DDPMPipeline(unet=module.unet, scheduler=scheduler)
-    pipeline.set_progress_bar_config(disable=True)
-    was_training = module.unet.training
-    module.unet.eval()
-    images = pipeline(
-        batch_size=count,
-        generator=torch.Generator().manual_seed(module.seed),
-        num_inference_steps=network_calls,
-        output_type="np",
-    ).images
-    module.unet.train(was_training)
-    return torch.from_numpy(images)
+    """(count, H, W, C) samples of the averaged weights, pixel [0, 1], always of the same noise."""
+    size = module.unet.config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    like = torch.empty(
+        count, module.unet.config["in_channels"], height, width, device=module.device
+    )
+    noise = Noise.of(module.seed, Stream.PROBE).on(torch.arange(count, device=module.device))
+    with module.averaged():
+        images = draw_images(module.denoiser, noise, like, network_calls=network_calls)
+    return images.movedim(1, -1).cpu()
 
 
 def tile(images: Tensor, columns: int) -> Tensor:

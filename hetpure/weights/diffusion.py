@@ -5,26 +5,45 @@ Both layouts are read: `unet/` and `scheduler/` inside, or everything at the roo
 
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal
 
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
 from torch import nn
 
-from hetpure.denoiser import Denoiser, PredictionType
+from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.schedule import Schedule
+from hetpure.schedule import Schedule, linear_schedule
 from hetpure.weights.folders import in_one_line, read_json, resolve, weights_file
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+DISCRETE = ("epsilon", "sample", "v_prediction")  # what a DDPM's network may predict
+Scheduler = DDPMScheduler | EDMEulerScheduler
 
 
 def load_denoiser(name: str | Path) -> Denoiser:
     """The denoiser of a packaged name or folder, frozen and in eval mode."""
     folder = resolve(name)
     scheduler = load_scheduler(folder)
-    schedule, prediction_type = schedule_of(scheduler), scheduler.config["prediction_type"]
-    denoiser = Denoiser(load_unet(folder), schedule, prediction_type)
-    return denoiser.eval().requires_grad_(False)
+    return denoiser_of(load_unet(folder), scheduler).eval().requires_grad_(False)
+
+
+def denoiser_of(network: nn.Module, scheduler: Scheduler) -> Denoiser:
+    """The network behind the contract that its scheduler's config tells of. An `EDMEulerScheduler`
+    has no indices: those of DDPM's linear schedule then name the noise levels."""
+    config = scheduler.config
+    if isinstance(scheduler, EDMEulerScheduler):
+        schedule = linear_schedule(config["num_train_timesteps"])
+        return Denoiser(network, schedule, "edm", config["sigma_data"])
+    return Denoiser(network, schedule_of(scheduler), config["prediction_type"])
+
+
+def fresh_scheduler(preconditioning: Literal["none", "edm"], config: dict[str, Any]) -> Scheduler:
+    """diffusers' scheduler for a network that is trained from scratch."""
+    kind = EDMEulerScheduler if preconditioning == "edm" else DDPMScheduler
+    try:
+        return _checked(kind(**config), Path("--model.scheduler"))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise InputError(f"--model.scheduler: {in_one_line(error)}") from None
 
 
 def load_unet(folder: Path) -> UNet2DModel:
@@ -49,22 +68,32 @@ def load_unet(folder: Path) -> UNet2DModel:
     return unet
 
 
-def load_scheduler(folder: Path) -> DDPMScheduler:
+def load_scheduler(folder: Path) -> Scheduler:
     """The folder's noise schedule as a diffusers scheduler."""
     if (folder / "scheduler").is_dir():
         folder = folder / "scheduler"
     path = folder / "scheduler_config.json"
     config = read_json(path)
+    edm = config.get("_class_name") == EDMEulerScheduler.__name__
     try:
-        scheduler = DDPMScheduler.from_config(config)
+        scheduler = (EDMEulerScheduler if edm else DDPMScheduler).from_config(config)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: {in_one_line(error)}") from None
+    return _checked(scheduler, path)
+
+
+def _checked(scheduler: Scheduler, path: Path) -> Scheduler:
+    """The scheduler, where its numbers are a noise schedule that we know what to do with."""
+    prediction_type = scheduler.config["prediction_type"]
+    if isinstance(scheduler, EDMEulerScheduler):
+        if prediction_type != "epsilon" or not scheduler.config["sigma_data"] > 0:
+            raise InputError(f"{path}: of EDM only prediction_type epsilon and sigma_data > 0")
+        return scheduler
     levels = scheduler.alphas_cumprod
     if not len(levels) or not ((levels > 0) & (levels < 1)).all():
         raise InputError(f"{path}: these betas leave (0, 1), no noise schedule")
-    prediction_type = scheduler.config["prediction_type"]
-    if prediction_type not in get_args(PredictionType):
-        allowed = ", ".join(get_args(PredictionType))
+    if prediction_type not in DISCRETE:
+        allowed = ", ".join(DISCRETE)
         raise InputError(f"{path}: prediction_type {prediction_type!r} is not one of {allowed}")
     return scheduler
 
@@ -74,7 +103,7 @@ def schedule_of(scheduler: DDPMScheduler) -> Schedule:
     return Schedule(tuple(scheduler.alphas_cumprod.double().tolist()))
 
 
-def save_diffusion(folder: Path, unet: nn.Module, scheduler: DDPMScheduler) -> None:
+def save_diffusion(folder: Path, unet: nn.Module, scheduler: Scheduler) -> None:
     """Writes the folder that `load_denoiser` and `DDPMPipeline.from_pretrained` read."""
     DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(
         str(folder), safe_serialization=True

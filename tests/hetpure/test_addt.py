@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -13,20 +14,27 @@ from scipy import stats
 from torch import Tensor, nn
 
 from hetpure.addt import (
-    Guide,
+    Ball,
+    Batch,
+    Found,
+    Perturbation,
+    RandomOrder,
+    RankGaussian,
     denoising_loss,
     mix_noise,
-    optimise_perturbation,
     perturbation_ratio,
     rank_gaussian,
 )
 from hetpure.denoiser import Denoiser, PredictionType
+from hetpure.errors import InputError
+from hetpure.levels import ContinuousLevels, LogNormalLevels
 from hetpure.noise import Noise, Purpose, RowNoise, Stream
-from hetpure.samplers import add_noise
+from hetpure.numbers import Number
 from hetpure.schedule import linear_schedule
 
 SCHEDULE = linear_schedule()
 LEVELS = torch.tensor(SCHEDULE.alphas_cumprod, dtype=torch.float64)
+GAMMA = (LEVELS / (1 - LEVELS)).sqrt()
 CLASSES = 4
 
 
@@ -149,7 +157,7 @@ def test_rank_gaussian_is_not_differentiated() -> None:
 
 def test_perturbation_ratio_has_the_numbers_of_the_spec() -> None:
     """SPEC section 3: the cap of .3 for t <= 26, .0877 at 100, .0087 at 500."""
-    ratio = perturbation_ratio(LEVELS)
+    ratio = perturbation_ratio(GAMMA)
     assert (ratio == 0.3).nonzero().flatten().tolist() == list(range(27))
     assert float(ratio[100]) == pytest.approx(0.0877, abs=5e-5)
     assert float(ratio[500]) == pytest.approx(0.0087, abs=5e-5)
@@ -161,7 +169,7 @@ def test_perturbation_has_constant_strength_in_pixels_off_the_cap() -> None:
     """lambda_t sqrt(1-abar) eps_delta is what is added to sqrt(abar) x0: in units of x0 its
     standard deviation is `scale` at every t off the cap, and less on it."""
     for scale, cap in ((0.03, 0.3), (0.01, 0.5)):
-        ratio = perturbation_ratio(LEVELS, scale, cap)
+        ratio = perturbation_ratio(GAMMA, scale, cap)
         pixels = ratio * (1 - LEVELS).sqrt() / LEVELS.sqrt()
         free = ratio < cap
         assert 0 < int(free.sum()) < 1000
@@ -215,120 +223,223 @@ def linear_guide(seed: int = 1) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, CLASSES))
 
 
-def batch(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(x0, labels, timesteps, ratio) in float64."""
+def batch(count: int, update: int = 0) -> Batch:
+    """Images in float64 at levels of the whole schedule, with the noise of one update."""
     noise = Noise.of(8, Stream.PROBE).on(torch.arange(count))
     x0 = 2 * noise.uniform(Purpose.FORWARD, torch.empty(count, 3, 8, 8).double()) - 1
-    timesteps = noise.integers(Purpose.TIMESTEP, 1000)
-    ratio = perturbation_ratio(SCHEDULE.alphas_at(timesteps, x0))
-    return x0, noise.integers(Purpose.START, CLASSES), timesteps, ratio
+    level = SCHEDULE.level(noise.integers(Purpose.TIMESTEP, 1000), x0)
+    return Batch(x0, noise.integers(Purpose.START, CLASSES), level, rows(count, index=update))
 
 
 def test_the_last_perturbation_is_rbgm_of_the_summed_gradients() -> None:
     """CGPO of SPEC section 3 line by line, with a network whose gradient is written by hand: an
     eps-network of zeros has x0_hat = x_t / sqrt(abar), and a linear guide W has
     dL/d delta = lambda sqrt(1-abar)/sqrt(abar) W^T (softmax - onehot) / 2 (pixels)."""
-    x0, labels, timesteps, ratio = batch(3)
+    data, perturbation = batch(3), RankGaussian(steps=3)
     guide = linear_guide().double()
     weight, bias = (parameter.detach() for parameter in guide.parameters())
-    noise = rows(3)
+    ratio, noise, x0 = perturbation.ratio(data.level), data.noise, data.x0
 
     class Zero(nn.Module):
         def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
             return 0 * x
 
-    alpha = SCHEDULE.alphas_at(timesteps, x0)
+    sigma = data.level.spread / data.level.signal
     delta = noise.normal(Purpose.PERTURBATION, x0)
-    total = torch.zeros_like(x0)
+    total = torch.zeros_like(x0, dtype=torch.float32)
+    losses = []
     for k in (1, 2, 3):
         mixed = (1 - ratio**2).sqrt() * noise.normal(Purpose.TRAINING, x0, repeat=k) + ratio * delta
-        pixels = (x0 + ((1 - alpha) / alpha).sqrt() * mixed + 1) / 2
-        probabilities = (pixels.flatten(1) @ weight.T + bias).softmax(-1)
-        error = probabilities - F.one_hot(labels, CLASSES)
-        total += ratio * ((1 - alpha) / alpha).sqrt() * (error @ weight).reshape(x0.shape) / 2
+        logits = ((x0 + sigma * mixed + 1) / 2).flatten(1) @ weight.T + bias
+        losses.append(F.cross_entropy(logits, data.labels, reduction="none"))
+        error = logits.softmax(-1) - F.one_hot(data.labels, CLASSES)
+        total += (ratio * sigma * (error @ weight).reshape(x0.shape) / 2).float()
         delta = rank_gaussian(
             total,
             noise.normal(Purpose.RANK, x0, repeat=k),
             noise.uniform(Purpose.TIES, x0, repeat=k),
         )
-    denoiser = Denoiser(Zero(), SCHEDULE)
-    found = optimise_perturbation(denoiser, guide, x0, labels, timesteps, ratio, noise, steps=3)
-    assert torch.equal(found, delta)
+    found = perturbation.find(Denoiser(Zero(), SCHEDULE), guide, data)
+    assert torch.equal(found.perturbation, delta)
+    torch.testing.assert_close(found.before, losses[0].float())
+    torch.testing.assert_close(found.after, losses[-1].float())
 
 
-def run_cgpo(denoiser: Denoiser, guide: Guide, **options: Any) -> Tensor:
-    return optimise_perturbation(denoiser, guide, *batch(4), rows(4), **options)
+def search(perturbation: Perturbation, data: Batch | None = None, **unet: Any) -> Found:
+    denoiser = Denoiser(tiny_unet().double(), SCHEDULE)
+    return perturbation.find(denoiser, linear_guide().double(), data or batch(4))
 
 
-def test_no_gradient_reaches_the_weights() -> None:
+EVERY = [
+    RankGaussian(),
+    RankGaussian(objective="denoising"),
+    RankGaussian(ranks="image", eot_samples=2),
+    RandomOrder(),
+    Ball(),
+    Ball(objective="denoising"),
+]
+
+
+@pytest.mark.parametrize("perturbation", EVERY, ids=str)
+def test_no_gradient_reaches_the_weights(perturbation: Perturbation) -> None:
     """SPEC section 6, defect 7: gradients of the inner loop that leak into the weight update."""
     denoiser, guide = Denoiser(tiny_unet().double(), SCHEDULE), linear_guide().double()
     parameters = [*denoiser.parameters(), *guide.parameters()]
-    perturbation = run_cgpo(denoiser, guide)
+    found = perturbation.find(denoiser, guide, batch(4))
     assert all(parameter.requires_grad for parameter in parameters)
     assert all(parameter.grad is None for parameter in parameters)
-    assert not perturbation.requires_grad
+    assert not found.perturbation.requires_grad
+    assert not found.before.requires_grad and not found.after.requires_grad
 
 
 def test_frozen_networks_can_guide() -> None:
     """The guide's weights are frozen in training; the result must not depend on that."""
     denoiser, guide = Denoiser(tiny_unet().double(), SCHEDULE), linear_guide().double()
-    free = run_cgpo(denoiser, guide)
+    free = RankGaussian().find(denoiser, guide, batch(4)).perturbation
     denoiser.requires_grad_(False)
     guide.requires_grad_(False)
-    assert torch.equal(run_cgpo(denoiser, guide), free)
+    assert torch.equal(RankGaussian().find(denoiser, guide, batch(4)).perturbation, free)
 
 
-def test_a_perturbation_does_not_depend_on_the_batch_around_it() -> None:
-    x0, labels, timesteps, ratio = batch(4)
-    denoiser, guide = Denoiser(tiny_unet().double(), SCHEDULE), linear_guide().double()
-    together = run_cgpo(denoiser, guide)
+@pytest.mark.parametrize("perturbation", EVERY, ids=str)
+def test_a_perturbation_does_not_depend_on_the_batch_around_it(perturbation: Perturbation) -> None:
+    data = batch(4)
+    together = search(perturbation, data)
     for i in range(4):
-        noise = Noise.of(0, Stream.TRAIN).on(torch.tensor([i]))
-        row = slice(i, i + 1)
-        alone = optimise_perturbation(
-            denoiser, guide, x0[row], labels[row], timesteps[row], ratio[row], noise
-        )
-        assert torch.equal(alone, together[row])
+        alone = search(perturbation, data.rows(torch.tensor([i])))
+        assert torch.equal(alone.perturbation, together.perturbation[i : i + 1])
 
 
-def test_each_step_and_the_ranking_group_change_the_perturbation() -> None:
-    """Otherwise K or `per` would be options without effect. Five steps are the default; without
-    any, the perturbation is its own random start."""
-    denoiser, guide = Denoiser(tiny_unet().double(), SCHEDULE), linear_guide().double()
-    results = [run_cgpo(denoiser, guide, steps=steps) for steps in (0, 1, 4, 5)]
-    results.append(run_cgpo(denoiser, guide, per="image"))
+def test_every_option_changes_the_perturbation() -> None:
+    changes: list[dict[str, Any]] = [{}, {"steps": 1}, {"steps": 4}, {"eot_samples": 2}]
+    changes += [{"ranks": "image"}, {"objective": "denoising"}, {"scale": 0.06}, {"cap": 0.01}]
+    results = [search(RankGaussian(**change)).perturbation for change in changes]
     for first, second in itertools.combinations(results, 2):
         assert not torch.equal(first, second)
-    assert torch.equal(results[3], run_cgpo(denoiser, guide))
-    assert torch.equal(results[0], rows(4).normal(Purpose.PERTURBATION, results[0]))
+    assert torch.equal(results[0], search(RankGaussian(steps=5)).perturbation)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-def test_the_perturbation_raises_the_guides_loss(prediction: PredictionType) -> None:
+def test_rows_below_a_threshold_are_random_and_cost_no_call() -> None:
+    """The others are those that all would have had."""
+    data = batch(6)
+    ratio = RankGaussian().ratio(data.level).flatten()
+    threshold = float(ratio.sort().values[2:4].mean())
+    skipped = ratio < threshold
+    assert 0 < int(skipped.sum()) < 6
+
+    calls: list[int] = []
+
+    def counted(perturbation: RankGaussian) -> Found:
+        denoiser = Denoiser(tiny_unet().double(), SCHEDULE)
+        denoiser.network.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+        return perturbation.find(denoiser, linear_guide().double(), data)
+
+    whole, found = counted(RankGaussian()), counted(RankGaussian(skip_below=threshold))
+    assert calls == [6] * 5 + [int((~skipped).sum())] * 5
+    start = data.noise.normal(Purpose.PERTURBATION, data.x0)
+    assert torch.equal(found.perturbation[skipped], start[skipped])
+    assert torch.equal(found.perturbation[~skipped], whole.perturbation[~skipped])
+    assert found.before.isnan().equal(skipped) and found.after.isnan().equal(skipped)
+    nothing = counted(RankGaussian(skip_below=0.99))
+    assert len(calls) == 10 and torch.equal(nothing.perturbation, start)
+
+
+PREDICTIONS: list[PredictionType] = ["epsilon", "sample", "v_prediction", "edm"]
+
+
+@pytest.mark.parametrize("kind", [RankGaussian(), Ball()], ids=["rank", "ball"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_perturbation_raises_the_guides_loss(
+    prediction: PredictionType, kind: RankGaussian | Ball
+) -> None:
     """On fresh noise, against random perturbations of the same strength: per sample, averaged
     over draws. Were the sign wrong, the mean difference would be negative."""
-    count = 12
-    x0, labels, timesteps, _ = batch(count)
-    timesteps = timesteps % 300  # where the one-step prediction still knows the image
-    x0, ratio = x0.float(), perturbation_ratio(SCHEDULE.alphas_at(timesteps, x0.float()))
+    count, data = 12, batch(12)
+    x0 = data.x0.float()
+    # Where the one-step prediction still knows the image.
+    level = SCHEDULE.level(data.level.time % 300, x0)
+    data = Batch(x0, data.labels, level, data.noise)
     denoiser, guide = Denoiser(tiny_unet(), SCHEDULE, prediction), linear_guide()
-    found = optimise_perturbation(denoiser, guide, x0, labels, timesteps, ratio, rows(count))
-    alpha = SCHEDULE.alphas_at(timesteps, x0)
+    found = kind.find(denoiser, guide, data).perturbation
 
     def loss(perturbation: Tensor, draw: RowNoise) -> Tensor:
-        mixed = mix_noise(draw.normal(Purpose.TRAINING, x0), perturbation, ratio)
-        x0_hat, _ = denoiser.predict(add_noise(x0, alpha, mixed), timesteps)
-        return F.cross_entropy(guide((x0_hat + 1) / 2), labels, reduction="none")
+        mixed = kind.mix(draw.normal(Purpose.TRAINING, x0), perturbation, level)
+        x0_hat, _ = denoiser.predict(level.diffuse(x0, mixed), level)
+        return F.cross_entropy(guide((x0_hat + 1) / 2), data.labels, reduction="none")
+
+    def random(draw: RowNoise) -> Tensor:
+        drawn = draw.normal(Purpose.PERTURBATION, x0)
+        return drawn if isinstance(kind, RankGaussian) else found.abs().max() * drawn.sign()
 
     with torch.no_grad():
-        gains = [
-            loss(found, draw) - loss(draw.normal(Purpose.PERTURBATION, x0), draw)
-            for draw in (rows(count, seed=1, index=k) for k in range(20))
-        ]
+        draws = [rows(count, seed=1, index=k) for k in range(20)]
+        gains = [loss(found, draw) - loss(random(draw), draw) for draw in draws]
     gain = torch.stack(gains).mean(0)
     assert (gain > 0).float().mean() > 0.8
     assert float(gain.mean()) > 3 * float(gain.std()) / math.sqrt(count)
+
+
+def test_without_a_classifier_the_networks_own_loss_is_raised() -> None:
+    """Neither guide nor labels are asked. A network that always answers with one picture errs most
+    where the noise is that picture's negative."""
+    data, kind = batch(12), RankGaussian(objective="denoising", steps=20)
+    picture = rows(1, seed=5).normal(Purpose.START, data.x0[:1])
+
+    class Stubborn(nn.Module):
+        def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+            return picture + 0 * x
+
+    denoiser = Denoiser(Stubborn(), SCHEDULE)
+    found = kind.find(denoiser, None, data)
+    other = kind.find(denoiser, None, replace(data, labels=(data.labels + 1) % CLASSES))
+    assert torch.equal(found.perturbation, other.perturbation)
+    for perturbation in found.perturbation:
+        pair = torch.stack((perturbation.flatten(), picture.flatten()))
+        assert torch.corrcoef(pair)[0, 1] < -0.8
+
+
+def test_random_order_is_gaussian_and_knows_nothing_of_image_or_label() -> None:
+    data = batch(20)
+    found = search(RandomOrder(), data)
+    other = search(RandomOrder(), replace(data, x0=-data.x0, labels=(data.labels + 1) % CLASSES))
+    assert torch.equal(found.perturbation, other.perturbation)
+    assert stats.kstest(found.perturbation.flatten().numpy(), "norm").pvalue > 1e-3
+    assert found.before.isnan().all()
+
+
+def test_a_ball_moves_the_image_and_the_target() -> None:
+    """q(x0, level, eps + gamma delta) is q(x0 + delta, level, eps) where gamma is not capped."""
+    ball = Ball(epsilon=Number(0.05), step_size=Number(0.02), steps=4, snr_cap=0.5)
+    data = batch(6)
+    found = search(ball, data).perturbation
+    size = found.abs().flatten(1).amax(1)
+    assert (size <= 0.1 + 1e-12).all() and (size > 0.05).all()  # model units are twice pixel units
+    noise = data.noise.normal(Purpose.TRAINING, data.x0)
+    moved = data.level.diffuse(data.x0, ball.mix(noise, found, data.level))
+    direct = data.level.diffuse(data.x0 + found, noise)
+    free = data.level.snr_root.flatten() <= 0.5
+    assert 0 < int(free.sum()) < 6
+    torch.testing.assert_close(moved[free], direct[free])
+    capped = data.level.spread * 0.5 * found + data.level.diffuse(data.x0, noise)
+    torch.testing.assert_close(moved[~free], capped[~free])
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: RankGaussian(scale=-1), "scale"),
+        (lambda: RandomOrder(cap=2), "cap"),
+        (lambda: RankGaussian(ranks="row"), "ranks"),  # type: ignore[arg-type]
+        (lambda: RankGaussian(steps=0), "steps"),
+        (lambda: Ball(eot_samples=0), "eot_samples"),
+        (lambda: Ball(epsilon=Number(0)), "epsilon"),
+        (lambda: RankGaussian(skip_below=1.0), "skip_below"),
+        (lambda: Ball(objective="x"), "objective"),  # type: ignore[arg-type]
+    ],
+)
+def test_impossible_settings(build: Callable[[], Perturbation], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        build()
 
 
 # --- the training loss ---
@@ -354,38 +465,75 @@ def test_denoising_loss_is_that_computed_by_hand(prediction: PredictionType) -> 
             goal = {"epsilon": n, "sample": x, "v_prediction": signal * n - spread * x}
             squares.append(((signal * x + spread * n) / 2 - goal[prediction]) ** 2)
         expected.append(sum(squares) / 2)
-    losses = denoising_loss(Denoiser(Half(), SCHEDULE, prediction), x0, timesteps, noise)
+    level = SCHEDULE.level(timesteps, x0)
+    losses = denoising_loss(Denoiser(Half(), SCHEDULE, prediction), x0, level, noise)
     assert losses.tolist() == pytest.approx(expected)
 
 
-def test_without_perturbation_the_loss_is_plain_ddpm_loss() -> None:
+def test_edms_loss_is_the_papers_weighted_one() -> None:
+    """(sigma^2 + sd^2) / (sigma sd)^2 |D(x0 + sigma n) - x0|^2 (Karras et al. 2022, eq. 2 and
+    table 1), D written here from the paper."""
+    network, x0 = tiny_unet().double(), batch(5).x0
+    noise = rows(5).normal(Purpose.TRAINING, x0)
+    level = LogNormalLevels().draw(SCHEDULE, rows(5), x0)
+    sigma, sd = level.time.reshape(-1, 1, 1, 1), 0.5
+    y = x0 + sigma * noise
+    output = network(y / (sigma**2 + sd**2).sqrt(), sigma.flatten().log() / 4).sample
+    skip = sd**2 / (sigma**2 + sd**2)
+    image = skip * y + sigma * sd / (sigma**2 + sd**2).sqrt() * output
+    weight = (sigma**2 + sd**2) / (sigma * sd) ** 2
+    expected = (weight * (image - x0) ** 2).flatten(1).mean(1)
+    denoiser = Denoiser(network, SCHEDULE, "edm", sd)
+    found = denoising_loss(denoiser, x0, level, noise)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("levels", "prediction"), [(ContinuousLevels(), "epsilon"), (LogNormalLevels(), "edm")]
+)
+def test_other_processes_have_lambda_of_their_own_level(
+    levels: ContinuousLevels | LogNormalLevels, prediction: PredictionType
+) -> None:
+    """VP-SDE: mean / std in place of gamma; EDM: clip(.03 / sigma, 0, .3)."""
+    data = batch(8)
+    level = levels.draw(SCHEDULE, data.noise, data.x0)
+    if prediction == "edm":
+        expected = (0.03 / level.time).clamp(max=0.3)
+    else:
+        t = level.time / 999
+        mean = torch.exp(-0.25 * t**2 * 19.9 - 0.5 * t * 0.1)  # Song et al. 2021, eq. 29
+        expected = (0.03 * mean / (1 - mean**2).sqrt()).clamp(max=0.3)
+    torch.testing.assert_close(RankGaussian().ratio(level).flatten(), expected)
+    denoiser = Denoiser(tiny_unet().double(), SCHEDULE, prediction)
+    data = replace(data, level=level)
+    found = RankGaussian().find(denoiser, linear_guide().double(), data)
+    assert found.perturbation.isfinite().all() and found.after.isfinite().all()
+
+
+def test_without_strength_the_loss_is_plain_ddpm_loss() -> None:
     """lambda = 0 is clean fine-tuning, whatever the perturbation: the ablation's control."""
-    x0, labels, timesteps, _ = batch(4)
-    denoiser, guide = Denoiser(tiny_unet().double(), SCHEDULE), linear_guide().double()
-    alpha = SCHEDULE.alphas_at(timesteps, x0)
-    ratio = perturbation_ratio(alpha, scale=0.0)
-    noise = rows(4)
-    perturbation = optimise_perturbation(denoiser, guide, x0, labels, timesteps, ratio, noise)
-    fresh = noise.normal(Purpose.TRAINING, x0)
-    mixed = mix_noise(fresh, perturbation, ratio)
-    assert perturbation.isfinite().all()
+    data, nothing = batch(4), RankGaussian(scale=0.0)
+    denoiser = Denoiser(tiny_unet().double(), SCHEDULE)
+    found = search(nothing, data).perturbation
+    fresh = data.noise.normal(Purpose.TRAINING, data.x0)
+    mixed = nothing.mix(fresh, found, data.level)
+    assert found.isfinite().all()
     assert torch.equal(mixed, fresh)
 
-    x_t = alpha.sqrt() * x0 + (1 - alpha).sqrt() * fresh
-    plain = F.mse_loss(denoiser.network(x_t, timesteps).sample, fresh)
-    losses = denoising_loss(denoiser, x0, timesteps, mixed)
+    x_t = data.level.diffuse(data.x0, fresh)
+    plain = F.mse_loss(denoiser.network(x_t, data.level.time).sample, fresh)
+    losses = denoising_loss(denoiser, data.x0, data.level, mixed)
     assert losses.shape == (4,)
     assert losses.mean().item() == pytest.approx(plain.item(), rel=1e-6)
 
 
 def test_the_training_loss_reaches_every_weight() -> None:
     """The network learns the mixed noise; the perturbation itself is a constant to it."""
-    x0, labels, timesteps, ratio = batch(2)
+    data, kind = batch(2), RankGaussian()
     denoiser, guide = Denoiser(tiny_unet().double(), SCHEDULE), linear_guide().double()
-    noise = rows(2)
-    perturbation = optimise_perturbation(denoiser, guide, x0, labels, timesteps, ratio, noise)
-    mixed = mix_noise(noise.normal(Purpose.TRAINING, x0), perturbation, ratio)
-    denoising_loss(denoiser, x0, timesteps, mixed).mean().backward()
+    found = kind.find(denoiser, guide, data).perturbation
+    mixed = kind.mix(data.noise.normal(Purpose.TRAINING, data.x0), found, data.level)
+    denoising_loss(denoiser, data.x0, data.level, mixed).mean().backward()
     for name, parameter in denoiser.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name

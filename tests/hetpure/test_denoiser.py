@@ -14,7 +14,7 @@ from hetpure.samplers import add_noise
 from hetpure.schedule import linear_schedule
 
 SCHEDULE = linear_schedule()
-PREDICTIONS: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction")
+PREDICTIONS: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction", "edm")
 TIMESTEPS = torch.tensor([0, 1, 100, 500, 999])
 
 
@@ -70,7 +70,8 @@ def test_a_network_that_hits_its_target_recovers_image_and_noise(
 
 def test_each_prediction_type_has_its_own_target() -> None:
     """v = sqrt(abar) noise - sqrt(1-abar) x0 (Salimans & Ho 2022), by its numbers: at abar = .64
-    it is .8 noise - .6 x0."""
+    it is .8 noise - .6 x0. EDM's (Karras et al. 2022, table 1 and eq. 8) with sigma = .75, data of
+    deviation .5 and y = 2 + .75 * 5: c_skip = .25 / .8125 and c_out = .375 / sqrt(.8125)."""
     schedule = linear_schedule(1, 0.36, 0.36)
     x0, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 5.0)
     targets = {
@@ -79,7 +80,10 @@ def test_each_prediction_type_has_its_own_target() -> None:
         )
         for prediction in PREDICTIONS
     }
-    assert targets == pytest.approx({"epsilon": 5.0, "sample": 2.0, "v_prediction": 2.8})
+    edm = (2.0 - 0.25 / 0.8125 * 5.75) / (0.375 / 0.8125**0.5)
+    assert targets == pytest.approx(
+        {"epsilon": 5.0, "sample": 2.0, "v_prediction": 2.8, "edm": edm}, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -140,7 +144,7 @@ def test_predictions_can_be_differentiated(
 def test_unknown_prediction_type_is_refused_with_the_known_ones() -> None:
     unknown: Any = "eps"
     with pytest.raises(
-        InputError, match=r"^prediction_type 'eps' .* epsilon, sample, v_prediction$"
+        InputError, match=r"^prediction_type 'eps' .* epsilon, sample, v_prediction, edm$"
     ):
         Denoiser(Network(), SCHEDULE, unknown)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from hetpure.schedule import CLEAN, Schedule, cosine_schedule, linear_schedule, snr_root
+from hetpure.errors import InputError
+from hetpure.schedule import CLEAN, Schedule, cosine_schedule, linear_schedule
 
 LINEAR = linear_schedule()
 
@@ -104,10 +105,28 @@ def test_strength_on_a_short_schedule() -> None:
     assert linear_schedule(50).index(1.0) == 49
 
 
-def test_snr_root_is_the_ratio_of_signal_to_noise() -> None:
-    alphas = torch.tensor([0.9, 0.5, 0.2]).double()
-    expected = torch.tensor([3.0, 1.0, 0.5]).double()
-    torch.testing.assert_close(snr_root(alphas), expected)
+def test_a_level_is_signal_and_spread_of_each_row() -> None:
+    schedule = Schedule((0.9, 0.5, 0.2))
+    level = schedule.level(torch.tensor([2, 0, 1]), torch.empty(3, 1, 2, 2).double())
+    assert level.signal.shape == level.spread.shape == (3, 1, 1, 1)
+    torch.testing.assert_close(level.snr_root.flatten(), torch.tensor([0.5, 3.0, 1.0]).double())
+    torch.testing.assert_close(level.signal**2 + level.spread**2, torch.ones(3, 1, 1, 1).double())
+    assert level.time.tolist() == [2, 0, 1]
+    kept = level.rows(torch.tensor([1]))
+    assert (kept.time.tolist(), float(kept.snr_root)) == ([0], pytest.approx(3.0))
+
+
+def test_a_level_near_the_clean_image_is_exact_in_float32() -> None:
+    """1 - abar is 1e-4 at index 0: rounded before it is subtracted it would be off by 3e-4."""
+    level = LINEAR.level(torch.tensor([0]), torch.empty(1, 1, 1, 1))
+    exact = (1 - LINEAR.alphas_cumprod[0]) ** 0.5
+    assert float(level.spread) == pytest.approx(exact, rel=1e-7)
+
+
+@pytest.mark.parametrize("timestep", [-1, 1000])
+def test_timesteps_beyond_the_schedule_are_refused(timestep: int) -> None:
+    with pytest.raises(InputError, match=f"timesteps {timestep} to {timestep} .* 0 to 999"):
+        LINEAR.level(torch.tensor([timestep]), torch.empty(1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("schedule", [LINEAR, cosine_schedule()], ids=["linear", "cosine"])

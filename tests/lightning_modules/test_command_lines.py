@@ -321,7 +321,7 @@ def test_training_with_a_guide_of_other_classes(
 
 def test_training_goes_on_from_its_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     """Two updates, then a third from the checkpoint: weights, optimiser and average go on."""
-    plain = ["--model.perturbation_scale=0", *QUICK_FIT]
+    plain = ["--model.perturbation=null", *QUICK_FIT]
     train.main(plain)
     lines = capsys.readouterr().out.splitlines()
     assert any("--model.denoisers.ddpm" in line for line in lines), "a clean training is no ADDT"

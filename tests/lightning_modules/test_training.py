@@ -11,11 +11,12 @@ from lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hetpure.addt import denoising_loss
+from hetpure.addt import RankGaussian, denoising_loss
 from hetpure.adversarial_training import AdversarialTraining, perturb
 from hetpure.augmentation import flip, shift
 from hetpure.denoiser import to_model
 from hetpure.errors import InputError
+from hetpure.levels import LogNormalLevels
 from hetpure.noise import Noise, Purpose, Stream
 from hetpure.numbers import Number
 from hetpure.weights import load_classifier, load_denoiser
@@ -79,18 +80,19 @@ def _seeded() -> Iterator[None]:
 
 def addt(**changes: Any) -> DiffusionTraining:
     return DiffusionTraining(
-        **{"unet": UNET, "guide": "fashion_mnist_wrn", "inner_steps": 2} | changes
+        **{"unet": UNET, "guide": "fashion_mnist_wrn", "perturbation": RankGaussian(steps=2)}
+        | changes
     )
 
 
-def test_scale_zero_is_clean_diffusion_training() -> None:
-    module = DiffusionTraining(unet=UNET, perturbation_scale=0.0).eval()
+def test_without_perturbation_it_is_plain_diffusion_training() -> None:
+    module = DiffusionTraining(unet=UNET).eval()
     x0 = to_model(batch()["image"])
     noise = Noise.of(0, Stream.TRAIN, 7).on(batch()["sample"])
-    timesteps = noise.integers(Purpose.TIMESTEP, 1000)
-    expected = denoising_loss(module.denoiser, x0, timesteps, noise.normal(Purpose.TRAINING, x0))
-    assert torch.equal(module.losses(x0, batch()["label"], noise), expected)
-    assert not torch.equal(addt().eval().losses(x0, batch()["label"], noise), expected)
+    level = module.denoiser.schedule.level(noise.integers(Purpose.TIMESTEP, 1000), x0)
+    expected = denoising_loss(module.denoiser, x0, level, noise.normal(Purpose.TRAINING, x0))
+    assert torch.equal(module.losses(x0, batch()["label"], noise).losses, expected)
+    assert not torch.equal(addt().eval().losses(x0, batch()["label"], noise).losses, expected)
 
 
 def test_the_inner_loop_leaves_no_gradient_behind() -> None:
@@ -98,12 +100,12 @@ def test_the_inner_loop_leaves_no_gradient_behind() -> None:
     module = addt(unet=UNET | {"dropout": 0.0}).train()
     x0 = to_model(batch()["image"])
     noise = Noise.of(0, Stream.TRAIN).on(batch()["sample"])
-    losses = module.losses(x0, batch()["label"], noise)
+    losses = module.losses(x0, batch()["label"], noise).losses
     assert all(parameter.grad is None for parameter in module.parameters())
     losses.mean().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
-    for guide in module._guide:
-        assert all(parameter.grad is None for parameter in guide.parameters())
+    assert module.guide is not None
+    assert all(parameter.grad is None for parameter in module.guide.parameters())
 
 
 @pytest.mark.parametrize(("mode", "inner"), [("efficient", [False] * 2), ("reference", [True] * 2)])
@@ -118,15 +120,13 @@ def test_dropout_of_the_inner_loop(mode: str, inner: list[bool]) -> None:
 
 
 def test_a_loaded_network_trains_in_train_mode() -> None:
-    module = DiffusionTraining(diffusion="fashion_mnist_ddpm", perturbation_scale=0.0)
+    module = DiffusionTraining(diffusion="fashion_mnist_ddpm")
     assert all(part.training for part in module.denoiser.modules())
 
 
 def test_noise_changes_with_the_update(tmp_path: Path) -> None:
     """With a learning rate of 0 only the noise can change the loss between two passes."""
-    module = DiffusionTraining(
-        unet=UNET | {"dropout": 0.0}, perturbation_scale=0.0, learning_rate=0.0, weight_decay=0.0
-    )
+    module = DiffusionTraining(unet=UNET | {"dropout": 0.0}, learning_rate=0.0, weight_decay=0.0)
     losses: list[float] = []
     step = module.training_step
 
@@ -165,14 +165,14 @@ def test_the_export_holds_the_averaged_weights(tmp_path: Path) -> None:
 
 
 def test_the_export_names_no_path_of_this_machine(tmp_path: Path) -> None:
-    module = DiffusionTraining(diffusion="fashion_mnist_ddpm", perturbation_scale=0.0)
+    module = DiffusionTraining(diffusion="fashion_mnist_ddpm")
     fit(module, tmp_path, 1)
     for path in (tmp_path / "diffusion").rglob("*.json"):
         assert "/" not in path.read_text(), path
 
 
 def test_the_average_moves_once_an_update_under_accumulation(tmp_path: Path) -> None:
-    module = DiffusionTraining(unet=UNET, perturbation_scale=0.0)
+    module = DiffusionTraining(unet=UNET)
     fit(module, tmp_path, 3, accumulate_grad_batches=2)
     assert module.ema.optimization_step == 3
 
@@ -183,8 +183,8 @@ def test_the_average_moves_once_an_update_under_accumulation(tmp_path: Path) -> 
         ({"unet": None}, "--model.diffusion"),
         ({"diffusion": "fashion_mnist_ddpm"}, "--model.unet"),
         ({"guide": None}, "--model.guide"),
-        ({"perturbation_scale": -1.0}, "perturbation_scale"),
-        ({"inner_steps": 0}, "inner_steps"),
+        ({"levels": LogNormalLevels()}, "LogNormalLevels"),
+        ({"preconditioning": "edm", "scheduler": {"sigma_data": 0}}, "sigma_data"),
     ],
     ids=lambda value: str(value)[:30],
 )

@@ -1,0 +1,111 @@
+"""The noise levels at which a diffusion network is trained: one for each row of an update."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hetpure.errors import InputError
+from hetpure.noise import Purpose, RowNoise
+from hetpure.schedule import Level, Schedule
+
+
+class Levels(ABC):
+    """A distribution of noise levels."""
+
+    @abstractmethod
+    def draw(self, schedule: Schedule, noise: RowNoise, like: Tensor) -> Level:
+        """The level of each row of `like` (B, C, H, W), in its dtype, by addressed noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteLevels(Levels):
+    """The schedule's indices, equally often (DDPM, Ho et al. 2020, Algorithm 1).
+
+    Args:
+        lowest: first index.
+        highest: last index; None is the schedule's last.
+    """
+
+    lowest: int = 0
+    highest: int | None = None
+
+    def draw(self, schedule: Schedule, noise: RowNoise, like: Tensor) -> Level:
+        last = len(schedule) - 1
+        highest = last if self.highest is None else self.highest
+        if not 0 <= self.lowest <= highest <= last:
+            raise InputError(
+                f"--model.levels takes timesteps {self.lowest} to {highest}: the schedule has 0 to"
+                f" {last}"
+            )
+        drawn = noise.integers(Purpose.TIMESTEP, highest - self.lowest + 1)
+        return schedule.level(self.lowest + drawn, like)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuousLevels(Levels):
+    """Times of the VP-SDE, uniform in [t_min, 1] (Song et al. 2021, eq. 11 and appendix C):
+    signal^2 = exp(-(beta_max - beta_min) t^2 / 2 - beta_min t). The network is told t (T - 1), as
+    the paper's is, so that it also serves at the schedule's indices.
+
+    Args:
+        beta_min: rate of the noise at time 0.
+        beta_max: rate of the noise at time 1.
+        t_min: earliest time.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
+            raise InputError(
+                f"--model.levels wants 0 < beta_min <= beta_max, got {self.beta_min} and"
+                f" {self.beta_max}"
+            )
+        if not 0 < self.t_min < 1:
+            raise InputError(f"--model.levels.t_min must be in (0, 1), got {self.t_min}")
+
+    def draw(self, schedule: Schedule, noise: RowNoise, like: Tensor) -> Level:
+        drawn = noise.uniform(Purpose.TIMESTEP, like.new_empty(len(like), dtype=torch.float64))
+        t = self.t_min + (1 - self.t_min) * drawn
+        exponent = -(self.beta_max - self.beta_min) * t**2 / 2 - self.beta_min * t
+        return _level(exponent, t * (len(schedule) - 1), like)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogNormalLevels(Levels):
+    """EDM's: ln(sigma) is normal, sigma = spread / signal (Karras et al. 2022, table 1).
+
+    The network is told the level of `prediction_type: edm`, which takes it from signal and spread.
+
+    Args:
+        mean: of ln(sigma).
+        std: of ln(sigma).
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise InputError(
+                f"--model.levels wants a finite mean and std > 0, got {self.mean} and {self.std}"
+            )
+
+    def draw(self, schedule: Schedule, noise: RowNoise, like: Tensor) -> Level:
+        drawn = noise.normal(Purpose.TIMESTEP, like.new_empty(len(like), dtype=torch.float64))
+        sigma = (self.mean + self.std * drawn).exp()
+        return _level(-(1 + sigma**2).log(), sigma, like)
+
+
+def _level(log_alpha: Tensor, time: Tensor, like: Tensor) -> Level:
+    """The level of ln(signal^2) (B,), in float64: near the clean image 1 - signal^2 is small."""
+    shape = (-1, *[1] * (like.dim() - 1))
+    signal, spread = (log_alpha / 2).exp(), (-torch.expm1(log_alpha)).sqrt()
+    return Level(
+        signal.to(like.dtype).reshape(shape), spread.to(like.dtype).reshape(shape), time.to(like)
+    )

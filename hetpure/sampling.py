@@ -1,0 +1,34 @@
+"""Images out of pure noise: what a diffusion network has learnt, to look at and to count."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from hetpure.denoiser import Denoiser, to_pixels
+from hetpure.noise import Purpose, RowNoise
+from hetpure.samplers import DDPM, Sampler
+from hetpure.schedule import CLEAN
+
+
+@torch.no_grad()
+def draw_images(
+    denoiser: Denoiser,
+    noise: RowNoise,
+    like: Tensor,
+    *,
+    network_calls: int = 50,
+    sampler: Sampler = DDPM(variance="fixed_small"),  # noqa: B008 (frozen)
+) -> Tensor:
+    """Images in pixel [0, 1] with the shape (N, C, H, W) of `like`, one for each row of the noise,
+    on a grid of so many indices from the last to the first."""
+    schedule = denoiser.schedule
+    last, count = len(schedule) - 1, min(network_calls, len(schedule))
+    grid = [round(last * (1 - k / max(count - 1, 1))) for k in range(count)]
+    x = noise.normal(Purpose.FORWARD, like, step=last)
+    for t, after in pairwise([*grid, CLEAN]):
+        x0, predicted_noise = denoiser.predict(x, t)
+        fresh = noise.normal(Purpose.REVERSE, like, step=t) if sampler.stochastic else None
+        alpha, alpha_next = schedule.alpha_cumprod(t), schedule.alpha_cumprod(after)
+        x = sampler.step(x, sampler.clip(x0), predicted_noise, alpha, alpha_next, fresh)
+    return to_pixels(x).clamp(0, 1)

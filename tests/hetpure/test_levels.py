@@ -1,0 +1,101 @@
+"""The noise levels of training: their laws, and that they are what the papers say."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from hetpure.errors import InputError
+from hetpure.levels import ContinuousLevels, DiscreteLevels, Levels, LogNormalLevels
+from hetpure.noise import Noise, RowNoise, Stream
+from hetpure.schedule import linear_schedule
+
+SCHEDULE = linear_schedule()
+COUNT = 4000
+LIKE = torch.empty(COUNT, 1, 2, 2, dtype=torch.float64)
+EVERY = [DiscreteLevels(), ContinuousLevels(), LogNormalLevels()]
+
+
+def rows(count: int = COUNT, update: int = 0) -> RowNoise:
+    return Noise.of(0, Stream.TRAIN, update).on(torch.arange(count))
+
+
+@pytest.mark.parametrize("levels", EVERY, ids=str)
+def test_every_row_and_update_has_its_own_level_and_variance_is_preserved(levels: Levels) -> None:
+    level = levels.draw(SCHEDULE, rows(), LIKE)
+    assert level.signal.shape == level.spread.shape == (COUNT, 1, 1, 1)
+    torch.testing.assert_close(level.signal**2 + level.spread**2, torch.ones_like(level.signal))
+    alone = levels.draw(SCHEDULE, rows().rows(torch.tensor([7])), LIKE[:1])
+    assert torch.equal(alone.signal[0], level.signal[7])
+    other = levels.draw(SCHEDULE, rows(update=1), LIKE)
+    assert not torch.equal(other.signal, level.signal)
+
+
+def test_indices_are_equally_often() -> None:
+    found = DiscreteLevels().draw(SCHEDULE, rows(), LIKE).time
+    assert (int(found.min()), int(found.max())) == (0, 999)
+    counts = torch.bincount(found // 50, minlength=20)
+    assert stats.chisquare(counts).pvalue > 1e-3
+    few = DiscreteLevels(lowest=3, highest=5).draw(SCHEDULE, rows(), LIKE).time
+    assert few.unique().tolist() == [3, 4, 5]
+
+
+def test_continuous_times_are_uniform_and_discretise_to_the_schedule() -> None:
+    """Where t (T - 1) is near an index, so is the level: the linear schedule is the SDE's."""
+    levels = ContinuousLevels()
+    level = levels.draw(SCHEDULE, rows(), LIKE)
+    t = level.time / 999
+    assert stats.kstest(t, "uniform", args=(1e-5, 1 - 1e-5)).pvalue > 1e-3
+    index = level.time.round().long()
+    near = (level.time - index).abs() < 0.05
+    alpha = torch.tensor(SCHEDULE.alphas_cumprod).double()[index[near]]
+    found = level.signal.flatten()[near] ** 2
+    # A step's width: index k is the time (k + 1) / T.
+    assert ((found / alpha).log().abs() < 0.021).all()
+    half = torch.exp(torch.tensor(-19.9 * 0.25 / 2 - 0.1 * 0.5).double())  # t = 1/2, eq. 29
+    nearest = (t - 0.5).abs().argmin()
+    assert float(found_at(level.signal, nearest)) == pytest.approx(float(half), rel=0.02)
+
+
+def found_at(signal: Tensor, row: Tensor) -> Tensor:
+    return signal.flatten()[row] ** 2
+
+
+def test_sigma_is_log_normal() -> None:
+    level = LogNormalLevels().draw(SCHEDULE, rows(), LIKE)
+    assert stats.kstest(level.time.log(), "norm", args=(-1.2, 1.2)).pvalue > 1e-3
+    torch.testing.assert_close(level.spread / level.signal, level.time.reshape(-1, 1, 1, 1))
+
+
+def test_small_noise_is_exact_in_float32() -> None:
+    """sigma = e^-6: 1 - signal^2 is 6e-6, of which float32 would keep two digits."""
+    levels = LogNormalLevels(mean=-6, std=0.01)
+    level = levels.draw(SCHEDULE, rows(8), LIKE[:8].float())
+    exact = levels.draw(SCHEDULE, rows(8), LIKE[:8])
+    assert level.spread.dtype == torch.float32
+    torch.testing.assert_close(level.spread.double(), exact.spread, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        (ContinuousLevels, {"beta_min": 0}, "beta_min"),
+        (ContinuousLevels, {"t_min": 1}, "t_min"),
+        (LogNormalLevels, {"std": 0}, "std"),
+        (LogNormalLevels, {"mean": math.nan}, "mean"),
+    ],
+)
+def test_impossible_settings(kind: Any, settings: dict[str, float], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        kind(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"highest": 1000}, {"lowest": -1}, {"lowest": 5, "highest": 4}]
+)
+def test_timesteps_beyond_the_schedule_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="the schedule has 0 to 999"):
+        DiscreteLevels(**settings).draw(SCHEDULE, rows(), LIKE)
