@@ -82,8 +82,10 @@ class Denoiser(nn.Module):
         if self.prediction_type == "v_prediction":
             return signal * x - spread * output, signal * output + spread * x
         skip, out = self._skip_and_out(signal, spread)
-        x0 = skip * x + out * output
-        return x0, (x - signal * x0) / spread
+        # Of the noise the same two terms: x - signal x0 would cancel near the clean image.
+        variance = spread**2 + (self.sigma_data * signal) ** 2
+        noise = spread / variance * x - self.sigma_data * signal / variance**0.5 * output
+        return skip * x + out * output, noise
 
     def target(self, x0: Tensor, noise: Tensor, at: Tensor | Level) -> Tensor:
         """What the network should output for q(x0, level, noise); v as in Salimans & Ho (2022).
