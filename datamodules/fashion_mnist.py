@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.dataset import EpochSampler, ImageDataset, Sample
+from datamodules.dataset import EpochSampler, ImageDataset, ResumableLoader, Sample
 from datamodules.idx import read_idx
 from hetpure.errors import InputError
 
@@ -198,9 +198,7 @@ class FashionMNIST(L.LightningDataModule):
                 f"--data.batch_size is {self.batch_size}, allowed is at most {len(sampler)}, the"
                 f" training images of a device from {self.origin}"
             )
-        return DataLoader(
-            dataset, self.batch_size, sampler=sampler, drop_last=True, num_workers=self.num_workers
-        )
+        return ResumableLoader(dataset, self.batch_size, sampler, self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """The validation split in the order of its ids."""

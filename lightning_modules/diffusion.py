@@ -152,6 +152,8 @@ class DiffusionTraining(L.LightningModule):
         images = batch["image"]
         if self.horizontal_flip:
             images = flip(images, noise)
+        # Dropout is drawn from torch's generator, which no checkpoint holds.
+        torch.manual_seed(int(noise.words(Purpose.AUGMENTATION, 1, 0, 1)[0, 0]))
         self.last_update = self.losses(to_model(images), batch["label"], noise)
         loss = self.last_update.losses.mean()
         if not loss.isfinite():

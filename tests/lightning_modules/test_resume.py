@@ -1,0 +1,142 @@
+"""A diffusion training that is stopped and goes on: the same weights, the same batches."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
+
+from datamodules.fashion_mnist import FashionMNIST
+from hetpure.addt import RankGaussian
+from hetpure.errors import InputError
+from lightning_modules.diffusion import DiffusionTraining
+
+BATCHES = 5  # an epoch
+UNET: dict[str, Any] = {
+    "sample_size": 28,
+    "in_channels": 1,
+    "out_channels": 1,
+    "layers_per_block": 1,
+    "block_out_channels": [4, 8],
+    "norm_num_groups": 2,
+    "dropout": 0.3,
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    "add_attention": False,
+}
+
+
+class Seen(Callback):
+    """The sample ids of every batch."""
+
+    def __init__(self) -> None:
+        self.samples: list[list[int]] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Any, outputs: Any, batch: dict[str, Tensor], index: int
+    ) -> None:
+        self.samples.append(batch["sample"].tolist())
+
+
+def train(
+    folder: Path, updates: int, resume: Path | None = None, workers: int = 0, **changes: Any
+) -> tuple[DiffusionTraining, list[list[int]]]:
+    torch.manual_seed(1 if resume is None else 2)  # nothing but the checkpoint may matter
+    settings = {"unet": UNET, "perturbation": RankGaussian(steps=1), "guide": "fashion_mnist_wrn"}
+    module = DiffusionTraining(**(settings | {"learning_rate": 1e-3} | changes))
+    seen = Seen()
+    trainer = Trainer(
+        max_steps=updates,
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        gradient_clip_val=1.0,
+        callbacks=[
+            seen,
+            ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1),
+        ],
+    )
+    data = FashionMNIST(source="packaged", batch_size=1000, num_workers=workers)
+    trainer.fit(module, data, ckpt_path=resume)
+    return module, seen.samples
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("whole")
+    module, samples = train(folder, 8)
+    return folder, module, samples
+
+
+@pytest.mark.parametrize(
+    ("stopped", "workers"),
+    [(5, 0), (3, 0), (3, 2), (7, 0)],
+    ids=["epoch's end", "mid", "mid, workers", "second"],
+)
+def test_a_resumed_training_ends_with_the_same_weights(
+    stopped: int, workers: int, whole: Any, tmp_path: Path
+) -> None:
+    """Bit for bit, average and optimiser included, with dropout, at an epoch's end and within."""
+    folder, module, samples = whole
+    found, rest = train(tmp_path, 8, folder / f"step={stopped}.ckpt", workers)
+    assert rest == samples[stopped:]
+    for name, value in module.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+    for kept, mine in zip(module.ema.shadow_params, found.ema.shadow_params, strict=True):
+        assert torch.equal(kept, mine)
+    ours, theirs = (
+        torch.load(path / "step=8.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+        for path in (tmp_path, folder)
+    )
+    assert all(torch.equal(ours[k]["exp_avg_sq"], theirs[k]["exp_avg_sq"]) for k in theirs)
+
+
+def test_an_epoch_has_every_sample_once(whole: Any) -> None:
+    samples = whole[2]
+    assert len({sample for batch in samples[:BATCHES] for sample in batch}) == 5000
+    assert samples[0] != samples[BATCHES]
+
+
+def test_another_network_does_not_go_on(whole: Any, tmp_path: Path) -> None:
+    other = UNET | {"block_out_channels": [4, 12]}
+    with pytest.raises(InputError, match="another network: its block_out_channels"):
+        train(tmp_path, 8, whole[0] / "step=3.ckpt", unet=other)
+    scheduler = {"prediction_type": "v_prediction"}
+    with pytest.raises(InputError, match="another network: its prediction_type"):
+        train(tmp_path, 8, whole[0] / "step=3.ckpt", scheduler=scheduler)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_state(tmp_path: Path) -> None:
+    """It names the update and the samples, and a checkpoint holds the weights before it."""
+    module = DiffusionTraining(unet=UNET, learning_rate=1e-3)
+    broken = DiffusionTraining.losses
+
+    def losses(self: DiffusionTraining, *given: Any) -> Any:
+        update = broken(self, *given)
+        if self.global_step == 2:
+            update.losses[0] = torch.nan
+        return update
+
+    module.losses = losses.__get__(module)  # type: ignore[method-assign]
+    trainer = Trainer(
+        max_steps=5,
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    with pytest.raises(InputError, match="loss of update 2 is nan, of samples") as error:
+        trainer.fit(module, FashionMNIST(source="packaged", batch_size=50))
+    path = tmp_path / "checkpoints" / "before-nan.ckpt"
+    assert str(path) in str(error.value)
+    state = torch.load(path, weights_only=True)
+    assert state["global_step"] == 2
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
