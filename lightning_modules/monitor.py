@@ -2,6 +2,7 @@
 
 import copy
 import time
+from itertools import pairwise
 
 import lightning as L
 import torch
@@ -81,18 +82,17 @@ class TrainingMonitor(Callback):
 
 def described(module: DiffusionTraining, update: Update) -> dict[str, Tensor]:
     """The scalars of an update; a bucket without rows is left out."""
-    schedule = module.denoiser.schedule
-    last = len(schedule) - 1
-    # Alphas fall with the index, and are searched for from the end.
-    rising = update.level.signal.new_tensor(schedule.alphas_cumprod[::-1])
-    place = torch.searchsorted(rising, update.level.signal.flatten() ** 2)
-    index = last - place.clamp(max=last)
+    levels, count = module.denoiser.schedule.alphas_cumprod, len(module.denoiser.schedule)
+    edges = [k * count // BUCKETS for k in range(BUCKETS + 1)]
+    # Between the last level of a bucket and the first of the next.
+    middles = [(levels[edge - 1] + levels[edge]) / 2 for edge in edges[1:-1]]
+    alpha = update.level.signal.flatten() ** 2
+    bucket = (alpha[:, None] < alpha.new_tensor(middles)).sum(1)
     found = {}
-    for k in range(BUCKETS):
-        first, last = k * len(schedule) // BUCKETS, (k + 1) * len(schedule) // BUCKETS - 1
-        rows = (index >= first) & (index <= last)
+    for k, (first, after) in enumerate(pairwise(edges)):
+        rows = bucket == k
         if rows.any():
-            found[f"train/loss_{first}_{last}"] = update.losses.detach()[rows].mean()
+            found[f"train/loss_{first}_{after - 1}"] = update.losses.detach()[rows].mean()
     if module.perturbation is not None and update.found is not None:
         ratio = module.perturbation.ratio(update.level)
         if ratio is not None:

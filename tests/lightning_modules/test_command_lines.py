@@ -355,6 +355,41 @@ def test_every_shipped_config_parses(
     assert "class_path" in capsys.readouterr().out
 
 
+VARIANTS = {
+    "clean": "perturbation: null",
+    "image_ranks": "ranks: image",
+    "label_free": "objective: denoising",
+    "no_rbgm": "class_path: hetpure.addt.Ball",
+    "random_order": "class_path: hetpure.addt.RandomOrder",
+    "reference": "mode: reference",
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_changes_what_it_says_and_nothing_else(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ROOT / "configs" / "train" / "fashion_mnist_addt.yaml"
+    printed = []
+    for configs in ([base], [base, base.parent / "variants" / f"{name}.yaml"]):
+        with pytest.raises(SystemExit) as stop:
+            train.main([f"--config={path}" for path in configs] + ["--print_config"])
+        assert stop.value.code == 0
+        printed.append(capsys.readouterr().out.splitlines())
+    without, laid = printed
+    changed = [line.strip() for line in laid if line not in without]
+    assert VARIANTS[name] in changed
+    kept = ("diffusion:", "guide:", "learning_rate:", "max_steps:", "batch_size:", "seed:")
+    for line in without:
+        if line.strip().startswith(kept):
+            assert line in laid
+
+
+def test_every_variant_is_tested() -> None:
+    found = (ROOT / "configs" / "train" / "variants").glob("*.yaml")
+    assert {path.stem for path in found} == set(VARIANTS)
+
+
 def test_pgd_defaults_are_the_published_addt_attack() -> None:
     attack = PGD()
     assert (attack.steps, attack.eot_samples) == (20, 10)
