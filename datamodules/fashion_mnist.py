@@ -129,6 +129,7 @@ class FashionMNIST(L.LightningDataModule):
         batch_size: int = 64,
         test_split: Literal["test", "validation"] = "test",
         limit: int | None = None,
+        skip: int = 0,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -139,7 +140,8 @@ class FashionMNIST(L.LightningDataModule):
             source: auto takes data_dir, else Debian's folder, else the packaged subset.
             batch_size: images in a batch, on each device.
             test_split: the split that `test_dataloader` gives.
-            limit: evaluate only the first so many samples of that split.
+            limit: evaluate only so many samples of that split.
+            skip: leave out the first so many: images that were looked at before.
             num_workers: processes that load batches.
             seed: with the epoch, decides the order of training.
         """
@@ -147,6 +149,8 @@ class FashionMNIST(L.LightningDataModule):
         for flag, value in (("batch_size", batch_size), ("limit", limit)):
             if value is not None and value < 1:
                 raise InputError(f"--data.{flag} is {value}, allowed is 1 or more")
+        if skip < 0:
+            raise InputError(f"--data.skip is {skip}, allowed is 0 or more")
         if data_dir is not None and source == "packaged":
             raise InputError(
                 f"--data.data_dir {data_dir} contradicts --data.source packaged, which the quick"
@@ -163,6 +167,7 @@ class FashionMNIST(L.LightningDataModule):
         self.batch_size = batch_size
         self.test_split: Split = test_split
         self.limit = limit
+        self.skip = skip
         self.num_workers = num_workers
         self.seed = seed
         self._splits: dict[Split, ImageDataset] = {}
@@ -171,7 +176,8 @@ class FashionMNIST(L.LightningDataModule):
     def description(self) -> str:
         """The evaluated images in a few words, for titles."""
         where = "packaged subset" if self._files is None else "full set"
-        return f"Fashion-MNIST {self.test_split} images ({where})"
+        after = f", after the first {self.skip}" if self.skip else ""
+        return f"Fashion-MNIST {self.test_split} images ({where}{after})"
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the splits that the stage needs and are not read yet (None: all)."""
@@ -205,14 +211,16 @@ class FashionMNIST(L.LightningDataModule):
         return self._in_order(self._splits["validation"])
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """The first `limit` samples of `test_split` in the order of their ids, none left out."""
+        """`limit` samples of `test_split` after the first `skip`, in the order of their ids, none
+        left out."""
         dataset = self._splits[self.test_split]
-        if self.limit is not None and self.limit > len(dataset):
+        limit = len(dataset) - self.skip if self.limit is None else self.limit
+        if limit < 1 or self.skip + limit > len(dataset):
             raise InputError(
-                f"--data.limit is {self.limit}, allowed is at most {len(dataset)}, the"
-                f" {self.test_split} images from {self.origin}"
+                f"--data.limit is {self.limit} after --data.skip {self.skip}, allowed are at most"
+                f" {len(dataset)} together, the {self.test_split} images from {self.origin}"
             )
-        return self._in_order(dataset.take(slice(self.limit)))
+        return self._in_order(dataset.take(slice(self.skip, self.skip + limit)))
 
     def files_sha256(self) -> dict[str, str]:
         """SHA-256 of every data file that this source can read, by file name."""

@@ -161,6 +161,10 @@ def test_evaluation_order_is_fixed_and_loses_no_sample(data: Callable[..., Fashi
     limited = data(batch_size=64, limit=70, seed=5)
     assert ids(limited.test_dataloader()) == ids(limited.test_dataloader()) == whole[:70]
     assert [len(batch["label"]) for batch in limited.test_dataloader()] == [64, 6]
+    later = data(batch_size=64, limit=70, skip=30)
+    assert ids(later.test_dataloader()) == whole[30:100]
+    assert ids(data(batch_size=64, skip=990).test_dataloader()) == whole[990:]
+    assert "after the first 30" in later.description
     validation = data(batch_size=64, test_split="validation", limit=10)
     assert ids(validation.test_dataloader()) == read_packaged("validation").samples[:10].tolist()
     assert len(ids(validation.val_dataloader())) == 500
@@ -225,6 +229,7 @@ def test_files_are_hashed_by_name(data: Callable[..., FashionMNIST]) -> None:
     ("options", "says"),
     [
         ({"limit": 0}, "--data.limit is 0"),
+        ({"skip": -1}, "--data.skip is -1"),
         ({"batch_size": 0}, "--data.batch_size is 0"),
         ({"data_dir": "x", "source": "packaged"}, "contradicts --data.source packaged"),
         ({"data_dir": "no/such"}, "no/such: not all of train-images-idx3-ubyte"),
@@ -239,7 +244,7 @@ def test_unusable_options_are_named(options: dict[str, Any], says: str) -> None:
 def test_more_than_there_is_is_refused() -> None:
     module = FashionMNIST(source="packaged", limit=1_001, batch_size=5_001)
     module.setup()
-    with pytest.raises(InputError, match="--data.limit is 1001, allowed is at most 1000"):
+    with pytest.raises(InputError, match="--data.limit is 1001 after .* allowed are at most 1000"):
         module.test_dataloader()
     with pytest.raises(InputError, match="--data.batch_size is 5001, allowed is at most 5000"):
         module.train_dataloader()
