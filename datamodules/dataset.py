@@ -2,11 +2,10 @@
 
 import hashlib
 from collections.abc import Iterator
-from itertools import islice
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from hetpure.errors import InputError
 
@@ -92,41 +91,37 @@ class EpochSampler(DistributedSampler[int]):
 
     def __init__(self, dataset: ImageDataset, *, seed: int, replicas: int, rank: int) -> None:
         super().__init__(dataset, replicas, rank, shuffle=True, seed=seed, drop_last=True)
+        self.skipped = 0  # samples at the beginning of the next epoch
 
     def __iter__(self) -> Iterator[int]:
         order = epoch_order(len(self.dataset), self.seed, self.epoch)  # type: ignore[arg-type]
-        return iter(order[self.rank : self.total_size : self.num_replicas].tolist())
+        own = order[self.rank : self.total_size : self.num_replicas]
+        return iter(own[self.skipped :].tolist())
 
 
 class ResumableLoader(DataLoader[Sample]):
-    """A loader of whole batches that goes on within an epoch: Lightning keeps its state in
-    checkpoints, so that a training resumed in the middle of an epoch repeats and loses no batch."""
+    """A loader over an `EpochSampler` that goes on within an epoch: Lightning keeps its state in
+    checkpoints, so that a training resumed in the middle of an epoch repeats and loses no batch.
 
-    def __init__(self, dataset: ImageDataset, batch_size: int, sampler: EpochSampler, workers: int):
-        self._batches = _Batches(sampler, batch_size, drop_last=True)
-        self._done = 0
-        super().__init__(dataset, batch_sampler=self._batches, num_workers=workers)
+    The state knows the epoch's length by the data: an epoch that `limit_train_batches` ends early
+    looks unfinished.
+    """
+
+    sampler: EpochSampler
+    batch_size: int
+    given = 0  # batches of this epoch, those before a resume included
 
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
-        batches = super().__iter__()  # with workers it asks for the order more than once
-        self._done, self._batches.skipped = self._batches.skipped, 0
-        for batch in batches:
-            self._done += 1
+        self.given = self.sampler.skipped // self.batch_size
+        for batch in super().__iter__():
+            self.sampler.skipped = 0  # by now it was read, by every worker's loader
+            self.given += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Batches of this epoch that were given."""
-        return {"batches": self._done % len(self)}
+        return {"batches": self.given % len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """The next epoch begins after the batches that the state counts."""
-        self._batches.skipped = state["batches"]
-
-
-class _Batches(BatchSampler):
-    """The first `skipped` batches are left out."""
-
-    skipped = 0
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return islice(super().__iter__(), self.skipped, None)
+        self.sampler.skipped = state["batches"] * self.batch_size

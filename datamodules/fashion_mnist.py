@@ -18,9 +18,9 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mn
 PACKAGED = Path(__file__).parent / "assets" / "fashion_mnist"
 PACKAGED_ORIGIN = "packaged subset (1,000 test, 500 validation, 5,000 train)"
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "test", "unseen"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-FULL_PREFIX = {"train": "train", "validation": "train", "test": "t10k"}
+FULL_PREFIX = {"train": "train", "validation": "train", "test": "t10k", "unseen": "t10k"}
 FULL_COUNT = {"train": 60_000, "t10k": 10_000}
 FULL_NAMES = tuple(
     f"{prefix}-{kind}-ubyte" for prefix in FULL_COUNT for kind in ("images-idx3", "labels-idx1")
@@ -73,8 +73,9 @@ def read_packaged(split: Split) -> ImageDataset:
     return ImageDataset(images, labels, read_idx(files["ids"]), where=str(files["ids"]))
 
 
-def read_full(files: dict[str, Path], split: Literal["train", "test"]) -> ImageDataset:
-    """The full test set, or the full training set without the packaged validation images."""
+def read_full(files: dict[str, Path], split: Literal["train", "test", "unseen"]) -> ImageDataset:
+    """The full test set, the same without the packaged test images (`unseen`), or the full training
+    set without the packaged validation images."""
     prefix = FULL_PREFIX[split]
     images_file = files[f"{prefix}-images-idx3-ubyte"]
     images, labels = read_pair(images_file, files[f"{prefix}-labels-idx1-ubyte"])
@@ -93,7 +94,7 @@ def read_full(files: dict[str, Path], split: Literal["train", "test"]) -> ImageD
             " differs from the packaged copy; give another folder, or check the files"
         )
     kept = torch.ones(len(images), dtype=torch.bool)
-    if split == "train":
+    if split != "test":
         kept[known.samples] = False
     return ImageDataset(images[kept], labels[kept], kept.nonzero().squeeze(1))
 
@@ -127,7 +128,7 @@ class FashionMNIST(L.LightningDataModule):
         data_dir: str | None = None,
         source: Literal["auto", "packaged"] = "auto",
         batch_size: int = 64,
-        test_split: Literal["test", "validation"] = "test",
+        test_split: Literal["test", "validation", "unseen"] = "test",
         limit: int | None = None,
         skip: int = 0,
         num_workers: int = 0,
@@ -139,7 +140,8 @@ class FashionMNIST(L.LightningDataModule):
             data_dir: folder with the four original IDX files, gzipped or plain.
             source: auto takes data_dir, else Debian's folder, else the packaged subset.
             batch_size: images in a batch, on each device.
-            test_split: the split that `test_dataloader` gives.
+            test_split: the split that `test_dataloader` gives; `unseen` are the 9,000 test images
+                that are not packaged.
             limit: evaluate only so many samples of that split.
             skip: leave out the first so many: images that were looked at before.
             num_workers: processes that load batches.
@@ -204,7 +206,9 @@ class FashionMNIST(L.LightningDataModule):
                 f"--data.batch_size is {self.batch_size}, allowed is at most {len(sampler)}, the"
                 f" training images of a device from {self.origin}"
             )
-        return ResumableLoader(dataset, self.batch_size, sampler, self.num_workers)
+        return ResumableLoader(
+            dataset, self.batch_size, sampler=sampler, drop_last=True, num_workers=self.num_workers
+        )
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """The validation split in the order of its ids."""
@@ -230,6 +234,11 @@ class FashionMNIST(L.LightningDataModule):
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     def _read(self, split: Split) -> ImageDataset:
+        if split == "unseen" and self._files is None:
+            raise InputError(
+                "--data.test_split unseen needs the full set: install Debian's"
+                " dataset-fashion-mnist, or give --data.data_dir"
+            )
         if self._files is None or split == "validation":
             return read_packaged(split)
         return read_full(self._files, split)

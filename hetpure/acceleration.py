@@ -53,7 +53,8 @@ def accelerate(denoiser: Denoiser, acceleration: Acceleration) -> Denoiser:
     if not acceleration.active:
         return denoiser
     network = FastNetwork(denoiser.network, acceleration)
-    return Denoiser(network, denoiser.schedule, denoiser.prediction_type)
+    kind = denoiser.prediction_type
+    return Denoiser(network, denoiser.schedule, kind, denoiser.sigma_data)
 
 
 class FastNetwork(nn.Module):

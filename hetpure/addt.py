@@ -75,12 +75,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Found:
-    """A perturbation (B, C, H, W), and what the objective was under the first and the last
-    perturbation that it was asked about (B,); NaN where it was not asked."""
+    """A perturbation (B, C, H, W), and the objective (B,) under the `first` and the `last` of those
+    that it was asked about on the way; NaN where it was not asked."""
 
     perturbation: Tensor
-    before: Tensor
-    after: Tensor
+    first: Tensor
+    last: Tensor
 
 
 class Perturbation(ABC):
@@ -102,14 +102,65 @@ class Perturbation(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankGaussian(Perturbation):
-    """CGPO with RBGM, the paper's: the rank of the summed gradients orders Gaussian noise.
+class Ranked(Perturbation):
+    """A Gaussian perturbation that is mixed into the noise by lambda.
 
     Args:
         scale: standard deviation of the perturbation in model units; .03 belongs to attacks of
             radius 8/255.
         cap: upper bound of lambda.
         ranks: within each `channel`, or within the whole `image`.
+    """
+
+    scale: float = 0.03
+    cap: float = 0.3
+    ranks: Ranks = "channel"
+
+    def __post_init__(self) -> None:
+        check_choice("--model.perturbation.ranks", self.ranks, Ranks)
+        if not (isfinite(self.scale) and self.scale >= 0):
+            raise InputError(f"--model.perturbation.scale must be >= 0, got {self.scale}")
+        if not 0 <= self.cap <= 1:
+            raise InputError(f"--model.perturbation.cap must be in [0, 1], got {self.cap}")
+
+    def ratio(self, level: Level) -> Tensor:
+        return perturbation_ratio(level.snr_root, self.scale, self.cap)
+
+    def mix(self, noise: Tensor, perturbation: Tensor, level: Level) -> Tensor:
+        return mix_noise(noise, perturbation, self.ratio(level))
+
+    def order(self, values: Tensor, noise: RowNoise, step: int) -> Tensor:
+        """RBGM of the values (B, C, H, W), with the Gaussian draw of a step."""
+        draw = noise.normal(Purpose.RANK, values, repeat=step)
+        ties = noise.uniform(Purpose.TIES, values, repeat=step)
+        return rank_gaussian(values, draw, ties, self.ranks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomOrder(Ranked):
+    """The control: RBGM of noise in place of gradients. In law it is noise, so this is clean
+    fine-tuning on other draws.
+
+    Args:
+        scale: as of `Ranked`.
+        cap: as of `Ranked`.
+        ranks: as of `Ranked`.
+    """
+
+    def find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch) -> Found:
+        values = batch.noise.normal(Purpose.PERTURBATION, batch.x0)
+        unknown = values.new_full((len(values),), torch.nan, dtype=torch.float32)
+        return Found(self.order(values, batch.noise, 0), unknown, unknown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankGaussian(Ranked):
+    """CGPO with RBGM, the paper's: the rank of the summed gradients orders Gaussian noise.
+
+    Args:
+        scale: as of `Ranked`.
+        cap: as of `Ranked`.
+        ranks: as of `Ranked`.
         steps: gradients that are summed.
         eot_samples: noise draws of each gradient.
         objective: what is raised: `classification`, the guide's loss on the one-step prediction,
@@ -118,27 +169,19 @@ class RankGaussian(Perturbation):
             then hardly changes x_t: by less than this share of the noise.
     """
 
-    scale: float = 0.03
-    cap: float = 0.3
-    ranks: Ranks = "channel"
     steps: int = 5
     eot_samples: int = 1
     objective: Objective = "classification"
     skip_below: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_ratio(self.scale, self.cap, self.ranks)
+        super().__post_init__()
         _check_ascent(self.steps, self.eot_samples, self.objective)
-        if not 0 <= self.skip_below < 1:
+        if not 0 <= self.skip_below <= self.cap:
             raise InputError(
-                f"--model.perturbation.skip_below must be in [0, 1), got {self.skip_below}"
+                f"--model.perturbation.skip_below must be in [0, cap = {self.cap}], got"
+                f" {self.skip_below}"
             )
-
-    def ratio(self, level: Level) -> Tensor:
-        return perturbation_ratio(level.snr_root, self.scale, self.cap)
-
-    def mix(self, noise: Tensor, perturbation: Tensor, level: Level) -> Tensor:
-        return mix_noise(noise, perturbation, self.ratio(level))
 
     def find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch) -> Found:
         start = batch.noise.normal(Purpose.PERTURBATION, batch.x0)
@@ -151,8 +194,8 @@ class RankGaussian(Perturbation):
         found = self._find(denoiser, guide, batch.rows(asked), start[asked])
         return Found(
             start.index_copy(0, asked, found.perturbation),
-            unknown.index_copy(0, asked, found.before),
-            unknown.index_copy(0, asked, found.after),
+            unknown.index_copy(0, asked, found.first),
+            unknown.index_copy(0, asked, found.last),
         )
 
     def _find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch, start: Tensor) -> Found:
@@ -160,44 +203,10 @@ class RankGaussian(Perturbation):
 
         def move(perturbation: Tensor, gradient: Tensor, step: int) -> Tensor:
             total.add_(gradient)
-            draw = batch.noise.normal(Purpose.RANK, start, repeat=step)
-            ties = batch.noise.uniform(Purpose.TIES, start, repeat=step)
-            return rank_gaussian(total, draw, ties, self.ranks)
+            return self.order(total.to(start.dtype), batch.noise, step)
 
         ask = partial(_ask, denoiser, guide, batch, self.objective, self.mix)
         return _ascend(ask, move, start, self.steps, self.eot_samples)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandomOrder(Perturbation):
-    """The control: RBGM of noise in place of gradients. In law the result is Gaussian noise, so
-    this is clean fine-tuning on other draws.
-
-    Args:
-        scale: as of `RankGaussian`.
-        cap: as of `RankGaussian`.
-        ranks: as of `RankGaussian`.
-    """
-
-    scale: float = 0.03
-    cap: float = 0.3
-    ranks: Ranks = "channel"
-
-    def __post_init__(self) -> None:
-        _check_ratio(self.scale, self.cap, self.ranks)
-
-    def ratio(self, level: Level) -> Tensor:
-        return perturbation_ratio(level.snr_root, self.scale, self.cap)
-
-    def mix(self, noise: Tensor, perturbation: Tensor, level: Level) -> Tensor:
-        return mix_noise(noise, perturbation, self.ratio(level))
-
-    def find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch) -> Found:
-        values = batch.noise.normal(Purpose.PERTURBATION, batch.x0)
-        draw = batch.noise.normal(Purpose.RANK, batch.x0)
-        ties = batch.noise.uniform(Purpose.TIES, batch.x0)
-        unknown = values.new_full((len(values),), torch.nan, dtype=torch.float32)
-        return Found(rank_gaussian(values, draw, ties, self.ranks), unknown, unknown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +292,8 @@ def _ask(
     if objective == "classification":
         assert guide is not None, "the guide's loss needs a guide"
         prediction, _ = denoiser.explain(x, output, batch.level)
-        logits = guide(to_pixels(prediction))
+        # In float64, where 1 - p of a sure classifier is not yet 0: zeros have no order.
+        logits = guide(to_pixels(prediction)).double()
         values = F.cross_entropy(logits, batch.labels, reduction="none")
     else:
         values = _errors(output, denoiser.target(batch.x0, mixed, batch.level))
@@ -300,14 +310,6 @@ def denoising_loss(denoiser: Denoiser, x0: Tensor, level: Level, training_noise:
 
 def _errors(output: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(output.float(), target.float(), reduction="none").flatten(1).mean(1)
-
-
-def _check_ratio(scale: float, cap: float, ranks: Ranks) -> None:
-    check_choice("--model.perturbation.ranks", ranks, Ranks)
-    if not (isfinite(scale) and scale >= 0):
-        raise InputError(f"--model.perturbation.scale must be >= 0, got {scale}")
-    if not 0 <= cap <= 1:
-        raise InputError(f"--model.perturbation.cap must be in [0, 1], got {cap}")
 
 
 def _check_ascent(steps: int, eot_samples: int, objective: Objective) -> None:

@@ -11,9 +11,15 @@ from hetpure.errors import InputError
 from hetpure.noise import Purpose, RowNoise
 from hetpure.schedule import Level, Schedule
 
+NEAR = 0.02  # of signal^2: the SDE and its schedule of T steps differ by some thousandths
+
 
 class Levels(ABC):
     """A distribution of noise levels."""
+
+    @abstractmethod
+    def check(self, schedule: Schedule, prediction_type: str) -> None:
+        """InputError where a network on this schedule cannot be trained at these levels."""
 
     @abstractmethod
     def draw(self, schedule: Schedule, noise: RowNoise, like: Tensor) -> Level:
@@ -32,15 +38,19 @@ class DiscreteLevels(Levels):
     lowest: int = 0
     highest: int | None = None
 
-    def draw(self, schedule: Schedule, noise: RowNoise, like: Tensor) -> Level:
+    def check(self, schedule: Schedule, prediction_type: str) -> None:
         last = len(schedule) - 1
-        highest = last if self.highest is None else self.highest
-        if not 0 <= self.lowest <= highest <= last:
+        if not 0 <= self.lowest <= self._highest(schedule) <= last:
             raise InputError(
-                f"--model.levels takes timesteps {self.lowest} to {highest}: the schedule has 0 to"
-                f" {last}"
+                f"--model.levels takes timesteps {self.lowest} to {self._highest(schedule)}: the"
+                f" schedule has 0 to {last}"
             )
-        drawn = noise.integers(Purpose.TIMESTEP, highest - self.lowest + 1)
+
+    def _highest(self, schedule: Schedule) -> int:
+        return len(schedule) - 1 if self.highest is None else self.highest
+
+    def draw(self, schedule: Schedule, noise: RowNoise, like: Tensor) -> Level:
+        drawn = noise.integers(Purpose.TIMESTEP, self._highest(schedule) - self.lowest + 1)
         return schedule.level(self.lowest + drawn, like)
 
 
@@ -69,11 +79,23 @@ class ContinuousLevels(Levels):
         if not 0 < self.t_min < 1:
             raise InputError(f"--model.levels.t_min must be in (0, 1), got {self.t_min}")
 
+    def check(self, schedule: Schedule, prediction_type: str) -> None:
+        times = torch.linspace(0, 1, len(schedule), dtype=torch.float64)
+        apart = (self._log_alpha(times).exp() - torch.tensor(schedule.alphas_cumprod)).abs().max()
+        if apart > NEAR:
+            raise InputError(
+                "--model.levels ContinuousLevels have other noise levels than the schedule that the"
+                f" network is used on (by up to {float(apart):.2f}): take a linear schedule with"
+                f" beta_start {self.beta_min}/T and beta_end {self.beta_max}/T"
+            )
+
     def draw(self, schedule: Schedule, noise: RowNoise, like: Tensor) -> Level:
         drawn = noise.uniform(Purpose.TIMESTEP, like.new_empty(len(like), dtype=torch.float64))
         t = self.t_min + (1 - self.t_min) * drawn
-        exponent = -(self.beta_max - self.beta_min) * t**2 / 2 - self.beta_min * t
-        return _level(exponent, t * (len(schedule) - 1), like)
+        return _level(self._log_alpha(t), t * (len(schedule) - 1), like)
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        return -(self.beta_max - self.beta_min) * t**2 / 2 - self.beta_min * t
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +116,13 @@ class LogNormalLevels(Levels):
         if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
             raise InputError(
                 f"--model.levels wants a finite mean and std > 0, got {self.mean} and {self.std}"
+            )
+
+    def check(self, schedule: Schedule, prediction_type: str) -> None:
+        if prediction_type != "edm":
+            raise InputError(
+                "--model.levels LogNormalLevels belong to EDM's preconditioning, and this network"
+                f" predicts {prediction_type}: take DiscreteLevels"
             )
 
     def draw(self, schedule: Schedule, noise: RowNoise, like: Tensor) -> Level:

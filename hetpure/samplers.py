@@ -12,11 +12,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-Level = float | Tensor
+Alpha = float | Tensor
 Variance = Literal["fixed_large", "fixed_small"]
 
 
-def add_noise(x0: Tensor, alpha: Level, noise: Tensor) -> Tensor:
+def add_noise(x0: Tensor, alpha: Alpha, noise: Tensor) -> Tensor:
     """q(x0, t, n) = sqrt(abar_t) x0 + sqrt(1 - abar_t) n (DDPM, eq. 4)."""
     x: Tensor = alpha**0.5 * x0 + (1 - alpha) ** 0.5 * noise
     return x

@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser, to_pixels
@@ -11,7 +10,6 @@ from hetpure.samplers import DDPM, Sampler
 from hetpure.schedule import CLEAN
 
 
-@torch.no_grad()
 def draw_images(
     denoiser: Denoiser,
     noise: RowNoise,

@@ -111,7 +111,7 @@ def draw_samples(module: DiffusionTraining, count: int, network_calls: int) -> T
         count, module.unet.config["in_channels"], height, width, device=module.device
     )
     noise = Noise.of(module.seed, Stream.PROBE).on(torch.arange(count, device=module.device))
-    with module.averaged():
+    with torch.no_grad(), module.averaged():
         images = draw_images(module.denoiser, noise, like, network_calls=network_calls)
     return images.movedim(1, -1).cpu()
 

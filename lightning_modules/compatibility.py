@@ -1,6 +1,9 @@
 """Whether networks and data belong together, asked before anything is computed."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
+
+import torch
 
 from hetpure.classifiers import Classifier
 from hetpure.denoiser import Denoiser
@@ -26,6 +29,22 @@ def check_classifier(classifier: Classifier, data: Any) -> None:
     ):
         if theirs is not None and mine != theirs:
             raise InputError(f"the classifier has {mine} {what} and the data {theirs}")
+
+
+def check_size(guide: Classifier, unet: Mapping[str, Any], device: torch.device) -> None:
+    """Raises InputError unless the classifier takes the diffusion network's images."""
+    size = unet["sample_size"]
+    if size is None:
+        return
+    height, width = (size, size) if isinstance(size, int) else size
+    try:
+        with torch.no_grad():
+            guide(torch.zeros(1, unet["in_channels"], height, width, device=device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"the guide does not take the diffusion's {height} x {width} images"
+            f" ({str(error).splitlines()[0][:100]}): give one trained on that size"
+        ) from None
 
 
 def check_denoiser(denoiser: Denoiser, data: Any) -> None:

@@ -1,8 +1,9 @@
 """Training of a diffusion network: ADDT, its variants and controls, and plain training."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -20,12 +21,18 @@ from hetpure.augmentation import flip
 from hetpure.classifiers import Classifier
 from hetpure.denoiser import to_model
 from hetpure.errors import InputError
-from hetpure.levels import DiscreteLevels, Levels, LogNormalLevels
+from hetpure.levels import DiscreteLevels, Levels
 from hetpure.noise import Noise, Purpose, RowNoise, Stream
 from hetpure.schedule import Level
 from hetpure.weights import load_classifier, resolve
-from hetpure.weights.diffusion import denoiser_of, fresh_scheduler, load_scheduler, load_unet
-from lightning_modules.compatibility import check_classifier, check_denoiser
+from hetpure.weights.diffusion import (
+    denoiser_of,
+    fresh_scheduler,
+    load_scheduler,
+    load_unet,
+    set_dropout,
+)
+from lightning_modules.compatibility import check_classifier, check_denoiser, check_size
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class DiffusionTraining(L.LightningModule):
         scheduler: keyword arguments of a fresh diffusers scheduler, where `diffusion` is None:
             `DDPMScheduler`'s, or `EDMEulerScheduler`'s where `preconditioning` is edm.
         preconditioning: of a fresh network: none, or edm (Karras et al. 2022).
+        dropout: of the network's residual blocks, in training; None keeps its config's.
         guide: packaged name or folder of the clean classifier that guides the perturbations;
             not needed where nothing is guided.
         perturbation: how the training noise is perturbed; None is plain diffusion training.
@@ -69,6 +77,7 @@ class DiffusionTraining(L.LightningModule):
         unet: dict[str, Any] | None = None,
         scheduler: dict[str, Any] | None = None,
         preconditioning: Literal["none", "edm"] = "none",
+        dropout: float | None = None,
         guide: str | None = None,
         perturbation: Perturbation | None = None,
         levels: Levels = DiscreteLevels(),  # noqa: B008 (frozen)
@@ -86,6 +95,8 @@ class DiffusionTraining(L.LightningModule):
         super().__init__()
         if (diffusion is None) == (unet is None):
             raise InputError("give one of --model.diffusion (start from it) and --model.unet")
+        if diffusion is not None and preconditioning != "none":
+            raise InputError("--model.preconditioning is that of --model.diffusion: leave it out")
         guided = perturbation is not None and perturbation.objective == "classification"
         if guided and guide is None:
             raise InputError("--model.guide is needed: the perturbation raises a classifier's loss")
@@ -106,12 +117,10 @@ class DiffusionTraining(L.LightningModule):
             folder = resolve(diffusion)
             self.scheduler = load_scheduler(folder)
             network = load_unet(folder).train()  # diffusers loads in eval mode
+        if dropout is not None:
+            set_dropout(network, dropout)
         self.denoiser = denoiser_of(network, self.scheduler)
-        if isinstance(levels, LogNormalLevels) and self.denoiser.prediction_type != "edm":
-            raise InputError(
-                "--model.levels LogNormalLevels belong to EDM's preconditioning, and this network"
-                f" predicts {self.denoiser.prediction_type}: take DiscreteLevels"
-            )
+        levels.check(self.denoiser.schedule, self.denoiser.prediction_type)
         self.ema = EMAModel(
             network.parameters(),
             decay=ema_decay,
@@ -125,11 +134,8 @@ class DiffusionTraining(L.LightningModule):
             for module in (network, *self._guide):
                 module.compile()
         self.last_update: Update | None = None
-        own = {key: value for key, value in network.config.items() if not key.startswith("_")}
-        self._architecture = own | {
-            "prediction_type": self.denoiser.prediction_type,
-            "noise levels": self.denoiser.schedule.alphas_cumprod,
-        }
+        self.gradient_norm: Tensor | None = None  # of the last update, before it was clipped
+        self._architecture = architecture(network.config) | architecture(self.scheduler.config)
 
     @property
     def unet(self) -> UNet2DModel:
@@ -146,6 +152,12 @@ class DiffusionTraining(L.LightningModule):
         check_denoiser(self.denoiser, data)
         if self.guide is not None:
             check_classifier(self.guide.to(self.device), data)
+            check_size(self.guide, self.unet.config, self.device)
+        if self.perturbation is not None and self.trainer.precision == "16-mixed":
+            raise InputError(
+                "--trainer.precision 16-mixed loses the small gradients that perturbations are"
+                " ranked by: take bf16-mixed or 32-true"
+            )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         noise = Noise.of(self.seed, Stream.TRAIN, self.global_step).on(batch["sample"])
@@ -154,12 +166,23 @@ class DiffusionTraining(L.LightningModule):
             images = flip(images, noise)
         # Dropout is drawn from torch's generator, which no checkpoint holds.
         torch.manual_seed(int(noise.words(Purpose.AUGMENTATION, 1, 0, 1)[0, 0]))
-        self.last_update = self.losses(to_model(images), batch["label"], noise)
-        loss = self.last_update.losses.mean()
+        update = self.losses(to_model(images), batch["label"], noise)
+        self.last_update = replace(update, losses=update.losses.detach())
+        self._samples = batch["sample"]
+        loss = update.losses.mean()
         if not loss.isfinite():
-            self._stop(batch["sample"], float(loss))
+            self._stop(f"the loss is {float(loss):g}")
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.trainer.precision == "16-mixed":  # its scaler leaves such updates out
+            return
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+        self.gradient_norm = torch.linalg.vector_norm(norms)
+        if not self.gradient_norm.isfinite():
+            self._stop(f"the gradient's norm is {float(self.gradient_norm):g}")
 
     def losses(self, x0: Tensor, labels: Tensor, noise: RowNoise) -> Update:
         """The update's losses of images in model units under addressed noise."""
@@ -174,16 +197,21 @@ class DiffusionTraining(L.LightningModule):
 
     @contextmanager
     def _searching(self) -> Iterator[None]:
-        """The mode in which perturbations are looked for."""
-        if self.mode == "reference":
-            yield
-            return
-        with evaluating(self.denoiser):
-            yield
+        """The mode in which perturbations are looked for. The weights are frozen: a compiled
+        network's backward pass would else compute their gradients too, to throw them away."""
+        frozen = [weight for weight in self.denoiser.parameters() if weight.requires_grad]
+        for weight in frozen:
+            weight.requires_grad_(False)
+        try:
+            with evaluating(self.denoiser) if self.mode == "efficient" else nullcontext():
+                yield
+        finally:
+            for weight in frozen:
+                weight.requires_grad_(True)
 
-    def _stop(self, samples: Tensor, loss: float) -> NoReturn:
-        """Ends a training whose loss is no number; the weights are those before this update."""
-        said = f"the loss of update {self.global_step} is {loss}, of samples {samples.tolist()}"
+    def _stop(self, what: str) -> NoReturn:
+        """Ends a training that computes no numbers; the weights are those before this update."""
+        said = f"update {self.global_step}: {what}, of samples {self._samples.tolist()}"
         if self.trainer.world_size == 1:
             run = Path(self.trainer.log_dir or self.trainer.default_root_dir)
             path = run / "checkpoints" / "before-nan.ckpt"
@@ -203,13 +231,15 @@ class DiffusionTraining(L.LightningModule):
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The network with the averaged weights, in eval mode."""
-        self.ema.store(self.unet.parameters())
-        self.ema.copy_to(self.unet.parameters())
+        parameters = list(self.unet.parameters())
+        own = [parameter.detach().clone() for parameter in parameters]
+        self.ema.copy_to(parameters)
         try:
             with evaluating(self.denoiser):
                 yield
         finally:
-            self.ema.restore(self.unet.parameters())
+            for parameter, value in zip(parameters, own, strict=True):
+                parameter.data.copy_(value)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimiser = torch.optim.AdamW(
@@ -235,11 +265,21 @@ class DiffusionTraining(L.LightningModule):
         checkpoint["architecture"] = self._architecture
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        theirs = checkpoint.get("architecture", {})
-        for name, mine in self._architecture.items():
-            if theirs.get(name) != mine:
+        theirs = checkpoint.get("architecture")
+        if theirs is None:
+            raise InputError("--ckpt_path holds no diffusion training of this version")
+        for name in sorted(self._architecture.keys() | theirs.keys()):
+            mine, other = self._architecture.get(name), theirs.get(name)
+            if mine != other:
                 raise InputError(
-                    f"--ckpt_path is of another network: its {name} is {theirs.get(name)!r}, that"
-                    f" of --model is {mine!r}"
+                    f"--ckpt_path is of another network: its {name} is {other!r}, that of --model"
+                    f" is {mine!r}"
                 )
         self.ema.load_state_dict(checkpoint["ema"])
+
+
+def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What must agree for one training to go on from another's checkpoint, as JSON holds it."""
+    own = {key: value for key, value in config.items() if not key.startswith("_")}
+    kept: dict[str, Any] = json.loads(json.dumps(own))
+    return kept

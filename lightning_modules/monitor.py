@@ -31,27 +31,20 @@ class TrainingMonitor(Callback):
     """Logs, every `log_every_n_steps` of the trainer, what an update was made of.
 
     `train/loss_<first>_<last>`: mean loss of the rows whose level lies between these indices of
-    the schedule; `train/guide_before`, `train/guide_after`: the objective under the first and the
-    last perturbation that was asked; `train/lambda`, `train/gradient_norm` (before clipping),
-    `train/ema_decay`, `train/images_per_second`; and a histogram of the perturbations.
+    the schedule; `train/objective_first`, `train/objective_last`: under the first and the last
+    perturbation that was asked; `train/lambda`, `train/gradient_norm` (before clipping),
+    `train/ema_decay`, `train/images_per_second` (of training alone); and a histogram of the
+    perturbations.
     """
 
     def __init__(self) -> None:
-        self._images = 0
-        self._since = 0.0
+        self._images, self._seconds, self._began = 0, 0.0, 0.0
+        self._told_at = 0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._images, self._since = 0, time.perf_counter()
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
     ) -> None:
-        if _due(trainer):
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            norm = torch.linalg.vector_norm(
-                torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
-            )
-            pl_module.log("train/gradient_norm", norm)
+        self._began = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -63,24 +56,37 @@ class TrainingMonitor(Callback):
     ) -> None:
         if not isinstance(pl_module, DiffusionTraining) or pl_module.last_update is None:
             return
+        self._seconds += time.perf_counter() - self._began
         self._images += len(batch["image"]) * trainer.world_size
-        if not _due(trainer, after=True):
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or step % every or step == self._told_at:
             return
-        seconds = time.perf_counter() - self._since
-        rate = self._images / seconds
-        self._images, self._since = 0, time.perf_counter()
-        pl_module.log("train/images_per_second", rate, prog_bar=True)
-        pl_module.log("train/ema_decay", float(pl_module.ema.cur_decay_value or 0.0))
-        pl_module.log_dict(described(pl_module, pl_module.last_update))
+        self._told_at = step
+        told = described(pl_module, pl_module.last_update)
+        told["train/images_per_second"] = self._images / self._seconds
+        told["train/ema_decay"] = float(pl_module.ema.cur_decay_value or 0.0)
+        if pl_module.gradient_norm is not None:
+            told["train/gradient_norm"] = float(pl_module.gradient_norm)
+        self._images, self._seconds = 0, 0.0
+        tell(trainer, pl_module, told, shown="train/images_per_second")
         found = pl_module.last_update.found
         for logger in trainer.loggers:
             if found is not None and isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_histogram(
-                    "perturbation", found.perturbation.float(), trainer.global_step
-                )
+                logger.experiment.add_histogram("perturbation", found.perturbation.float(), step)
 
 
-def described(module: DiffusionTraining, update: Update) -> dict[str, Tensor]:
+def tell(
+    trainer: L.Trainer, module: L.LightningModule, values: dict[str, float], *, shown: str
+) -> None:
+    """To the loggers at this very update, and to whoever reads `callback_metrics`; one of them is
+    shown in the progress bar."""
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.global_step)
+    for name, value in values.items():
+        module.log(name, value, logger=False, prog_bar=name == shown)
+
+
+def described(module: DiffusionTraining, update: Update) -> dict[str, float]:
     """The scalars of an update; a bucket without rows is left out."""
     levels, count = module.denoiser.schedule.alphas_cumprod, len(module.denoiser.schedule)
     edges = [k * count // BUCKETS for k in range(BUCKETS + 1)]
@@ -92,14 +98,14 @@ def described(module: DiffusionTraining, update: Update) -> dict[str, Tensor]:
     for k, (first, after) in enumerate(pairwise(edges)):
         rows = bucket == k
         if rows.any():
-            found[f"train/loss_{first}_{after - 1}"] = update.losses.detach()[rows].mean()
+            found[f"train/loss_{first}_{after - 1}"] = float(update.losses[rows].mean())
     if module.perturbation is not None and update.found is not None:
         ratio = module.perturbation.ratio(update.level)
         if ratio is not None:
-            found["train/lambda"] = ratio.mean()
-        for name, values in (("before", update.found.before), ("after", update.found.after)):
+            found["train/lambda"] = float(ratio.mean())
+        for name, values in (("first", update.found.first), ("last", update.found.last)):
             if values.isfinite().any():
-                found[f"train/guide_{name}"] = values.nanmean()
+                found[f"train/objective_{name}"] = float(values.nanmean())
     return found
 
 
@@ -108,8 +114,8 @@ class RobustProbe(Callback):
     attacker knows (DW-box): what the training is for, and cheap, since one draw is all.
 
     Logs `probe/robust` and `probe/clean`, the shares of images that stay right, before the first
-    update and then every `every_n_steps`. A ModelCheckpoint with `monitor: probe/robust` and
-    `mode: max` keeps the best.
+    update (to the loggers) and then every `every_n_steps`. A ModelCheckpoint with
+    `monitor: probe/robust`, `mode: max` and as many steps between two keeps the best.
 
     Args:
         classifier: packaged name or folder of the classifier that is defended.
@@ -137,32 +143,37 @@ class RobustProbe(Callback):
         self.images = images
         self.every_n_steps = every_n_steps
         self.seed = seed
-        self._batch: dict[str, Tensor] | None = None
-        self._probed_at = -1
+        self._probed_at = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._batch = first_images(trainer, self.images)
-        self._probe(trainer, pl_module)
+        if isinstance(pl_module, DiffusionTraining):
+            # Not to `callback_metrics`: what is logged here counts for the whole epoch.
+            found = self.probe(trainer, pl_module)
+            for logger in trainer.loggers:
+                logger.log_metrics(found, step=trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
     ) -> None:
-        if trainer.global_step % self.every_n_steps == 0:
-            self._probe(trainer, pl_module)
+        step = trainer.global_step
+        due = step % self.every_n_steps == 0 and step != self._probed_at
+        if due and isinstance(pl_module, DiffusionTraining):
+            self._probed_at = step
+            found = self.probe(trainer, pl_module)
+            tell(trainer, pl_module, found, shown="probe/robust")
 
-    def _probe(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not isinstance(pl_module, DiffusionTraining) or self._probed_at == trainer.global_step:
-            return
-        assert self._batch is not None
-        self._probed_at = trainer.global_step
+    def probe(self, trainer: L.Trainer, pl_module: DiffusionTraining) -> dict[str, float]:
+        """Of the averaged weights as they are now."""
+        batch = first_images(trainer, self.images)
         with pl_module.averaged():  # a defence freezes its networks: not those that are trained
             denoiser = copy.deepcopy(pl_module.denoiser)
         defense = Defense(self.classifier, self.purifier, denoiser).to(pl_module.device)
-        block = Block(
-            *(self._batch[key].to(pl_module.device) for key in ("image", "label", "sample"))
-        )
-        pl_module.log("probe/clean", self._accuracy(defense, NullAttack(), block))
-        pl_module.log("probe/robust", self._accuracy(defense, self.attack, block), prog_bar=True)
+        keys = ("image", "label", "sample")
+        block = Block(*(batch[key].to(pl_module.device) for key in keys))
+        return {
+            "probe/clean": self._accuracy(defense, NullAttack(), block),
+            "probe/robust": self._accuracy(defense, self.attack, block),
+        }
 
     def _accuracy(self, defense: Defense, attack: Attack, block: Block) -> float:
         cell = Cell("probe", attack, ("forward", "reverse"))
@@ -200,14 +211,17 @@ class FeatureFID(Callback):
         self.network_calls = network_calls
         self.every_n_steps = every_n_steps
         self.seed = seed
+        self._measured_at = 0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
     ) -> None:
-        if not isinstance(pl_module, DiffusionTraining):
-            return
-        if trainer.global_step % self.every_n_steps == 0:
-            pl_module.log("fid", self.distance(trainer, pl_module), prog_bar=True)
+        step = trainer.global_step
+        due = step % self.every_n_steps == 0 and step != self._measured_at
+        if due and isinstance(pl_module, DiffusionTraining):
+            self._measured_at = step
+            found = {"fid": self.distance(trainer, pl_module)}
+            tell(trainer, pl_module, found, shown="fid")
 
     def distance(self, trainer: L.Trainer, module: DiffusionTraining) -> float:
         """Of what the averaged weights draw now."""
@@ -215,7 +229,7 @@ class FeatureFID(Callback):
         batch = first_images(trainer, self.images)
         for images in batch["image"].split(CHUNK):
             distance.update(images.to(module.device), real=True)
-        with module.averaged():
+        with torch.no_grad(), module.averaged():
             for samples in batch["sample"].split(CHUNK):
                 noise = Noise.of(self.seed, Stream.PROBE).on(samples.to(module.device))
                 like = batch["image"][: len(samples)].to(module.device)
@@ -256,9 +270,3 @@ def first_images(trainer: L.Trainer, count: int) -> dict[str, Tensor]:
         if sum(len(one["image"]) for one in found) >= count:
             break
     return {key: torch.cat([one[key] for one in found])[:count] for key in found[0]}
-
-
-def _due(trainer: L.Trainer, *, after: bool = False) -> bool:
-    """Whether this update is one that the trainer logs."""
-    update = trainer.global_step if after else trainer.global_step + 1
-    return update % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusers import DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
+from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from hetpure.denoiser import Denoiser
@@ -35,6 +36,16 @@ def denoiser_of(network: nn.Module, scheduler: Scheduler) -> Denoiser:
         schedule = linear_schedule(config["num_train_timesteps"])
         return Denoiser(network, schedule, "edm", config["sigma_data"])
     return Denoiser(network, schedule_of(scheduler), config["prediction_type"])
+
+
+def set_dropout(network: nn.Module, share: float) -> None:
+    """Of the residual blocks, as a UNet2DModel's own `dropout` is; its config says so too."""
+    if not 0 <= share < 1:
+        raise InputError(f"--model.dropout must be in [0, 1), got {share}")
+    for module in network.modules():
+        if isinstance(module, ResnetBlock2D):
+            module.dropout.p = share
+    network.register_to_config(dropout=share)  # type: ignore[operator]
 
 
 def fresh_scheduler(preconditioning: Literal["none", "edm"], config: dict[str, Any]) -> Scheduler:

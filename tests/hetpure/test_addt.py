@@ -261,8 +261,8 @@ def test_the_last_perturbation_is_rbgm_of_the_summed_gradients() -> None:
         )
     found = perturbation.find(Denoiser(Zero(), SCHEDULE), guide, data)
     assert torch.equal(found.perturbation, delta)
-    torch.testing.assert_close(found.before, losses[0].float())
-    torch.testing.assert_close(found.after, losses[-1].float())
+    torch.testing.assert_close(found.first, losses[0].float())
+    torch.testing.assert_close(found.last, losses[-1].float())
 
 
 def search(perturbation: Perturbation, data: Batch | None = None, **unet: Any) -> Found:
@@ -289,7 +289,26 @@ def test_no_gradient_reaches_the_weights(perturbation: Perturbation) -> None:
     assert all(parameter.requires_grad for parameter in parameters)
     assert all(parameter.grad is None for parameter in parameters)
     assert not found.perturbation.requires_grad
-    assert not found.before.requires_grad and not found.after.requires_grad
+    assert not found.first.requires_grad and not found.last.requires_grad
+
+
+def test_a_guide_that_is_sure_still_orders_the_perturbation() -> None:
+    """Of logits 60 apart float32 knows no gradient, and zeros would be ranked at random."""
+    data = batch(4)
+    guide = linear_guide()
+    with torch.no_grad():
+        right = 200 * F.one_hot(data.labels, CLASSES).float()
+
+    def sure(pixels: Tensor) -> Tensor:
+        return guide(pixels) + 0.3 * right
+
+    x0 = data.x0.float()
+    data = Batch(x0, data.labels, SCHEDULE.level(data.level.time, x0), data.noise)
+    denoiser = Denoiser(tiny_unet(), SCHEDULE)
+    found = RankGaussian(steps=1).find(denoiser, sure, data).perturbation
+    other = RankGaussian(steps=1).find(denoiser, guide, data).perturbation
+    for one, same in zip(found.flatten(1), other.flatten(1), strict=True):
+        assert torch.corrcoef(torch.stack((one, same)))[0, 1] > 0.5
 
 
 def test_frozen_networks_can_guide() -> None:
@@ -339,8 +358,8 @@ def test_rows_below_a_threshold_are_random_and_cost_no_call() -> None:
     start = data.noise.normal(Purpose.PERTURBATION, data.x0)
     assert torch.equal(found.perturbation[skipped], start[skipped])
     assert torch.equal(found.perturbation[~skipped], whole.perturbation[~skipped])
-    assert found.before.isnan().equal(skipped) and found.after.isnan().equal(skipped)
-    nothing = counted(RankGaussian(skip_below=0.99))
+    assert found.first.isnan().equal(skipped) and found.last.isnan().equal(skipped)
+    nothing = counted(RankGaussian(scale=1e-6, skip_below=0.3))
     assert len(calls) == 10 and torch.equal(nothing.perturbation, start)
 
 
@@ -404,7 +423,7 @@ def test_random_order_is_gaussian_and_knows_nothing_of_image_or_label() -> None:
     other = search(RandomOrder(), replace(data, x0=-data.x0, labels=(data.labels + 1) % CLASSES))
     assert torch.equal(found.perturbation, other.perturbation)
     assert stats.kstest(found.perturbation.flatten().numpy(), "norm").pvalue > 1e-3
-    assert found.before.isnan().all()
+    assert found.first.isnan().all()
 
 
 def test_a_ball_moves_the_image_and_the_target() -> None:
@@ -433,7 +452,7 @@ def test_a_ball_moves_the_image_and_the_target() -> None:
         (lambda: RankGaussian(steps=0), "steps"),
         (lambda: Ball(eot_samples=0), "eot_samples"),
         (lambda: Ball(epsilon=Number(0)), "epsilon"),
-        (lambda: RankGaussian(skip_below=1.0), "skip_below"),
+        (lambda: RankGaussian(skip_below=0.31), "skip_below"),
         (lambda: Ball(objective="x"), "objective"),  # type: ignore[arg-type]
     ],
 )
@@ -507,7 +526,7 @@ def test_other_processes_have_lambda_of_their_own_level(
     denoiser = Denoiser(tiny_unet().double(), SCHEDULE, prediction)
     data = replace(data, level=level)
     found = RankGaussian().find(denoiser, linear_guide().double(), data)
-    assert found.perturbation.isfinite().all() and found.after.isfinite().all()
+    assert found.perturbation.isfinite().all() and found.last.isfinite().all()
 
 
 def test_without_strength_the_loss_is_plain_ddpm_loss() -> None:

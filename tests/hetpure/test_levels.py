@@ -10,7 +10,7 @@ from scipy import stats
 from hetpure.errors import InputError
 from hetpure.levels import ContinuousLevels, DiscreteLevels, Levels, LogNormalLevels
 from hetpure.noise import Noise, RowNoise, Stream
-from hetpure.schedule import linear_schedule
+from hetpure.schedule import cosine_schedule, linear_schedule
 
 SCHEDULE = linear_schedule()
 COUNT = 4000
@@ -92,4 +92,16 @@ def test_impossible_settings(kind: Any, settings: dict[str, float], said: str) -
 )
 def test_timesteps_beyond_the_schedule_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(InputError, match="the schedule has 0 to 999"):
-        DiscreteLevels(**settings).draw(SCHEDULE, rows(), LIKE)
+        DiscreteLevels(**settings).check(SCHEDULE, "epsilon")
+
+
+def test_levels_must_be_those_of_the_network() -> None:
+    for levels in (DiscreteLevels(), ContinuousLevels(), DiscreteLevels(highest=999)):
+        levels.check(SCHEDULE, "epsilon")
+    LogNormalLevels().check(SCHEDULE, "edm")
+    with pytest.raises(InputError, match="EDM's preconditioning"):
+        LogNormalLevels().check(SCHEDULE, "epsilon")
+    with pytest.raises(InputError, match="other noise levels"):
+        ContinuousLevels().check(cosine_schedule(), "epsilon")
+    with pytest.raises(InputError, match="other noise levels"):
+        ContinuousLevels(beta_max=10).check(SCHEDULE, "epsilon")

@@ -81,13 +81,15 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, EventAcc
 def test_scalars_are_logged_every_n_updates(watched: tuple[Trainer, EventAccumulator]) -> None:
     events = watched[1]
     names = set(events.Tags()["scalars"])
-    wanted = {"train/loss", "train/guide_before", "train/guide_after", "train/lambda"}
+    wanted = {"train/loss", "train/objective_first", "train/objective_last", "train/lambda"}
     wanted |= {"train/gradient_norm", "train/ema_decay", "train/images_per_second"}
     wanted |= {"probe/robust", "probe/clean", "fid", "lr-AdamW"}
     assert wanted <= names
     assert any(name.startswith("train/loss_") for name in names)
-    for name in ("train/lambda", "train/gradient_norm"):
-        assert len(events.Scalars(name)) == 2
+    steps = {"train/lambda": [2, 4], "train/gradient_norm": [2, 4], "fid": [4]}
+    steps |= {"probe/robust": [0, 2, 4], "probe/clean": [0, 2, 4]}
+    for name, at in steps.items():
+        assert [event.step for event in events.Scalars(name)] == at, name
     assert events.Tags()["histograms"] == ["perturbation"]
     assert events.Tags()["images"] == ["samples"]
     assert 0 < events.Scalars("train/gradient_norm")[0].value < 100
@@ -100,15 +102,18 @@ def test_the_best_checkpoint_is_kept_by_the_probe(
     trainer = watched[0]
     best = trainer.checkpoint_callback
     assert isinstance(best, ModelCheckpoint)
-    values = [event.value for event in watched[1].Scalars("probe/robust")]
+    values = {event.step: event.value for event in watched[1].Scalars("probe/robust")}
     assert best.best_model_score is not None
-    assert float(best.best_model_score) == pytest.approx(max(values[-2:]))
+    assert float(best.best_model_score) == pytest.approx(max(values[2], values[4]))
+    kept = int(Path(best.best_model_path).stem.removeprefix("step="))
+    assert values[kept] == pytest.approx(float(best.best_model_score))
 
 
 def test_the_probe_is_the_evaluations_own_locked_accuracy(tmp_path: Path) -> None:
-    """Of the averaged weights; before the first update those of the packaged network."""
-    probe = RobustProbe("fashion_mnist_wrn", PURIFIER, ATTACK, images=12, every_n_steps=100)
-    trainer = train(tmp_path, [probe], updates=1)
+    """Of the averaged weights, which an update of size zero leaves those of the packaged network."""
+    probe = RobustProbe("fashion_mnist_wrn", PURIFIER, ATTACK, images=12, every_n_steps=1)
+    still = {"learning_rate": 0.0, "weight_decay": 0.0}
+    trainer = train(tmp_path, [probe], updates=1, **still)
     data = FashionMNIST(source="packaged", batch_size=12)
     data.setup("validate")
     batch = next(iter(data.val_dataloader()))
@@ -160,9 +165,9 @@ def test_losses_are_told_by_the_level_they_were_computed_at() -> None:
 @pytest.mark.parametrize(
     ("perturbation", "names"),
     [
-        (RankGaussian(), {"lambda", "guide_before", "guide_after"}),
+        (RankGaussian(), {"lambda", "objective_first", "objective_last"}),
         (RandomOrder(), {"lambda"}),
-        (Ball(), {"guide_before", "guide_after"}),
+        (Ball(), {"objective_first", "objective_last"}),
     ],
     ids=["rank", "random", "ball"],
 )
@@ -178,7 +183,7 @@ def test_what_a_perturbation_does_not_know_is_not_told(
     told = described(module, update([0.9, 0.5], [1.0, 1.0], found))
     assert {name.removeprefix("train/") for name in told if "loss" not in name} == names
     if asked:
-        assert float(told["train/guide_after"]) == 2.0  # the mean of those that were asked
+        assert float(told["train/objective_last"]) == 2.0  # the mean of those that were asked
 
 
 def test_fid_is_that_of_the_classifiers_last_features(tmp_path: Path) -> None:

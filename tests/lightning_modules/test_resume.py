@@ -1,5 +1,6 @@
 """A diffusion training that is stopped and goes on: the same weights, the same batches."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,16 +113,22 @@ def test_another_network_does_not_go_on(whole: Any, tmp_path: Path) -> None:
         train(tmp_path, 8, whole[0] / "step=3.ckpt", scheduler=scheduler)
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_state(tmp_path: Path) -> None:
-    """It names the update and the samples, and a checkpoint holds the weights before it."""
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_no_number_stops_and_keeps_the_state(what: str, tmp_path: Path) -> None:
+    """The update and its samples are named, and a checkpoint holds the weights before it; also
+    where only the gradient is not finite, which clipping would turn into NaN weights."""
     module = DiffusionTraining(unet=UNET, learning_rate=1e-3)
-    broken = DiffusionTraining.losses
+    whole = DiffusionTraining.losses
 
     def losses(self: DiffusionTraining, *given: Any) -> Any:
-        update = broken(self, *given)
-        if self.global_step == 2:
-            update.losses[0] = torch.nan
-        return update
+        update = whole(self, *given)
+        if self.global_step < 2:
+            return update
+        if what == "loss":
+            return replace(update, losses=update.losses + torch.nan)
+        # The root's derivative at 0 is infinite.
+        weight = next(self.unet.parameters())
+        return replace(update, losses=update.losses + (weight * 0).sum().sqrt())
 
     module.losses = losses.__get__(module)  # type: ignore[method-assign]
     trainer = Trainer(
@@ -132,11 +139,13 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_state(tmp_path: Path) -> N
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
+        gradient_clip_val=1.0,
     )
-    with pytest.raises(InputError, match="loss of update 2 is nan, of samples") as error:
+    with pytest.raises(InputError, match=rf"update 2: the {what}.* is nan, of samples") as error:
         trainer.fit(module, FashionMNIST(source="packaged", batch_size=50))
     path = tmp_path / "checkpoints" / "before-nan.ckpt"
     assert str(path) in str(error.value)
     state = torch.load(path, weights_only=True)
     assert state["global_step"] == 2
     assert all(value.isfinite().all() for value in state["state_dict"].values())
+    assert all(value.isfinite().all() for value in state["ema"]["shadow_params"])
