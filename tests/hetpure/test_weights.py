@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hetpure.acceleration import Acceleration, accelerate
 from hetpure.classifiers import Classifier, WideResNet
+from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.noise import Noise, Purpose, Stream
+from hetpure.levels import LogNormalLevels
+from hetpure.noise import Noise, Purpose, Stream, noise_for
 from hetpure.schedule import linear_schedule
 from hetpure.weights import (
     ASSETS,
@@ -27,6 +30,7 @@ from hetpure.weights import (
     save_classifier,
     save_diffusion,
 )
+from hetpure.weights.diffusion import set_dropout
 from hetpure.weights.folders import weights_file
 
 CONFIG: dict[str, Any] = {
@@ -55,8 +59,9 @@ def classifier_folder(tmp_path: Path) -> tuple[Path, Classifier]:
     return folder, classifier.eval()
 
 
-def tiny_unet() -> UNet2DModel:
+def tiny_unet(**changes: Any) -> UNet2DModel:
     return UNet2DModel(
+        **changes,
         sample_size=8,
         block_out_channels=(8, 16),
         norm_num_groups=4,
@@ -158,6 +163,56 @@ def test_schedule_and_prediction_type_come_from_the_folder(tmp_path: Path) -> No
     levels = tuple(DDPMScheduler(**settings).alphas_cumprod.double().tolist())
     assert denoiser.schedule.alphas_cumprod == levels
     assert denoiser.prediction_type == "v_prediction"
+
+
+def test_edms_preconditioning_comes_from_the_folder(tmp_path: Path) -> None:
+    """Also into the accelerated call, which is built anew."""
+    unet = tiny_unet()
+    save_diffusion(tmp_path / "edm", unet, EDMEulerScheduler(sigma_data=0.7))
+    denoiser = load_denoiser(tmp_path / "edm")
+    assert same_as(denoiser.network, unet)
+    assert (denoiser.prediction_type, denoiser.sigma_data) == ("edm", 0.7)
+    assert denoiser.schedule == linear_schedule()
+    fast = accelerate(denoiser, Acceleration(channels_last=True))
+    x = 2 * pixels() - 1
+    torch.testing.assert_close(fast.predict(x, 300)[0], denoiser.predict(x, 300)[0])
+    pipeline = DDPMPipeline.from_pretrained(str(tmp_path / "edm"), local_files_only=True)
+    assert isinstance(pipeline.scheduler, EDMEulerScheduler)
+    config = tmp_path / "edm" / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("0.7", "0"))
+    with pytest.raises(InputError, match="sigma_data > 0"):
+        load_denoiser(tmp_path / "edm")
+
+
+def test_diffusers_and_we_precondition_alike() -> None:
+    """The x0 that diffusers' own EDM scheduler makes of an output, sigma and noisy image."""
+    scheduler = EDMEulerScheduler(sigma_data=0.5)
+    network = tiny_unet()
+    denoiser = Denoiser(network, linear_schedule(), "edm")
+    x0 = 2 * pixels() - 1
+    level = LogNormalLevels().draw(linear_schedule(), noise_for(x0), x0)
+    for row in range(len(x0)):
+        sigma = level.time[row]
+        noisy = x0[row : row + 1] + sigma * torch.ones_like(x0[:1])
+        scaled = scheduler.precondition_inputs(noisy, sigma)
+        with torch.no_grad():
+            output = network(scaled, scheduler.precondition_noise(sigma).reshape(1)).sample
+            theirs = scheduler.precondition_outputs(noisy, output, sigma)
+            only = level.rows(torch.tensor([row]))
+            ours, _ = denoiser.predict(only.signal * noisy, only)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_of_a_loaded_network() -> None:
+    """That of its residual blocks, as a fresh network's is; its config tells."""
+    fresh, loaded = tiny_unet(dropout=0.3), tiny_unet()
+    set_dropout(loaded, 0.3)
+    for one, other in zip(fresh.modules(), loaded.modules(), strict=True):
+        if isinstance(one, nn.Dropout):
+            assert one.p == other.p
+    assert loaded.config["dropout"] == 0.3
+    with pytest.raises(InputError, match="--model.dropout"):
+        set_dropout(loaded, 1.0)
 
 
 def test_diffusers_reads_what_we_write(tmp_path: Path) -> None:

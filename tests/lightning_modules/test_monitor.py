@@ -110,7 +110,7 @@ def test_the_best_checkpoint_is_kept_by_the_probe(
 
 
 def test_the_probe_is_the_evaluations_own_locked_accuracy(tmp_path: Path) -> None:
-    """Of the averaged weights, which an update of size zero leaves those of the packaged network."""
+    """Of the averaged weights, which an update of size zero leaves as they were packaged."""
     probe = RobustProbe("fashion_mnist_wrn", PURIFIER, ATTACK, images=12, every_n_steps=1)
     still = {"learning_rate": 0.0, "weight_decay": 0.0}
     trainer = train(tmp_path, [probe], updates=1, **still)
