@@ -1,19 +1,25 @@
 """Does ADDT make a diffusion purify? Trains, evaluates and tells, as written down in docs/addt.md.
 
-    python benchmarks/addt_experiment.py            # hours; started again it goes on
-    python benchmarks/addt_experiment.py --report   # from what is there: the planned contrast
+    python benchmarks/addt_experiment.py tune       # scale and updates, on validation images: hours
+    python benchmarks/addt_experiment.py            # trainings and evaluations: hours
+    python benchmarks/addt_experiment.py report     # the tables, from what is there
 
-Trainings are `configs/train/fashion_mnist_addt.yaml` and its variants, from one DDPM, with the same
-number of updates on the same order of images for each seed; only their configs differ.
+Started again each goes on where it was stopped. Trainings are
+`configs/train/fashion_mnist_addt.yaml` and its variants, from one DDPM, with the same number of
+updates on the same order of images for each seed; only their configs differ.
 """
 
 import argparse
+import hashlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.records import RunFolder
@@ -23,7 +29,7 @@ from hetpure.weights import folder_hash
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "configs" / "train" / "fashion_mnist_addt.yaml"
-RUNS = Path("runs/addt")
+RUNS = ROOT / "runs" / "addt"
 SEEDS = (0, 1)
 TRAININGS = {
     "addt": SEEDS,
@@ -33,30 +39,77 @@ TRAININGS = {
     "label_free": (0,),
 }
 EVALUATIONS = ("addt_primary", "addt_secondary")
-PRIMARY = Path("runs/evaluate/addt_primary")
+LOCKED = "dw-both"
+CONTRASTS = [
+    ("addt", "clean"),
+    ("random_order", "clean"),
+    ("no_rbgm", "clean"),
+    ("addt", "no_rbgm"),
+]
+SCALES, TUNED_UPDATES = (0.03, 0.06, 0.12), 1050
 
 
-def train(variant: str, seed: int) -> None:
-    """One training into `runs/addt/weights/VARIANT-SEED`; one that was stopped goes on."""
-    weights = RUNS / "weights" / f"{variant}-{seed}"
-    if weights.exists():
+def run_training(run: Path, configs: Sequence[Path], options: Sequence[str]) -> None:
+    """`train.py` into `run`, from its last checkpoint where there is one; nothing where `run` has
+    the same training's weights, SystemExit where it has another's."""
+    command = ["train.py", *(f"--config={path.relative_to(ROOT)}" for path in configs), *options]
+    settings = hashlib.sha256(b"".join(path.read_bytes() for path in configs)).hexdigest()
+    made_by = " ".join(command) + f"\n{settings}\n"
+    note = run / "made_by.txt"
+    if note.exists() and note.read_text() != made_by:
+        raise SystemExit(f"{run} was made by other settings: move it away")
+    if trained(run):
         return
-    run = RUNS / "train" / f"{variant}-{seed}"
-    command = [sys.executable, str(ROOT / "train.py"), f"--config={BASE}"]
-    if variant != "addt":
-        command.append(f"--config={BASE.parent / 'variants' / variant}.yaml")
-    command += [f"--model.init_args.seed={seed}", f"--data.init_args.seed={seed}"]
-    command.append(f"--trainer.default_root_dir={run}")
+    run.mkdir(parents=True, exist_ok=True)
+    note.write_text(made_by)
     checkpoints = sorted(run.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
     if checkpoints:
         command.append(f"--ckpt_path={checkpoints[-1]}")
     print(" ".join(command), flush=True)
-    subprocess.run(command, check=True)
-    (trained,) = sorted(run.rglob("diffusion"))[-1:]
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    part = weights.with_suffix(".part")
-    shutil.copytree(trained, part, dirs_exist_ok=True)
-    part.rename(weights)  # whole or not at all
+    command += [f"--trainer.default_root_dir={run}"]
+    subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
+    if not trained(run):
+        raise SystemExit(f"{run} ended without weights: move it away and start again")
+
+
+def trained(run: Path) -> list[Path]:
+    """The exported weights' folder, if the training ended."""
+    return [path.parent for path in sorted(run.rglob("diffusion/model_index.json"))][-1:]
+
+
+def train(variant: str, seed: int) -> None:
+    """One training, its weights copied to `runs/addt/weights/VARIANT-SEED`."""
+    run = RUNS / "train" / f"{variant}-{seed}"
+    configs = [BASE] if variant == "addt" else [BASE, BASE.parent / "variants" / f"{variant}.yaml"]
+    options = [f"--model.init_args.seed={seed}", f"--data.init_args.seed={seed}"]
+    run_training(run, configs, options)
+    weights = RUNS / "weights" / run.name
+    if not weights.exists():
+        part = weights.with_suffix(".part")
+        shutil.copytree(*trained(run), part, dirs_exist_ok=True)
+        part.rename(weights)  # whole or not at all
+
+
+def tune() -> str:
+    """What the probe says of each scale on validation images, by update."""
+    lines = []
+    for scale in SCALES:
+        run = RUNS / "tune" / f"scale-{scale}"
+        options = [f"--model.init_args.perturbation.init_args.scale={scale}"]
+        options += [f"--trainer.max_steps={TUNED_UPDATES}", "--model.init_args.seed=100"]
+        options += ["--data.init_args.seed=100"]
+        run_training(run, [BASE], options)
+        events = EventAccumulator(str(trained(run)[0].parent))
+        events.Reload()
+        robust, clean = (events.Scalars(f"probe/{name}") for name in ("robust", "clean"))
+        if not lines:
+            steps = [event.step for event in robust]
+            lines.append("| scale | " + " | ".join(f"after {step}" for step in steps) + " |")
+            lines.append("|" + " --- |" * (1 + len(steps)))
+        pairs = zip(robust, clean, strict=True)
+        cells = (f"{100 * one.value:.1f} / {100 * other.value:.1f}" for one, other in pairs)
+        lines.append(f"| {scale} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def evaluate(name: str) -> None:
@@ -64,54 +117,81 @@ def evaluate(name: str) -> None:
     config = ROOT / "configs" / "evaluate" / f"{name}.yaml"
     command = [sys.executable, str(ROOT / "evaluate.py"), f"--config={config}"]
     print(" ".join(command), flush=True)
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, cwd=ROOT)
 
 
-def locked(records: list[Record], defense: str) -> np.ndarray:
-    """Whether each sample stays right under DW-both (n, 1), in the order of samples."""
-    own = by_attack([record for record in records if record.defense == defense])["dw-both"]
-    return draws_right(sorted(own, key=lambda record: record.sample))
+def right(records: Sequence[Record], attack: str) -> NDArray[np.bool_]:
+    """Whether each sample is right on each report draw (n, draws), in the order of samples."""
+    return draws_right(sorted(by_attack(records)[attack], key=lambda record: record.sample))
 
 
-def report(records: list[Record]) -> str:
-    """The planned contrast: paired, over both training seeds and for each."""
-    lines = ["| weights | DW-both accuracy [95%] |", "| --- | --- |"]
-    outcomes = {name: locked(records, name) for name in dict.fromkeys(r.defense for r in records)}
-    for name, outcome in outcomes.items():
-        found = mean_accuracy(outcome)
-        lines.append(f"| {name} | {_percent(found.accuracy, found.low, found.high)} |")
-    lines += ["", "| contrast | points [95%] | exact McNemar p |", "| --- | --- | --- |"]
-    kinds = ("addt", "no_rbgm", "random_order")
-    for kind, other in [(kind, "clean") for kind in kinds] + [("addt", "no_rbgm")]:
+def cells(records: Sequence[Record]) -> str:
+    """Every row's accuracy, clean and under each attack."""
+    rows = {name: [r for r in records if r.defense == name] for name in _names(records)}
+    attacks = list(dict.fromkeys(record.attack for record in records))
+    lines = [f"| weights | {' | '.join(attacks)} |", "|" + " --- |" * (1 + len(attacks))]
+    for name, own in rows.items():
+        found = [mean_accuracy(right(own, a)) if a in by_attack(own) else None for a in attacks]
+        told = ["-" if one is None else _percent(one.accuracy, one.low, one.high) for one in found]
+        lines.append(f"| {name} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
+def contrasts(records: Sequence[Record]) -> str:
+    """The planned contrast and its controls under DW-both, paired by image: over both training
+    seeds and for each. The intervals are about images; two seeds say little about others."""
+    lines = ["| contrast | points [95%] | exact McNemar p |", "| --- | --- | --- |"]
+    outcomes = {
+        name: right([record for record in records if record.defense == name], LOCKED)
+        for name in _names(records)
+    }
+    for kind, other in CONTRASTS:
         for chosen in (SEEDS, *((seed,) for seed in SEEDS)):
             ours, theirs = (
                 np.hstack([outcomes[f"{name}-{seed}"] for seed in chosen]) for name in (kind, other)
             )
             moved = paired_difference(ours, theirs)
-            test = "-" if len(chosen) > 1 else f"{mcnemar(ours[:, 0], theirs[:, 0]).p_value:.2g}"
-            which = "both seeds" if len(chosen) > 1 else f"seed {chosen[0]}"
+            single = len(chosen) == 1
+            test = f"{mcnemar(ours[:, 0], theirs[:, 0]).p_value:.2g}" if single else "-"
+            which = f"seed {chosen[0]}" if single else "both seeds"
             points = _percent(moved.difference, moved.low, moved.high, "+")
             lines.append(f"| {kind} - {other}, {which} | {points} | {test} |")
     return "\n".join(lines)
+
+
+def _names(records: Sequence[Record]) -> list[str]:
+    return list(dict.fromkeys(record.defense for record in records))
 
 
 def _percent(middle: float, low: float, high: float, sign: str = "") -> str:
     return f"{100 * middle:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
+def report() -> str:
+    """All tables and what they were made with."""
+    primary, secondary = (
+        RunFolder(ROOT / "runs" / "evaluate" / name).read_records() for name in EVALUATIONS
+    )
+    weights = sorted(path for path in (RUNS / "weights").iterdir() if path.suffix != ".part")
+    hashes = ", ".join(f"`{path.name}@{folder_hash(path)[:12]}`" for path in weights)
+    return "\n\n".join([contrasts(primary), cells(primary), cells(secondary), hashes])
+
+
 def main() -> None:
-    """Everything that is missing, then the table."""
+    """Everything that is missing, then the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--report", action="store_true", help="only tell what is there")
-    if not parser.parse_args().report:
+    parser.add_argument("what", nargs="?", choices=("all", "tune", "report"), default="all")
+    what = parser.parse_args().what
+    if what == "tune":
+        print(tune())
+        return
+    if what == "all":
         for variant, seeds in TRAININGS.items():
             for seed in seeds:
                 train(variant, seed)
         for name in EVALUATIONS:
             evaluate(name)
-    print(report(RunFolder(PRIMARY).read_records()))
-    for path in sorted((RUNS / "weights").iterdir()):
-        print(f"{path.name}@{folder_hash(path)[:12]}")
+    print(report())
 
 
 if __name__ == "__main__":
