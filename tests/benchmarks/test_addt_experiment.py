@@ -1,0 +1,138 @@
+"""ADDT's experiment: contrasts by hand, trainings that are not mixed up."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from hetpure.evaluation.protocol import Record
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def experiment(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import addt_experiment
+
+    yield addt_experiment
+    sys.modules.pop("addt_experiment", None)
+
+
+def records(defense: str, attack: str, right: list[bool]) -> list[Record]:
+    return [
+        Record(
+            defense=defense,
+            attack=attack,
+            sample=sample,
+            label=1,
+            predictions=[1 if good else 0],
+            selection=[1],
+            chosen=0,
+            linf=0.0,
+            l2=0.0,
+            coverage=None,
+            network_calls=1,
+            threat=None,
+            known=[],
+        )
+        for sample, good in reversed(list(enumerate(right)))  # as blocks may end in any order
+    ]
+
+
+def outcomes() -> list[Record]:
+    """40 images: clean fine-tuning has the first 10 (seed 0) or 12 right, ADDT 20 or 18."""
+    counts = {"clean": (10, 12), "addt": (20, 18), "no_rbgm": (10, 12), "random_order": (10, 12)}
+    return [
+        record
+        for name, pair in counts.items()
+        for seed, count in enumerate(pair)
+        for record in records(f"{name}-{seed}", "dw-both", [k < count for k in range(40)])
+    ]
+
+
+def test_contrasts_by_hand(experiment: ModuleType) -> None:
+    rows = {
+        line.split(" | ")[0].removeprefix("| "): line
+        for line in experiment.contrasts(outcomes()).splitlines()
+    }
+    assert "+20.0 [" in rows["addt - clean, both seeds"]
+    assert rows["addt - clean, both seeds"].endswith("| - |")
+    assert "+25.0 [" in rows["addt - clean, seed 0"]
+    assert "| 0.002 |" in rows["addt - clean, seed 0"]  # 2 x 2^-10
+    assert "+15.0 [" in rows["addt - clean, seed 1"]
+    assert "| 0.031 |" in rows["addt - clean, seed 1"]  # 2 x 2^-6
+    assert "+0.0 [" in rows["no_rbgm - clean, both seeds"]
+    assert "| 1 |" in rows["random_order - clean, seed 0"]
+
+
+def test_every_cell_is_told(experiment: ModuleType) -> None:
+    found = [*records("a", "clean", [True] * 4), *records("a", "x", [True, False] * 2)]
+    found += records("b", "clean", [False] * 4)
+    head, _, first, second = experiment.cells(found).splitlines()
+    assert head == "| weights | clean | x |"
+    assert first.startswith("| a | 100.0 [") and "| 50.0 [" in first
+    assert second.startswith("| b | 0.0 [") and second.endswith("| - |")
+
+
+@pytest.fixture
+def called(experiment: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Commands that would have been run; each leaves what a training leaves."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> None:
+        commands.append(command)
+        (root,) = (part for part in command if part.startswith("--trainer.default_root_dir="))
+        folder = Path(root.partition("=")[2]) / "lightning_logs" / "version_0"
+        (folder / "diffusion").mkdir(parents=True)
+        (folder / "diffusion" / "model_index.json").write_text("{}")
+
+    monkeypatch.setattr(experiment.subprocess, "run", run)
+    return commands
+
+
+def test_a_training_is_run_once_and_never_taken_for_another(
+    experiment: ModuleType,
+    called: list[list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(experiment, "RUNS", tmp_path)
+    for _ in range(2):
+        experiment.train("no_rbgm", 1)
+    assert len(called) == 1
+    assert [part for part in called[0] if part.startswith("--config")] == [
+        "--config=configs/train/fashion_mnist_addt.yaml",
+        "--config=configs/train/variants/no_rbgm.yaml",
+    ]
+    assert "--model.init_args.seed=1" in called[0] and "--data.init_args.seed=1" in called[0]
+    assert (tmp_path / "weights" / "no_rbgm-1" / "model_index.json").exists()
+    (tmp_path / "train" / "no_rbgm-1" / "made_by.txt").write_text("something else")
+    with pytest.raises(SystemExit, match="made by other settings"):
+        experiment.train("no_rbgm", 1)
+
+
+def test_a_stopped_training_goes_on_and_one_without_weights_is_told(
+    experiment: ModuleType, called: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "RUNS", tmp_path)
+    kept = tmp_path / "train" / "addt-0" / "lightning_logs" / "version_3" / "checkpoints"
+    kept.mkdir(parents=True)
+    (kept / "last.ckpt").touch()
+    experiment.train("addt", 0)
+    assert f"--ckpt_path={kept / 'last.ckpt'}" in called[0]
+    monkeypatch.setattr(experiment.subprocess, "run", lambda *_, **__: None)
+    with pytest.raises(SystemExit, match="ended without weights"):
+        experiment.train("clean", 0)
+
+
+def test_the_plan_covers_the_configs(experiment: ModuleType) -> None:
+    """Every weights' folder that the evaluations name is trained."""
+    made = {f"{name}-{seed}" for name, seeds in experiment.TRAININGS.items() for seed in seeds}
+    for name in experiment.EVALUATIONS:
+        text = (ROOT / "configs" / "evaluate" / f"{name}.yaml").read_text()
+        named = {line.split("/")[-1] for line in text.splitlines() if "runs/addt/weights/" in line}
+        assert named <= made
