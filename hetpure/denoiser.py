@@ -1,6 +1,6 @@
 """One contract for every diffusion network: a noisy image and its level to (x0, noise)."""
 
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from hetpure.schedule import Level, Schedule
 PredictionType = Literal["epsilon", "sample", "v_prediction", "edm"]
 SIGMA_DATA = 0.5  # EDM's standard deviation of the data, model units
 At = int | Tensor | Level
-Scale = TypeVar("Scale", float, Tensor)
+Scale = float | Tensor
 
 
 def to_model(pixels: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class Denoiser(nn.Module):
         variance = spread**2 + (self.sigma_data * signal) ** 2
         return self.sigma_data**2 * signal / variance, self.sigma_data * spread / variance**0.5
 
-    def _level(self, at: At, like: Tensor) -> tuple[Tensor, Tensor] | tuple[float, float]:
+    def _level(self, at: At, like: Tensor) -> tuple[Scale, Scale]:
         """Signal and spread."""
         if isinstance(at, int):
             alpha = self.schedule.alpha_cumprod(at)

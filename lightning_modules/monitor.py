@@ -227,10 +227,10 @@ class FeatureFID(Callback):
         """Of what the averaged weights draw now."""
         distance = FrechetInceptionDistance(self.features, normalize=True).to(module.device)
         batch = first_images(trainer, self.images)
-        for images in batch["image"].split(CHUNK):
+        for images in torch.split(batch["image"], CHUNK):
             distance.update(images.to(module.device), real=True)
         with torch.no_grad(), module.averaged():
-            for samples in batch["sample"].split(CHUNK):
+            for samples in torch.split(batch["sample"], CHUNK):
                 noise = Noise.of(self.seed, Stream.PROBE).on(samples.to(module.device))
                 like = batch["image"][: len(samples)].to(module.device)
                 drawn = draw_images(module.denoiser, noise, like, network_calls=self.network_calls)

@@ -5,7 +5,7 @@ Both layouts are read: `unet/` and `scheduler/` inside, or everything at the roo
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from diffusers import DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
@@ -18,7 +18,7 @@ from hetpure.weights.folders import in_one_line, read_json, resolve, weights_fil
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DISCRETE = ("epsilon", "sample", "v_prediction")  # what a DDPM's network may predict
-Scheduler = DDPMScheduler | EDMEulerScheduler
+Scheduler: TypeAlias = DDPMScheduler | EDMEulerScheduler
 
 
 def load_denoiser(name: str | Path) -> Denoiser:
