@@ -91,7 +91,13 @@ class EpochSampler(DistributedSampler[int]):
 
     def __init__(self, dataset: ImageDataset, *, seed: int, replicas: int, rank: int) -> None:
         super().__init__(dataset, replicas, rank, shuffle=True, seed=seed, drop_last=True)
-        self.skipped = 0  # samples at the beginning of the next epoch
+        self.given = (0, 0)  # an epoch, and so many of its samples that were given before
+
+    @property
+    def skipped(self) -> int:
+        """Samples at the beginning of this epoch that are not given again."""
+        epoch, given = self.given
+        return given if epoch == self.epoch else 0
 
     def __iter__(self) -> Iterator[int]:
         order = epoch_order(len(self.dataset), self.seed, self.epoch)  # type: ignore[arg-type]
@@ -102,9 +108,6 @@ class EpochSampler(DistributedSampler[int]):
 class ResumableLoader(DataLoader[Sample]):
     """A loader over an `EpochSampler` that goes on within an epoch: Lightning keeps its state in
     checkpoints, so that a training resumed in the middle of an epoch repeats and loses no batch.
-
-    The state knows the epoch's length by the data: an epoch that `limit_train_batches` ends early
-    looks unfinished.
     """
 
     sampler: EpochSampler
@@ -114,14 +117,13 @@ class ResumableLoader(DataLoader[Sample]):
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
         self.given = self.sampler.skipped // self.batch_size
         for batch in super().__iter__():
-            self.sampler.skipped = 0  # by now it was read, by every worker's loader
             self.given += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Batches of this epoch that were given."""
-        return {"batches": self.given % len(self)}
+        """The epoch, and its batches that were given."""
+        return {"epoch": self.sampler.epoch, "batches": self.given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next epoch begins after the batches that the state counts."""
-        self.sampler.skipped = state["batches"] * self.batch_size
+        """That epoch goes on after those batches; every other one is whole."""
+        self.sampler.given = state["epoch"], state["batches"] * self.batch_size

@@ -32,7 +32,9 @@ class ExportWeights(Callback):
         self.option = ""
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        run = Path(trainer.log_dir or trainer.default_root_dir)  # a collective: on every rank
+        run = run_folder(trainer)
+        if run is None:
+            return
         self.checkpoint = run / "checkpoints" / "end.ckpt"
         trainer.save_checkpoint(self.checkpoint)
         if not trainer.is_global_zero:
@@ -47,6 +49,14 @@ class ExportWeights(Callback):
             folder = run / "classifier"
             save_classifier(folder, pl_module.classifier, pl_module.description)
             self.option, self.folder = "--model.classifier", folder
+
+
+def run_folder(trainer: L.Trainer) -> Path | None:
+    """Where a training writes, or None in a trial (`--trainer.fast_dev_run`), which leaves nothing.
+    A collective: call it on every rank."""
+    run = Path(trainer.log_dir or trainer.default_root_dir)
+    trial: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
+    return None if trial else run
 
 
 def announce(trainer: L.Trainer) -> None:
@@ -84,8 +94,8 @@ class SampleGrid(Callback):
         self._draw(trainer, pl_module)
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        run = Path(trainer.log_dir or trainer.default_root_dir)  # a collective: on every rank
-        if not trainer.is_global_zero:
+        run = run_folder(trainer)
+        if run is None or not trainer.is_global_zero:
             return
         if not isinstance(pl_module, DiffusionTraining) or self._drawn_at == trainer.global_step:
             return

@@ -43,7 +43,12 @@ class Seen(Callback):
 
 
 def train(
-    folder: Path, updates: int, resume: Path | None = None, workers: int = 0, **changes: Any
+    folder: Path,
+    updates: int,
+    resume: Path | None = None,
+    workers: int = 0,
+    limit: float = 1.0,
+    **changes: Any,
 ) -> tuple[DiffusionTraining, list[list[int]]]:
     torch.manual_seed(1 if resume is None else 2)  # nothing but the checkpoint may matter
     settings = {"unet": UNET, "perturbation": RankGaussian(steps=1), "guide": "fashion_mnist_wrn"}
@@ -57,6 +62,7 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
+        limit_train_batches=limit,
         gradient_clip_val=1.0,
         callbacks=[
             seen,
@@ -96,6 +102,14 @@ def test_a_resumed_training_ends_with_the_same_weights(
         for path in (tmp_path, folder)
     )
     assert all(torch.equal(ours[k]["exp_avg_sq"], theirs[k]["exp_avg_sq"]) for k in theirs)
+
+
+@pytest.mark.parametrize("stopped", [3, 4])
+def test_a_shortened_epoch_goes_on(stopped: int, tmp_path: Path) -> None:
+    """Stopped at the end of an epoch of three batches, and after one batch of the next."""
+    whole = train(tmp_path / "whole", 8, limit=3)[1]
+    rest = train(tmp_path, 8, tmp_path / "whole" / f"step={stopped}.ckpt", limit=3)[1]
+    assert rest == whole[stopped:]
 
 
 def test_an_epoch_has_every_sample_once(whole: Any) -> None:

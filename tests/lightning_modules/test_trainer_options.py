@@ -1,0 +1,134 @@
+"""ADDT under the trainer's options: several processes, accumulation, precision, compilation."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+import train
+from datamodules.fashion_mnist import FashionMNIST
+from hetpure.addt import RankGaussian
+from lightning_modules.diffusion import DiffusionTraining
+
+UPDATES = 20
+UNET: dict[str, Any] = {
+    "sample_size": 28,
+    "in_channels": 1,
+    "out_channels": 1,
+    "layers_per_block": 1,
+    "block_out_channels": [4, 8],
+    "norm_num_groups": 2,
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    "add_attention": False,
+}
+
+
+class Kept(Callback):
+    """Writes, by process, the losses and images of all batches and the gradients of the first
+    update, as the optimiser gets them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.losses: list[float] = []
+        self.samples: list[list[int]] = []
+        self.gradients: list[Tensor] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: Any, optimizer: Any) -> None:
+        if not self.gradients:
+            self.gradients = [weight.grad.clone() for weight in module.unet.parameters()]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Any, outputs: Any, batch: dict[str, Tensor], index: int
+    ) -> None:
+        self.losses.append(float(module.last_update.losses.mean()))
+        self.samples.append(batch["sample"].tolist())
+
+    def on_train_end(self, trainer: Trainer, module: Any) -> None:
+        kept = {
+            "losses": self.losses,
+            "samples": self.samples,
+            "gradients": self.gradients,
+            "perturbation": module.last_update.found.perturbation,
+            "names": list(module.state_dict()),
+        }
+        torch.save(kept, self.folder / f"{trainer.global_rank}.pt")
+
+
+def fit(
+    folder: Path, updates: int, *, compiled: bool = False, **options: Any
+) -> list[dict[str, Any]]:
+    """What each process kept of a training under the trainer's options."""
+    folder.mkdir()
+    torch.manual_seed(0)  # the same weights to start from
+    module = DiffusionTraining(
+        unet=UNET,
+        guide="fashion_mnist_wrn",
+        perturbation=RankGaussian(steps=2),
+        compile=compiled,
+    )
+    trainer = Trainer(
+        max_steps=updates,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        callbacks=[Kept(folder)],
+        **options,
+    )
+    trainer.fit(module, FashionMNIST(source="packaged", batch_size=8))
+    return [torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))]
+
+
+def test_two_processes_are_one_that_accumulates(tmp_path: Path) -> None:
+    """The same images under the same noise, the same gradient (so nothing was summed over
+    processes but the weights' gradients of the outer loss), and so the same training."""
+    spawn = DDPStrategy(process_group_backend="gloo", start_method="spawn")
+    first, second = fit(tmp_path / "two", UPDATES, devices=2, strategy=spawn)
+    (alone,) = fit(tmp_path / "one", UPDATES, devices=1, accumulate_grad_batches=2)
+    both = zip(first["samples"], second["samples"], strict=True)
+    apart = zip(alone["samples"][::2], alone["samples"][1::2], strict=True)
+    assert [{*ours, *theirs} for ours, theirs in both] == [{*a, *b} for a, b in apart]
+    for ours, theirs, whole in zip(
+        first["gradients"], second["gradients"], alone["gradients"], strict=True
+    ):
+        assert torch.equal(ours, theirs)
+        assert (ours - whole).norm() <= 1e-5 * whole.norm()
+    ours = (torch.tensor(first["losses"]) + torch.tensor(second["losses"])) / 2
+    theirs = torch.tensor(alone["losses"]).reshape(UPDATES, 2).mean(1)
+    assert len(ours) == UPDATES
+    assert (ours - theirs).abs().max() < 1e-3
+
+
+def test_bfloat16_trains_alike_on_float32_perturbations(tmp_path: Path) -> None:
+    (full,) = fit(tmp_path / "full", 3)
+    (mixed,) = fit(tmp_path / "mixed", 3, precision="bf16-mixed")
+    pairs = zip(full["losses"], mixed["losses"], strict=True)
+    assert all(ours == pytest.approx(theirs, rel=0.05) for ours, theirs in pairs)
+    assert full["losses"] != mixed["losses"]
+    assert mixed["perturbation"].dtype == torch.float32
+
+
+def test_a_fast_dev_run_trains_once_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train.main(["--trainer.fast_dev_run=true", "--trainer.enable_progress_bar=false"])
+    assert not list(tmp_path.rglob("*.*"))
+    assert "weights:" not in capsys.readouterr().out
+
+
+@pytest.mark.slow  # the compiler's time
+def test_compiled_networks_train_alike(tmp_path: Path) -> None:
+    (plain,) = fit(tmp_path / "plain", 3)
+    (compiled,) = fit(tmp_path / "compiled", 3, compiled=True)
+    # A perturbation is ranked: another order of sums may swap neighbours.
+    assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-2)
+    assert compiled["names"] == plain["names"]
