@@ -37,6 +37,7 @@ TRAININGS = {
     "no_rbgm": SEEDS,
     "random_order": SEEDS,
     "label_free": (0,),
+    "reference": (0,),
 }
 EVALUATIONS = ("addt_primary", "addt_secondary")
 LOCKED = "dw-both"
