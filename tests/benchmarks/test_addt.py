@@ -1,8 +1,7 @@
 """The ADDT benchmark times the same work everywhere, in as many network calls as it says."""
 
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,17 +11,10 @@ from torch import nn
 
 from lightning_modules import diffusion
 
-ROOT = Path(__file__).parent.parent.parent
-
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import addt
-
-    yield addt
-    for name in ("addt", "gradients", "cost"):
-        sys.modules.pop(name, None)
+def benchmark(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("addt")
 
 
 def work(benchmark: ModuleType) -> object:

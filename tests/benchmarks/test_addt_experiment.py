@@ -1,7 +1,6 @@
 """ADDT's experiment: contrasts by hand, trainings that are not mixed up."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,12 +13,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
-def experiment(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import addt_experiment
-
-    yield addt_experiment
-    sys.modules.pop("addt_experiment", None)
+def experiment(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("addt_experiment")
 
 
 def records(defense: str, attack: str, right: list[bool]) -> list[Record]:

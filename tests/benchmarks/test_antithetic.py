@@ -1,8 +1,6 @@
 """The antithetic benchmark asks both kinds of draws for as many network calls."""
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -10,16 +8,10 @@ import torch
 
 from hetpure.defense import count_network_calls
 
-ROOT = Path(__file__).parent.parent.parent
-
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import antithetic
-
-    yield antithetic
-    sys.modules.pop("antithetic", None)
+def benchmark(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("antithetic")
 
 
 def test_both_kinds_are_compared_at_equal_calls(

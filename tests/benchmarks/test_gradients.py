@@ -1,7 +1,6 @@
 """The benchmarks of gradients and of plans: what they count and write. Timings are no test."""
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
@@ -9,21 +8,10 @@ from types import ModuleType
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent.parent
 
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    names = ("gradients", "plan", "cost")
-    yield lambda name: __import__(name)
-    for name in names:
-        sys.modules.pop(name, None)
-
-
-def test_policies_are_held_against_their_own_floor(load: Callable[[str], ModuleType]) -> None:
+def test_policies_are_held_against_their_own_floor(script: Callable[[str], ModuleType]) -> None:
     """Of as many calls as the floor has: a tape of T, a checkpoint of 2 T."""
-    found = load("gradients").times("packaged", 1, 4, "cpu", 1)
+    found = script("gradients").times("packaged", 1, 4, "cpu", 1)
     calls = {name: row["network_calls"] for name, row in found["policies"].items()}
     assert calls == {"tape": 4, "hybrid, 2 of 4 taped": 6, "checkpoint": 8}
     for row in found["policies"].values():
@@ -32,9 +20,9 @@ def test_policies_are_held_against_their_own_floor(load: Callable[[str], ModuleT
 
 
 def test_the_larger_network_is_the_published_architecture(
-    load: Callable[[str], ModuleType],
+    script: Callable[[str], ModuleType],
 ) -> None:
-    denoiser = load("gradients").denoiser_of("cifar10")
+    denoiser = script("gradients").denoiser_of("cifar10")
     assert sum(parameter.numel() for parameter in denoiser.parameters()) == 35_746_307
     assert denoiser(torch.zeros(1, 3, 32, 32), 10).shape == (1, 3, 32, 32)
 
@@ -43,9 +31,9 @@ def test_the_larger_network_is_the_published_architecture(
     not Path("/proc/self/clear_refs").exists(),
     reason="peak memory is read from /proc, which Linux alone has",
 )
-def test_a_tape_takes_what_is_predicted(load: Callable[[str], ModuleType]) -> None:
+def test_a_tape_takes_what_is_predicted(script: Callable[[str], ModuleType]) -> None:
     """In a process of its own: memory that this one has freed would be taken again unseen."""
-    module = load("gradients")
+    module = script("gradients")
     with get_context("spawn").Pool(1) as pool:
         arguments = ("packaged", 4, 10, "cpu", "tape", 10**9)
         peak, predicted = pool.apply(module.measure_peak, arguments)
@@ -53,8 +41,8 @@ def test_a_tape_takes_what_is_predicted(load: Callable[[str], ModuleType]) -> No
     assert module.measure_peak("packaged", 4, 10, "cpu", "tape", predicted - 1)[0] is None
 
 
-def test_tables_say_what_was_measured(load: Callable[[str], ModuleType]) -> None:
-    module = load("gradients")
+def test_tables_say_what_was_measured(script: Callable[[str], ModuleType]) -> None:
+    module = script("gradients")
     row = {"network_calls": 4, "milliseconds": 30.0, "floor": 20.0, "ratio": 1.5}
     fast = {"forward": 1, "both": 2, "gain": 3.25, "cosine": 0.98765, "first_seconds": 4}
     text = module.tables(
@@ -89,7 +77,7 @@ def test_tables_say_what_was_measured(load: Callable[[str], ModuleType]) -> None
 
 
 def test_a_plan_is_compared_with_the_run(
-    load: Callable[[str], ModuleType],
+    script: Callable[[str], ModuleType],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -97,7 +85,7 @@ def test_a_plan_is_compared_with_the_run(
     monkeypatch.chdir(tmp_path)
     tiny = ["--data.limit=1", "--data.batch_size=1", "--model.attack.steps=1"]
     tiny += ["--model.attack.mask=recomputed", "--model.audit=null"]
-    load("plan").main([*tiny, "--model.protocol.report_draws=1"])
+    script("plan").main([*tiny, "--model.protocol.report_draws=1"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[0] for row in rows[2:]] == [
         "| plain classifier",

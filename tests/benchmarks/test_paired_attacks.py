@@ -1,9 +1,9 @@
 """Attacks held against one of them: by hand, and the numbers that docs/results.md cites."""
 
-import importlib
 import json
 import lzma
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,9 +17,8 @@ RESULTS = ROOT / "docs" / "results.md"
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("paired_attacks")
+def benchmark(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("paired_attacks")
 
 
 def record(attack: str, sample: int, right: bool) -> Record:

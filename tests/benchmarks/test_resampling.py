@@ -1,7 +1,6 @@
 """The resampling benchmark: what it counts, measures and writes. Timings themselves are no test."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,17 +10,10 @@ import torch
 
 from hetpure.defense import count_network_calls
 
-ROOT = Path(__file__).parent.parent.parent
-
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import resampling
-
-    yield resampling
-    for name in ("resampling", "cost"):
-        sys.modules.pop(name, None)
+def benchmark(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("resampling")
 
 
 @pytest.mark.parametrize(
