@@ -171,7 +171,7 @@ class DiffusionTraining(L.LightningModule):
         self._samples = batch["sample"]
         loss = update.losses.mean()
         if not loss.isfinite():
-            self._stop(f"the loss is {float(loss):g}")
+            self._stop(f"the loss is {float(loss.detach()):g}")
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
