@@ -10,7 +10,6 @@ updates on the same order of images for each seed; only their configs differ.
 """
 
 import argparse
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -54,15 +53,14 @@ def run_training(run: Path, configs: Sequence[Path], options: Sequence[str]) -> 
     """`train.py` into `run`, from its last checkpoint where there is one; nothing where `run` has
     the same training's weights, SystemExit where it has another's."""
     command = ["train.py", *(f"--config={path.relative_to(ROOT)}" for path in configs), *options]
-    settings = hashlib.sha256(b"".join(path.read_bytes() for path in configs)).hexdigest()
-    made_by = " ".join(command) + f"\n{settings}\n"
-    note = run / "made_by.txt"
-    if note.exists() and note.read_text() != made_by:
+    settings = complete_config(command)
+    note = run / "settings.yaml"
+    if note.exists() and note.read_text() != settings:
         raise SystemExit(f"{run} was made by other settings: move it away")
     if trained(run):
         return
     run.mkdir(parents=True, exist_ok=True)
-    note.write_text(made_by)
+    note.write_text(settings)
     checkpoints = sorted(run.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
     if checkpoints:
         command.append(f"--ckpt_path={checkpoints[-1]}")
@@ -71,6 +69,13 @@ def run_training(run: Path, configs: Sequence[Path], options: Sequence[str]) -> 
     subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
     if not trained(run):
         raise SystemExit(f"{run} ended without weights: move it away and start again")
+
+
+def complete_config(command: Sequence[str]) -> str:
+    """What a training would be run with, as YAML: two ways of writing the same are the same."""
+    asked = [sys.executable, *command, "--print_config"]
+    answer = subprocess.run(asked, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return answer.stdout
 
 
 def trained(run: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,12 +78,15 @@ def called(experiment: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list
     """Commands that would have been run; each leaves what a training leaves."""
     commands: list[list[str]] = []
 
-    def run(command: list[str], **_: Any) -> None:
+    def run(command: list[str], **_: Any) -> SimpleNamespace | None:
+        if command[-1] == "--print_config":
+            return SimpleNamespace(stdout="seed: 1\n")
         commands.append(command)
         (root,) = (part for part in command if part.startswith("--trainer.default_root_dir="))
         folder = Path(root.partition("=")[2]) / "lightning_logs" / "version_0"
         (folder / "diffusion").mkdir(parents=True)
         (folder / "diffusion" / "model_index.json").write_text("{}")
+        return None
 
     monkeypatch.setattr(experiment.subprocess, "run", run)
     return commands
@@ -105,7 +108,7 @@ def test_a_training_is_run_once_and_never_taken_for_another(
     ]
     assert "--model.init_args.seed=1" in called[0] and "--data.init_args.seed=1" in called[0]
     assert (tmp_path / "weights" / "no_rbgm-1" / "model_index.json").exists()
-    (tmp_path / "train" / "no_rbgm-1" / "made_by.txt").write_text("something else")
+    (tmp_path / "train" / "no_rbgm-1" / "settings.yaml").write_text("seed: 2\n")
     with pytest.raises(SystemExit, match="made by other settings"):
         experiment.train("no_rbgm", 1)
 
@@ -119,6 +122,7 @@ def test_a_stopped_training_goes_on_and_one_without_weights_is_told(
     (kept / "last.ckpt").touch()
     experiment.train("addt", 0)
     assert f"--ckpt_path={kept / 'last.ckpt'}" in called[0]
+    monkeypatch.setattr(experiment, "complete_config", lambda _: "")
     monkeypatch.setattr(experiment.subprocess, "run", lambda *_, **__: None)
     with pytest.raises(SystemExit, match="ended without weights"):
         experiment.train("clean", 0)
