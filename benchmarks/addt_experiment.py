@@ -1,6 +1,6 @@
 """Does ADDT make a diffusion purify? Trains, evaluates and tells, as written down in docs/addt.md.
 
-    python benchmarks/addt_experiment.py tune       # scale and updates, on validation images: hours
+    python benchmarks/addt_experiment.py tune       # the perturbation, on validation images: hours
     python benchmarks/addt_experiment.py            # trainings and evaluations: hours
     python benchmarks/addt_experiment.py report     # the tables, from what is there
 
@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from scipy.stats import bootstrap
 
 from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.records import RunFolder
 from hetpure.evaluation.results import by_attack, draws_right
-from hetpure.evaluation.statistics import mcnemar, mean_accuracy, paired_difference
+from hetpure.evaluation.statistics import mcnemar, mean_accuracy
 from hetpure.weights import folder_hash
 
 ROOT = Path(__file__).parent.parent
@@ -46,29 +46,44 @@ CONTRASTS = [
     ("no_rbgm", "clean"),
     ("addt", "no_rbgm"),
 ]
-SCALES, TUNED_UPDATES = (0.03, 0.06, 0.12), 1050
+TUNED: dict[str, dict[str, float]] = {
+    "scale-0.03": {"scale": 0.03},
+    "scale-0.06": {"scale": 0.06},
+    "scale-0.12": {"scale": 0.12},
+    "scale-0.12-cap-0.6": {"scale": 0.12, "cap": 0.6},
+}
+TUNING_SEED = 100
 
 
-def run_training(run: Path, configs: Sequence[Path], options: Sequence[str]) -> None:
-    """`train.py` into `run`, from its last checkpoint where there is one; nothing where `run` has
-    the same training's weights, SystemExit where it has another's."""
+def run_training(name: str, configs: Sequence[Path], options: Sequence[str]) -> None:
+    """`train.py` into `runs/addt/train/NAME`, from its last checkpoint where there is one; nothing
+    where it has ended. Its weights are copied to `runs/addt/weights/NAME`. SystemExit where another
+    training is there."""
+    run = RUNS / "train" / name
     command = ["train.py", *(f"--config={path.relative_to(ROOT)}" for path in configs), *options]
     settings = complete_config(command)
     note = run / "settings.yaml"
-    if note.exists() and note.read_text() != settings:
+    if run.exists() and not (note.exists() and note.read_text() == settings):
         raise SystemExit(f"{run} was made by other settings: move it away")
-    if trained(run):
-        return
-    run.mkdir(parents=True, exist_ok=True)
-    note.write_text(settings)
-    checkpoints = sorted(run.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if checkpoints:
-        command.append(f"--ckpt_path={checkpoints[-1]}")
-    print(" ".join(command), flush=True)
-    command += [f"--trainer.default_root_dir={run}"]
-    subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
+    if not trained(run):
+        run.mkdir(parents=True, exist_ok=True)
+        note.write_text(settings)
+        checkpoints = sorted(run.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
+        if checkpoints:
+            command.append(f"--ckpt_path={checkpoints[-1]}")
+        print(" ".join(command), flush=True)
+        command += [f"--trainer.default_root_dir={run}"]
+        subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
     if not trained(run):
         raise SystemExit(f"{run} ended without weights: move it away and start again")
+    (made,) = trained(run)
+    weights = RUNS / "weights" / name
+    if not weights.exists():
+        part = weights.with_suffix(".part")
+        shutil.copytree(made, part, dirs_exist_ok=True)
+        part.rename(weights)  # whole or not at all
+    elif folder_hash(weights) != folder_hash(made):
+        raise SystemExit(f"{weights} are of another training than {run}: move them away")
 
 
 def complete_config(command: Sequence[str]) -> str:
@@ -84,38 +99,22 @@ def trained(run: Path) -> list[Path]:
 
 
 def train(variant: str, seed: int) -> None:
-    """One training, its weights copied to `runs/addt/weights/VARIANT-SEED`."""
-    run = RUNS / "train" / f"{variant}-{seed}"
+    """One training of the plan."""
     configs = [BASE] if variant == "addt" else [BASE, BASE.parent / "variants" / f"{variant}.yaml"]
     options = [f"--model.init_args.seed={seed}", f"--data.init_args.seed={seed}"]
-    run_training(run, configs, options)
-    weights = RUNS / "weights" / run.name
-    if not weights.exists():
-        part = weights.with_suffix(".part")
-        shutil.copytree(*trained(run), part, dirs_exist_ok=True)
-        part.rename(weights)  # whole or not at all
+    run_training(f"{variant}-{seed}", configs, options)
 
 
 def tune() -> str:
-    """What the probe says of each scale on validation images, by update."""
-    lines = []
-    for scale in SCALES:
-        run = RUNS / "tune" / f"scale-{scale}"
-        options = [f"--model.init_args.perturbation.init_args.scale={scale}"]
-        options += [f"--trainer.max_steps={TUNED_UPDATES}", "--model.init_args.seed=100"]
-        options += ["--data.init_args.seed=100"]
-        run_training(run, [BASE], options)
-        events = EventAccumulator(str(trained(run)[0].parent))
-        events.Reload()
-        robust, clean = (events.Scalars(f"probe/{name}") for name in ("robust", "clean"))
-        if not lines:
-            steps = [event.step for event in robust]
-            lines.append("| scale | " + " | ".join(f"after {step}" for step in steps) + " |")
-            lines.append("|" + " --- |" * (1 + len(steps)))
-        pairs = zip(robust, clean, strict=True)
-        cells = (f"{100 * one.value:.1f} / {100 * other.value:.1f}" for one, other in pairs)
-        lines.append(f"| {scale} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """Every perturbation that is tried, on validation images."""
+    for name, settings in TUNED.items():
+        options = [
+            f"--model.init_args.perturbation.init_args.{key}={settings[key]}" for key in settings
+        ]
+        seeds = [f"--model.init_args.seed={TUNING_SEED}", f"--data.init_args.seed={TUNING_SEED}"]
+        run_training(name, [BASE], [*options, *seeds])
+    evaluate("addt_tuning")
+    return cells(RunFolder(ROOT / "runs" / "evaluate" / "addt_tuning").read_records())
 
 
 def evaluate(name: str) -> None:
@@ -156,11 +155,14 @@ def contrasts(records: Sequence[Record]) -> str:
             ours, theirs = (
                 np.hstack([outcomes[f"{name}-{seed}"] for seed in chosen]) for name in (kind, other)
             )
-            moved = paired_difference(ours, theirs)
+            difference = ours.mean(1) - theirs.mean(1)
+            moved = bootstrap(
+                (difference,), np.mean, n_resamples=10_000, method="percentile", random_state=0
+            ).confidence_interval
             single = len(chosen) == 1
             test = f"{mcnemar(ours[:, 0], theirs[:, 0]).p_value:.2g}" if single else "-"
             which = f"seed {chosen[0]}" if single else "both seeds"
-            points = _percent(moved.difference, moved.low, moved.high, "+")
+            points = _percent(difference.mean(), moved.low, moved.high, "+")
             lines.append(f"| {kind} - {other}, {which} | {points} | {test} |")
     return "\n".join(lines)
 

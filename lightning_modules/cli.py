@@ -34,8 +34,7 @@ def _keep_what_was_set(discard: Callable[[Any, Any, Any], None]) -> Callable[...
     def keep(parser_or_action: Any, previous: Any, value: Any) -> None:
         name = previous["class_path"] if previous and "init_args" in previous else None
         if name is not None and name != value["class_path"]:  # a dataclass has no name
-            parser = ActionTypeHint.get_class_parser(name)  # type: ignore[no-untyped-call]
-            before = parser.get_defaults()
+            before = ActionTypeHint.get_class_parser(name).get_defaults()
             for key, set_to in list(previous["init_args"].items()):
                 if key in before and str(set_to) == str(before[key]):
                     del previous["init_args"][key]

@@ -1,12 +1,16 @@
 """ADDT's experiment: contrasts by hand, trainings that are not mixed up."""
 
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
+import evaluate
 from hetpure.evaluation.protocol import Record
 
 ROOT = Path(__file__).parent.parent.parent
@@ -108,6 +112,10 @@ def test_a_training_is_run_once_and_never_taken_for_another(
     ]
     assert "--model.init_args.seed=1" in called[0] and "--data.init_args.seed=1" in called[0]
     assert (tmp_path / "weights" / "no_rbgm-1" / "model_index.json").exists()
+    weights = tmp_path / "weights" / "no_rbgm-1" / "model_index.json"
+    weights.write_text("[]")
+    with pytest.raises(SystemExit, match="of another training"):
+        experiment.train("no_rbgm", 1)
     (tmp_path / "train" / "no_rbgm-1" / "settings.yaml").write_text("seed: 2\n")
     with pytest.raises(SystemExit, match="made by other settings"):
         experiment.train("no_rbgm", 1)
@@ -120,6 +128,9 @@ def test_a_stopped_training_goes_on_and_one_without_weights_is_told(
     kept = tmp_path / "train" / "addt-0" / "lightning_logs" / "version_3" / "checkpoints"
     kept.mkdir(parents=True)
     (kept / "last.ckpt").touch()
+    with pytest.raises(SystemExit, match="made by other settings"):  # nobody knows which
+        experiment.train("addt", 0)
+    (tmp_path / "train" / "addt-0" / "settings.yaml").write_text("seed: 1\n")
     experiment.train("addt", 0)
     assert f"--ckpt_path={kept / 'last.ckpt'}" in called[0]
     monkeypatch.setattr(experiment, "complete_config", lambda _: "")
@@ -131,7 +142,20 @@ def test_a_stopped_training_goes_on_and_one_without_weights_is_told(
 def test_the_plan_covers_the_configs(experiment: ModuleType) -> None:
     """Every weights' folder that the evaluations name is trained."""
     made = {f"{name}-{seed}" for name, seeds in experiment.TRAININGS.items() for seed in seeds}
-    for name in experiment.EVALUATIONS:
+    made |= experiment.TUNED.keys()
+    for name in (*experiment.EVALUATIONS, "addt_tuning"):
         text = (ROOT / "configs" / "evaluate" / f"{name}.yaml").read_text()
         named = {line.split("/")[-1] for line in text.splitlines() if "runs/addt/weights/" in line}
         assert named <= made
+
+
+def test_the_purifier_is_the_published_sampler() -> None:
+    """DDPM clips by default, also where it takes DDIM's place, which does not."""
+    for name in ("addt_primary", "addt_secondary", "addt_tuning"):
+        path = ROOT / "configs" / "evaluate" / f"{name}.yaml"
+        with pytest.raises(SystemExit), redirect_stdout(StringIO()) as printed:
+            evaluate.main([f"--config={path}", "--print_config"])
+        rows = yaml.safe_load(printed.getvalue())["model"]["defenses"]
+        samplers = [row["purifier"]["init_args"]["sampler"] for row in rows.values()]
+        ddpm = [one["init_args"] for one in samplers if one["class_path"].endswith("DDPM")]
+        assert ddpm and all(one["clip_x0"] for one in ddpm)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -355,13 +356,13 @@ def test_every_shipped_config_parses(
     assert "class_path" in capsys.readouterr().out
 
 
-VARIANTS = {
-    "clean": "perturbation: null",
-    "image_ranks": "ranks: image",
-    "label_free": "objective: denoising",
-    "no_rbgm": "class_path: hetpure.addt.Ball",
-    "random_order": "class_path: hetpure.addt.RandomOrder",
-    "reference": "mode: reference",
+VARIANTS: dict[str, dict[str, Any]] = {  # by dotted key, what is not the base's
+    "clean": {"perturbation": None},
+    "image_ranks": {"perturbation.init_args.ranks": "image"},
+    "label_free": {"perturbation.init_args.objective": "denoising"},
+    "no_rbgm": {"perturbation.class_path": "hetpure.addt.Ball"},
+    "random_order": {"perturbation.class_path": "hetpure.addt.RandomOrder"},
+    "reference": {"mode": "reference", "dropout": 0.1},
 }
 
 
@@ -375,14 +376,36 @@ def test_a_variant_changes_what_it_says_and_nothing_else(
         with pytest.raises(SystemExit) as stop:
             train.main([f"--config={path}" for path in configs] + ["--print_config"])
         assert stop.value.code == 0
-        printed.append(capsys.readouterr().out.splitlines())
-    without, laid = printed
-    changed = [line.strip() for line in laid if line not in without]
-    assert VARIANTS[name] in changed
-    kept = ("diffusion:", "guide:", "learning_rate:", "max_steps:", "batch_size:", "seed:")
-    for line in without:
-        if line.strip().startswith(kept):
-            assert line in laid
+        printed.append(yaml.safe_load(capsys.readouterr().out))
+    for config in printed:
+        del config["trainer"]["default_root_dir"]
+    before, after = (config["model"].pop("init_args") for config in printed)
+    assert printed[0] == printed[1]
+    assert after["perturbation"] is None or after["perturbation"]["init_args"].get("scale") in (
+        None,
+        before["perturbation"]["init_args"]["scale"],
+    )
+    for key, value in VARIANTS[name].items():
+        assert _at(before, key) != value and _at(after, key) == value
+    classes = "perturbation.class_path" in VARIANTS[name] or after["perturbation"] is None
+    for key in VARIANTS[name]:
+        _remove(before, key)
+        _remove(after, key)
+    for config in (before, after):  # another class has other arguments
+        if classes:
+            config.pop("perturbation", None)
+    assert before == after
+
+
+def _at(config: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def _remove(config: dict[str, Any], key: str) -> None:
+    path, _, last = key.rpartition(".")
+    (_at(config, path) if path else config).pop(last)
 
 
 def test_every_variant_is_tested() -> None:
