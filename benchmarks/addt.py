@@ -107,8 +107,9 @@ class Work:
     def floor(self) -> None:
         """The same network calls and nothing else."""
         with self.cast():
-            for _ in range(self.perturbation.steps):
-                self.call_to_input()
+            with self.module._searching():  # a compiled backward would compute weights' gradients
+                for _ in range(self.perturbation.steps):
+                    self.call_to_input()
             self.learn(self.batch.x0)
 
     def call_to_input(self) -> None:

@@ -112,18 +112,27 @@ class ResumableLoader(DataLoader[Sample]):
 
     sampler: EpochSampler
     batch_size: int
-    given = 0  # batches of this epoch, those before a resume included
+    given = 0  # samples of this epoch to this process, those before a resume included
 
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
-        self.given = self.sampler.skipped // self.batch_size
+        self.given = self.sampler.skipped if self._resumable else 0
         for batch in super().__iter__():
-            self.given += 1
+            self.given += self.batch_size
             yield batch
 
+    @property
+    def _resumable(self) -> bool:
+        """Not where --trainer.overfit_batches put another sampler in the place of ours."""
+        return isinstance(self.sampler, EpochSampler)
+
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and its batches that were given."""
-        return {"epoch": self.sampler.epoch, "batches": self.given}
+        """The epoch, and how many of its samples all processes together were given."""
+        if not self._resumable:
+            return {}
+        return {"epoch": self.sampler.epoch, "samples": self.given * self.sampler.num_replicas}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """That epoch goes on after those batches; every other one is whole."""
-        self.sampler.given = state["epoch"], state["batches"] * self.batch_size
+        """That epoch goes on after those samples, on as many processes as there now are; every
+        other one is whole."""
+        if state and self._resumable:
+            self.sampler.given = state["epoch"], state["samples"] // self.sampler.num_replicas

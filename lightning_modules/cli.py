@@ -34,7 +34,8 @@ def _keep_what_was_set(discard: Callable[[Any, Any, Any], None]) -> Callable[...
     def keep(parser_or_action: Any, previous: Any, value: Any) -> None:
         name = previous["class_path"] if previous and "init_args" in previous else None
         if name is not None and name != value["class_path"]:  # a dataclass has no name
-            before = ActionTypeHint.get_class_parser(name).get_defaults()
+            parser = ActionTypeHint.get_class_parser(name)  # type: ignore[no-untyped-call]
+            before = parser.get_defaults()
             for key, set_to in list(previous["init_args"].items()):
                 if key in before and str(set_to) == str(before[key]):
                     del previous["init_args"][key]
@@ -118,12 +119,12 @@ def _of_the_machine(error: BaseException) -> str | None:
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return (
             f"the memory was not enough ({str(error).splitlines()[0][:100]}): set a smaller"
-            " --model.memory_budget, or a smaller --data.batch_size"
+            " --data.batch_size, or in evaluations a smaller --model.memory_budget"
         )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return (
             f"the network could not be compiled ({str(error).splitlines()[0][:100]}): set"
-            " --model.acceleration.compile=off"
+            " --model.acceleration.compile=off (in a training --model.compile=false)"
         )
     return None
 

@@ -48,8 +48,12 @@ def check_size(guide: Classifier, unet: Mapping[str, Any], device: torch.device)
 
 
 def check_denoiser(denoiser: Denoiser, data: Any) -> None:
-    """Raises InputError unless the diffusion network takes the data's channels."""
+    """Raises InputError unless the diffusion network takes the data's channels and size."""
     config = getattr(denoiser.network, "config", {})
-    mine, theirs = config.get("in_channels"), getattr(data, "channels", None)
-    if None not in (mine, theirs) and mine != theirs:
-        raise InputError(f"the diffusion has {mine} channels and the data {theirs}")
+    for what, key, name in (
+        ("{} channels", "in_channels", "channels"),
+        ("images of size {}", "sample_size", "image_size"),
+    ):
+        mine, theirs = config.get(key), getattr(data, name, None)
+        if None not in (mine, theirs) and mine != theirs:
+            raise InputError(f"the diffusion has {what.format(mine)} and the data {theirs}")

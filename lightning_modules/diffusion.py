@@ -34,6 +34,8 @@ from hetpure.weights.diffusion import (
 )
 from lightning_modules.compatibility import check_classifier, check_denoiser, check_size
 
+PRECISIONS = ("32-true", "64-true", "bf16-mixed")  # perturbations are ranked in float32 at least
+
 
 @dataclass(frozen=True)
 class Update:
@@ -97,6 +99,8 @@ class DiffusionTraining(L.LightningModule):
             raise InputError("give one of --model.diffusion (start from it) and --model.unet")
         if diffusion is not None and preconditioning != "none":
             raise InputError("--model.preconditioning is that of --model.diffusion: leave it out")
+        if diffusion is not None and scheduler is not None:
+            raise InputError("--model.scheduler is that of --model.diffusion: leave it out")
         guided = perturbation is not None and perturbation.objective == "classification"
         if guided and guide is None:
             raise InputError("--model.guide is needed: the perturbation raises a classifier's loss")
@@ -134,8 +138,12 @@ class DiffusionTraining(L.LightningModule):
             for module in (network, *self._guide):
                 module.compile()
         self.last_update: Update | None = None
+        self._samples: list[int] = []  # of the update that is computed
+        self._failed = ""
         self.gradient_norm: Tensor | None = None  # of the last update, before it was clipped
         self._architecture = architecture(network.config) | architecture(self.scheduler.config)
+        # A checkpoint brings its own: another value would be ignored.
+        self._architecture |= {"learning_rate": learning_rate, "ema_decay": ema_decay}
 
     @property
     def unet(self) -> UNet2DModel:
@@ -153,10 +161,11 @@ class DiffusionTraining(L.LightningModule):
         if self.guide is not None:
             check_classifier(self.guide.to(self.device), data)
             check_size(self.guide, self.unet.config, self.device)
-        if self.perturbation is not None and self.trainer.precision == "16-mixed":
+        precision = self.trainer.precision
+        if self.perturbation is not None and precision not in PRECISIONS:
             raise InputError(
-                "--trainer.precision 16-mixed loses the small gradients that perturbations are"
-                " ranked by: take bf16-mixed or 32-true"
+                f"--trainer.precision {precision} loses the small gradients that perturbations are"
+                f" ranked by: take one of {', '.join(PRECISIONS)}"
             )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -168,21 +177,23 @@ class DiffusionTraining(L.LightningModule):
         torch.manual_seed(int(noise.words(Purpose.AUGMENTATION, 1, 0, 1)[0, 0]))
         update = self.losses(to_model(images), batch["label"], noise)
         self.last_update = replace(update, losses=update.losses.detach())
-        self._samples = batch["sample"]
+        self._samples += batch["sample"].tolist()
         loss = update.losses.mean()
         if not loss.isfinite():
-            self._stop(f"the loss is {float(loss.detach()):g}")
+            # Told by the gradients, which all processes see: they then stop together.
+            self._failed, loss = f"the loss is {float(loss.detach()):g}", loss * torch.nan
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.trainer.precision == "16-mixed":  # its scaler leaves such updates out
-            return
+        if self.trainer.precision == "16-mixed" and not self._failed:
+            return  # its scaler leaves updates out whose gradients are no numbers
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
         self.gradient_norm = torch.linalg.vector_norm(norms)
         if not self.gradient_norm.isfinite():
-            self._stop(f"the gradient's norm is {float(self.gradient_norm):g}")
+            self._stop(self._failed or f"the gradient's norm is {float(self.gradient_norm):g}")
+        self._samples = []
 
     def losses(self, x0: Tensor, labels: Tensor, noise: RowNoise) -> Update:
         """The update's losses of images in model units under addressed noise."""
@@ -211,13 +222,14 @@ class DiffusionTraining(L.LightningModule):
 
     def _stop(self, what: str) -> NoReturn:
         """Ends a training that computes no numbers; the weights are those before this update."""
-        said = f"update {self.global_step}: {what}, of samples {self._samples.tolist()}"
-        if self.trainer.world_size == 1:
-            run = Path(self.trainer.log_dir or self.trainer.default_root_dir)
-            path = run / "checkpoints" / "before-nan.ckpt"
-            self.trainer.save_checkpoint(path)
-            said += f"; the state before it is kept in {path}"
-        raise InputError(f"{said}: try a smaller --model.learning_rate, or full precision")
+        run = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        path = run / "checkpoints" / "before-nan.ckpt"
+        self.trainer.save_checkpoint(path)
+        raise InputError(
+            f"update {self.global_step}: {what}, of samples {self._samples}; the state before it is"
+            f" kept in {path}: go on from it in full precision, or start anew with a smaller"
+            " --model.learning_rate"
+        )
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Plain denoising loss of the averaged weights under fixed noise: comparable over time."""
@@ -272,7 +284,7 @@ class DiffusionTraining(L.LightningModule):
             mine, other = self._architecture.get(name), theirs.get(name)
             if mine != other:
                 raise InputError(
-                    f"--ckpt_path is of another network: its {name} is {other!r}, that of --model"
+                    f"--ckpt_path is of another training: its {name} is {other!r}, that of --model"
                     f" is {mine!r}"
                 )
         self.ema.load_state_dict(checkpoint["ema"])

@@ -118,7 +118,8 @@ class RobustProbe(Callback):
     `monitor: probe/robust`, `mode: max` and as many steps between two keeps the best.
 
     Args:
-        classifier: packaged name or folder of the classifier that is defended.
+        classifier: packaged name or folder of the classifier that is defended; by default the
+            training's guide.
         purifier: what the network is used in.
         attack: on it.
         images: the first so many validation images.
@@ -128,7 +129,7 @@ class RobustProbe(Callback):
 
     def __init__(
         self,
-        classifier: str,
+        classifier: str | None = None,
         purifier: Purifier = UniformPurifier(steps=20),  # noqa: B008 (frozen)
         attack: Attack = PGD(steps=5, eot_samples=1),  # noqa: B008 (frozen)
         images: int = 64,
@@ -137,7 +138,7 @@ class RobustProbe(Callback):
     ) -> None:
         if images < 1 or every_n_steps < 1:
             raise InputError("a RobustProbe needs images and every_n_steps of 1 or more")
-        self.classifier = load_classifier(classifier)
+        self.classifier = None if classifier is None else load_classifier(classifier)
         self.purifier = purifier
         self.attack = attack
         self.images = images
@@ -167,7 +168,10 @@ class RobustProbe(Callback):
         batch = first_images(trainer, self.images)
         with pl_module.averaged():  # a defence freezes its networks: not those that are trained
             denoiser = copy.deepcopy(pl_module.denoiser)
-        defense = Defense(self.classifier, self.purifier, denoiser).to(pl_module.device)
+        classifier = self.classifier or pl_module.guide
+        if classifier is None:
+            raise InputError("a RobustProbe of a training without a guide needs its classifier")
+        defense = Defense(classifier, self.purifier, denoiser).to(pl_module.device)
         keys = ("image", "label", "sample")
         block = Block(*(batch[key].to(pl_module.device) for key in keys))
         return {
@@ -225,7 +229,9 @@ class FeatureFID(Callback):
 
     def distance(self, trainer: L.Trainer, module: DiffusionTraining) -> float:
         """Of what the averaged weights draw now."""
-        distance = FrechetInceptionDistance(self.features, normalize=True).to(module.device)
+        distance = FrechetInceptionDistance(
+            self.features, normalize=True, sync_on_compute=False
+        ).to(module.device)  # every process has the same images
         batch = first_images(trainer, self.images)
         for images in torch.split(batch["image"], CHUNK):
             distance.update(images.to(module.device), real=True)

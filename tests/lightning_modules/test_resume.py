@@ -126,12 +126,14 @@ def test_an_epoch_has_every_sample_once(whole: Any) -> None:
     assert samples[0] != samples[BATCHES]
 
 
-def test_another_network_does_not_go_on(whole: Any, tmp_path: Path) -> None:
+def test_another_training_does_not_go_on(whole: Any, tmp_path: Path) -> None:
     other = UNET | {"block_out_channels": [4, 12]}
-    with pytest.raises(InputError, match="another network: its block_out_channels"):
+    with pytest.raises(InputError, match="another training: its block_out_channels"):
         train(tmp_path, 8, whole[0] / "step=3.ckpt", unet=other)
+    with pytest.raises(InputError, match=r"another training: its learning_rate is 0.001, that"):
+        train(tmp_path, 8, whole[0] / "step=3.ckpt", learning_rate=1e-5)
     scheduler = {"prediction_type": "v_prediction"}
-    with pytest.raises(InputError, match="another network: its prediction_type"):
+    with pytest.raises(InputError, match="another training: its prediction_type"):
         train(tmp_path, 8, whole[0] / "step=3.ckpt", scheduler=scheduler)
 
 

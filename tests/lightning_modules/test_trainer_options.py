@@ -1,5 +1,6 @@
 """ADDT under the trainer's options: several processes, accumulation, precision, compilation."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,35 @@ def test_a_fast_dev_run_trains_once_and_leaves_nothing(
     train.main(["--trainer.fast_dev_run=true", "--trainer.enable_progress_bar=false"])
     assert not list(tmp_path.rglob("*.*"))
     assert "weights:" not in capsys.readouterr().out
+
+
+class NoNumber(DiffusionTraining):
+    """The second process has no loss in the second update."""
+
+    def losses(self, *given: Any) -> Any:
+        update = super().losses(*given)
+        if self.global_step == 1 and self.trainer.global_rank == 1:
+            return replace(update, losses=update.losses * torch.nan)
+        return update
+
+
+def test_all_processes_stop_where_one_has_no_loss(tmp_path: Path) -> None:
+    trainer = Trainer(
+        max_steps=3,
+        accelerator="cpu",
+        devices=2,
+        strategy=DDPStrategy(start_method="spawn", process_group_backend="gloo"),
+        logger=False,
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    with pytest.raises(Exception, match="update 1: the .* is nan"):
+        trainer.fit(NoNumber(unet=UNET), FashionMNIST(source="packaged", batch_size=4))
+    state = torch.load(tmp_path / "checkpoints" / "before-nan.ckpt", weights_only=True)
+    assert state["global_step"] == 1
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
 
 
 @pytest.mark.slow  # the compiler's time

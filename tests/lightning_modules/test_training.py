@@ -2,18 +2,21 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.fashion_mnist import FashionMNIST
 from hetpure.addt import RankGaussian, denoising_loss
 from hetpure.adversarial_training import AdversarialTraining, perturb
 from hetpure.augmentation import flip, shift
+from hetpure.classifiers import Classifier
 from hetpure.denoiser import to_model
 from hetpure.errors import InputError
 from hetpure.levels import LogNormalLevels
@@ -22,6 +25,7 @@ from hetpure.numbers import Number
 from hetpure.weights import load_classifier, load_denoiser
 from lightning_modules.callbacks import ExportWeights, tile
 from lightning_modules.classifier import ClassifierTraining
+from lightning_modules.compatibility import check_denoiser, check_size
 from lightning_modules.diffusion import DiffusionTraining
 
 UNET: dict[str, Any] = {
@@ -323,3 +327,46 @@ def test_tile_keeps_rows_together() -> None:
     assert picture.shape == (4, 6)
     assert picture[0].tolist() == [0, 0, 1, 1, 2, 2]
     assert picture[3].tolist() == [3, 3, 4, 4, 5, 5]
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+def test_perturbations_are_not_ranked_in_half_precision(precision: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{precision} loses the small gradients"):
+        fit(addt(), tmp_path, 1, precision=precision)
+
+
+def test_a_scheduler_beside_weights_is_refused() -> None:
+    with pytest.raises(InputError, match=r"--model\.scheduler is that of --model\.diffusion"):
+        DiffusionTraining(diffusion="fashion_mnist_ddpm", scheduler={"clip_sample": True})
+
+
+def test_a_guide_of_another_size_is_refused() -> None:
+    fixed = Classifier(
+        nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 2)), num_classes=2, mean=[0.0], std=[1.0]
+    )
+    with pytest.raises(InputError, match="does not take the diffusion's 28 x 28 images"):
+        check_size(fixed, UNET, torch.device("cpu"))
+    check_size(fixed, UNET | {"sample_size": 32}, torch.device("cpu"))
+
+
+def test_data_of_another_size_is_refused() -> None:
+    data = SimpleNamespace(channels=1, image_size=32)
+    with pytest.raises(InputError, match="the diffusion has images of size 28 and the data 32"):
+        check_denoiser(load_denoiser("fashion_mnist_ddpm"), data)
+
+
+def test_a_few_batches_can_be_fitted_again_and_again(tmp_path: Path) -> None:
+    """Lightning then reads them in order, by a sampler of its own."""
+    module = DiffusionTraining(unet=UNET)
+    trainer = Trainer(
+        max_steps=3,
+        overfit_batches=1,
+        limit_val_batches=0,
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, FashionMNIST(source="packaged", batch_size=4))
+    assert trainer.global_step == 3
