@@ -43,12 +43,13 @@ def records(defense: str, attack: str, right: list[bool]) -> list[Record]:
 
 
 def outcomes() -> list[Record]:
-    """40 images: clean fine-tuning has the first 10 (seed 0) or 12 right, ADDT 20 or 18."""
-    counts = {"clean": (10, 12), "addt": (20, 18), "no_rbgm": (10, 12), "random_order": (10, 12)}
+    """40 images: clean fine-tuning has the first 10 (seed 0) or 12 right, ADDT 20 or 18; the
+    controls have one seed."""
+    counts = {"clean": (10, 12), "addt": (20, 18), "no_rbgm": (10,), "random_order": (10,)}
     return [
         record
-        for name, pair in counts.items()
-        for seed, count in enumerate(pair)
+        for name, own in counts.items()
+        for seed, count in enumerate(own)
         for record in records(f"{name}-{seed}", "dw-both", [k < count for k in range(40)])
     ]
 
@@ -64,7 +65,8 @@ def test_contrasts_by_hand(experiment: ModuleType) -> None:
     assert "| 0.002 |" in rows["addt - clean, seed 0"]  # 2 x 2^-10
     assert "+15.0 [" in rows["addt - clean, seed 1"]
     assert "| 0.031 |" in rows["addt - clean, seed 1"]  # 2 x 2^-6
-    assert "+0.0 [" in rows["no_rbgm - clean, both seeds"]
+    assert "no_rbgm - clean, both seeds" not in rows
+    assert "+0.0 [" in rows["no_rbgm - clean, seed 0"]
     assert "| 1 |" in rows["random_order - clean, seed 0"]
 
 
