@@ -1,6 +1,6 @@
 """Does ADDT make a diffusion purify? Trains, evaluates and tells, as written down in docs/addt.md.
 
-    python benchmarks/addt_experiment.py tune       # the perturbation, on validation images: hours
+    python benchmarks/addt_experiment.py tune       # perturbations' probes on validation images
     python benchmarks/addt_experiment.py            # trainings and evaluations: hours
     python benchmarks/addt_experiment.py report     # the tables, from what is there
 
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.records import RunFolder
@@ -52,8 +53,9 @@ TUNED: dict[str, dict[str, float]] = {
     "scale-0.12": {"scale": 0.12, "cap": 0.3},
     "scale-0.12-cap-0.6": {"scale": 0.12, "cap": 0.6},
     "scale-0.24-cap-0.9": {"scale": 0.24, "cap": 0.9},
+    "scale-0.48-cap-0.9": {"scale": 0.48, "cap": 0.9},
 }
-TUNING_SEED = 100
+TUNING_SEED, TUNING_UPDATES = 100, 350
 
 
 def run_training(name: str, configs: Sequence[Path], options: Sequence[str]) -> None:
@@ -107,15 +109,36 @@ def train(variant: str, seed: int) -> None:
 
 
 def tune() -> str:
-    """Every perturbation that is tried, on validation images."""
+    """Begins to train with every perturbation that is tried, and compares their probes."""
+    common = [
+        f"--model.init_args.seed={TUNING_SEED}",
+        f"--data.init_args.seed={TUNING_SEED}",
+        f"--trainer.max_steps={TUNING_UPDATES}",
+    ]
     for name, settings in TUNED.items():
         options = [
             f"--model.init_args.perturbation.init_args.{key}={settings[key]}" for key in settings
         ]
-        seeds = [f"--model.init_args.seed={TUNING_SEED}", f"--data.init_args.seed={TUNING_SEED}"]
-        run_training(name, [BASE], [*options, *seeds])
-    evaluate("addt_tuning")
-    return cells(RunFolder(ROOT / "runs" / "evaluate" / "addt_tuning").read_records())
+        run_training(name, [BASE], [*options, *common])
+    return probes()
+
+
+def probes() -> str:
+    """What all trainings' probes saw: robust and clean accuracy by the updates before it, %."""
+    found: dict[str, dict[int, str]] = {}
+    for run in sorted((RUNS / "train").iterdir()):
+        for log in sorted(run.rglob("events.out.tfevents.*")):
+            events = EventAccumulator(str(log))
+            events.Reload()
+            pairs = (events.Scalars(f"probe/{what}") for what in ("robust", "clean"))
+            for robust, clean in zip(*pairs, strict=True):
+                told = f"{100 * robust.value:.1f} / {100 * clean.value:.1f}"
+                found.setdefault(run.name, {})[robust.step] = told
+    steps = sorted({step for row in found.values() for step in row})
+    lines = [f"| updates | {' | '.join(map(str, steps))} |", "|" + " --- |" * (1 + len(steps))]
+    for name, row in found.items():
+        lines.append(f"| {name} | {' | '.join(row.get(step, '-') for step in steps)} |")
+    return "\n".join(lines)
 
 
 def evaluate(name: str) -> None:
@@ -185,7 +208,7 @@ def report() -> str:
     )
     weights = sorted(path for path in (RUNS / "weights").iterdir() if path.suffix != ".part")
     hashes = ", ".join(f"`{path.name}@{folder_hash(path)[:12]}`" for path in weights)
-    return "\n\n".join([contrasts(primary), cells(primary), cells(secondary), hashes])
+    return "\n\n".join([contrasts(primary), cells(primary), cells(secondary), probes(), hashes])
 
 
 def main() -> None:

@@ -144,8 +144,7 @@ def test_a_stopped_training_goes_on_and_one_without_weights_is_told(
 def test_the_plan_covers_the_configs(experiment: ModuleType) -> None:
     """Every weights' folder that the evaluations name is trained."""
     made = {f"{name}-{seed}" for name, seeds in experiment.TRAININGS.items() for seed in seeds}
-    made |= experiment.TUNED.keys()
-    for name in (*experiment.EVALUATIONS, "addt_tuning"):
+    for name in experiment.EVALUATIONS:
         text = (ROOT / "configs" / "evaluate" / f"{name}.yaml").read_text()
         named = {line.split("/")[-1] for line in text.splitlines() if "runs/addt/weights/" in line}
         assert named <= made
