@@ -130,8 +130,10 @@ def probes() -> str:
         for log in sorted(run.rglob("events.out.tfevents.*")):
             events = EventAccumulator(str(log))
             events.Reload()
+            if "probe/clean" not in events.Tags()["scalars"]:
+                continue  # stopped before its first probe
             pairs = (events.Scalars(f"probe/{what}") for what in ("robust", "clean"))
-            for robust, clean in zip(*pairs, strict=True):
+            for robust, clean in zip(*pairs, strict=False):  # stopped between the two
                 told = f"{100 * robust.value:.1f} / {100 * clean.value:.1f}"
                 found.setdefault(run.name, {})[robust.step] = told
     steps = sorted({step for row in found.values() for step in row})

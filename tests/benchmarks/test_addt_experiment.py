@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from torch.utils.tensorboard import SummaryWriter
 
 import evaluate
 from hetpure.evaluation.protocol import Record
@@ -141,6 +142,23 @@ def test_a_stopped_training_goes_on_and_one_without_weights_is_told(
         experiment.train("clean", 0)
 
 
+def test_probes_of_a_training_that_went_on_are_in_one_row(
+    experiment: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "RUNS", tmp_path)
+    told = {0: ((0, 0.25, 0.5), (175, 0.5, 0.75)), 1: ((200, 0.5, 0.75), (350, 0.625, 1.0)), 2: ()}
+    for version, probed in told.items():
+        folder = tmp_path / "train" / "addt-0" / "lightning_logs" / f"version_{version}"
+        with SummaryWriter(folder) as logger:
+            logger.add_scalar("train/loss", 1.0, 0)
+            for step, robust, clean in probed:
+                logger.add_scalar("probe/robust", robust, step)
+                logger.add_scalar("probe/clean", clean, step)
+    head, _, row = experiment.probes().splitlines()
+    assert head == "| updates | 0 | 175 | 200 | 350 |"
+    assert row == "| addt-0 | 25.0 / 50.0 | 50.0 / 75.0 | 50.0 / 75.0 | 62.5 / 100.0 |"
+
+
 def test_the_plan_covers_the_configs(experiment: ModuleType) -> None:
     """Every weights' folder that the evaluations name is trained."""
     made = {f"{name}-{seed}" for name, seeds in experiment.TRAININGS.items() for seed in seeds}
@@ -152,7 +170,7 @@ def test_the_plan_covers_the_configs(experiment: ModuleType) -> None:
 
 def test_the_purifier_is_the_published_sampler() -> None:
     """DDPM clips by default, also where it takes DDIM's place, which does not."""
-    for name in ("addt_primary", "addt_secondary", "addt_tuning"):
+    for name in ("addt_primary", "addt_secondary"):
         path = ROOT / "configs" / "evaluate" / f"{name}.yaml"
         with pytest.raises(SystemExit), redirect_stdout(StringIO()) as printed:
             evaluate.main([f"--config={path}", "--print_config"])
