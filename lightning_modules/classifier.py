@@ -16,6 +16,7 @@ from hetpure.augmentation import flip, shift
 from hetpure.noise import Noise, RowNoise, Stream
 from hetpure.weights.classifier import build_classifier
 from lightning_modules.compatibility import check_classifier
+from lightning_modules.resume import reopen_epoch
 
 
 class ClassifierTraining(L.LightningModule):
@@ -102,6 +103,9 @@ class ClassifierTraining(L.LightningModule):
             image, label, sample = (batch[key].clone() for key in ("image", "label", "sample"))
             noise = Noise.of(self.seed, Stream.PROBE).on(sample)
             return perturb(self.classifier, image, label, noise, against)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        reopen_epoch(checkpoint)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimiser = torch.optim.SGD(

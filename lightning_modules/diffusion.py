@@ -33,6 +33,7 @@ from hetpure.weights.diffusion import (
     set_dropout,
 )
 from lightning_modules.compatibility import check_classifier, check_denoiser, check_size
+from lightning_modules.resume import reopen_epoch
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")  # perturbations are ranked in float32 at least
 
@@ -287,6 +288,7 @@ class DiffusionTraining(L.LightningModule):
                     f"--ckpt_path is of another training: its {name} is {other!r}, that of --model"
                     f" is {mine!r}"
                 )
+        reopen_epoch(checkpoint)
         self.ema.load_state_dict(checkpoint["ema"])
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from datamodules.fashion_mnist import FashionMNIST
 from hetpure.addt import RankGaussian
 from hetpure.errors import InputError
+from lightning_modules.callbacks import ExportWeights
 from lightning_modules.diffusion import DiffusionTraining
 
 BATCHES, BATCH = 5, 20  # an epoch
@@ -56,6 +57,7 @@ def train(
     resume: Path | None = None,
     workers: int = 0,
     limit: float = 1.0,
+    at_epochs: bool | None = None,
     **changes: Any,
 ) -> tuple[DiffusionTraining, list[list[int]]]:
     torch.manual_seed(1 if resume is None else 2)  # nothing but the checkpoint may matter
@@ -69,17 +71,28 @@ def train(
         default_root_dir=folder,
         enable_progress_bar=False,
         enable_model_summary=False,
-        limit_val_batches=0,
+        limit_val_batches=1,
+        val_check_interval=2,
         limit_train_batches=limit,
         gradient_clip_val=1.0,
         callbacks=[
             seen,
+            ExportWeights(),
             ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1),
+            ModelCheckpoint(
+                folder, "lightning-{step}", save_top_k=-1, save_on_train_epoch_end=at_epochs
+            ),
         ],
     )
     data = FewImages(source="packaged", batch_size=BATCH, num_workers=workers)
     trainer.fit(module, data, ckpt_path=resume)
     return module, seen.samples
+
+
+def assert_same(one: DiffusionTraining, other: DiffusionTraining) -> None:
+    """Bit for bit."""
+    for name, value in other.state_dict().items():
+        assert torch.equal(one.state_dict()[name], value), name
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +114,7 @@ def test_a_resumed_training_ends_with_the_same_weights(
     folder, module, samples = whole
     found, rest = train(tmp_path, 8, folder / f"step={stopped}.ckpt", workers)
     assert rest == samples[stopped:]
-    for name, value in module.state_dict().items():
-        assert torch.equal(found.state_dict()[name], value), name
+    assert_same(found, module)
     for kept, mine in zip(module.ema.shadow_params, found.ema.shadow_params, strict=True):
         assert torch.equal(kept, mine)
     ours, theirs = (
@@ -118,6 +130,36 @@ def test_a_shortened_epoch_goes_on(stopped: int, tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", 8, limit=3)[1]
     rest = train(tmp_path, 8, tmp_path / "whole" / f"step={stopped}.ckpt", limit=3)[1]
     assert rest == whole[stopped:]
+
+
+@pytest.mark.parametrize(
+    ("ended", "limit"),
+    [(3, 1.0), (5, 1.0), (7, 1.0), (4, 3)],
+    ids=["mid", "epoch's end", "second", "shortened"],
+)
+def test_a_training_that_ended_goes_on_where_it_ended(
+    ended: int, limit: float, whole: Any, tmp_path: Path
+) -> None:
+    """`end.ckpt` of fewer updates, and more of them asked for."""
+    module, samples = whole[1:] if limit == 1 else train(tmp_path / "whole", 8, limit=limit)
+    train(tmp_path / "short", ended, limit=limit)
+    end = tmp_path / "short" / "checkpoints" / "end.ckpt"
+    found, rest = train(tmp_path / "rest", 8, end, limit=limit)
+    assert rest == samples[ended:]
+    assert_same(found, module)
+
+
+@pytest.mark.parametrize(("stopped", "at_epochs"), [(5, True), (2, False), (7, False)])
+def test_a_training_goes_on_from_lightnings_own_checkpoints(
+    stopped: int, at_epochs: bool, whole: Any, tmp_path: Path
+) -> None:
+    """Saved when an epoch has ended, and after a validation within one."""
+    module, samples = whole[1:]
+    train(tmp_path / "first", 8, at_epochs=at_epochs)
+    path = tmp_path / "first" / f"lightning-step={stopped}.ckpt"
+    found, rest = train(tmp_path / "rest", 8, path, at_epochs=at_epochs)
+    assert rest == samples[stopped:]
+    assert_same(found, module)
 
 
 def test_an_epoch_has_every_sample_once(whole: Any) -> None:
