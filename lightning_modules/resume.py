@@ -7,7 +7,9 @@ def reopen_epoch(checkpoint: dict[str, Any]) -> None:
     """Lightning takes the epoch in which a training ended (by `max_steps` or `max_time`) for a
     whole one, and goes on from a whole one with an empty one. A checkpoint from an epoch's end is
     changed into one from the end of its last batch, from which it goes on with what was left."""
-    loop = checkpoint["loops"]["fit_loop"]
+    loop = checkpoint.get("loops", {}).get("fit_loop")
+    if loop is None:  # of weights alone
+        return
     epoch, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
     if epoch["current"]["processed"] == epoch["current"]["ready"]:
         for counted in (epoch["current"], epoch["total"]):
