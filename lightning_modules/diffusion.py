@@ -1,7 +1,7 @@
 """Training of a diffusion network: ADDT, its variants and controls, and plain training."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +15,12 @@ from diffusers.training_utils import EMAModel
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from hetpure.acceleration import compiled_cosine
 from hetpure.addt import Batch, Found, Perturbation, denoising_loss
 from hetpure.adversarial_training import evaluating
 from hetpure.augmentation import flip
 from hetpure.classifiers import Classifier
-from hetpure.denoiser import to_model
+from hetpure.denoiser import to_model, to_pixels
 from hetpure.errors import InputError
 from hetpure.levels import DiscreteLevels, Levels
 from hetpure.noise import Noise, Purpose, RowNoise, Stream
@@ -36,6 +37,7 @@ from lightning_modules.compatibility import check_classifier, check_denoiser, ch
 from lightning_modules.resume import reopen_epoch
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")  # perturbations are ranked in float32 at least
+COMPILED_COSINE = 0.99
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class DiffusionTraining(L.LightningModule):
         levels: the noise levels that are trained.
         mode: `efficient` looks for perturbations with the network in eval mode, `reference` in
             train mode (dropout active), as published.
-        compile: compile network and guide (torch.compile).
+        compile: compile network and guide (torch.compile). Before the first update their gradients
+            are held against those of the modules as written.
         learning_rate: of AdamW.
         betas: of AdamW.
         weight_decay: of AdamW.
@@ -138,6 +141,7 @@ class DiffusionTraining(L.LightningModule):
         if compile:  # in place: the names of weights stay
             for module in (network, *self._guide):
                 module.compile()
+        self._unchecked = compile
         self.last_update: Update | None = None
         self._samples: list[int] = []  # of the update that is computed
         self._failed = ""
@@ -176,6 +180,8 @@ class DiffusionTraining(L.LightningModule):
             images = flip(images, noise)
         # Dropout is drawn from torch's generator, which no checkpoint holds.
         torch.manual_seed(int(noise.words(Purpose.AUGMENTATION, 1, 0, 1)[0, 0]))
+        if self._unchecked:
+            self._check_compiled(to_model(images), noise)
         update = self.losses(to_model(images), batch["label"], noise)
         self.last_update = replace(update, losses=update.losses.detach())
         self._samples += batch["sample"].tolist()
@@ -220,6 +226,25 @@ class DiffusionTraining(L.LightningModule):
         finally:
             for weight in frozen:
                 weight.requires_grad_(True)
+
+    def _check_compiled(self, x0: Tensor, noise: RowNoise) -> None:
+        """InputError where compiled modules have another gradient than the modules as written."""
+        level = self.levels.draw(self.denoiser.schedule, noise, x0)
+        calls: dict[str, Callable[[Tensor], Tensor]] = {
+            "the diffusion network": lambda x: self.denoiser(x, level)
+        }
+        guide = self.guide
+        if guide is not None:
+            calls["the guide"] = lambda x: guide(to_pixels(x))
+        for name, call in calls.items():
+            with self._searching(), evaluating(self.denoiser):  # without dropout's draws
+                cosine = compiled_cosine(call, x0)
+            if not cosine >= COMPILED_COSINE:
+                raise InputError(
+                    f"torch.compile gets the gradient of {name} wrong here (mean cosine"
+                    f" {cosine:.3f} to the module's as written): set --model.compile=false"
+                )
+        self._unchecked = False
 
     def _stop(self, what: str) -> NoReturn:
         """Ends a training that computes no numbers; the weights are those before this update."""

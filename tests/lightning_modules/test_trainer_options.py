@@ -14,6 +14,7 @@ from torch import Tensor
 import train
 from datamodules.fashion_mnist import FashionMNIST
 from hetpure.addt import RankGaussian
+from hetpure.errors import InputError
 from lightning_modules.diffusion import DiffusionTraining
 
 UPDATES = 20
@@ -162,3 +163,34 @@ def test_compiled_networks_train_alike(tmp_path: Path) -> None:
     # A perturbation is ranked: another order of sums may swap neighbours.
     assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-2)
     assert compiled["names"] == plain["names"]
+
+
+class Reversed(torch.autograd.Function):
+    """What is given, with a gradient that runs backwards along each row."""
+
+    @staticmethod
+    def forward(ctx: Any, answer: Tensor) -> Tensor:
+        return answer.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient.flip(-1)
+
+
+def reversing(graph: Any, inputs: Any) -> Any:
+    """A compiler's backend with right answers and wrong gradients."""
+    return lambda *given: [Reversed.apply(answer) for answer in graph(*given)]
+
+
+def test_a_compiler_with_wrong_gradients_is_refused_before_the_first_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch's own on some CPUs, whose answers agree."""
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda own: original(own, backend="eager"))
+    (right,) = fit(tmp_path / "right", 1, compiled=True)
+    assert len(right["losses"]) == 1
+    torch.compiler.reset()
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda own: original(own, backend=reversing))
+    with pytest.raises(InputError, match=r"the diffusion network wrong .*compile=false"):
+        fit(tmp_path / "wrong", 1, compiled=True)
