@@ -1,7 +1,7 @@
 """Does ADDT make a diffusion purify? Trains, evaluates and tells, as written down in docs/addt.md.
 
-    python benchmarks/addt_experiment.py tune       # perturbations' probes on validation images
     python benchmarks/addt_experiment.py            # trainings and evaluations: hours
+    python benchmarks/addt_experiment.py tune       # of these what chooses the perturbation
     python benchmarks/addt_experiment.py report     # the tables, from what is there
 
 Started again each goes on where it was stopped. Trainings are
@@ -18,13 +18,19 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.records import RunFolder
 from hetpure.evaluation.results import by_attack, draws_right
-from hetpure.evaluation.statistics import mcnemar, mean_accuracy
+from hetpure.evaluation.statistics import (
+    Difference,
+    Estimate,
+    in_points,
+    mcnemar,
+    mean_accuracy,
+    paired_difference,
+)
 from hetpure.weights import folder_hash
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +45,7 @@ TRAININGS = {
     "label_free": (0,),
     "reference": (0,),
 }
-EVALUATIONS = ("addt_primary", "addt_secondary")
+EVALUATIONS = ("addt_probe", "addt_primary", "addt_secondary")
 LOCKED = "dw-both"
 CONTRASTS = [
     ("addt", "clean"),
@@ -108,8 +114,8 @@ def train(variant: str, seed: int) -> None:
     run_training(f"{variant}-{seed}", configs, options)
 
 
-def tune() -> str:
-    """Begins to train with every perturbation that is tried, and compares their probes."""
+def tune() -> None:
+    """Begins to train with every perturbation that is tried, and asks what their probes hang on."""
     common = [
         f"--model.init_args.seed={TUNING_SEED}",
         f"--data.init_args.seed={TUNING_SEED}",
@@ -120,7 +126,7 @@ def tune() -> str:
             f"--model.init_args.perturbation.init_args.{key}={settings[key]}" for key in settings
         ]
         run_training(name, [BASE], [*options, *common])
-    return probes()
+    evaluate(EVALUATIONS[0])
 
 
 def probes() -> str:
@@ -156,61 +162,76 @@ def right(records: Sequence[Record], attack: str) -> NDArray[np.bool_]:
     return draws_right(sorted(by_attack(records)[attack], key=lambda record: record.sample))
 
 
+def by_defense(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Each row's records, the rows in the order of the config."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.defense, []).append(record)
+    return found
+
+
 def cells(records: Sequence[Record]) -> str:
-    """Every row's accuracy, clean and under each attack."""
-    rows = {name: [r for r in records if r.defense == name] for name in _names(records)}
+    """Every row's accuracy and the number of images, clean and under each attack."""
     attacks = list(dict.fromkeys(record.attack for record in records))
     lines = [f"| weights | {' | '.join(attacks)} |", "|" + " --- |" * (1 + len(attacks))]
-    for name, own in rows.items():
+    for name, own in by_defense(records).items():
         found = [mean_accuracy(right(own, a)) if a in by_attack(own) else None for a in attacks]
-        told = ["-" if one is None else _percent(one.accuracy, one.low, one.high) for one in found]
+        told = ["-" if one is None else _percent(one) for one in found]
         lines.append(f"| {name} | {' | '.join(told)} |")
     return "\n".join(lines)
 
 
 def contrasts(records: Sequence[Record]) -> str:
     """The planned contrast and its controls under DW-both, paired by image: over all training
-    seeds that both have and for each. The intervals are about images; two seeds say little about
-    others."""
-    lines = ["| contrast | points [95%] | exact McNemar p |", "| --- | --- | --- |"]
-    outcomes = {
-        name: right([record for record in records if record.defense == name], LOCKED)
-        for name in _names(records)
-    }
+    seeds that both have and for each, and whether the first is won as the plan has it. A training
+    seed is resampled as a noise draw is, which widens the interval; it is about images all the
+    same: two seeds say little about others. SystemExit where rows have other images than others.
+    """
+    rows = by_defense(records)
+    asked = {name: sorted(r.sample for r in by_attack(own)[LOCKED]) for name, own in rows.items()}
+    samples = next(iter(asked.values()))
+    if any(own != samples for own in asked.values()):
+        counts = ", ".join(f"{name} {len(own)}" for name, own in asked.items())
+        raise SystemExit(f"not all rows were asked the same images: {counts}")
+    outcomes = {name: right(own, LOCKED) for name, own in rows.items()}
+    lines = [
+        f"| contrast, n = {len(samples)} | points [95%] | exact McNemar p |",
+        "|" + " --- |" * 3,
+    ]
+    found: dict[tuple[str, str], list[Difference]] = {}
     for kind, other in CONTRASTS:
         seeds = [seed for seed in TRAININGS[kind] if seed in TRAININGS[other]]
         for chosen in [seeds] if len(seeds) == 1 else [seeds, *([seed] for seed in seeds)]:
             ours, theirs = (
                 np.hstack([outcomes[f"{name}-{seed}"] for seed in chosen]) for name in (kind, other)
             )
-            difference = ours.mean(1) - theirs.mean(1)
-            moved = bootstrap(
-                (difference,), np.mean, n_resamples=10_000, method="percentile", random_state=0
-            ).confidence_interval
+            moved = paired_difference(ours, theirs)
+            found.setdefault((kind, other), []).append(moved)
             single = len(chosen) == 1
             test = f"{mcnemar(ours[:, 0], theirs[:, 0]).p_value:.2g}" if single else "-"
             which = f"seed {chosen[0]}" if single else "both seeds"
-            points = _percent(difference.mean(), moved.low, moved.high, "+")
+            points = in_points(moved.as_dict())
             lines.append(f"| {kind} - {other}, {which} | {points} | {test} |")
-    return "\n".join(lines)
+    whole, *each = found[CONTRASTS[0]]
+    won = whole.low > 0 and all(one.difference > 0 for one in each)
+    told = "won" if won else "not won"
+    return "\n".join([*lines, "", f"The primary contrast, {' - '.join(CONTRASTS[0])}, is {told}."])
 
 
-def _names(records: Sequence[Record]) -> list[str]:
-    return list(dict.fromkeys(record.defense for record in records))
-
-
-def _percent(middle: float, low: float, high: float, sign: str = "") -> str:
-    return f"{100 * middle:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+def _percent(found: Estimate) -> str:
+    middle, low, high = (100 * value for value in (found.accuracy, found.low, found.high))
+    return f"{middle:.1f} [{low:.1f}, {high:.1f}], n={found.n}"
 
 
 def report() -> str:
     """All tables and what they were made with."""
-    primary, secondary = (
+    tuning, primary, secondary = (
         RunFolder(ROOT / "runs" / "evaluate" / name).read_records() for name in EVALUATIONS
     )
     weights = sorted(path for path in (RUNS / "weights").iterdir() if path.suffix != ".part")
     hashes = ", ".join(f"`{path.name}@{folder_hash(path)[:12]}`" for path in weights)
-    return "\n\n".join([contrasts(primary), cells(primary), cells(secondary), probes(), hashes])
+    tables = [contrasts(primary), *map(cells, (primary, secondary, tuning)), probes(), hashes]
+    return "\n\n".join(tables)
 
 
 def main() -> None:
@@ -218,16 +239,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("what", nargs="?", choices=("all", "tune", "report"), default="all")
     what = parser.parse_args().what
-    if what == "tune":
-        print(tune())
-        return
+    if what != "report":
+        tune()
     if what == "all":
         for variant, seeds in TRAININGS.items():
             for seed in seeds:
                 train(variant, seed)
-        for name in EVALUATIONS:
+        for name in EVALUATIONS[1:]:
             evaluate(name)
-    print(report())
+    print(probes() if what == "tune" else report())
 
 
 if __name__ == "__main__":

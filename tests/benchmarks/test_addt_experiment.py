@@ -43,10 +43,10 @@ def records(defense: str, attack: str, right: list[bool]) -> list[Record]:
     ]
 
 
-def outcomes() -> list[Record]:
+def outcomes(addt: tuple[int, ...] = (20, 18)) -> list[Record]:
     """40 images: clean fine-tuning has the first 10 (seed 0) or 12 right, ADDT 20 or 18; the
     controls have one seed."""
-    counts = {"clean": (10, 12), "addt": (20, 18), "no_rbgm": (10,), "random_order": (10,)}
+    counts = {"clean": (10, 12), "addt": addt, "no_rbgm": (10,), "random_order": (10,)}
     return [
         record
         for name, own in counts.items()
@@ -69,6 +69,26 @@ def test_contrasts_by_hand(experiment: ModuleType) -> None:
     assert "no_rbgm - clean, both seeds" not in rows
     assert "+0.0 [" in rows["no_rbgm - clean, seed 0"]
     assert "| 1 |" in rows["random_order - clean, seed 0"]
+    assert "n = 40" in next(iter(rows.values()))
+
+
+@pytest.mark.parametrize(
+    ("addt", "told"),
+    [((20, 18), "won"), ((20, 12), "not won"), ((11, 13), "not won")],
+    ids=["both seeds ahead", "one seed not ahead", "the interval holds 0"],
+)
+def test_the_primary_contrast_is_judged_as_planned(
+    experiment: ModuleType, addt: tuple[int, ...], told: str
+) -> None:
+    answer = experiment.contrasts(outcomes(addt)).splitlines()[-1]
+    assert answer == f"The primary contrast, addt - clean, is {told}."
+
+
+def test_rows_with_other_images_are_not_compared(experiment: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="addt-0 39"):
+        experiment.contrasts(
+            [one for one in outcomes() if one.defense != "addt-0" or one.sample != 3]
+        )
 
 
 def test_every_cell_is_told(experiment: ModuleType) -> None:
@@ -76,7 +96,7 @@ def test_every_cell_is_told(experiment: ModuleType) -> None:
     found += records("b", "clean", [False] * 4)
     head, _, first, second = experiment.cells(found).splitlines()
     assert head == "| weights | clean | x |"
-    assert first.startswith("| a | 100.0 [") and "| 50.0 [" in first
+    assert first.startswith("| a | 100.0 [") and "| 50.0 [" in first and first.count("n=4 |") == 2
     assert second.startswith("| b | 0.0 [") and second.endswith("| - |")
 
 
@@ -162,10 +182,11 @@ def test_probes_of_a_training_that_went_on_are_in_one_row(
 def test_the_plan_covers_the_configs(experiment: ModuleType) -> None:
     """Every weights' folder that the evaluations name is trained."""
     made = {f"{name}-{seed}" for name, seeds in experiment.TRAININGS.items() for seed in seeds}
+    made |= set(experiment.TUNED)
     for name in experiment.EVALUATIONS:
         text = (ROOT / "configs" / "evaluate" / f"{name}.yaml").read_text()
         named = {line.split("/")[-1] for line in text.splitlines() if "runs/addt/weights/" in line}
-        assert named <= made
+        assert named and named <= made
 
 
 def test_the_purifier_is_the_published_sampler() -> None:
