@@ -126,13 +126,23 @@ class ResumableLoader(DataLoader[Sample]):
         return isinstance(self.sampler, EpochSampler)
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its samples all processes together were given."""
+        """The epoch, how many of its samples all processes together were given, in which order."""
         if not self._resumable:
             return {}
-        return {"epoch": self.sampler.epoch, "samples": self.given * self.sampler.num_replicas}
+        return {
+            "epoch": self.sampler.epoch,
+            "samples": self.given * self.sampler.num_replicas,
+            "seed": self.sampler.seed,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """That epoch goes on after those samples, on as many processes as there now are; every
         other one is whole."""
-        if state and self._resumable:
-            self.sampler.given = state["epoch"], state["samples"] // self.sampler.num_replicas
+        if not state or not self._resumable:
+            return
+        if state["seed"] != self.sampler.seed:
+            raise InputError(
+                f"--ckpt_path is of a training with --data.seed {state['seed']}: with"
+                f" {self.sampler.seed} its epoch would go on in another order of images"
+            )
+        self.sampler.given = state["epoch"], state["samples"] // self.sampler.num_replicas

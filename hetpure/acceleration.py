@@ -2,7 +2,7 @@
 against the plain network by the gradient certificate."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,16 +59,20 @@ def accelerate(denoiser: Denoiser, acceleration: Acceleration) -> Denoiser:
     return Denoiser(network, denoiser.schedule, kind, denoiser.sigma_data)
 
 
-def compiled_cosine(call: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """Mean cosine over the rows of x between the gradient through compiled modules and through the
-    same modules run as they are written. Where it is not near 1 the compiler is wrong: torch 2.13
-    is on CPUs for some blocks of diffusers' UNets, whose answers agree all the same."""
+def compiled_cosine(
+    call: Callable[[Tensor], Tensor], x: Tensor, weights: Sequence[Tensor] = ()
+) -> float:
+    """Cosine between the gradient through compiled modules and through the same modules run as they
+    are written: in x (B, ...), the mean over its rows, or where `weights` are given in them, all
+    together. Where it is not near 1 the compiler is wrong: torch 2.13 is on CPUs for some blocks of
+    diffusers' UNets, whose answers agree all the same."""
 
     def gradient() -> Tensor:
-        point = x.detach().requires_grad_()
+        point = x.detach().requires_grad_(not weights)
         with torch.enable_grad():
-            answer = call(point)
-        return torch.autograd.grad(answer.float().square().sum(), point)[0]
+            size = call(point).float().square().sum()
+        found = torch.autograd.grad(size, weights or point)
+        return torch.cat([one.flatten() for one in found])[None] if weights else found[0]
 
     ours = gradient()
     with torch.compiler.set_stance("force_eager"):

@@ -1,9 +1,10 @@
 """Training of a diffusion network: ADDT, its variants and controls, and plain training."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -34,7 +35,7 @@ from hetpure.weights.diffusion import (
     set_dropout,
 )
 from lightning_modules.compatibility import check_classifier, check_denoiser, check_size
-from lightning_modules.resume import reopen_epoch
+from lightning_modules.resume import reopen_epoch, take_back
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")  # perturbations are ranked in float32 at least
 COMPILED_COSINE = 0.99
@@ -143,12 +144,18 @@ class DiffusionTraining(L.LightningModule):
                 module.compile()
         self._unchecked = compile
         self.last_update: Update | None = None
-        self._samples: list[int] = []  # of the update that is computed
+        self._batches: list[list[int]] = []  # sample ids of the update that is computed
         self._failed = ""
+        self._stopped = False
         self.gradient_norm: Tensor | None = None  # of the last update, before it was clipped
         self._architecture = architecture(network.config) | architecture(self.scheduler.config)
         # A checkpoint brings its own: another value would be ignored.
-        self._architecture |= {"learning_rate": learning_rate, "ema_decay": ema_decay}
+        self._architecture |= {
+            "learning_rate": learning_rate,
+            "betas": list(betas),
+            "weight_decay": weight_decay,
+            "ema_decay": ema_decay,
+        }
 
     @property
     def unet(self) -> UNet2DModel:
@@ -160,18 +167,20 @@ class DiffusionTraining(L.LightningModule):
         return self._guide[0] if self._guide else None
 
     def on_fit_start(self) -> None:
+        precision = self.trainer.precision
+        if precision not in PRECISIONS:
+            raise InputError(
+                f"--trainer.precision {precision} is not one of {', '.join(PRECISIONS)}: others"
+                " lose small gradients, by which perturbations are ranked"
+            )
         self.ema.to(self.device)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         check_denoiser(self.denoiser, data)
         if self.guide is not None:
-            check_classifier(self.guide.to(self.device), data)
+            # Lightning sees to our modules alone, the guide is not among them.
+            like = next(self.unet.parameters())
+            check_classifier(self.guide.to(like.device, like.dtype), data)
             check_size(self.guide, self.unet.config, self.device)
-        precision = self.trainer.precision
-        if self.perturbation is not None and precision not in PRECISIONS:
-            raise InputError(
-                f"--trainer.precision {precision} loses the small gradients that perturbations are"
-                f" ranked by: take one of {', '.join(PRECISIONS)}"
-            )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         noise = Noise.of(self.seed, Stream.TRAIN, self.global_step).on(batch["sample"])
@@ -184,7 +193,7 @@ class DiffusionTraining(L.LightningModule):
             self._check_compiled(to_model(images), noise)
         update = self.losses(to_model(images), batch["label"], noise)
         self.last_update = replace(update, losses=update.losses.detach())
-        self._samples += batch["sample"].tolist()
+        self._batches.append(batch["sample"].tolist())
         loss = update.losses.mean()
         if not loss.isfinite():
             # Told by the gradients, which all processes see: they then stop together.
@@ -193,14 +202,12 @@ class DiffusionTraining(L.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.trainer.precision == "16-mixed" and not self._failed:
-            return  # its scaler leaves updates out whose gradients are no numbers
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
         self.gradient_norm = torch.linalg.vector_norm(norms)
         if not self.gradient_norm.isfinite():
-            self._stop(self._failed or f"the gradient's norm is {float(self.gradient_norm):g}")
-        self._samples = []
+            self._stop(f"the gradient's norm is {float(self.gradient_norm):g}")
+        self._batches = []
 
     def losses(self, x0: Tensor, labels: Tensor, noise: RowNoise) -> Update:
         """The update's losses of images in model units under addressed noise."""
@@ -230,16 +237,21 @@ class DiffusionTraining(L.LightningModule):
     def _check_compiled(self, x0: Tensor, noise: RowNoise) -> None:
         """InputError where compiled modules have another gradient than the modules as written."""
         level = self.levels.draw(self.denoiser.schedule, noise, x0)
-        calls: dict[str, Callable[[Tensor], Tensor]] = {
-            "the diffusion network": lambda x: self.denoiser(x, level)
-        }
-        guide = self.guide
-        if guide is not None:
-            calls["the guide"] = lambda x: guide(to_pixels(x))
-        for name, call in calls.items():
-            with self._searching(), evaluating(self.denoiser):  # without dropout's draws
-                cosine = compiled_cosine(call, x0)
-            if not cosine >= COMPILED_COSINE:
+
+        def network(x: Tensor) -> Tensor:
+            output: Tensor = self.denoiser(x, level)
+            return output
+
+        weights = list(self.unet.parameters())
+        with evaluating(self.denoiser):  # without dropout's draws
+            found = {"the diffusion network's weights": compiled_cosine(network, x0, weights)}
+            with self._searching():
+                found["the diffusion network"] = compiled_cosine(network, x0)
+                if (guide := self.guide) is not None:
+                    found["the guide"] = compiled_cosine(lambda x: guide(to_pixels(x)), x0)
+        for name, cosine in found.items():
+            right = self.trainer.strategy.reduce_boolean_decision(cosine >= COMPILED_COSINE)
+            if not right:  # on some process
                 raise InputError(
                     f"torch.compile gets the gradient of {name} wrong here (mean cosine"
                     f" {cosine:.3f} to the module's as written): set --model.compile=false"
@@ -247,14 +259,19 @@ class DiffusionTraining(L.LightningModule):
         self._unchecked = False
 
     def _stop(self, what: str) -> NoReturn:
-        """Ends a training that computes no numbers; the weights are those before this update."""
+        """Ends a training that computes no numbers, on all processes. The weights that are kept are
+        those before this update, and its batches count as not seen."""
         run = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         path = run / "checkpoints" / "before-nan.ckpt"
+        self._stopped = True
         self.trainer.save_checkpoint(path)
+        told = everyones((self._failed, list(chain(*self._batches))))
+        failed = [one for one in told if one[0]]  # where it was a loss, of those that had it
+        samples = [sample for _, own in failed or told for sample in own]
         raise InputError(
-            f"update {self.global_step}: {what}, of samples {self._samples}; the state before it is"
-            f" kept in {path}: go on from it in full precision, or start anew with a smaller"
-            " --model.learning_rate"
+            f"update {self.global_step}: {failed[0][0] if failed else what}, of samples {samples};"
+            f" the state before it is kept in {path}: go on from it in full precision, or start"
+            " anew with a smaller --model.learning_rate"
         )
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -301,6 +318,8 @@ class DiffusionTraining(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ema"] = self.ema.state_dict()
         checkpoint["architecture"] = self._architecture
+        if self._stopped:
+            take_back(checkpoint, [len(batch) for batch in self._batches], self.trainer.world_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         theirs = checkpoint.get("architecture")
@@ -315,6 +334,15 @@ class DiffusionTraining(L.LightningModule):
                 )
         reopen_epoch(checkpoint)
         self.ema.load_state_dict(checkpoint["ema"])
+
+
+def everyones(own: Any) -> list[Any]:
+    """What each process has, on all of them."""
+    if not torch.distributed.is_initialized():
+        return [own]
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, own)
+    return found
 
 
 def architecture(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -194,7 +194,7 @@ class FeatureFID(Callback):
 
     Args:
         classifier: packaged name or folder of the classifier.
-        images: so many of each; fewer than the features is too few.
+        images: so many of each; the fewer, the higher the distance of equal distributions.
         network_calls: of each sample.
         every_n_steps: updates between two.
         seed: of the samples' noise.

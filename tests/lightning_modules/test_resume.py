@@ -58,6 +58,8 @@ def train(
     workers: int = 0,
     limit: float = 1.0,
     at_epochs: bool | None = None,
+    order: int = 0,
+    accumulated: int = 1,
     **changes: Any,
 ) -> tuple[DiffusionTraining, list[list[int]]]:
     torch.manual_seed(1 if resume is None else 2)  # nothing but the checkpoint may matter
@@ -74,6 +76,7 @@ def train(
         limit_val_batches=1,
         val_check_interval=2,
         limit_train_batches=limit,
+        accumulate_grad_batches=accumulated,
         gradient_clip_val=1.0,
         callbacks=[
             seen,
@@ -84,7 +87,7 @@ def train(
             ),
         ],
     )
-    data = FewImages(source="packaged", batch_size=BATCH, num_workers=workers)
+    data = FewImages(source="packaged", batch_size=BATCH, num_workers=workers, seed=order)
     trainer.fit(module, data, ckpt_path=resume)
     return module, seen.samples
 
@@ -174,9 +177,41 @@ def test_another_training_does_not_go_on(whole: Any, tmp_path: Path) -> None:
         train(tmp_path, 8, whole[0] / "step=3.ckpt", unet=other)
     with pytest.raises(InputError, match=r"another training: its learning_rate is 0.001, that"):
         train(tmp_path, 8, whole[0] / "step=3.ckpt", learning_rate=1e-5)
+    with pytest.raises(InputError, match=r"another training: its weight_decay is 1e-06, that"):
+        train(tmp_path, 8, whole[0] / "step=3.ckpt", weight_decay=0.1)
     scheduler = {"prediction_type": "v_prediction"}
     with pytest.raises(InputError, match="another training: its prediction_type"):
         train(tmp_path, 8, whole[0] / "step=3.ckpt", scheduler=scheduler)
+
+
+def test_an_epoch_does_not_go_on_in_another_order(whole: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"training with --data.seed 0: with 1"):
+        train(tmp_path, 8, whole[0] / "step=3.ckpt", order=1)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_what_failed_is_seen_again(
+    accumulated: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the state that is kept before an update without numbers: that update's batches, the
+    same ones, and all others once."""
+    whole, samples = train(tmp_path / "whole", 4, accumulated=accumulated)
+    original = DiffusionTraining.losses
+
+    def losses(self: DiffusionTraining, *given: Any) -> Any:
+        update = original(self, *given)
+        return replace(update, losses=update.losses + (torch.nan if self.global_step == 1 else 0))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionTraining, "losses", losses)
+        with pytest.raises(InputError, match="update 1: the loss is nan, of samples") as error:
+            train(tmp_path / "failed", 4, accumulated=accumulated)
+    named = [sample for batch in samples[accumulated : 2 * accumulated] for sample in batch]
+    assert f"of samples {named};" in str(error.value)
+    kept = tmp_path / "failed" / "checkpoints" / "before-nan.ckpt"
+    found, rest = train(tmp_path / "rest", 4, kept, accumulated=accumulated)
+    assert rest == samples[accumulated:]
+    assert_same(found, whole)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

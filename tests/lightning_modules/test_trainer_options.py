@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 import train
+from datamodules.dataset import epoch_order
 from datamodules.fashion_mnist import FashionMNIST
 from hetpure.addt import RankGaussian
 from hetpure.errors import InputError
@@ -118,6 +119,11 @@ def test_bfloat16_trains_alike_on_float32_perturbations(tmp_path: Path) -> None:
     assert mixed["perturbation"].dtype == torch.float32
 
 
+def test_float64_trains_with_its_guide(tmp_path: Path) -> None:
+    (found,) = fit(tmp_path / "double", 1, precision="64-true")
+    assert found["perturbation"].dtype == torch.float64
+
+
 def test_a_fast_dev_run_trains_once_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,8 +155,14 @@ def test_all_processes_stop_where_one_has_no_loss(tmp_path: Path) -> None:
         enable_model_summary=False,
         limit_val_batches=0,
     )
-    with pytest.raises(Exception, match="update 1: the .* is nan"):
-        trainer.fit(NoNumber(unet=UNET), FashionMNIST(source="packaged", batch_size=4))
+    data = FashionMNIST(source="packaged", batch_size=4)
+    data.setup("fit")
+    images = data._splits["train"]
+    # The second process's second batch, whichever process tells.
+    named = images.samples[epoch_order(len(images), 0, 0)[9:16:2]].tolist()
+    with pytest.raises(Exception, match="update 1: the loss is nan, of samples") as error:
+        trainer.fit(NoNumber(unet=UNET), data)
+    assert f"of samples {named};" in str(error.value)
     state = torch.load(tmp_path / "checkpoints" / "before-nan.ckpt", weights_only=True)
     assert state["global_step"] == 1
     assert all(value.isfinite().all() for value in state["state_dict"].values())
@@ -192,5 +204,5 @@ def test_a_compiler_with_wrong_gradients_is_refused_before_the_first_update(
     assert len(right["losses"]) == 1
     torch.compiler.reset()
     monkeypatch.setattr(torch.nn.Module, "compile", lambda own: original(own, backend=reversing))
-    with pytest.raises(InputError, match=r"the diffusion network wrong .*compile=false"):
+    with pytest.raises(InputError, match=r"network's weights wrong .*compile=false"):
         fit(tmp_path / "wrong", 1, compiled=True)
