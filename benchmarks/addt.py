@@ -33,7 +33,7 @@ from hetpure.weights.classifier import build_classifier
 from lightning_modules.diffusion import DiffusionTraining
 
 BOUND = 1.08  # times the floor that an update may take
-HEADS = ("work", "ms", "plain updates", "floors")
+HEADS = ("work", "ms", "plain updates", "ADDT updates", "floors", "their quartiles")
 
 
 def training_of(network: str, perturbation: RankGaussian) -> DiffusionTraining:
@@ -141,8 +141,8 @@ class Work:
 
 
 def times(work: Work, clock: Clock, repeats: int) -> dict[str, dict[str, float]]:
-    """By piece of work: median milliseconds, and the median of its ratios to the plain update and
-    to the floor that were timed with it, in turn."""
+    """By piece of work: median milliseconds, and the median of its ratios to the plain update, the
+    ADDT update and the floor that were timed with it, in turn; of the last its quartiles too."""
     pieces: dict[str, Callable[[], None]] = {
         "plain update": work.plain,
         "floor": work.floor,
@@ -153,14 +153,22 @@ def times(work: Work, clock: Clock, repeats: int) -> dict[str, dict[str, float]]
     for run in pieces.values():
         run()
     rounds = [{name: clock(run) for name, run in pieces.items()} for _ in range(repeats)]
-    return {
-        name: {
+
+    def ratios(name: str, other: str) -> list[float]:
+        return [one[name] / one[other] for one in rounds]
+
+    found = {}
+    for name in pieces:
+        lower, middle, upper = statistics.quantiles(ratios(name, "floor"), n=4, method="inclusive")
+        found[name] = {
             "milliseconds": statistics.median(one[name] for one in rounds),
-            "plain": statistics.median(one[name] / one["plain update"] for one in rounds),
-            "floors": statistics.median(one[name] / one["floor"] for one in rounds),
+            "plain": statistics.median(ratios(name, "plain update")),
+            "addt": statistics.median(ratios(name, "ADDT update")),
+            "floors": middle,
+            "lower": lower,
+            "upper": upper,
         }
-        for name in pieces
-    }
+    return found
 
 
 def table(found: dict[str, Any]) -> str:
@@ -174,7 +182,8 @@ def table(found: dict[str, Any]) -> str:
     ]
     for name, row in found["times"].items():
         lines.append(
-            f"| {name} | {row['milliseconds']:.0f} | {row['plain']:.2f} | {row['floors']:.3f} |"
+            f"| {name} | {row['milliseconds']:.0f} | {row['plain']:.2f} | {row['addt']:.2f} |"
+            f" {row['floors']:.2f} | {row['lower']:.2f} to {row['upper']:.2f} |"
         )
     reached = found["times"]["ADDT update"]["floors"]
     verdict = "reached" if reached <= BOUND else "missed"
@@ -190,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=5, help="CGPO steps")
     parser.add_argument("--compile", action="store_true", help="network and guide compiled")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=7, help="turns, 2 or more")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/addt.json"))
     given = parser.parse_args(arguments)
     device = torch.device(given.device)

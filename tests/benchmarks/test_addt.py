@@ -66,10 +66,12 @@ def test_the_table(
     benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "addt.json"
-    benchmark.main(["--batch=2", "--repeats=1", "--steps=1", f"--out={out}"])
+    benchmark.main(["--batch=2", "--repeats=2", "--steps=1", f"--out={out}"])
     printed = capsys.readouterr().out
     found = json.loads(out.read_text())["times"]
     assert found["floor"]["floors"] == found["plain update"]["plain"] == 1.0
+    assert found["ADDT update"]["addt"] == 1.0
+    assert all(one["lower"] <= one["floors"] <= one["upper"] for one in found.values())
     for name in found:
         assert f"| {name} |" in printed
     reached = found["ADDT update"]["floors"] <= 1.08
