@@ -1,23 +1,15 @@
-"""Runs compared from their records: what is paired, what it is compared with, and how it reads."""
+"""Runs compared from their records: what is paired, and what it is compared with."""
 
-import csv
-import io
 import json
-import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from hetpure.errors import InputError
 from hetpure.evaluation.compare import (
-    Column,
-    Comparison,
     Counting,
-    compare,
     find_baseline,
     read_columns,
     read_records,
@@ -25,50 +17,17 @@ from hetpure.evaluation.compare import (
 )
 from hetpure.evaluation.results import summarise
 from hetpure.evaluation.statistics import mcnemar, paired_difference, paired_proportions
-from hetpure.report.comparison import cautions, latex, notes, tables, verdict, write_csv
-
-Line = dict[str, Any]
-DRAWS = 4
-
-
-def line(defense: str, attack: str, sample: int, right: int, **more: Any) -> Line:
-    """A record with `right` of four report draws right; its own label is the sample's id."""
-    predictions = [sample] * right + [-1] * (DRAWS - right)
-    return {
-        "defense": defense, "attack": attack, "sample": sample, "label": sample,
-        "predictions": predictions, "selection": [right, DRAWS], "chosen": 0, "linf": 0.1,
-        "l2": 1.0, "coverage": None, "network_calls": 1, "of_a_later_version": {"a": 1}, **more,
-    }  # fmt: skip
-
-
-def lines(defense: str, attack: str, right: Iterable[int], **more: Any) -> list[Line]:
-    return [line(defense, attack, sample, count, **more) for sample, count in enumerate(right)]
-
-
-def defended(defense: str, robust: list[int]) -> list[Line]:
-    """Right on all clean images; under `pgd` as told."""
-    return lines(defense, "clean", [DRAWS] * len(robust)) + lines(defense, "pgd", robust)
-
-
-def write(folder: Path, records: list[Line], results: Any = None) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "records.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in records))
-    if results is not None:
-        (folder / "results.json").write_text(json.dumps(results))
-    return str(folder)
-
-
-def columns(*folders: str, attack: str = "robust", counting: Counting = "single") -> list[Column]:
-    return read_columns(read_runs(folders), attack, counting)[0]
-
-
-def compared(
-    *folders: str, attack: str = "robust", counting: Counting = "single"
-) -> dict[tuple[str, str], Comparison]:
-    """All defences against the first, by kind and defence."""
-    found = columns(*folders, attack=attack, counting=counting)
-    return {(c.kind, c.column.name): c for c in compare(found, found[0], attack, counting)}
-
+from tests.hetpure.run_records import (
+    RIGHT_A,
+    RIGHT_B,
+    Line,
+    columns,
+    compared,
+    defended,
+    line,
+    lines,
+    write,
+)
 
 # Reading
 
@@ -128,9 +87,6 @@ def test_equal_runs_do_not_differ(tmp_path: Path) -> None:
         assert other.test is None or other.test.p_value == 1
         assert not other.worse(0)
         assert other.left_out == 0
-
-
-RIGHT_A, RIGHT_B = [4, 4, 3, 2, 1, 0, 4, 4] * 5, [4, 3, 3, 0, 0, 0, 1, 4] * 5
 
 
 def test_each_protocol_has_its_own_statistics(tmp_path: Path) -> None:
@@ -299,153 +255,3 @@ def test_the_baseline_has_one_name(tmp_path: Path) -> None:
         find_baseline(found, "a")
     with pytest.raises(InputError, match="'y:b' names no defence; allowed are x:a, x:b, y:a$"):
         find_baseline(found, "y:b")
-
-
-# For people
-
-
-def warned(*folders: str, counting: Counting = "single") -> list[str]:
-    runs = read_runs(folders)
-    found, absent = read_columns(runs, "robust", counting)
-    return list(cautions(runs, found, absent, found[0], counting))
-
-
-DONE: dict[str, Any] = {
-    "run": {"data": "toy", "attacks": {"pgd": "10 steps"}, "report_draws": 4, "baseline": "a"},
-    "provenance": {"data": {"images": "a" * 64, "labels": "c" * 64}},
-}
-
-
-def test_runs_alike_are_compared_without_a_word(tmp_path: Path) -> None:
-    first = write(tmp_path / "x", defended("a", [4]), DONE)
-    second = write(
-        tmp_path / "y", defended("b", [4]), DONE | {"run": DONE["run"] | {"baseline": 0}}
-    )
-    assert warned(first, second) == []
-
-
-def test_other_data_and_attacks_are_named(tmp_path: Path) -> None:
-    other = {
-        "run": DONE["run"] | {"attacks": {"pgd": "20 steps", "apgd": "9"}, "report_draws": 2},
-        "provenance": {"data": {"images": "b" * 64, "labels": "c" * 64}},
-    }
-    first = write(tmp_path / "x", defended("a", [4]), DONE)
-    second = write(tmp_path / "y", defended("b", [4]) + lines("b", "apgd", [4], threat="L2"), other)
-    assert warned(first, second) == [
-        "attacks pgd differs: 20 steps in y, 10 steps in x",
-        "attacks apgd differs: 9 in y, nothing in x",
-        "report_draws differs: 2 in y, 4 in x",
-        "data differs between y and x: images",
-    ]
-
-
-def test_other_attacks_threats_and_draws_in_the_records_are_named(tmp_path: Path) -> None:
-    first = write(tmp_path / "x", defended("a", [4]))
-    clean = lines("b", "clean", [4])
-    second = write(
-        tmp_path / "y", [*clean, line("b", "apgd", 0, 4, threat="L2", predictions=[0, 0])]
-    )
-    found = warned(first, second, counting="worst")
-    assert [said.split(" ")[:2] for said in found[:2]] == [["x", "has"], ["y", "has"]]
-    assert found[2:] == [
-        "attacks differ: apgd on y:b, pgd on x:a",
-        "threat differs: L2 on y:b, None on x:a",
-        "worst is over 2 draws of y:b and 4 of x:a: more draws are more chances to be wrong",
-    ]
-    write(tmp_path / "y", [*clean, line("b", "pgd", 0, 4, predictions=[0])])  # deterministic
-    assert not any("worst is over" in said for said in warned(first, second, counting="worst"))
-    (tmp_path / "y" / "results.json").write_text('{"run": ')  # killed while it wrote them
-    assert any("y has no results.json" in said for said in warned(first, second))
-
-
-NASTY = r"50% of_$x & {y} #1 \ ~^<[z]|"
-
-
-@pytest.fixture(params=["single", "vote"])
-def shown(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[Comparison], Counting]:
-    """A baseline, a defence that is far worse under attack, and an equal one of another run."""
-    worse = defended("[*]", [0] * 40) + lines("[*]", "square", [0])
-    first = write(tmp_path / "x_1", defended(NASTY, RIGHT_A) + worse, results={})
-    found = columns(first, write(tmp_path / "y", defended("same", RIGHT_A)), counting=request.param)
-    return compare(found, found[0], "robust", request.param), request.param
-
-
-def test_the_verdict_is_about_one_kind_and_its_tolerance(
-    shown: tuple[list[Comparison], Counting],
-) -> None:
-    found, _ = shown
-    baseline = found[0].column
-    assert verdict(found, baseline, "clean", 0) == (
-        True, f"clean: no defence is significantly worse than x_1:{NASTY}"
-    )  # fmt: skip
-    assert verdict(found, baseline, "robust", 0) == (
-        False, f"robust: significantly worse than x_1:{NASTY}: x_1:[*]"
-    )  # fmt: skip
-    passed, said = verdict(found, baseline, "robust", 99)
-    assert passed
-    assert said.endswith("by more than 99 points")
-
-
-@pytest.mark.parametrize("width", [80, 100])
-def test_the_terminal_shows_every_number_and_name(
-    shown: tuple[list[Comparison], Counting], width: int
-) -> None:
-    found, counting = shown
-    console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(*tables(found))
-    text = console.export_text()
-    assert "…" not in text
-    assert max(map(len, text.splitlines())) <= width
-    assert text.count("baseline") == 2
-    assert re.search(r"\[\*\] +40 +0\.0 \[0\.0, 8\.8\] +-\d\d\.\d \[-\d\d\.\d, -\d\d\.\d\]", text)
-    assert ("<0.001" in text) == (counting == "vote")
-    said = " ".join(notes(found, found[0].column, counting))
-    assert "4 differences, with intervals that are not corrected for their number" in said
-    assert "x_1:[*]: robust leaves out square" in said
-    assert ("exact McNemar" in said) == (counting == "vote")
-
-
-def test_the_csv_holds_every_number(
-    shown: tuple[list[Comparison], Counting], tmp_path: Path
-) -> None:
-    found, counting = shown
-    write_csv(found, found[0].column, counting, tmp_path / "o.csv")
-    with (tmp_path / "o.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["run"], row["defense"], row["kind"]) for row in rows] == [
-        (c.column.run, c.column.defense, c.kind) for c in found
-    ]
-    for row, own in zip(rows, found, strict=True):
-        assert float(row["accuracy"]) == own.accuracy.accuracy
-        assert int(row["n"]) == 40
-        assert row["baseline_defense"] == NASTY
-        assert (row["difference"] == "") == (own.difference is None)
-        if own.difference is not None:
-            assert float(row["difference_high"]) == own.difference.high
-        assert (row["p_value"] != "") == (own.test is not None)
-
-
-def test_the_latex_is_well_formed(shown: tuple[list[Comparison], Counting]) -> None:
-    """No TeX here: braces and environments balance, every line has all cells, what is special in
-    TeX is escaped, and no line's end takes the next cell for its option."""
-    found, counting = shown
-    text = latex(found, notes(found, found[0].column, counting))
-    body = [said for said in text.splitlines() if not said.startswith("%")]
-    assert body[0].startswith(r"\begin{tabular}{ll")
-    assert body[-1] == r"\end{tabular}"
-    plain = re.sub(r"\\[&%$#_{}\\]", "", "\n".join(body))
-    assert plain.count("{") == plain.count("}")
-    assert not set("%#_~^<|") & set(re.sub(r"\$<0\.001\$", "", plain))
-    assert plain.count("$") % 2 == 0
-    cells = len(body[0].split("}{")[1].rstrip("}"))
-    rows = [said for said in body if " & " in said]
-    assert len(rows) == 7  # a head and two kinds of three
-    for row in rows:
-        assert row.endswith(r" \\")
-        assert len(re.findall(r"(?<!\\)&", row)) == cells - 1
-    assert all(not row.startswith(("[", "*")) for row in body)
-    assert r"x\_1 & {}[*] & $40$ & $0.0\ [0.0,\ 8.8]$" in text
-    assert (
-        r"50\% of\_\$x \& \{y\} \#1 \textbackslash{} \textasciitilde{}\textasciicircum{}"
-        r"\textless{}[z]\textbar{}"
-    ) in text

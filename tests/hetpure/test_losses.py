@@ -1,0 +1,102 @@
+"""Losses of attacks: by hand, where they are flat, and towards targets."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from hetpure.attacks import PGD, Addresses
+from hetpure.attacks.losses import (
+    criterion,
+    cross_entropy,
+    difference_of_logits_ratio,
+    likely_targets,
+    margin,
+    targeted_cross_entropy,
+    targeted_difference_of_logits_ratio,
+    targeted_margin,
+)
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense
+from hetpure.errors import InputError
+from hetpure.expectation import Query, expected_gradient
+from hetpure.noise import Noise, Stream
+
+LABELS, SAMPLES = torch.tensor([0, 1, 2, 3]), torch.tensor([31, 7, 100, 5])
+NOISE = Noise.of(7, Stream.PROBE)
+ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.LOCKED))
+LOGITS = torch.tensor([[2.0, 1.0, -1.0, 0.5], [0.0, 3.0, 1.0, 2.5]], dtype=torch.float64)
+
+
+def test_losses_by_hand() -> None:
+    labels, targets = torch.tensor([0, 1]), torch.tensor([2, 0])
+    log = LOGITS.log_softmax(-1)
+    torch.testing.assert_close(cross_entropy(LOGITS, labels), -log[[0, 1], [0, 1]])
+    assert margin(LOGITS, labels).tolist() == [-1.0, -0.5]
+    assert difference_of_logits_ratio(LOGITS, labels).tolist() == [-1 / 1.5, -0.5 / 2.0]
+    torch.testing.assert_close(targeted_cross_entropy(LOGITS, labels, targets), log[[0, 1], [2, 0]])
+    assert targeted_margin(LOGITS, labels, targets).tolist() == [-3.0, -3.0]
+    # z_(1) - (z_(3) + z_(4)) / 2 is 2 - (.5 - 1) / 2 and 3 - (1 + 0) / 2.
+    found = targeted_difference_of_logits_ratio(LOGITS, labels, targets)
+    assert found.tolist() == pytest.approx([-3 / 2.25, -3 / 2.5])
+    for loss in (difference_of_logits_ratio, margin):
+        wrong = loss(LOGITS, torch.tensor([1, 0]))
+        assert (wrong > 0).all(), "above 0 the answer is wrong"
+    scaled = difference_of_logits_ratio(100 * LOGITS + 3, labels)
+    torch.testing.assert_close(scaled, difference_of_logits_ratio(LOGITS, labels))
+
+
+@pytest.mark.parametrize(
+    ("classes", "targets", "falls"), [(2, 0, 1), (3, 0, 0), (3, 1, 1), (4, 1, 0)]
+)
+def test_dlr_falls_back_to_the_margin_and_says_so(classes: int, targets: int, falls: int) -> None:
+    logits = LOGITS[:, :classes]
+    labels, goals = torch.tensor([0, 1]), torch.tensor([1, 0])
+    given = [labels, goals][: 1 + bool(targets)]
+    found = criterion("dlr", *given)(logits, torch.tensor([0, 1]))
+    fallback = criterion("margin", *given)(logits, torch.tensor([0, 1]))
+    assert torch.equal(found, fallback) == bool(falls)
+    notes = PGD(loss="dlr", targets=targets).notes(classes)
+    assert len(notes) == falls
+    assert all("margin was used" in note and str(classes) in note for note in notes)
+    assert PGD(loss="margin").notes(2) == []
+
+
+def test_a_loss_that_is_done_with_an_image_may_be_flat(images: Tensor) -> None:
+    """Where the label ranks third DLR is 1, whatever the image: that image is broken already. With
+    the label still predicted a zero gradient stays an error."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4).double())
+    with torch.no_grad():
+        network[1].bias.copy_(torch.tensor([0.0, 50.0, 100.0, -50.0]))
+    defense = Defense(Classifier(network, num_classes=4, mean=[0.0], std=[1.0]).double())
+    third = torch.zeros(4, dtype=torch.long)
+    attack = PGD(epsilon=0.1, steps=2, step_size=0.05, loss="dlr")
+    found = attack(defense, images, third, ADDRESSES)
+    assert found.isfinite().all()
+    query = Query(images, SAMPLES, None, [NOISE])
+    flat = criterion("dlr", third)
+    assert not expected_gradient(defense, query, flat, labels=third).gradient.any()
+    for labels in (None, torch.full((4,), 2)):
+        with pytest.raises(InputError, match="zero for 4 of 4 images"):
+            expected_gradient(defense, query, flat, labels=labels)
+
+
+def test_targets_are_the_likeliest_wrong_classes() -> None:
+    logits = torch.stack([LOGITS, LOGITS])
+    assert likely_targets(logits, torch.tensor([0, 1]), 2).tolist() == [[1, 3], [3, 2]]
+    assert likely_targets(logits, torch.tensor([3, 0]), 9).T.tolist() == [[0, 1, 2], [1, 3, 2]]
+
+
+def test_a_targeted_attack_ends_in_its_targets(classifier: Classifier, images: Tensor) -> None:
+    """Each run goes up its own target's logit; there are no more runs than wrong classes."""
+    defense = Defense(classifier)
+    attack = PGD(
+        epsilon=0.3, steps=30, step_size=0.05, targets=9, loss="margin", random_start=False
+    )
+    labels = classifier(images).argmax(1)
+    found = attack(defense, images, labels, ADDRESSES)
+    assert len(found) == attack.candidates(defense) == 2 * 3
+    goals = likely_targets(classifier(images)[None], labels, 9)
+    for target, last in zip(goals, found[::2], strict=True):
+        gained = targeted_margin(classifier(last), labels, target)
+        assert (gained > targeted_margin(classifier(images), labels, target)).all()
+        assert (classifier(last).argmax(1) == target).float().mean() >= 0.5
