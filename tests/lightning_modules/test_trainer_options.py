@@ -90,20 +90,31 @@ def fit(
     return [torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))]
 
 
-def test_two_processes_are_one_that_accumulates(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "bound"), [("32-true", 1e-5), ("64-true", 1e-12)])
+def test_two_processes_are_one_that_accumulates(
+    precision: Any, bound: float, tmp_path: Path
+) -> None:
     """The same images under the same noise, the same gradient (so nothing was summed over
     processes but the weights' gradients of the outer loss), and so the same training."""
     spawn = DDPStrategy(process_group_backend="gloo", start_method="spawn")
-    first, second = fit(tmp_path / "two", UPDATES, devices=2, strategy=spawn)
-    (alone,) = fit(tmp_path / "one", UPDATES, devices=1, accumulate_grad_batches=2)
-    both = zip(first["samples"], second["samples"], strict=True)
-    apart = zip(alone["samples"][::2], alone["samples"][1::2], strict=True)
-    assert [{*ours, *theirs} for ours, theirs in both] == [{*a, *b} for a, b in apart]
+    both = {"precision": precision}
+    first, second = fit(tmp_path / "two", UPDATES, devices=2, strategy=spawn, **both)
+    # Lightning gives each of two processes one thread. Two threads sum in another order, and a
+    # perturbation's ranks turn rounding into more: float32 gradients were 2e-5 apart by that alone.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        (alone,) = fit(tmp_path / "one", UPDATES, devices=1, accumulate_grad_batches=2, **both)
+    finally:
+        torch.set_num_threads(threads)
+    seen = zip(first["samples"], second["samples"], strict=True)
+    turns = zip(alone["samples"][::2], alone["samples"][1::2], strict=True)
+    assert [{*ours, *theirs} for ours, theirs in seen] == [{*a, *b} for a, b in turns]
     for ours, theirs, whole in zip(
         first["gradients"], second["gradients"], alone["gradients"], strict=True
     ):
         assert torch.equal(ours, theirs)
-        assert (ours - whole).norm() <= 1e-5 * whole.norm()
+        assert (ours - whole).norm() <= bound * whole.norm()
     ours = (torch.tensor(first["losses"]) + torch.tensor(second["losses"])) / 2
     theirs = torch.tensor(alone["losses"]).reshape(UPDATES, 2).mean(1)
     assert len(ours) == UPDATES
