@@ -13,11 +13,11 @@ from lightning_modules.evaluation_cli import evaluation_cli, print_plan
 def main(arguments: list[str]) -> None:
     """Parses the arguments, builds the program and runs it, or says what it would cost."""
     cli = evaluation_cli(arguments)
-    batch = cli.prepare()
+    cli.prepare()
     if cli.config.plan:
-        print_plan(cli, batch)
+        print_plan(cli)
     else:
-        cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+        cli.evaluate()
 
 
 if __name__ == "__main__":

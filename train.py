@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning import LightningDataModule, LightningModule
 
-from lightning_modules.callbacks import announce
+from lightning_modules.callbacks import SaveWhenStopped, announce
 from lightning_modules.cli import TrainingCLI, make_cli, run, with_default_config
 
 DEFAULT = Path(__file__).parent / "configs" / "train" / "quick.yaml"
@@ -23,7 +23,11 @@ def main(arguments: list[str]) -> None:
         datamodule_class=LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
+        trainer_defaults={"callbacks": [SaveWhenStopped()]},
     )
+    # First, so that a signal while another callback begins is heard.
+    callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
+    callbacks.sort(key=lambda callback: not isinstance(callback, SaveWhenStopped))
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
     announce(cli.trainer)
 

@@ -17,11 +17,10 @@ from lightning_modules.evaluation_cli import evaluation_cli
 def main(arguments: list[str]) -> None:
     """Predicts, runs and compares, row by row and in all."""
     cli = evaluation_cli(arguments)
-    batch = cli.prepare()
-    images = len(cli.datamodule.test_dataloader().dataset)
-    plan = cli.model.plan(batch["image"], images)
+    cli.prepare()
+    plan = cli.model.plan()
     start = time.perf_counter()
-    cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+    cli.evaluate()
     seconds = time.perf_counter() - start
     timing = cli.model.folder.read_timing()
     rows = [

@@ -126,13 +126,17 @@ class ResumableLoader(DataLoader[Sample]):
         return isinstance(self.sampler, EpochSampler)
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, how many of its samples all processes together were given, in which order."""
+        """The epoch, how many of its samples all processes together were given, in which order and
+        in what batches."""
         if not self._resumable:
             return {}
+        processes = self.sampler.num_replicas
         return {
             "epoch": self.sampler.epoch,
-            "samples": self.given * self.sampler.num_replicas,
+            "samples": self.given * processes,
             "seed": self.sampler.seed,
+            "processes": processes,
+            "batch_size": self.batch_size,
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:

@@ -1,5 +1,5 @@
 """`python -m hetpure`: look at one purification, search for a defence's settings, check an
-evaluation's gradients, or compare the defences of several evaluations."""
+evaluation's gradients, report a run anew, or compare the defences of several."""
 
 import sys
 from pathlib import Path
@@ -16,6 +16,7 @@ from hetpure.errors import InputError
 from hetpure.evaluation import compare as comparing
 from hetpure.evaluation.frontier import choose
 from hetpure.evaluation.protocol import CLEAN, Protocol
+from hetpure.evaluation.records import RunFolder
 from hetpure.gradients import APPROXIMATIONS
 from hetpure.images import read_image, write_image
 from hetpure.noise import noise_for
@@ -25,6 +26,7 @@ from hetpure.report.certificate import failure
 from hetpure.report.figure import draw
 from hetpure.report.frontier import draw_frontier, frontier_markdown, frontier_table
 from hetpure.report.purification import purification_panels
+from hetpure.report.report import report as write_and_print
 from hetpure.weights import folder_hash, resolve
 from lightning_modules.cli import quiet, run
 from lightning_modules.defenses import DefenseConfig
@@ -157,7 +159,8 @@ def certify(arguments: list[str]) -> None:
     cli = evaluation_cli(arguments)
     if cli.config.plan:
         raise InputError("--plan is an option of evaluate.py: certify computes its certificates")
-    certificates = print_certificates(cli, cli.prepare())
+    cli.prepare()
+    certificates = print_certificates(cli)
     failed = [
         failure(name, found)
         for name, row in certificates.items()
@@ -167,6 +170,17 @@ def certify(arguments: list[str]) -> None:
     print(*failed, sep="\n", end="\n" if failed else "")
     if failed:
         sys.exit(FAILED)
+
+
+def report(run: str) -> None:
+    """Computes results and report of a finished run anew, from what lies in its folder.
+
+    Args:
+        run: the folder, as evaluate.py writes it.
+    """
+    if not Path(run).is_dir():
+        raise InputError(f"{run}: there is no such folder")
+    write_and_print(RunFolder(Path(run)))
 
 
 def compare(
@@ -227,7 +241,7 @@ def main(arguments: list[str]) -> None:
     parser = jsonargparse.ArgumentParser(
         prog="python -m hetpure",
         description="Look at one purification, search for a defence's settings, check gradients,"
-        " compare defences.",
+        " compare defences, report a run.",
         exit_on_error=False,
     )
     commands = parser.add_subcommands()
@@ -245,6 +259,9 @@ def main(arguments: list[str]) -> None:
     paired.add_argument("runs", nargs="+", metavar="RUN", help="folders with records.jsonl")
     paired.add_function_arguments(compare, skip={"runs"}, as_group=False)
     commands.add_subcommand("compare", paired, help="compare defences, paired by sample")
+    reporting = jsonargparse.ArgumentParser(exit_on_error=False)
+    reporting.add_function_arguments(report, as_positional=True)
+    commands.add_subcommand("report", reporting, help="results of a finished run, from its records")
     certifying = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
     commands.add_subcommand("certify", certifying, help="check an evaluation's gradients")
     if arguments[:1] == ["certify"]:  # its options are those of evaluate.py
@@ -254,6 +271,9 @@ def main(arguments: list[str]) -> None:
     parsed = parser.parse_args(arguments)
     if parsed.subcommand == "purify":
         purify(**parsed.purify)
+        return
+    if parsed.subcommand == "report":
+        report(**parsed.report)
         return
     if parsed.subcommand == "compare":
         compare(**parsed.compare)

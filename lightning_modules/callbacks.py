@@ -1,20 +1,26 @@
 """What a training leaves behind: weights that others can load, and pictures to look at."""
 
 import shlex
+import signal
+import sys
 from pathlib import Path
 
 import lightning as L
 import torch
+from diffusers import UNet2DModel
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from torch import Tensor
 
+from hetpure.denoiser import Denoiser
 from hetpure.noise import Noise, Stream
 from hetpure.sampling import draw_images
 from hetpure.weights import save_classifier, save_diffusion
 from lightning_modules.classifier import ClassifierTraining
 from lightning_modules.diffusion import DiffusionTraining
+from lightning_modules.processes import everyones
 
 
 class ExportWeights(Callback):
@@ -37,12 +43,14 @@ class ExportWeights(Callback):
             return
         self.checkpoint = run / "checkpoints" / "end.ckpt"
         trainer.save_checkpoint(self.checkpoint)
+        denoiser = None
+        if isinstance(pl_module, DiffusionTraining):
+            denoiser = pl_module.averaged_denoiser()  # may be a collective too
         if not trainer.is_global_zero:
             return
-        if isinstance(pl_module, DiffusionTraining):
+        if isinstance(pl_module, DiffusionTraining) and denoiser is not None:
             folder = run / "diffusion"
-            with pl_module.averaged():
-                save_diffusion(folder, pl_module.unet, pl_module.scheduler)
+            save_diffusion(folder, denoiser.network, pl_module.scheduler)
             kind = "ddpm" if pl_module.perturbation is None else "addt"
             self.option, self.folder = f"--model.denoisers.{kind}", folder
         elif isinstance(pl_module, ClassifierTraining):
@@ -67,6 +75,53 @@ def announce(trainer: L.Trainer) -> None:
             print(f"weights: {callback.folder}")
             print("evaluate them with:\n")
             print(f"  python evaluate.py {callback.option} {shlex.quote(str(callback.folder))}\n")
+
+
+class SaveWhenStopped(Callback):
+    """On SIGTERM or SIGUSR1 to any process of a training: all end the update they are in, save
+    `checkpoints/stopped.ckpt`, and exit with 128 + the number of the signal that came first (of
+    those that came at once the larger). Also under SLURM, where Lightning would save within the
+    handler: in the middle of an update, by a collective."""
+
+    def __init__(self) -> None:
+        self._signal = 0
+        self._updates = 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        signal.signal(signal.SIGUSR1, self._asked)  # Lightning takes no signal that is taken
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        signal.signal(signal.SIGTERM, self._asked)  # in place of Lightning's, which saves nothing
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._updates = trainer.global_step
+        signal.signal(signal.SIGTERM, self._asked)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, SIGTERMException):  # before the first update; it says success
+            exception.code = 128 + signal.SIGTERM
+
+    def _asked(self, number: int, frame: object) -> None:
+        self._signal = self._signal or number
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
+    ) -> None:
+        if trainer.global_step == self._updates:  # gradients that add up are in no checkpoint
+            return
+        self._updates = trainer.global_step
+        if not trainer.strategy.reduce_boolean_decision(bool(self._signal), all=False):
+            return
+        self._signal = max(everyones(self._signal))  # this process may have got none
+        run = Path(trainer.log_dir or trainer.default_root_dir)
+        path = run / "checkpoints" / "stopped.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            where = shlex.quote(str(path))
+            print(f"stopped by a signal; go on with --ckpt_path={where}", flush=True)
+        sys.exit(128 + self._signal)
 
 
 class SampleGrid(Callback):
@@ -95,12 +150,16 @@ class SampleGrid(Callback):
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         run = run_folder(trainer)
-        if run is None or not trainer.is_global_zero:
+        if run is None or not isinstance(pl_module, DiffusionTraining):
             return
-        if not isinstance(pl_module, DiffusionTraining) or self._drawn_at == trainer.global_step:
+        if self._drawn_at == trainer.global_step:
             return
         self._drawn_at = trainer.global_step
-        grid = tile(draw_samples(pl_module, self.rows**2, self.network_calls), self.rows)
+        denoiser = pl_module.averaged_denoiser()  # may be a collective: on every rank
+        if not trainer.is_global_zero:
+            return
+        images = draw_samples(denoiser, self.rows**2, self.network_calls, pl_module.seed)
+        grid = tile(images, self.rows)
         picture = Image.fromarray((grid * 255).round().byte().numpy())
         path = run / "samples.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,16 +172,16 @@ class SampleGrid(Callback):
                 )
 
 
-def draw_samples(module: DiffusionTraining, count: int, network_calls: int) -> Tensor:
-    """(count, H, W, C) samples of the averaged weights, pixel [0, 1], always of the same noise."""
-    size = module.unet.config["sample_size"]
+def draw_samples(denoiser: Denoiser, count: int, network_calls: int, seed: int) -> Tensor:
+    """(count, H, W, C) samples of a network, pixel [0, 1], always of the same noise."""
+    network: UNet2DModel = denoiser.network
+    config, device = network.config, next(network.parameters()).device
+    size = config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    like = torch.empty(
-        count, module.unet.config["in_channels"], height, width, device=module.device
-    )
-    noise = Noise.of(module.seed, Stream.PROBE).on(torch.arange(count, device=module.device))
-    with torch.no_grad(), module.averaged():
-        images = draw_images(module.denoiser, noise, like, network_calls=network_calls)
+    like = torch.empty(count, config["in_channels"], height, width, device=device)
+    noise = Noise.of(seed, Stream.PROBE).on(torch.arange(count, device=device))
+    with torch.no_grad():
+        images = draw_images(denoiser, noise, like, network_calls=network_calls)
     return images.movedim(1, -1).cpu()
 
 

@@ -16,7 +16,7 @@ from hetpure.augmentation import flip, shift
 from hetpure.noise import Noise, RowNoise, Stream
 from hetpure.weights.classifier import build_classifier
 from lightning_modules.compatibility import check_classifier
-from lightning_modules.resume import reopen_epoch
+from lightning_modules.resume import go_on
 
 
 class ClassifierTraining(L.LightningModule):
@@ -105,7 +105,7 @@ class ClassifierTraining(L.LightningModule):
             return perturb(self.classifier, image, label, noise, against)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        reopen_epoch(checkpoint)
+        go_on(checkpoint, self._trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimiser = torch.optim.SGD(

@@ -1,5 +1,6 @@
 """The command lines: LightningCLI without sub-commands, errors of the user's in one line."""
 
+import errno
 import logging
 import sys
 import warnings
@@ -19,6 +20,16 @@ from hetpure.errors import InputError
 from hetpure.numbers import Bytes, Number
 
 BAD_INPUT, INTERRUPTED = 2, 130
+WRITING = (  # what a disk or its permissions can refuse
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+)
 register_type(Number, serializer=str, deserializer=Number)
 register_type(Bytes, serializer=str, deserializer=Bytes)
 # A class_path in a sweep's values is read as its setting's type, never built for being there.
@@ -64,7 +75,7 @@ def run(main: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
         print("stopped; what was finished is on the disk", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        said = _of_the_machine(error) or _users_mistake(error)
+        said = _users_mistake(error) or _of_the_machine(error)
         if said is None:
             raise
         print(f"error: {_one_line(str(said))}", file=sys.stderr)
@@ -99,7 +110,7 @@ class TrainingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         path = self.config.ckpt_path
-        if path is not None and not Path(path).is_file():
+        if path is not None and not Path(path).exists():  # a sharded one is a folder
             raise InputError(f"--ckpt_path {path}: there is no such file")
 
 
@@ -115,7 +126,9 @@ def make_cli(kind: type[LightningCLI], arguments: list[str], **settings: Any) ->
 
 
 def _of_the_machine(error: BaseException) -> str | None:
-    """What memory or compiler could not do, and what to change."""
+    """What memory, disk or compiler could not do, and what to change."""
+    if isinstance(error, OSError) and error.errno in WRITING:
+        return f"{error}: mend it and start again; finished records and checkpoints are kept"
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return (
             f"the memory was not enough ({str(error).splitlines()[0][:100]}): set a smaller"

@@ -1,5 +1,6 @@
 """Training of a diffusion network: ADDT, its variants and controls, and plain training."""
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -13,15 +14,21 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from hetpure.acceleration import compiled_cosine
 from hetpure.addt import Batch, Found, Perturbation, denoising_loss
 from hetpure.adversarial_training import evaluating
 from hetpure.augmentation import flip
 from hetpure.classifiers import Classifier
-from hetpure.denoiser import to_model, to_pixels
+from hetpure.denoiser import Denoiser, to_model, to_pixels
 from hetpure.errors import InputError
 from hetpure.levels import DiscreteLevels, Levels
 from hetpure.noise import Noise, Purpose, RowNoise, Stream
@@ -35,7 +42,8 @@ from hetpure.weights.diffusion import (
     set_dropout,
 )
 from lightning_modules.compatibility import check_classifier, check_denoiser, check_size
-from lightning_modules.resume import reopen_epoch, take_back
+from lightning_modules.processes import everyones, parted, shard, whole
+from lightning_modules.resume import go_on, take_back
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")  # perturbations are ranked in float32 at least
 COMPILED_COSINE = 0.99
@@ -130,19 +138,15 @@ class DiffusionTraining(L.LightningModule):
             set_dropout(network, dropout)
         self.denoiser = denoiser_of(network, self.scheduler)
         levels.check(self.denoiser.schedule, self.denoiser.prediction_type)
-        self.ema = EMAModel(
-            network.parameters(),
-            decay=ema_decay,
-            use_ema_warmup=True,
-            inv_gamma=1.0,
-            power=0.75,
-        )
+        self.ema_decay = ema_decay
+        self.ema = self._begun_average()
         # In a tuple, so that the frozen guide is neither in checkpoints nor wrapped by strategies.
         self._guide: tuple[Classifier, ...] = (load_classifier(guide),) if guided and guide else ()
         if compile:  # in place: the names of weights stay
             for module in (network, *self._guide):
                 module.compile()
         self._unchecked = compile
+        self._validated: tuple[Denoiser, ...] = ()
         self.last_update: Update | None = None
         self._batches: list[list[int]] = []  # sample ids of the update that is computed
         self._failed = ""
@@ -156,6 +160,26 @@ class DiffusionTraining(L.LightningModule):
             "weight_decay": weight_decay,
             "ema_decay": ema_decay,
         }
+
+    def _begun_average(self) -> EMAModel:
+        return EMAModel(
+            self.unet.parameters(),
+            decay=self.ema_decay,
+            use_ema_warmup=True,
+            inv_gamma=1.0,
+            power=0.75,
+        )
+
+    def configure_model(self) -> None:
+        """Shards the network where the trainer's strategy is Lightning's
+        `ModelParallelStrategy`."""
+        if self.device_mesh is not None and not self._sharded:
+            shard(self.unet, self.device_mesh)
+            self.ema = self._begun_average()
+
+    @property
+    def _sharded(self) -> bool:
+        return isinstance(next(self.unet.parameters()), DTensor)
 
     @property
     def unet(self) -> UNet2DModel:
@@ -181,6 +205,12 @@ class DiffusionTraining(L.LightningModule):
             like = next(self.unet.parameters())
             check_classifier(self.guide.to(like.device, like.dtype), data)
             check_size(self.guide, self.unet.config, self.device)
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)):
+            raise InputError(
+                f"--trainer.strategy {type(strategy).__name__}: a diffusion is trained by ddp, or"
+                " sharded by ModelParallelStrategy (docs/cluster.md)"
+            )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         noise = Noise.of(self.seed, Stream.TRAIN, self.global_step).on(batch["sample"])
@@ -204,7 +234,7 @@ class DiffusionTraining(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
-        self.gradient_norm = torch.linalg.vector_norm(norms)
+        self.gradient_norm = whole(torch.linalg.vector_norm(norms))
         if not self.gradient_norm.isfinite():
             self._stop(f"the gradient's norm is {float(self.gradient_norm):g}")
         self._batches = []
@@ -223,8 +253,10 @@ class DiffusionTraining(L.LightningModule):
     @contextmanager
     def _searching(self) -> Iterator[None]:
         """The mode in which perturbations are looked for. The weights are frozen: a compiled
-        network's backward pass would else compute their gradients too, to throw them away."""
-        frozen = [weight for weight in self.denoiser.parameters() if weight.requires_grad]
+        network's backward pass would else compute their gradients too, to throw them away. Sharded
+        ones stay as they are: those that are gathered for a call do not follow."""
+        weights = () if self._sharded else self.denoiser.parameters()
+        frozen = [weight for weight in weights if weight.requires_grad]
         for weight in frozen:
             weight.requires_grad_(False)
         try:
@@ -244,7 +276,9 @@ class DiffusionTraining(L.LightningModule):
 
         weights = list(self.unet.parameters())
         with evaluating(self.denoiser):  # without dropout's draws
-            found = {"the diffusion network's weights": compiled_cosine(network, x0, weights)}
+            found = {}
+            if not self._sharded:  # whose weights autograd alone cannot ask for
+                found["the diffusion network's weights"] = compiled_cosine(network, x0, weights)
             with self._searching():
                 found["the diffusion network"] = compiled_cosine(network, x0)
                 if (guide := self.guide) is not None:
@@ -274,27 +308,36 @@ class DiffusionTraining(L.LightningModule):
             " anew with a smaller --model.learning_rate"
         )
 
+    def on_validation_epoch_start(self) -> None:
+        # In a tuple, so that it is neither in checkpoints nor among the weights.
+        self._validated = (self.averaged_denoiser(),)
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Plain denoising loss of the averaged weights under fixed noise: comparable over time."""
         noise = Noise.of(self.seed, Stream.PROBE).on(batch["sample"])
         x0 = to_model(batch["image"])
-        level = self.levels.draw(self.denoiser.schedule, noise, x0)
-        with self.averaged():
-            losses = denoising_loss(self.denoiser, x0, level, noise.normal(Purpose.TRAINING, x0))
-        self.log("validation/loss", losses.mean(), prog_bar=True, batch_size=len(x0))
+        (denoiser,) = self._validated
+        level = self.levels.draw(denoiser.schedule, noise, x0)
+        losses = denoising_loss(denoiser, x0, level, noise.normal(Purpose.TRAINING, x0))
+        self.log(
+            "validation/loss", losses.mean(), prog_bar=True, batch_size=len(x0), sync_dist=True
+        )
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The network with the averaged weights, in eval mode."""
-        parameters = list(self.unet.parameters())
-        own = [parameter.detach().clone() for parameter in parameters]
-        self.ema.copy_to(parameters)
-        try:
-            with evaluating(self.denoiser):
-                yield
-        finally:
-            for parameter, value in zip(parameters, own, strict=True):
-                parameter.data.copy_(value)
+    def on_validation_epoch_end(self) -> None:
+        self._validated = ()
+
+    def averaged_denoiser(self) -> Denoiser:
+        """A whole copy with the averaged weights, in eval mode. Where weights are sharded it takes
+        all processes to make one."""
+        if self._sharded:
+            network = UNet2DModel.from_config(self.unet.config)
+            denoiser = denoiser_of(network, self.scheduler).to(self.device)
+        else:
+            denoiser = copy.deepcopy(self.denoiser)
+        averages = zip(denoiser.network.parameters(), self.ema.shadow_params, strict=True)
+        for weight, average in averages:
+            weight.data.copy_(whole(average))
+        return denoiser.eval()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimiser = torch.optim.AdamW(
@@ -316,7 +359,9 @@ class DiffusionTraining(L.LightningModule):
         self.ema.step(self.unet.parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ema"] = self.ema.state_dict()
+        average = self.ema.state_dict()
+        average["shadow_params"] = [whole(value).cpu() for value in average["shadow_params"]]
+        checkpoint["ema"] = average
         checkpoint["architecture"] = self._architecture
         if self._stopped:
             take_back(checkpoint, [len(batch) for batch in self._batches], self.trainer.world_size)
@@ -332,17 +377,12 @@ class DiffusionTraining(L.LightningModule):
                     f"--ckpt_path is of another training: its {name} is {other!r}, that of --model"
                     f" is {mine!r}"
                 )
-        reopen_epoch(checkpoint)
+        go_on(checkpoint, self._trainer)
+        like = self.ema.shadow_params
         self.ema.load_state_dict(checkpoint["ema"])
-
-
-def everyones(own: Any) -> list[Any]:
-    """What each process has, on all of them."""
-    if not torch.distributed.is_initialized():
-        return [own]
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, own)
-    return found
+        self.ema.shadow_params = [
+            parted(*pair) for pair in zip(self.ema.shadow_params, like, strict=True)
+        ]
 
 
 def architecture(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Evaluation of several defences side by side under attacks, as a Lightning test loop."""
 
-import json
+import os
 import signal
 import time
-from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from rich.console import Console
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import default_pg_timeout
 from torch.utils.data import DataLoader
 
 from datamodules.dataset import check_images
@@ -21,17 +21,13 @@ from hetpure.attacks import PGD, Attack
 from hetpure.attacks.gradient import GradientAttack
 from hetpure.errors import InputError
 from hetpure.evaluation.audit import Audit, Check, audit_cells, base_cell, gradient_check
+from hetpure.evaluation.cost import latency
 from hetpure.evaluation.protocol import (
-    CLEAN,
     Block,
-    Cell,
-    Outcome,
     Protocol,
-    evaluate_attack,
-    evaluate_clean,
 )
 from hetpure.evaluation.records import RunFolder
-from hetpure.evaluation.results import provenance
+from hetpure.evaluation.results import peak_memory, provenance
 from hetpure.gradients import Execution, GradientError
 from hetpure.memory import budget_bytes
 from hetpure.numbers import Bytes
@@ -39,20 +35,18 @@ from hetpure.report.certificate import failure
 from hetpure.report.figure import draw
 from hetpure.report.outcomes import outcome_panels
 from hetpure.report.plan import RowPlan
-from hetpure.report.report import write_report
-from hetpure.report.table import terminal
-from hetpure.saved_images import save_images, saved_images
+from hetpure.report.report import FIGURE, report
+from hetpure.saved_images import saved_images
 from hetpure.weights import folder_hash, load_classifier, load_denoiser, resolve
 from lightning_modules.attacks import AttackConfig, cells, check_further
+from lightning_modules.blocks import Blocks
 from lightning_modules.compatibility import ImageData, check_classifier, check_denoiser
 from lightning_modules.defenses import DefenseConfig, Sweep
-from lightning_modules.progress import AttackProgress
+from lightning_modules.facts import BOUND, COSINE_BOUND, facts
+from lightning_modules.progress import AttackProgress, block_work
 from lightning_modules.rows import Row, build_rows
-from lightning_modules.run_results import run_results
 from lightning_modules.sessions import check_session
-
-BOUND, COSINE_BOUND = 1e-5, 0.99
-CERTIFICATES = "certificates.json"
+from lightning_modules.tasks import Claimed, Queue, Task, check_in_order, in_order, read_block
 
 
 class RobustnessEvaluation(L.LightningModule):
@@ -149,46 +143,48 @@ class RobustnessEvaluation(L.LightningModule):
         )
         started = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         self.folder = RunFolder(Path(folder) / (run or started))
-        self.certificates: dict[str, dict[str, Any]] = {}
-        self.gradients: dict[str, dict[str, Any]] = {}
+        self._held = ExitStack()  # the lock of a process that is not the first
 
-    def prepare(self, data: Any, batch: dict[str, Tensor]) -> None:
+    def prepare(self, data: Any, loader: DataLoader[Any]) -> None:
         """Checks that networks and data belong together, and fixes what the executions leave open,
-        for blocks like `batch` on the device where this module is."""
+        for the loader's blocks on the device where this module is."""
         for row in self.rows.values():
             check_classifier(row.defense.classifier, data)
             if row.defense.denoiser is not None:
                 check_denoiser(row.defense.denoiser, data)
-        check_images(batch["image"], where="the data", samples=batch["sample"])
+        check_in_order(loader)
+        self.data: ImageData = data
+        self.loader = loader
+        batch = {key: value.to(self.device) for key, value in read_block(loader, 0).items()}
+        self.first = _block(batch)
         self.budget = self.memory_budget or budget_bytes(self.device)
+        self._resolve()
+
+    def _resolve(self) -> None:
+        """Fixes how rows are computed, and what is run against them."""
         for name, row in self.rows.items():
-            row.resolve(self.execution.get(name), batch["image"], self.attack, self.budget)
+            row.resolve(self.execution.get(name), self.first.images, self.attack, self.budget)
             self.execution[name] = row.attacked.execution
             row.cells = cells(name, row.defense, self.attack, self.attacks, self.protocol)
             if self.audit is not None:
                 base = base_cell(row.cells)
-                saved = partial(saved_images, self.folder.path, name, base.name)
-                shape = batch["image"].shape[1:]
+                saved = partial(self._saved, name, base.name)
+                shape = self.first.images.shape[1:]
                 row.cells += audit_cells(base, row.defense, self.audit, shape, saved)
 
-    def certify(self, images: Tensor, samples: Tensor) -> Iterator[str]:
-        """Computes the certificates of all rows; each row's name is given before its turn."""
-        for name, row in self.rows.items():
-            yield name
-            try:
-                self.certificates[name] = row.certify(
-                    images,
-                    samples,
-                    seed=self.seed,
-                    bound=self.certificate_bound,
-                    budget=self.memory_budget if self.device.type == "cpu" else None,
-                    cosine_bound=self.cosine_bound,
-                )
-            except GradientError as error:
-                if self._needs_gradients(row):
-                    raise
-                self.certificates[name] = {}
-                self.gradients[name] = Check("gradient", "FAIL", str(error)).as_dict()
+    def _saved(self, row: str, attack: str) -> tuple[Tensor, Tensor]:
+        return saved_images(self.folder.path, row, attack)
+
+    def certificates(self, row: Row) -> dict[str, dict[str, Any]]:
+        """Of one row, on the first block, by the names that results give them."""
+        return row.certify(
+            self.first.images,
+            self.first.samples,
+            seed=self.seed,
+            bound=self.certificate_bound,
+            budget=self.memory_budget if self.device.type == "cpu" else None,
+            cosine_bound=self.cosine_bound,
+        )
 
     def _needs_gradients(self, row: Row) -> bool:
         """Whether the main attack takes the row's own gradient: one that hides it can still be
@@ -196,9 +192,59 @@ class RobustnessEvaluation(L.LightningModule):
         own = self.attack.execution(row.attacked) is None
         return isinstance(self.attack, GradientAttack) and own
 
-    def plan(self, images: Tensor, count: int) -> dict[str, RowPlan]:
-        """By row, what `count` images cost in blocks like `images` (B, C, H, W)."""
-        return {name: row.plan(images, self.protocol, count) for name, row in self.rows.items()}
+    def plan(self) -> dict[str, RowPlan]:
+        """By row, what the whole evaluation costs."""
+        images = len(self.loader.dataset)  # type: ignore[arg-type]
+        plan = partial(Row.plan, images=self.first.images, protocol=self.protocol, count=images)
+        return {name: plan(row) for name, row in self.rows.items()}
+
+    def tasks_claimed(self) -> Claimed:
+        """What this process does, for Lightning's loop."""
+        count = len(self.rows) * (1 + len(self.loader))
+        return Claimed(count, lambda: (self.queue, self.tasks), self.loader)
+
+    def setup(self, stage: str) -> None:
+        """All processes take the folder, the executions and the number of threads of the first one,
+        or, where the run goes on, that it began with, and so compute alike. What one of them
+        refuses, all do: none is left waiting for it."""
+        strategy, zero = self.trainer.strategy, self.trainer.is_global_zero
+        own: dict[str, Any] = {}
+        before: list[dict[str, Any]] = []
+        threads = torch.get_num_threads()
+        refused: Exception | None = None
+        try:
+            before = self.folder.read_sessions() if zero else []
+            threads = before[0]["threads"] if before else threads
+            own = provenance(Path(__file__).parent, self.device) | {
+                "weights": self.weights,
+                "data": self.data.files_sha256(),
+            }
+        except Exception as error:  # of whatever kind: the others wait for this process
+            refused = error
+        torch.set_num_threads(strategy.broadcast(threads))
+        own["threads"] = torch.get_num_threads()
+        chosen = strategy.broadcast((self.folder.path, self.execution, own))
+        path, self.execution, first = chosen
+        self.folder = RunFolder(path, self.trainer.global_rank)
+        try:
+            if refused is None:
+                check_session([first], own, f"process {self.trainer.global_rank} has")
+                if zero:
+                    self._begin(before, own)
+                else:
+                    self._resolve()
+        except Exception as error:
+            refused = error
+        if not strategy.reduce_boolean_decision(refused is None, all=True):
+            raise refused or InputError("another process was refused: it says why")
+
+    def _begin(self, before: list[dict[str, Any]], session: dict[str, Any]) -> None:
+        """Makes the folder ready, before anything is computed: a commit made during a run is not
+        the code that ran."""
+        check_session(before, session, "the run began with")
+        self.folder.recover()
+        self.folder.append_session(session)
+        self.folder.write_facts(facts(self))
 
     def on_test_start(self) -> None:
         if torch.is_inference_mode_enabled():
@@ -207,170 +253,120 @@ class RobustnessEvaluation(L.LightningModule):
             )
         # Lightning's handler waits for the end of an epoch: here, the whole run. Finished blocks
         # are on the disk, so ending at once loses no record.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # Before anything is computed: a commit made during a run is not the code that ran.
-        session = provenance(Path(__file__).parent, self.device) | {
-            "weights": self.weights,
-            "data": self._data.files_sha256(),
-        }
-        loader: DataLoader[Any] = self.trainer.test_dataloaders  # type: ignore[assignment]
-        images = len(loader.dataset)  # type: ignore[arg-type]
-        self.finished = self.folder.finished()
-        check_session(self.folder.read_sessions(), session)
-        self.folder.append_session(session)
-        self.seen = 0
-        self.progress = AttackProgress(list(self.rows.values()), self.protocol, images)
+        signal.signal(signal.SIGTERM, self._stop)
+        trainer = self.trainer
+        self.tasks = in_order(list(self.rows), len(self.loader), self._cost, trainer.world_size)
+        timeout = getattr(trainer.strategy, "_timeout", None) or default_pg_timeout
+        # First of all: by the queue a process that fails tells the others.
+        self.queue = Queue(
+            len(self.tasks), trainer.global_rank, trainer.world_size, timeout.total_seconds()
+        )
+        if not trainer.is_global_zero:
+            self._held.enter_context(self.folder.locked())
+        self.certified = self.folder.read_certificates()
+        images = len(self.loader.dataset)  # type: ignore[arg-type]
+        self.progress = AttackProgress(list(self.rows.values()), self.protocol, images, self.queue)
+        self.blocks = Blocks(self.folder, self.protocol, self.seed, self.progress)
         self.progress.start()
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        try:
-            self._evaluate(batch, batch_idx)
-        except BaseException:
-            self.progress.stop()  # gives the terminal back before the error is printed
-            raise
+    def _stop(self, number: int, frame: object) -> None:
+        """Ends at once, and first the processes that Lightning started from this one."""
+        launcher = self.trainer.strategy.launcher
+        if launcher is not None:
+            launcher.kill(number)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def _images_before(self, block: int) -> int:
+        return block * (self.loader.batch_size or 1)
+
+    def _cost(self, task: Task) -> float:
+        block = task.block or 0
+        first, after = self._images_before(block), self._images_before(block + 1)
+        return block_work(self.rows[task.row], self.protocol, first, after - first)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._work(self.tasks[batch["task"]], _block(batch))
 
     @torch.enable_grad()
-    def _evaluate(self, batch: dict[str, Tensor], number: int) -> None:
-        check_images(batch["image"], where="the data", samples=batch["sample"])
-        block = Block(batch["image"], batch["label"], batch["sample"])
-        if number == 0:  # all of them first: a row that cannot run stops no run half-way
-            self._certify(block)
-            self.first = block
-        for row in self.rows.values():
-            self._clean(row, block, number)
-            for cell in row.cells:
-                left = len(block.images) if cell.limit is None else cell.limit - self.seen
-                if left > 0:
-                    self._attack(row, cell, block.first(left), number)
-        self.seen += len(block.images)
+    def _work(self, task: Task, block: Block) -> None:
+        row = self.rows[task.row]
+        if task.block is None:
+            self._certify(row)
+        else:
+            self.blocks.evaluate(row, block, task.block, self._images_before(task.block))
 
-    def _clean(self, row: Row, block: Block, number: int) -> None:
-        if self._done(row, CLEAN, block):
+    def _certify(self, row: Row) -> None:
+        """The row's certificates; GradientError or InputError where the attack's gradient is none,
+        or not the defence's."""
+        if row.name in self.certified:
             return
-        monitor = self.progress.begun(row, CLEAN)
+        self.progress.describe(f"gradient certificate: {row.name}")
         start = time.perf_counter()
-        outcome = evaluate_clean(
-            row.name, row.defense, block, self.protocol, self.seed, monitor=monitor
-        )
-        self._keep(row, CLEAN, block, number, outcome, time.perf_counter() - start)
-
-    def _attack(self, row: Row, cell: Cell, block: Block, number: int) -> None:
-        if self._done(row, cell.name, block):
-            self.progress.skipped(row, cell, len(block.images), self.protocol)
-            return
-        monitor = self.progress.begun(row, cell.name, cell)
-        start = time.perf_counter()
-        outcome = evaluate_attack(
-            row.name,
-            row.defense,
-            cell,
-            block,
-            self.protocol,
-            self.seed,
-            clean=self._clean_kept(row, block),
-            attacked=row.attacked,
-            monitor=monitor,
-        )
+        check = gradient_check(row.attacked, self.first, self.seed, self.attack)
+        if check.verdict == "FAIL" and self._needs_gradients(row):
+            raise GradientError(f"{row.name}: {check.said}")
+        try:
+            certificates = self.certificates(row)
+        except GradientError as error:
+            if self._needs_gradients(row):
+                raise
+            certificates, check = {}, Check("gradient", "FAIL", str(error))
+        for found in certificates.values():
+            if not found["passed"]:
+                raise InputError(failure(row.name, found))
         seconds = time.perf_counter() - start
-        what = {"defense": row.name, "attack": cell.name, "block": number}
-        self.folder.append_iterations(what | {"iterations": monitor.iterations})
-        self._keep(row, cell.name, block, number, outcome, seconds)
-
-    def _clean_kept(self, row: Row, block: Block) -> Tensor:
-        """On how many selection draws the row is right on the clean images (B,)."""
-        kept = self.finished[row.name, CLEAN]
-        return torch.tensor([kept[sample] for sample in block.samples.tolist()]).to(block.labels)
-
-    def _done(self, row: Row, attack: str, block: Block) -> bool:
-        """Whether an earlier run finished this block."""
-        samples = self.finished.get((row.name, attack), {})
-        return samples.keys() >= set(block.samples.tolist())
-
-    def _keep(
-        self, row: Row, attack: str, block: Block, number: int, outcome: Outcome, seconds: float
-    ) -> None:
-        """Writes what a block gave: images and timing first, records last, for they say that the
-        block is done."""
-        self.progress.finished(row.name, attack, outcome.records)
-        save_images(self.folder.path, row.name, attack, number, outcome.adversarial, block.samples)
-        self.folder.append_timing(
-            {"defense": row.name, "attack": attack, "block": number, "seconds": seconds}
+        self.folder.append_timing({"row": row.name, "certificates": seconds})
+        self.folder.append_certificates(
+            {"row": row.name, "certificates": certificates, "gradient": check.as_dict()}
         )
-        self.folder.append_records(outcome.records)
-        found = self.finished.setdefault((row.name, attack), {})
-        found |= {record.sample: record.kept for record in outcome.records}
-
-    def _certify(self, block: Block) -> None:
-        path = self.folder.path / CERTIFICATES
-        if path.exists():
-            known = json.loads(path.read_text())
-            self.certificates, self.gradients = known["certificates"], known["gradients"]
-            return
-        start = time.perf_counter()
-        for name, row in self.rows.items():
-            check = gradient_check(row.attacked, block, self.seed, self.attack)
-            self.gradients[name] = check.as_dict()
-            if check.verdict == "FAIL" and self._needs_gradients(row):
-                raise GradientError(f"{name}: {check.said}")
-        for name in self.certify(block.images, block.samples):
-            self.progress.describe(f"gradient certificate: {name}")
-        for name, certificates in self.certificates.items():
-            for found in certificates.values():
-                if not found["passed"]:
-                    raise InputError(failure(name, found))
-        self.folder.append_timing({"certificates": time.perf_counter() - start})
-        known = {"certificates": self.certificates, "gradients": self.gradients}
-        whole = path.with_suffix(".part")
-        whole.write_text(json.dumps(known, indent=2) + "\n")
-        whole.replace(path)
-
-    def weaker_than_full(self) -> list[str]:
-        """Every departure from the full evaluation."""
-        found = [*self.attack.weaker_than_full(), *self.protocol.weaker_than_full()]
-        if not self.attacks:
-            found.append("one kind of attack only")
-        for name, config in self.attacks.items():
-            own = f"{config.attack.name}: "  # the table has the config's name
-            found += [f"{name}: {s.removeprefix(own)}" for s in config.attack.weaker_than_full()]
-        if self.audit is None:
-            found.append("no audit")
-        elif not isinstance(self.attack, GradientAttack):
-            found.append(f"the audit varies nothing of {self.attack.name}")
-        for row in self.rows.values():
-            found += row.weaker_than_full(self.certificates[row.name])
-        if self.acceleration.active:
-            found.append(f"the diffusion network's calls: {self.acceleration.describe()}")
-        if self.certificate_bound > BOUND or self.cosine_bound < COSINE_BOUND:
-            found.append(
-                f"gradients may be {self.certificate_bound:g} from finite differences (full:"
-                f" {BOUND:g}) and have cosines of {self.cosine_bound:g} (full: {COSINE_BOUND:g})"
-            )
-        return list(dict.fromkeys(found))
 
     def on_test_end(self) -> None:
-        self.progress.stop()
-        results = run_results(self, self._data)
-        self.folder.write_results(results)
+        self.folder.append_timing({"peak_memory_bytes": peak_memory(self.device)})
+        self.queue.leave()
+        if self.trainer.is_global_zero:
+            silent = self.queue.wait(self.progress.look)
+            self.progress.look()
+            self.progress.stop()
+            if silent:
+                raise InputError(
+                    f"processes {', '.join(map(str, silent))} said nothing for"
+                    f" {self.queue.silence:g} s: what was finished is kept; start the same command"
+                    " again"
+                )
+            self._tell()
+
+    def tell_others(self, why: str) -> None:
+        """That this process has failed, wherever it did: they stop at their next question."""
+        if hasattr(self, "queue"):
+            self.queue.fail(why)
+
+    def give_terminal_back(self) -> None:
+        """Ends the bar, however the run ended."""
+        if hasattr(self, "progress"):
+            self.progress.stop()
+
+    def _tell(self) -> None:
+        """Results, report and figure of the finished run."""
+        once = self.first.images[:1]
+        measured = {name: latency(row.defense, once) for name, row in self.rows.items()}
+        self.folder.append_timing({"latency": measured})
         draw(
             outcome_panels(
                 {name: row.defense for name, row in self.rows.items()},
                 self.first,
                 {
-                    name: saved_images(self.folder.path, name, row.cells[0].name)[0].to(self.device)
+                    name: self._saved(name, row.cells[0].name)[0].to(self.device)
                     for name, row in self.rows.items()
                 },
-                self._data.class_names,
+                self.data.class_names,
                 self.seed,
             ),
-            self.folder.path / "figure.png",
+            self.folder.path / FIGURE,
         )
-        write_report(results, self.folder.path, "figure.png")
-        console = Console(width=None if Console().is_terminal else 140)
-        for table in terminal(results):
-            console.print(table)
-        console.print(f"run folder: {self.folder.path} (report.md, results.json)", soft_wrap=True)
+        report(self.folder)
 
-    @property
-    def _data(self) -> ImageData:
-        data: ImageData = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data
+
+def _block(batch: dict[str, Any]) -> Block:
+    check_images(batch["image"], where="the data", samples=batch["sample"])
+    return Block(batch["image"], batch["label"], batch["sample"])

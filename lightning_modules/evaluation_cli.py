@@ -1,25 +1,30 @@
 """The command line of evaluations: what `evaluate.py` and `python -m hetpure certify` share."""
 
-from collections.abc import Sequence
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.console import Console
-from torch import Tensor
 
 from hetpure.errors import InputError
+from hetpure.evaluation.records import CONFIG, RunFolder
 from hetpure.report.certificate import certificates_table
 from hetpure.report.plan import duration, plan_tables, total_seconds
 from lightning_modules.cli import make_cli, with_default_config
 from lightning_modules.evaluation import RobustnessEvaluation
-from lightning_modules.run_config import SaveRunConfig, chosen_before
+from lightning_modules.run_config import chosen_before, same_or_new
 
 DEFAULT = Path(__file__).parent.parent / "configs" / "evaluate" / "quick.yaml"
-Batch = dict[str, Tensor]
+MIXED = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}  # of the network's calls alone
 
 
 class EvaluationCLI(LightningCLI):
@@ -31,32 +36,97 @@ class EvaluationCLI(LightningCLI):
         parser.add_argument(
             "--plan", action="store_true", help="say what the evaluation would cost, and stop"
         )
+        parser.add_argument(
+            "--resume",
+            type=Literal["same", "force"],
+            default="same",
+            help="where --model.run holds a run of another config: same refuses, force starts a"
+            " new folder beside it",
+        )
+
+    def before_instantiate_classes(self) -> None:
+        precision = MIXED.get(str(self.config.trainer.precision))
+        if precision is not None:  # Lightning's plugin would run the classifier in it too
+            self.config.model.acceleration.precision = precision
+            self.config.trainer.precision = "32-true"
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
         trainer = self.trainer
-        if trainer.num_devices * trainer.num_nodes > 1 or trainer.precision != "32-true":
+        if trainer.precision != "32-true":
             raise InputError(
-                "evaluation runs on one device so far, and low precision is for the network call"
-                " alone: set --trainer.devices=1 --trainer.precision=32-true, and for speed"
-                " --model.acceleration.precision=bfloat16"
+                f"--trainer.precision {trainer.precision}: an evaluation computes in float32, but"
+                " for the diffusion network's calls (bf16-mixed, 16-mixed)"
+            )
+        strategy = trainer.strategy
+        own = isinstance(strategy, DDPStrategy) and strategy._start_method == "popen"
+        if not (own or isinstance(strategy, SingleDeviceStrategy)):
+            raise InputError("--trainer.strategy: an evaluation on several devices takes ddp")
+        limit = trainer.limit_test_batches
+        if self.config.trainer.fast_dev_run or isinstance(limit, int) or limit != 1.0:
+            raise InputError(
+                "an evaluation computes all its blocks: for fewer images set --data.limit, not"
+                " --trainer.limit_test_batches or --trainer.fast_dev_run"
             )
 
-    def prepare(self) -> Batch:
-        """Puts the model on its device, has it fix what is left open, and gives the first block.
-        What was fixed becomes part of the config that the run saves."""
+    def prepare(self) -> None:
+        """Chooses the run's folder, puts the model on its device and has it fix what is left open,
+        which becomes part of the config that the run saves."""
+        model = self.model
+        if self.trainer.is_global_zero:  # other processes will be told
+            wanted = model.folder.path
+            path = same_or_new(wanted, self._config(), force=self.config.resume == "force")
+            self.config.resume = "same"  # in the saved config: it is about this start alone
+            if path != wanted:
+                print(f"{wanted} holds a run with another config: this one is in {path}")
+                self.config.model.run = path.name
+            model.folder = RunFolder(path)
+            model.execution |= chosen_before(path)  # which agrees with what is asked for
         torch.backends.cudnn.allow_tf32 = False  # float32 is float32
-        self.model.to(self.trainer.strategy.root_device)
-        self.datamodule.prepare_data()
+        model.to(self.trainer.strategy.root_device)
+        with one_at_a_time():
+            self.datamodule.prepare_data()
         self.datamodule.setup("test")
-        batch = next(iter(self.datamodule.test_dataloader()))
-        batch = {key: value.to(self.model.device) for key, value in batch.items()}
-        self.model.execution = chosen_before(self.model.folder.path) | self.model.execution
-        self.model.prepare(self.datamodule, batch)
+        model.prepare(self.datamodule, self.datamodule.test_dataloader())
         self.config.model.execution = {
-            name: asdict(execution) for name, execution in self.model.execution.items()
+            name: asdict(execution) for name, execution in model.execution.items()
         }
-        return batch
+
+    def evaluate(self) -> None:
+        """The evaluation in its folder, which the first process keeps for itself."""
+        model = self.model
+        try:
+            with self._opened() if self.trainer.is_global_zero else nullcontext():
+                self.trainer.test(model, model.tasks_claimed(), verbose=False)
+        except BaseException as error:
+            model.tell_others(str(error).split("\n")[0])
+            raise
+        finally:
+            model.give_terminal_back()
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        folder = self.model.folder
+        with folder.locked():
+            same_or_new(folder.path, self._config(), force=False)  # nobody came in between
+            if not (folder.path / CONFIG).exists():
+                folder.write_config(self._config())
+            yield
+
+    def _config(self) -> str:
+        """All of it, as YAML."""
+        config: str = self.parser.dump(self.config, skip_none=False)
+        return config
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """The user's processes on this machine after one another: what the first one makes, the others
+    find."""
+    path = Path(tempfile.gettempdir()) / f"hetpure-{os.getuid()}.lock"
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def evaluation_cli(arguments: Sequence[str]) -> EvaluationCLI:
@@ -67,35 +137,37 @@ def evaluation_cli(arguments: Sequence[str]) -> EvaluationCLI:
         model_class=RobustnessEvaluation,
         datamodule_class=LightningDataModule,
         subclass_mode_data=True,
-        save_config_callback=SaveRunConfig,
+        save_config_callback=None,
         trainer_defaults={"inference_mode": False},
     )
     assert isinstance(cli, EvaluationCLI)
     return cli
 
 
-def print_plan(cli: EvaluationCLI, batch: Batch) -> float:
+def print_plan(cli: EvaluationCLI) -> float:
     """Prints what the evaluation costs; the predicted seconds."""
-    images = len(cli.datamodule.test_dataloader().dataset)
-    rows = cli.model.plan(batch["image"], images)
+    images = len(cli.model.loader.dataset)  # type: ignore[arg-type]
+    rows = cli.model.plan()
     data = getattr(cli.datamodule, "description", "data")
     title = f"{data}: {cli.model.attack.describe()}; n = {images}"
     console = _console()
     for table in plan_tables(rows, title, cli.model.budget):
         console.print(table)
     seconds = total_seconds(rows)
-    console.print(f"the whole evaluation: about {duration(seconds)}", highlight=False)
+    console.print(f"the whole evaluation on one device: about {duration(seconds)}", highlight=False)
     return seconds
 
 
-def print_certificates(cli: EvaluationCLI, batch: Batch) -> dict[str, dict[str, Any]]:
+def print_certificates(cli: EvaluationCLI) -> dict[str, dict[str, Any]]:
     """Computes the certificates of all rows and prints them."""
     console = _console()
+    found = {}
     with console.status("gradient certificates") as status:
-        for name in cli.model.certify(batch["image"], batch["sample"]):
+        for name, row in cli.model.rows.items():
             status.update(f"gradient certificate: {name}")
-    console.print(certificates_table(cli.model.certificates))
-    return cli.model.certificates
+            found[name] = cli.model.certificates(row)
+    console.print(certificates_table(found))
+    return found
 
 
 def _console() -> Console:

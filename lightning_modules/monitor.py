@@ -1,6 +1,5 @@
 """What a diffusion training tells while it runs, beside its loss."""
 
-import copy
 import time
 from itertools import pairwise
 
@@ -166,11 +165,10 @@ class RobustProbe(Callback):
     def probe(self, trainer: L.Trainer, pl_module: DiffusionTraining) -> dict[str, float]:
         """Of the averaged weights as they are now."""
         batch = first_images(trainer, self.images)
-        with pl_module.averaged():  # a defence freezes its networks: not those that are trained
-            denoiser = copy.deepcopy(pl_module.denoiser)
         classifier = self.classifier or pl_module.guide
         if classifier is None:
             raise InputError("a RobustProbe of a training without a guide needs its classifier")
+        denoiser = pl_module.averaged_denoiser()
         defense = Defense(classifier, self.purifier, denoiser).to(pl_module.device)
         keys = ("image", "label", "sample")
         block = Block(*(batch[key].to(pl_module.device) for key in keys))
@@ -235,11 +233,12 @@ class FeatureFID(Callback):
         batch = first_images(trainer, self.images)
         for images in torch.split(batch["image"], CHUNK):
             distance.update(images.to(module.device), real=True)
-        with torch.no_grad(), module.averaged():
+        denoiser = module.averaged_denoiser()
+        with torch.no_grad():
             for samples in torch.split(batch["sample"], CHUNK):
                 noise = Noise.of(self.seed, Stream.PROBE).on(samples.to(module.device))
                 like = batch["image"][: len(samples)].to(module.device)
-                drawn = draw_images(module.denoiser, noise, like, network_calls=self.network_calls)
+                drawn = draw_images(denoiser, noise, like, network_calls=self.network_calls)
                 distance.update(drawn, real=False)
         return float(distance.compute())
 

@@ -1,5 +1,6 @@
 """A progress bar in the unit of cost, with the accuracy so far."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,22 +13,21 @@ from hetpure.defense import Defense
 from hetpure.evaluation.protocol import Cell, Protocol, Record
 from hetpure.gradients import Execution
 from lightning_modules.rows import Row
+from lightning_modules.tasks import LOOK_EVERY, Queue
 
 BACKWARD = 2  # forward passes that a backward pass costs, about
 
 
 class AttackProgress:
-    """One bar for all rows together, in forward passes of the networks."""
+    """One bar for all rows and processes together, in forward passes of the networks. The first
+    process shows it, with the accuracy so far on the images that it evaluated itself."""
 
-    def __init__(self, rows: Sequence[Row], protocol: Protocol, images: int) -> None:
+    def __init__(self, rows: Sequence[Row], protocol: Protocol, images: int, queue: Queue) -> None:
         self.images = images
+        self.queue = queue
         self.correct: dict[tuple[str, str], list[float]] = {}
-        total = 0
-        for row in rows:
-            total += images * protocol.purifications(row.defense) * answering(row.defense)
-            for cell in row.cells:
-                count = images if cell.limit is None else min(cell.limit, images)
-                total += count * work(row, cell, protocol)
+        self._looked = 0.0
+        total = sum(block_work(row, protocol, 0, images) for row in rows)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -36,6 +36,7 @@ class AttackProgress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
+            disable=queue.process > 0,
         )
         self.task = self.bar.add_task("gradient certificates", total=total)
 
@@ -44,6 +45,19 @@ class AttackProgress:
 
     def stop(self) -> None:
         self.bar.stop()
+
+    def advance(self, work: int) -> None:
+        """This process did so much more."""
+        self.queue.advance(work)
+        if time.monotonic() - self._looked > LOOK_EVERY:
+            self.look()
+
+    def look(self) -> None:
+        """Shows what all processes did. InputError where one of them failed."""
+        self._looked = time.monotonic()
+        self.queue.check()
+        if self.queue.process == 0:
+            self.bar.update(self.task, completed=sum(self.queue.work()))
 
     def describe(self, text: str) -> None:
         """What is computed now."""
@@ -59,7 +73,11 @@ class AttackProgress:
 
     def skipped(self, row: Row, cell: Cell, count: int, protocol: Protocol) -> None:
         """A cell's block of so many images was finished by an earlier run."""
-        self.bar.advance(self.task, count * work(row, cell, protocol))
+        self.advance(count * work(row, cell, protocol))
+
+    def skipped_clean(self, row: Row, count: int, protocol: Protocol) -> None:
+        """So many clean images were finished by an earlier run."""
+        self.advance(count * clean_work(row, protocol))
 
     def finished(self, name: str, attack: str, records: Sequence[Record]) -> None:
         """Takes a block's records into the accuracy so far."""
@@ -79,13 +97,27 @@ class CellMonitor(Monitor):
         self.iterations: list[dict[str, Any]] = []
 
     def rows(self, count: int) -> None:
-        self.progress.bar.advance(self.progress.task, count * self.gradient)
+        self.progress.advance(count * self.gradient)
 
     def answered(self, count: int) -> None:
-        self.progress.bar.advance(self.progress.task, count * self.answer)
+        self.progress.advance(count * self.answer)
 
     def iteration(self, number: int, **values: float) -> None:
         self.iterations.append({"iteration": number, **values})
+
+
+def block_work(row: Row, protocol: Protocol, first: int, images: int) -> int:
+    """Forward passes that a row costs for so many images from the `first` on."""
+    total = images * clean_work(row, protocol)
+    for cell in row.cells:
+        left = images if cell.limit is None else min(max(cell.limit - first, 0), images)
+        total += left * work(row, cell, protocol)
+    return total
+
+
+def clean_work(row: Row, protocol: Protocol) -> int:
+    """Forward passes that one clean image costs."""
+    return protocol.purifications(row.defense) * answering(row.defense)
 
 
 def work(row: Row, cell: Cell, protocol: Protocol) -> int:

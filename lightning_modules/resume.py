@@ -1,6 +1,23 @@
-"""A training that goes on from its checkpoint."""
+"""A training that goes on from its checkpoint, also within an epoch, on other devices or in other
+batches than it began."""
 
 from typing import Any
+
+import lightning as L
+
+from hetpure.errors import InputError
+
+EPOCH_OVER = 2**40  # more batches than any epoch has
+
+
+def go_on(checkpoint: dict[str, Any], trainer: L.Trainer | None) -> None:
+    """Changes what Lightning counted, in a checkpoint that is loaded, so that the training goes on
+    with the images that are left of the epoch."""
+    if trainer is None or "loops" not in checkpoint:
+        return  # weights alone are loaded
+    loop = checkpoint["loops"]["fit_loop"]
+    reopen_epoch(loop)
+    count_anew(loop, trainer)
 
 
 def take_back(checkpoint: dict[str, Any], batches: list[int], processes: int) -> None:
@@ -16,13 +33,10 @@ def take_back(checkpoint: dict[str, Any], batches: list[int], processes: int) ->
             counted[key] -= len(batches) - 1
 
 
-def reopen_epoch(checkpoint: dict[str, Any]) -> None:
+def reopen_epoch(loop: dict[str, Any]) -> None:
     """Lightning takes the epoch in which a training ended (by `max_steps` or `max_time`) for a
     whole one, and goes on from a whole one with an empty one. A checkpoint from an epoch's end is
     changed into one from the end of its last batch, from which it goes on with what was left."""
-    loop = checkpoint.get("loops", {}).get("fit_loop")
-    if loop is None:  # of weights alone
-        return
     epoch, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
     if epoch["current"]["processed"] == epoch["current"]["ready"]:
         for counted in (epoch["current"], epoch["total"]):
@@ -30,3 +44,33 @@ def reopen_epoch(checkpoint: dict[str, Any]) -> None:
         for counted in (batches["current"], batches["total"]):
             counted["completed"] = counted["processed"] - 1
         loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+
+
+def count_anew(loop: dict[str, Any], trainer: L.Trainer) -> None:
+    """Lightning counts an epoch's batches on one process, our loader its samples on all. In a
+    checkpoint of other devices or another batch size the batches are counted anew, so that the
+    epoch ends where its samples do.
+
+    InputError where what was seen are no whole batches now.
+    """
+    data = getattr(trainer, "datamodule", None)
+    (before,) = loop["state_dict"].get("combined_loader") or [{}]
+    now = {"processes": trainer.world_size, "batch_size": getattr(data, "batch_size", None)}
+    if now["batch_size"] is None or now == {key: before.get(key, now[key]) for key in now}:
+        return  # another loader, which goes on by itself, or the same batches
+    progress = loop["epoch_loop.batch_progress"]
+    seen, rest = divmod(before["samples"], now["processes"] * now["batch_size"])
+    if progress["is_last_batch"]:
+        seen, rest = EPOCH_OVER, 0
+    if rest:
+        raise InputError(
+            f"--ckpt_path was saved after {before['samples']} images of an epoch, in batches of"
+            f" {before['batch_size']} on {before['processes']} devices: batches of"
+            f" {now['batch_size']} on {now['processes']} cannot have seen as many; go on with"
+            " those, or from an epoch's end"
+        )
+    current = progress["current"]
+    # A callback that saves at a batch's end does so before that batch counts as completed.
+    behind = current["processed"] - current["completed"]
+    current |= dict.fromkeys(("ready", "started", "processed"), seen)
+    current["completed"] = seen - behind

@@ -34,6 +34,9 @@ class Row:
     plain: tuple[Defense, Defense | None]
     cells: list[Cell] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._policy = self.attacked.execution.policy  # as configured, before it is resolved
+
     @property
     def attacked(self) -> Defense:
         """What the attack differentiates."""
@@ -52,7 +55,7 @@ class Row:
     def resolve(self, wish: Execution | None, images: Tensor, attack: Attack, budget: int) -> None:
         """Fixes how the row is computed, for blocks like `images` (B, C, H, W): what `wish` and
         the row's own policy leave open is chosen by memory."""
-        own = self.attacked.execution.policy
+        own = self._policy
         wish = wish or Execution(own)
         if wish.policy == "auto":
             wish = replace(wish, policy=own)
@@ -119,26 +122,18 @@ class Row:
             certificate=own,
         )
 
-    def weaker_than_full(self, certificates: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """Where its attack's gradient is not that of the defence, given its certificates."""
+    def inexact(self) -> list[str]:
+        """How its attack's gradient is not that of the defence; its cosine is to follow."""
         found = []
         policy = self.attacked.execution.policy
-        own = certificates.get("certificate" if self.surrogate is None else "surrogate_certificate")
-        if own is None:
-            return [f"{self.name}: its gradient has no certificate"]
-        cosine = f"cosine {own['cosine_to_exact']:.3f} to the exact one"
         if self.surrogate is not None:
             found.append(
-                f"{self.name}: the attack differentiates a surrogate of"
-                f" {self.surrogate.network_calls} network calls, not the defence's"
-                f" {self.defense.network_calls}"
+                f"the attack differentiates a surrogate of {self.surrogate.network_calls} network"
+                f" calls, not the defence's {self.defense.network_calls}"
                 f" ({differing(self.surrogate.purifier, self.defense.purifier)}); its gradient has"
-                f" {cosine}"
             )
         if policy in APPROXIMATIONS:
-            found.append(
-                f"{self.name}: the attack's gradient is an approximation, {policy}, with {cosine}"
-            )
+            found.append(f"the attack's gradient is an approximation, {policy}, with")
         return found
 
 

@@ -1,17 +1,19 @@
 """The config of a run in its folder: written before anything is computed, and asked when the same
 command goes on with the run."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import yaml
-from lightning.pytorch.cli import SaveConfigCallback
 
 from hetpure.errors import InputError
 from hetpure.evaluation.records import CONFIG
 from hetpure.gradients import Execution
-from lightning_modules.evaluation import RobustnessEvaluation
+
+# Where it is computed and what it shows, not what: a run goes on with other devices. --resume is
+# no part of a run.
+FREE = ("trainer", "resume", "plan")
 
 
 def chosen_before(folder: Path) -> dict[str, Execution]:
@@ -34,23 +36,33 @@ def differing(saved: Any, now: Any, name: str = "") -> list[str]:
     return [] if saved == now else [f"{name}: {saved}, now {now}"]
 
 
-class SaveRunConfig(SaveConfigCallback):
-    """Writes the complete config into the run's folder before anything is computed. In a folder
-    that holds a run only the same config goes on."""
+def same_or_new(folder: Path, config: str, *, force: bool) -> Path:
+    """The folder for a run of this config (YAML). One that holds another run is refused with the
+    difference, or where that is forced left as it is: the run then gets a folder of its own."""
+    now, wishes = _computed(config)
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    for candidate in itertools.chain([folder], numbered):
+        path = candidate / CONFIG
+        if not path.exists():
+            return candidate
+        saved, chosen = _computed(path.read_text())
+        own = {name: {k: chosen.get(name, {}).get(k) for k in wishes[name]} for name in wishes}
+        found = differing(saved, now) + differing(own, wishes, "model.execution")
+        if not found:
+            return candidate
+        if not force:
+            raise InputError(
+                f"{candidate} holds a run with another config ({'; '.join(found)}): give another"
+                " --model.run, --resume=force for a new folder, or the same config to go on"
+            )
+    raise AssertionError("unreachable: there is always a next number")
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, RobustnessEvaluation)
-        if not trainer.is_global_zero:
-            return
-        path = pl_module.folder.path / CONFIG
-        if path.exists():
-            now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-            found = differing(yaml.safe_load(path.read_text()), now)
-            if found:
-                raise InputError(
-                    f"{path.parent} holds a run with another config ({'; '.join(found)}): give"
-                    " another --model.run, or the same config to go on"
-                )
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, path, skip_none=False, multifile=False)
+
+def _computed(config: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What a config says of what is computed, and what it says of how rows are."""
+    found = yaml.safe_load(config)
+    rows = (found["model"].pop("execution") or {}).items()
+    for name in ("folder", "run"):  # where it lies
+        found["model"].pop(name, None)
+    told = {name: {k: v for k, v in row.items() if v is not None} for name, row in rows}
+    return {key: value for key, value in found.items() if key not in FREE}, told

@@ -5,21 +5,26 @@ from typing import Any
 
 from hetpure.errors import InputError
 
-SAME = ("weights", "data", "device", "threads")
+SAME = ("weights", "data", "device", "threads", "torch")
+HINTS = {"threads": " (OMP_NUM_THREADS)"}
 
 
-def check_session(before: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> None:
-    """InputError where a run would go on with other weights, data or arithmetic than it began with;
-    another commit is told in the results."""
+def check_session(before: Sequence[Mapping[str, Any]], now: Mapping[str, Any], said: str) -> None:
+    """InputError, which begins as `said`, where a run would go on with other weights, data or
+    arithmetic than it began with; another commit is told in the results."""
     if not before:
         return
     for name in SAME:
-        first = before[0].get(name)
-        if first != now[name]:
+        first, own = _of(before[0], name), _of(now, name)
+        if first != own:
             raise InputError(
-                f"the run began with other {name} ({_differing(first, now[name])}): give another"
-                " --model.run, or what it began with"
+                f"{said} other {name} ({_differing(first, own)}): give another --model.run, or the"
+                f" same {name}{HINTS.get(name, '')}"
             )
+
+
+def _of(session: Mapping[str, Any], name: str) -> Any:
+    return session.get("packages", {}).get("torch") if name == "torch" else session.get(name)
 
 
 def _differing(first: Any, now: Any) -> str:

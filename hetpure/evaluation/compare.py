@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
+from hetpure.evaluation.records import RECORDS, RunFolder
 from hetpure.evaluation.results import by_attack, of_threat, worst
 from hetpure.evaluation.statistics import (
     CONFIDENCE,
@@ -88,22 +89,17 @@ class Comparison:
 
 
 def read_records(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `records.jsonl`; a last line that a killed run left torn is none."""
-    path = run / "records.jsonl"
-    if not path.is_file():
+    """The records of a run as they were written."""
+    if not any(run.glob("records*.jsonl")):
         raise InputError(
-            f"RUN {run}: there is no {path.name} in it; a run is a folder that evaluate.py wrote"
+            f"RUN {run}: there is no {RECORDS} in it; a run is a folder that evaluate.py wrote"
         )
-    found: list[dict[str, Any]] = []
-    lines = path.read_text().splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise InputError(f"{path}, line {number}, is no JSON: restore the file") from None
+    try:
+        found = RunFolder(run).read_entries()
+    except KeyError as error:
+        raise InputError(f"RUN {run}: a line of {RECORDS} is no record: no {error}") from None
     if not found:
-        raise InputError(f"RUN {run}: {path.name} holds no record yet")
+        raise InputError(f"RUN {run}: {RECORDS} holds no record yet")
     return found
 
 

@@ -1,8 +1,15 @@
-"""A run's folder: append-only records, timings kept apart from them, and results."""
+"""A run's folder: append-only records, timings kept apart from them, and results.
 
+Every process of a run appends to files of its own; reading merges them.
+"""
+
+import errno
+import fcntl
 import json
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +17,40 @@ from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Record
 
 RECORDS, TIMING, RESULTS, CONFIG = "records.jsonl", "timing.jsonl", "results.json", "config.yaml"
-ITERATIONS, SESSIONS = "iterations.jsonl", "sessions.jsonl"
+ITERATIONS, SESSIONS, CERTIFICATES = "iterations.jsonl", "sessions.jsonl", "certificates.jsonl"
+FACTS, LOCK = "evaluation.json", "lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class RunFolder:
     """Where one evaluation writes. Seconds go to `timing.jsonl`, so that the records of two runs
-    can be compared byte by byte."""
+    can be compared byte by byte.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the folder; it is made with the first line.
+        process: number of the process that writes. The first one's files have the plain names,
+            those of others their number: `records.1.jsonl`.
+    """
+
+    def __init__(self, path: Path, process: int = 0) -> None:
         self.path = path
+        self.process = process
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process; the system takes the lock away when the process ends,
+        however it does. InputError where another evaluation, or what is left of one, writes there.
+        The first process, once it holds its own, asks for all others: none is taken by then but by
+        what is left of an earlier run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        own = self.path / _of_process(LOCK, self.process)
+        with own.open("a") as file:
+            _lock(file.fileno(), self.path)
+            others = self.path.glob(f"{LOCK}.*") if self.process == 0 else ()
+            for path in others:
+                with path.open("a") as other:
+                    _lock(other.fileno(), self.path)
+            yield
 
     def append_records(self, records: Iterable[Record]) -> None:
         """Appends the lines of a block under one attack, flushed to the disk."""
@@ -31,14 +63,40 @@ class RunFolder:
         """What an attack's iterations on one block said of themselves."""
         self._append(ITERATIONS, [entry])
 
+    def append_certificates(self, entry: dict[str, Any]) -> None:
+        """What a `row`'s gradient was found to be: its `certificates` and the `gradient` check."""
+        self._append(CERTIFICATES, [entry])
+
+    def append_session(self, provenance: dict[str, Any]) -> None:
+        """A start of the run: the first one, or one that goes on."""
+        self._append(SESSIONS, [provenance])
+
+    def write_config(self, config: str) -> None:
+        """The complete config, YAML."""
+        _replace(self.path / CONFIG, config)
+
+    def write_facts(self, facts: dict[str, Any]) -> None:
+        """What the results need and records do not say; the same at every start of the run."""
+        _replace(self.path / FACTS, json.dumps(facts, indent=2) + "\n")
+
     def write_results(self, results: dict[str, Any]) -> None:
-        (self.path / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
+        _replace(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
 
     def read_records(self) -> list[Record]:
         """Every record written so far, one a sample and attack: a block that was computed anew
         after a stop gives the same again."""
-        records = [Record(**entry) for entry in self._read(RECORDS)]
+        records = [Record(**entry) for entry in self.read_entries()]
         return list({(r.defense, r.attack, r.sample): r for r in records}.values())
+
+    def read_entries(self) -> list[dict[str, Any]]:
+        """The records as they were written, in an order that does not tell who computed them."""
+        rows = self.read_facts().get("rows", {})
+        cells = [(row, cell) for row, about in rows.items() for cell in about["cells"]]
+        place = {cell: number for number, cell in enumerate(cells)}
+        return sorted(
+            self._read(RECORDS),
+            key=lambda e: (e["sample"], place.get((e["defense"], e["attack"]), len(place))),
+        )
 
     def read_timing(self) -> list[dict[str, Any]]:
         return self._read(TIMING)
@@ -48,19 +106,32 @@ class RunFolder:
         entries = self._read(ITERATIONS)
         return list({(e["defense"], e["attack"], e["block"]): e for e in entries}.values())
 
-    def append_session(self, provenance: dict[str, Any]) -> None:
-        """A start of the run: the first one, or one that goes on."""
-        self._append(SESSIONS, [provenance])
+    def read_certificates(self) -> dict[str, dict[str, Any]]:
+        """By row, the last one written."""
+        return {entry["row"]: entry for entry in self._read(CERTIFICATES)}
 
     def read_sessions(self) -> list[dict[str, Any]]:
         return self._read(SESSIONS)
 
+    def read_facts(self) -> dict[str, Any]:
+        """Empty where none were written."""
+        path = self.path / FACTS
+        facts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return facts
+
+    def recover(self) -> None:
+        """Cuts off last lines that a stopped run left torn: the next line would be glued to them.
+        Of records those before it of the same attack go too: the block will be computed anew,
+        perhaps by another process, and an accelerator need not repeat it bit for bit."""
+        for path in self.path.glob("*.jsonl"):
+            *lines, torn = path.read_bytes().split(b"\n")
+            while torn and lines and path.name.startswith("records.") and _same(lines[-1], torn):
+                lines.pop()
+            os.truncate(path, sum(len(line) + 1 for line in lines))
+
     def finished(self) -> dict[tuple[str, str], dict[int, int]]:
         """By defence and attack, the samples with a record, and on how many selection draws the
-        defence was right on what it reports. A last line that a stopped run left torn is
-        cut off; a sample whose line it was is computed anew with its block."""
-        for path in self.path.glob("*.jsonl"):  # the next line would be glued to a torn one
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        defence was right on what it reports."""
         found: dict[tuple[str, str], dict[int, int]] = {}
         for record in self.read_records():
             found.setdefault((record.defense, record.attack), {})[record.sample] = record.kept
@@ -68,14 +139,22 @@ class RunFolder:
 
     def _append(self, name: str, entries: list[dict[str, Any]]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / name).open("a") as file:
+        path = self.path / _of_process(name, self.process)
+        begun = not path.exists()
+        with path.open("a") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in entries)
             file.flush()
             os.fsync(file.fileno())
+        if begun:
+            _sync(self.path)
 
     def _read(self, name: str) -> list[dict[str, Any]]:
-        path = self.path / name
-        return read_lines(path) if path.exists() else []
+        """The entries of all processes, by their numbers."""
+        stem, suffix = name.split(".")
+        others = self.path.glob(f"{stem}.*.{suffix}")
+        paths = sorted(others, key=lambda path: int(path.name.split(".")[1]))
+        first = [self.path / name] if (self.path / name).exists() else []
+        return [entry for path in (*first, *paths) for entry in read_lines(path)]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -88,3 +167,50 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             raise InputError(f"{path}, line {number}, is no JSON: restore the file") from None
     return found
+
+
+def _same(line: bytes, torn: bytes) -> bool:
+    """Whether a torn line is of the same defence and attack as a whole one before it. One that is
+    torn before it says so is not: a finished block must not go with it."""
+    return torn.startswith(line[: line.find(b'"sample"')])
+
+
+def _of_process(name: str, process: int) -> str:
+    stem, *suffix = name.split(".")
+    return ".".join([stem, *([str(process)] if process else []), *suffix])
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            warnings.warn(
+                f"{folder}: this file system has no locks: start no second run in the folder",
+                stacklevel=2,
+            )
+            return
+        if not isinstance(error, BlockingIOError):
+            raise
+        raise InputError(
+            f"{folder}: another evaluation is writing there: wait for its end, stop it, or give"
+            " another --model.run"
+        ) from None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Whole or not at all, also where the power fails."""
+    begun = path.with_suffix(".part")
+    begun.write_text(text)
+    _sync(begun)
+    begun.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """A file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

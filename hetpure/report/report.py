@@ -3,8 +3,25 @@
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from hetpure.evaluation.records import RunFolder
+from hetpure.evaluation.run_results import run_results
 from hetpure.report.certificate import certificates_markdown
-from hetpure.report.table import markdown
+from hetpure.report.table import markdown, terminal
+
+FIGURE = "figure.png"
+
+
+def report(folder: RunFolder) -> None:
+    """Computes the results of a finished run from its folder, writes them, and prints them."""
+    results = run_results(folder)
+    folder.write_results(results)
+    write_report(results, folder.path, FIGURE if (folder.path / FIGURE).exists() else None)
+    console = Console(width=None if Console().is_terminal else 140)
+    for table in terminal(results):
+        console.print(table)
+    console.print(f"run folder: {folder.path} (report.md, results.json)", soft_wrap=True)
 
 
 def write_report(results: dict[str, Any], folder: Path, figure: str | None) -> None:
@@ -25,13 +42,18 @@ def write_report(results: dict[str, Any], folder: Path, figure: str | None) -> N
 
 
 def _costs(results: dict[str, Any]) -> str:
-    return _bullets(
-        f"{name}: {defense['cost']['network_calls']:,} network calls,"
-        f" {defense['cost']['audit_calls']:,} of them for the audit;"
-        f" {defense['cost']['seconds']:.1f} s, purification and classification"
-        f" {1000 * defense['cost']['latency_seconds']:.1f} ms an image"
-        for name, defense in results["defenses"].items()
-    )
+    lines = []
+    for name, defense in results["defenses"].items():
+        cost = defense["cost"]
+        line = (
+            f"{name}: {cost['network_calls']:,} network calls, {cost['audit_calls']:,} of them for"
+            f" the audit; {cost['seconds']:.1f} s"
+        )
+        if cost["latency_seconds"] is not None:  # a run may be stopped before that is measured
+            latency = 1000 * cost["latency_seconds"]
+            line += f", purification and classification {latency:.1f} ms an image"
+        lines.append(line)
+    return _bullets(lines)
 
 
 def _provenance(content: dict[str, Any], prefix: str = "") -> list[str]:

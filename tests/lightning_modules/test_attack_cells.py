@@ -11,7 +11,7 @@ import evaluate
 from hetpure.attacks import Threat
 from hetpure.numbers import Number
 from hetpure.saved_images import saved_images
-from lightning_modules import evaluation as module
+from lightning_modules import blocks as module
 from lightning_modules.cli import run
 
 CONFIG = """

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
@@ -123,8 +123,7 @@ def test_unknown_class_path(
         ("--model.protocol.report_draws=0", "report_draws"),
         ("--data.limit=0", "limit"),
         ("--model.seed=-1", "seed"),
-        ("--trainer.devices=2", "one device"),
-        ("--trainer.precision=bf16-mixed", "--model.acceleration.precision=bfloat16"),
+        ("--trainer.precision=64-true", "--trainer.precision 64-true"),
         ("--data.data_dir=.", "packaged"),
         ("--model.unknown=1", "unknown"),
         ("--config=nowhere.yaml", "nowhere.yaml"),
@@ -199,10 +198,7 @@ def test_images_outside_the_unit_interval(
 ) -> None:
     def main(arguments: list[str]) -> None:
         module = RobustnessEvaluation("fashion_mnist_wrn", {}, {"plain": DefenseConfig()})
-        trainer = Trainer(
-            accelerator="cpu", logger=False, enable_progress_bar=False, inference_mode=False
-        )
-        trainer.test(module, RawData(value), verbose=False)
+        module.prepare(RawData(value), RawData(value).test_dataloader())
 
     assert "[0, 1]" in refused(main, [], capsys)
 

@@ -200,13 +200,12 @@ def test_fid_is_that_of_the_classifiers_last_features(tmp_path: Path) -> None:
     assert isinstance(module, DiffusionTraining)
     data = trainer.datamodule.val_dataloader().dataset  # type: ignore[attr-defined]
     samples = data.samples[:20]
-    with module.averaged():
-        drawn = draw_images(
-            module.denoiser,
-            Noise.of(0, Stream.PROBE).on(samples),
-            torch.empty(20, 1, 28, 28),
-            network_calls=2,
-        )
+    drawn = draw_images(
+        module.averaged_denoiser(),
+        Noise.of(0, Stream.PROBE).on(samples),
+        torch.empty(20, 1, 28, 28),
+        network_calls=2,
+    )
     expected = FrechetInceptionDistance(features, normalize=True)
     expected.update(data.images[:20].float() / 255, real=True)
     expected.update(drawn, real=False)

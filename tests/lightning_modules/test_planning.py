@@ -80,14 +80,14 @@ def test_a_plan_is_printed_and_nothing_is_run(capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     for part in ("certificate", "clean", "null", "pgd_linf", "black box", "n = 3", "Memory"):
         assert part in printed
-    assert "the whole evaluation: about" in printed
+    assert "the whole evaluation on one device: about" in printed
     assert not Path("runs").exists()
 
 
 def test_a_plan_counts_the_calls_of_the_run() -> None:
     cli = evaluation_cli(["--config=config.yaml", "--model.memory_budget=12MB"])
-    batch = cli.prepare()
-    rows = cli.model.plan(batch["image"], 3)
+    cli.prepare()
+    rows = cli.model.plan()
     _, results = evaluated("--model.memory_budget=12MB")
     assert rows["purified"].execution == Execution("hybrid", 1, 1), "two taped steps take 12.7 MB"
     for name, row in rows.items():
@@ -186,6 +186,16 @@ def test_low_precision_is_named_and_held_against_float32(
     (folder / "records.jsonl").unlink()
     line = refused(capsys, *bfloat16, "--model.cosine_bound=0.999999")
     assert "--model.cosine_bound" in line and "below 0.999999" in line
+
+
+@pytest.mark.parametrize(
+    ("precision", "own"), [("bf16-mixed", "bfloat16"), ("16-mixed", "float16")]
+)
+def test_lightnings_mixed_precision_is_that_of_the_network_calls(precision: str, own: str) -> None:
+    cli = evaluation_cli(["--config=config.yaml", f"--trainer.precision={precision}"])
+    assert cli.model.acceleration.precision == own
+    assert cli.config.model.acceleration.precision == own
+    assert cli.trainer.precision == "32-true"
 
 
 def test_certify_says_pass_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,6 +60,7 @@ def train(
     at_epochs: bool | None = None,
     order: int = 0,
     accumulated: int = 1,
+    batch: int = BATCH,
     **changes: Any,
 ) -> tuple[DiffusionTraining, list[list[int]]]:
     torch.manual_seed(1 if resume is None else 2)  # nothing but the checkpoint may matter
@@ -87,7 +88,7 @@ def train(
             ),
         ],
     )
-    data = FewImages(source="packaged", batch_size=BATCH, num_workers=workers, seed=order)
+    data = FewImages(source="packaged", batch_size=batch, num_workers=workers, seed=order)
     trainer.fit(module, data, ckpt_path=resume)
     return module, seen.samples
 
@@ -163,6 +164,24 @@ def test_a_training_goes_on_from_lightnings_own_checkpoints(
     found, rest = train(tmp_path / "rest", 8, path, at_epochs=at_epochs)
     assert rest == samples[stopped:]
     assert_same(found, module)
+
+
+@pytest.mark.parametrize("stopped", [3, 5], ids=["mid", "epoch's end"])
+def test_an_epoch_goes_on_in_other_batches(stopped: int, whole: Any, tmp_path: Path) -> None:
+    """Every image of the epoch once, then a whole epoch: the epoch ends where its images do."""
+    folder, _, samples = whole
+    left = 2 * (BATCHES - stopped)
+    updates = stopped + left + 2 * BATCHES
+    rest = train(tmp_path, updates, folder / f"step={stopped}.ckpt", batch=BATCH // 2)[1]
+    seen = [sample for batch in samples[:stopped] for sample in batch]
+    again = [sample for batch in rest[:left] for sample in batch]
+    assert sorted(seen + again) == sorted({*seen, *again}) and len(seen + again) == 100
+    assert len({sample for batch in rest[left:] for sample in batch}) == 100
+
+
+def test_batches_that_cannot_have_been_are_refused(whole: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="after 60 images of an epoch, in batches of 20 on 1"):
+        train(tmp_path, 8, whole[0] / "step=3.ckpt", batch=40)
 
 
 def test_an_epoch_has_every_sample_once(whole: Any) -> None:

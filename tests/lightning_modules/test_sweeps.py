@@ -27,6 +27,7 @@ from lightning_modules.cli import run
 from lightning_modules.evaluation import RobustnessEvaluation
 from lightning_modules.progress import AttackProgress, answering, differentiating
 from lightning_modules.rows import Row
+from lightning_modules.tasks import Queue
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = """
@@ -202,7 +203,7 @@ def test_every_advance_of_the_bar_is_foreseen(restarts: int, swept: Run) -> None
     plain, defense = (swept.module.rows[name].defense for name in ("plain", "base"))
     cell = Cell("pgd", PGD(steps=1, eot_samples=2, restarts=restarts, mask="recomputed"))
     row = Row("row", defense, plain, (defense, plain), [cell])
-    bar = AttackProgress([row], protocol, images=2)
+    bar = AttackProgress([row], protocol, 2, Queue(1, process=0, processes=1, silence=60))
     block = Block(torch.full((2, 1, 28, 28), 0.5), torch.tensor([0, 1]), torch.tensor([0, 1]))
     clean = evaluate_clean("row", defense, block, protocol, 0, monitor=bar.begun(row, "clean"))
     evaluate_attack(
@@ -216,6 +217,7 @@ def test_every_advance_of_the_bar_is_foreseen(restarts: int, swept: Run) -> None
         attacked=plain,
         monitor=bar.begun(row, "pgd", cell),
     )
+    bar.look()
     (task,) = bar.bar.tasks
     assert task.completed == task.total == 2 * (restarts * 3 + 2 * (3 + 2 + 2 * restarts))
 

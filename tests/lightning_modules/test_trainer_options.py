@@ -1,14 +1,21 @@
 """ADDT under the trainer's options: several processes, accumulation, precision, compilation."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 import train
@@ -16,8 +23,11 @@ from datamodules.dataset import epoch_order
 from datamodules.fashion_mnist import FashionMNIST
 from hetpure.addt import RankGaussian
 from hetpure.errors import InputError
+from hetpure.weights import load_denoiser
+from lightning_modules.callbacks import SaveWhenStopped
 from lightning_modules.diffusion import DiffusionTraining
 
+ROOT = Path(__file__).parent.parent.parent
 UPDATES = 20
 UNET: dict[str, Any] = {
     "sample_size": 28,
@@ -63,11 +73,22 @@ class Kept(Callback):
         torch.save(kept, self.folder / f"{trainer.global_rank}.pt")
 
 
+def spawned() -> DDPStrategy:
+    return DDPStrategy(process_group_backend="gloo", start_method="spawn")
+
+
 def fit(
-    folder: Path, updates: int, *, compiled: bool = False, **options: Any
+    folder: Path,
+    updates: int,
+    *,
+    compiled: bool = False,
+    save: bool = False,
+    resume: Path | None = None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """What each process kept of a training under the trainer's options."""
     folder.mkdir()
+    saving = [ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)]
     torch.manual_seed(0)  # the same weights to start from
     module = DiffusionTraining(
         unet=UNET,
@@ -79,14 +100,14 @@ def fit(
         max_steps=updates,
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=save,
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
-        callbacks=[Kept(folder)],
+        callbacks=[Kept(folder), *(saving if save else [])],
         **options,
     )
-    trainer.fit(module, FashionMNIST(source="packaged", batch_size=8))
+    trainer.fit(module, FashionMNIST(source="packaged", batch_size=8), ckpt_path=resume)
     return [torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))]
 
 
@@ -96,9 +117,8 @@ def test_two_processes_are_one_that_accumulates(
 ) -> None:
     """The same images under the same noise, the same gradient (so nothing was summed over
     processes but the weights' gradients of the outer loss), and so the same training."""
-    spawn = DDPStrategy(process_group_backend="gloo", start_method="spawn")
     both = {"precision": precision}
-    first, second = fit(tmp_path / "two", UPDATES, devices=2, strategy=spawn, **both)
+    first, second = fit(tmp_path / "two", UPDATES, devices=2, strategy=spawned(), **both)
     # Lightning gives each of two processes one thread. Two threads sum in another order, and a
     # perturbation's ranks turn rounding into more: float32 gradients were 2e-5 apart by that alone.
     threads = torch.get_num_threads()
@@ -177,6 +197,156 @@ def test_all_processes_stop_where_one_has_no_loss(tmp_path: Path) -> None:
     state = torch.load(tmp_path / "checkpoints" / "before-nan.ckpt", weights_only=True)
     assert state["global_step"] == 1
     assert all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+def goes_on(folder: Path, updates: int, resume: Path | None = None, **options: Any) -> Any:
+    """Samples by batch and process of a training that saves every update, and its last state."""
+    (kept, *more) = fit(folder, updates, resume=resume, save=True, **options)
+    state = torch.load(folder / f"step={updates}.ckpt", weights_only=True)
+    return [kept["samples"], *(one["samples"] for one in more)], state
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_another_number_of_processes_goes_on(before: int, tmp_path: Path) -> None:
+    """After 2 updates of a global batch of 16, in the middle of an epoch of 6: the other number
+    sees the very images that are left, and ends at weights that differ by rounding."""
+    one = {"devices": 1, "accumulate_grad_batches": 2, "limit_train_batches": 12}
+    two = {"devices": 2, "strategy": spawned(), "limit_train_batches": 6}
+    first, second = (one, two) if before == 1 else (two, one)
+    whole, expected = goes_on(tmp_path / "whole", 6, **one)
+    goes_on(tmp_path / "first", 2, **first)
+    rest, found = goes_on(tmp_path / "rest", 6, tmp_path / "first" / "step=2.ckpt", **second)
+    seen = [sample for process in rest for batch in process for sample in batch]
+    assert sorted(seen) == sorted(sample for batch in whole[0][4:] for sample in batch)
+    begun = torch.load(tmp_path / "whole" / "step=1.ckpt", weights_only=True)
+    assert apart(found, expected) < 0.02 * apart(begun, expected)
+    odd = tmp_path / "odd"
+    goes_on(odd, 1, devices=1, accumulate_grad_batches=1)
+    with pytest.raises(Exception, match="after 8 images of an epoch, in batches of 8 on 1"):
+        fit(tmp_path / "refused", 6, resume=odd / "step=1.ckpt", **two | {"strategy": spawned()})
+
+
+def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Between the weights of two checkpoints."""
+    pairs = [(value, other["state_dict"][name]) for name, value in one["state_dict"].items()]
+    return float(torch.stack([(a - b).norm() for a, b in pairs]).norm())
+
+
+def run_train(folder: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
+    """`python train.py`, one thread a process."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, str(ROOT / "train.py"), f"--trainer.default_root_dir={folder}"),
+            *("--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false", *options),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow  # four trainings of the packaged network
+def test_a_sharded_network_trains_alike(tmp_path: Path) -> None:
+    """FSDP2 on two processes, which goes on from its checkpoint, as shards or on one process: the
+    weights that are exported, whole and averaged, are those of one process that accumulates, to a
+    fiftieth of the way that they went."""
+    alone = ("--trainer.accumulate_grad_batches=2",)
+    shards = (
+        "--trainer.devices=2",
+        "--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy",
+        "--trainer.strategy.data_parallel_size=2",
+        "--trainer.strategy.tensor_parallel_size=1",
+        "--trainer.strategy.save_distributed_checkpoint=false",
+    )
+
+    def weights(name: str, updates: int, *options: str) -> dict[str, Tensor]:
+        same = (f"--trainer.max_steps={updates}", "--data.batch_size=4", "--model.ema_decay=0.1")
+        running = run_train(tmp_path / name, *same, *options)
+        said, _ = running.communicate(timeout=180)
+        assert running.returncode == 0, said
+        state: dict[str, Tensor] = load_denoiser(
+            next((tmp_path / name).rglob("diffusion"))
+        ).state_dict()
+        return state
+
+    whole = weights("whole", 3, *alone)
+    weights("begun", 2, *shards)
+    from_there = f"--ckpt_path={next((tmp_path / 'begun').rglob('end.ckpt'))}"
+    start = load_denoiser("fashion_mnist_ddpm").state_dict()
+    moved = torch.stack([(whole[name] - start[name]).norm() for name in start]).norm()
+    assert moved > 0
+    for options in (shards, alone):
+        rest = weights(f"rest of {len(options)}", 3, *options, from_there)
+        differ = torch.stack([(whole[name] - rest[name]).norm() for name in start]).norm()
+        assert differ < 0.02 * moved
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_training_that_is_told_to_stop_goes_on_bit_for_bit(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """Told in the middle of an update of two batches: that update is ended, saved, and the rest
+    of the training is what it would have been."""
+    plain = [
+        *("--model.perturbation=null", "--data.batch_size=4", "--trainer.max_steps=20"),
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.callbacks=lightning_modules.callbacks.ExportWeights",
+        "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+        "--trainer.callbacks.every_n_train_steps=1",
+    ]
+
+    def run(folder: Path, *options: str) -> subprocess.Popen[str]:
+        return run_train(folder, *plain, *options)
+
+    said, _ = run(tmp_path / "whole").communicate(timeout=120)
+    whole = torch.load(next((tmp_path / "whole").rglob("end.ckpt")), weights_only=True)
+    stopped = run(tmp_path / "stopped")
+    until = time.monotonic() + 60
+    while not list((tmp_path / "stopped").rglob("*.ckpt")) and time.monotonic() < until:
+        time.sleep(0.01)
+    stopped.send_signal(number)
+    said, _ = stopped.communicate(timeout=60)
+    assert stopped.returncode == 128 + number, said
+    (path,) = (tmp_path / "stopped").rglob("stopped.ckpt")
+    assert f"--ckpt_path={path}" in said
+    assert not list((tmp_path / "stopped").rglob("diffusion"))
+    assert 0 < torch.load(path, weights_only=True)["global_step"] < 20
+    said, _ = run(tmp_path / "rest", f"--ckpt_path={path}").communicate(timeout=120)
+    rest = torch.load(next((tmp_path / "rest").rglob("end.ckpt")), weights_only=True)
+    assert rest["global_step"] == whole["global_step"] == 20
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(rest["state_dict"][name], value), name
+
+
+def test_all_processes_say_by_which_signal_one_was_stopped(tmp_path: Path) -> None:
+    """A scheduler asks the exit code, and not of a process of its choice."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "one"}  # fmt: skip
+    options = [
+        *("--model.perturbation=null", "--data.batch_size=4", "--trainer.max_steps=2000"),
+        *("--trainer.devices=2", "--trainer.strategy=ddp"),
+        "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
+        "--trainer.callbacks.every_n_train_steps=1",
+    ]
+    both = [run_train(tmp_path, *options, **told, RANK=str(n), LOCAL_RANK=str(n)) for n in range(2)]
+    until = time.monotonic() + 90
+    while not list(tmp_path.rglob("*.ckpt")) and time.monotonic() < until:
+        time.sleep(0.01)
+    both[1].send_signal(signal.SIGUSR1)
+    said = [one.communicate(timeout=60)[0] for one in both]
+    assert [one.returncode for one in both] == [128 + signal.SIGUSR1] * 2, said
+    assert len(list(tmp_path.rglob("stopped.ckpt"))) == 1
+
+
+def test_a_stop_before_the_first_update_is_no_success() -> None:
+    """Lightning's own answer to SIGTERM exits with 0."""
+    exception = SIGTERMException()
+    SaveWhenStopped().on_exception(Trainer(logger=False), LightningModule(), exception)
+    assert exception.code == 128 + signal.SIGTERM
 
 
 @pytest.mark.slow  # the compiler's time

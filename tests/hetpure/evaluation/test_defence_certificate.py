@@ -35,7 +35,7 @@ SAMPLES = torch.arange(4)
         ),
         ("bpda", {"tape", "checkpoint", "hybrid, 3 of 6 steps taped"}),
     ],
-    ids=str,
+    ids=["tape", "checkpoint", "hybrid", "bpda"],
 )
 def test_all_exact_policies_are_compared_and_the_one_in_use_is_among_them(
     policy: Policy | Execution,

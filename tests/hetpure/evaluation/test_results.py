@@ -126,16 +126,38 @@ def test_a_torn_last_line_is_cut_off_and_its_sample_computed_anew(tmp_path: Path
     path = tmp_path / "records.jsonl"
     whole = path.read_text()
     path.write_text(whole[:-20])
+    folder.recover()
     assert folder.finished() == {("d", "clean"): {7: 3}}
     folder.append_records([ATTACKED])
     assert path.read_text() == whole
     for name in ("timing.jsonl", "iterations.jsonl", "sessions.jsonl"):
         (tmp_path / name).write_text('{"a": 1}\n{"b":')
-    folder.finished()
+    folder.recover()
     folder.append_timing({"seconds": 2.0})
     assert folder.read_timing() == [{"a": 1}, {"seconds": 2.0}]
     folder.append_records([ATTACKED])  # the same block once more changes nothing
     assert folder.read_records() == [CLEAN, ATTACKED]
+
+
+def test_what_was_written_with_a_torn_line_goes_with_it(tmp_path: Path) -> None:
+    """The block is computed anew, perhaps by another process: no record may be there twice."""
+    folder, other = RunFolder(tmp_path), RunFolder(tmp_path, process=1)
+    clean, blocks = replace(CLEAN, sample=8), [replace(ATTACKED, sample=n) for n in (7, 8, 9)]
+    folder.append_records([CLEAN, clean])
+    folder.append_records(blocks)
+    path = tmp_path / "records.jsonl"
+    whole = path.read_text()
+    path.write_text(whole[: whole.rindex("{") + 5])  # of which block?
+    folder.recover()
+    assert {attack: set(found) for (_, attack), found in folder.finished().items()} == {
+        "clean": {7, 8},
+        "pgd_linf": {7, 8},
+    }
+    path.write_text(whole[:-5])
+    folder.recover()
+    assert folder.read_records() == [CLEAN, clean]
+    other.append_records(blocks)
+    assert [line["sample"] for line in folder.read_entries()] == [7, 7, 8, 8, 9]
 
 
 def test_provenance_outside_a_checkout(tmp_path: Path) -> None:

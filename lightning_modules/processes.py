@@ -1,0 +1,48 @@
+"""What the processes of a training share: values, and weights that each holds a part of."""
+
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from hetpure.errors import InputError
+
+
+def everyones(own: Any) -> list[Any]:
+    """What each process has, on all of them."""
+    if not torch.distributed.is_initialized():
+        return [own]
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, own)
+    return found
+
+
+def shard(network: UNet2DModel, mesh: DeviceMesh) -> None:
+    """Parts the weights among the devices (FSDP2), block by block. InputError where they are to be
+    parted within a layer."""
+    if mesh["tensor_parallel"].size() != 1:
+        raise InputError(
+            "--trainer.strategy.tensor_parallel_size must be 1, and data_parallel_size the number"
+            " of devices: the network is sharded over the data's devices"
+        )
+    data = mesh["data_parallel"]
+    for part in (*network.down_blocks, network.mid_block, *network.up_blocks):
+        if part is not None:
+            fully_shard(part, mesh=data)
+    fully_shard(network, mesh=data)
+
+
+def whole(values: Tensor) -> Tensor:
+    """A tensor that processes share in parts, put together on each; any other one as it is."""
+    return values.full_tensor() if isinstance(values, DTensor) else values
+
+
+def parted(values: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor parted among the processes as another one is, if it is."""
+    if not isinstance(like, DTensor):
+        return values
+    return distribute_tensor(values.to(like.device), like.device_mesh, like.placements)
