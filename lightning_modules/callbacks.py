@@ -25,7 +25,8 @@ from lightning_modules.processes import everyones
 
 class ExportWeights(Callback):
     """Writes the trained network as a folder of safetensors when training ends, and beside it
-    `checkpoints/end.ckpt` to go on from (`--ckpt_path`).
+    `checkpoints/end.ckpt` to go on from (`--ckpt_path`). A training that goes on from a checkpoint
+    with no update left (`--trainer.max_steps`) writes the network of that checkpoint.
 
     A diffusion goes to `<run>/diffusion` with its averaged weights, in the layout of diffusers'
     `DDPMPipeline`; a classifier to `<run>/classifier`. `option` is the
@@ -36,6 +37,7 @@ class ExportWeights(Callback):
         self.folder: Path | None = None
         self.checkpoint: Path | None = None
         self.option = ""
+        self._written = False
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         run = run_folder(trainer)
@@ -43,6 +45,17 @@ class ExportWeights(Callback):
             return
         self.checkpoint = run / "checkpoints" / "end.ckpt"
         trainer.save_checkpoint(self.checkpoint)
+        self._write(run, trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._written:
+            return
+        run = run_folder(trainer)
+        if run is not None:
+            self._write(run, trainer, pl_module)
+
+    def _write(self, run: Path, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._written = True
         denoiser = None
         if isinstance(pl_module, DiffusionTraining):
             denoiser = pl_module.averaged_denoiser()  # may be a collective too
@@ -71,7 +84,8 @@ def announce(trainer: L.Trainer) -> None:
     """Prints where the results of a training lie and the command that evaluates them."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ExportWeights) and callback.folder is not None:
-            print(f"checkpoint: {callback.checkpoint}")
+            if callback.checkpoint is not None:
+                print(f"checkpoint: {callback.checkpoint}")
             print(f"weights: {callback.folder}")
             print("evaluate them with:\n")
             print(f"  python evaluate.py {callback.option} {shlex.quote(str(callback.folder))}\n")

@@ -21,6 +21,16 @@ class ImageData(Protocol):
     def files_sha256(self) -> dict[str, str]: ...
 
 
+def check_data(data: Any) -> None:
+    """Raises InputError unless the data tells of itself what results say of it."""
+    for name in ("description", "class_names", "files_sha256"):
+        if not hasattr(data, name):
+            raise InputError(
+                f"--data: {type(data).__name__} has no {name}: docs/your_own.md says what an"
+                " evaluation asks of its data"
+            )
+
+
 def check_classifier(classifier: Classifier, data: Any) -> None:
     """Raises InputError unless the classifier answers for the data's classes and channels."""
     for what, mine, theirs in (

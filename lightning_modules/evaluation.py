@@ -40,7 +40,7 @@ from hetpure.saved_images import saved_images
 from hetpure.weights import folder_hash, load_classifier, load_denoiser, resolve
 from lightning_modules.attacks import AttackConfig, cells, check_further
 from lightning_modules.blocks import Blocks
-from lightning_modules.compatibility import ImageData, check_classifier, check_denoiser
+from lightning_modules.compatibility import ImageData, check_classifier, check_data, check_denoiser
 from lightning_modules.defenses import DefenseConfig, Sweep
 from lightning_modules.facts import BOUND, COSINE_BOUND, facts
 from lightning_modules.progress import AttackProgress, block_work
@@ -148,6 +148,7 @@ class RobustnessEvaluation(L.LightningModule):
     def prepare(self, data: Any, loader: DataLoader[Any]) -> None:
         """Checks that networks and data belong together, and fixes what the executions leave open,
         for the loader's blocks on the device where this module is."""
+        check_data(data)
         for row in self.rows.values():
             check_classifier(row.defense.classifier, data)
             if row.defense.denoiser is not None:

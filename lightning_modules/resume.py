@@ -55,9 +55,12 @@ def count_anew(loop: dict[str, Any], trainer: L.Trainer) -> None:
     """
     data = getattr(trainer, "datamodule", None)
     (before,) = loop["state_dict"].get("combined_loader") or [{}]
-    now = {"processes": trainer.world_size, "batch_size": getattr(data, "batch_size", None)}
-    if now["batch_size"] is None or now == {key: before.get(key, now[key]) for key in now}:
-        return  # another loader, which goes on by itself, or the same batches
+    size: int | None = getattr(data, "batch_size", None)
+    if size is None or "processes" not in before:
+        return  # another loader, which goes on by itself
+    now = {"processes": trainer.world_size, "batch_size": size}
+    if now == {key: before[key] for key in now}:
+        return
     progress = loop["epoch_loop.batch_progress"]
     seen, rest = divmod(before["samples"], now["processes"] * now["batch_size"])
     if progress["is_last_batch"]:

@@ -4,11 +4,15 @@ import json
 import lzma
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import evaluate
+from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.results import summarise
 from hetpure.images import read_image
@@ -20,8 +24,8 @@ README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ASSETS.glob("*/README.md")]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def test_the_quick_start_is_two_lines_to_paste() -> None:
@@ -44,6 +48,34 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     exec(whole, namespace)
     assert namespace["logits"].shape == (2, 10)
     assert namespace["logits"].requires_grad
+
+
+def test_a_users_own_parts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/your_own.md: its purifier on its data, and its loop without Lightning."""
+    text = (ROOT / "docs" / "your_own.md").read_text()
+    purifier, data, alone = blocks("python", text)
+    defenses, images = blocks("yaml", text)
+    (tmp_path / "my_purifier.py").write_text(purifier)
+    (tmp_path / "my_images.py").write_text(data)
+    (tmp_path / "my.yaml").write_text(defenses + images)
+    shape = {"images": torch.rand(3, 1, 28, 28), "labels": torch.tensor([0, 1, 2])}
+    save_file(shape, tmp_path / "images.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    quick = ROOT / "configs" / "evaluate" / "quick.yaml"
+    options = ["--model.attack.steps=1", "--model.audit=null", "--model.run=own"]
+    with pytest.raises(InputError, match="classes and the data 2"):
+        evaluate.main([f"--config={quick}", "--config=my.yaml", *options])
+    ten = data.replace("= 2, 3, 32", "= 10, 1, 28").replace('("cat", "dog")', 'tuple("0123456789")')
+    (tmp_path / "my_images.py").write_text(ten)
+    for module in ("my_images", "my_purifier"):
+        sys.modules.pop(module, None)
+    evaluate.main([f"--config={quick}", "--config=my.yaml", *options])
+    found = json.loads((tmp_path / "runs" / "evaluate" / "own" / "results.json").read_text())
+    assert found["samples"] == 3
+    assert found["defenses"]["repeated"]["certificate"]["passed"]
+    monkeypatch.undo()
+    exec(alone, {})
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -13,6 +13,7 @@ from torch import Tensor
 from datamodules.fashion_mnist import FashionMNIST
 from hetpure.addt import RankGaussian
 from hetpure.errors import InputError
+from hetpure.weights import load_denoiser
 from lightning_modules.callbacks import ExportWeights
 from lightning_modules.diffusion import DiffusionTraining
 
@@ -182,6 +183,15 @@ def test_an_epoch_goes_on_in_other_batches(stopped: int, whole: Any, tmp_path: P
 def test_batches_that_cannot_have_been_are_refused(whole: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="after 60 images of an epoch, in batches of 20 on 1"):
         train(tmp_path, 8, whole[0] / "step=3.ckpt", batch=40)
+
+
+def test_a_checkpoint_with_no_update_left_is_exported(whole: Any, tmp_path: Path) -> None:
+    """So is the best one: its averaged weights, and nothing is trained."""
+    _, seen = train(tmp_path, 3, whole[0] / "step=3.ckpt")
+    assert not seen
+    kept = torch.load(whole[0] / "step=3.ckpt", weights_only=True)["ema"]["shadow_params"]
+    found = list(load_denoiser(tmp_path / "diffusion").network.parameters())
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, kept, strict=True))
 
 
 def test_an_epoch_has_every_sample_once(whole: Any) -> None:
