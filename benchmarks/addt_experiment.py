@@ -129,23 +129,46 @@ def tune() -> None:
     evaluate(EVALUATIONS[0])
 
 
-def probes() -> str:
-    """What all trainings' probes saw: robust and clean accuracy by the updates before it, %."""
-    found: dict[str, dict[int, str]] = {}
+def logged(*tags: str) -> dict[str, list[dict[int, float]]]:
+    """What each training logged of these scalars, by the updates before it."""
+    found: dict[str, list[dict[int, float]]] = {}
     for run in sorted((RUNS / "train").iterdir()):
+        own = found.setdefault(run.name, [{} for _ in tags])
         for log in sorted(run.rglob("events.out.tfevents.*")):
             events = EventAccumulator(str(log))
             events.Reload()
-            if "probe/clean" not in events.Tags()["scalars"]:
-                continue  # stopped before its first probe
-            pairs = (events.Scalars(f"probe/{what}") for what in ("robust", "clean"))
-            for robust, clean in zip(*pairs, strict=False):  # stopped between the two
-                told = f"{100 * robust.value:.1f} / {100 * clean.value:.1f}"
-                found.setdefault(run.name, {})[robust.step] = told
-    steps = sorted({step for row in found.values() for step in row})
+            for tag, values in zip(tags, own, strict=True):
+                if tag in events.Tags()["scalars"]:  # else stopped before the first one
+                    values |= {scalar.step: scalar.value for scalar in events.Scalars(tag)}
+    return found
+
+
+def probes() -> str:
+    """What all trainings' probes saw: robust and clean accuracy by the updates before it, %."""
+    found = logged("probe/robust", "probe/clean")
+    steps = sorted({step for robust, clean in found.values() for step in robust.keys() & clean})
     lines = [f"| updates | {' | '.join(map(str, steps))} |", "|" + " --- |" * (1 + len(steps))]
-    for name, row in found.items():
-        lines.append(f"| {name} | {' | '.join(row.get(step, '-') for step in steps)} |")
+    for name, (robust, clean) in found.items():
+        told = [
+            f"{100 * robust[step]:.1f} / {100 * clean[step]:.1f}" if step in clean else "-"
+            for step in steps
+        ]
+        if set(told) != {"-"}:
+            lines.append(f"| {name} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
+def prices() -> str:
+    """How well the averaged weights denoise and draw at the end of each training of the plan."""
+    lines = [
+        "| weights | updates | denoising loss, validation | Frechet distance of samples |",
+        "|" + " --- |" * 4,
+    ]
+    for name, (losses, distances) in logged("validation/loss", "fid").items():
+        if name.rpartition("-")[0] in TRAININGS and distances:
+            last = max(distances)
+            loss = losses[max(step for step in losses if step <= last)]
+            lines.append(f"| {name} | {last} | {loss:.4f} | {distances[last]:.2f} |")
     return "\n".join(lines)
 
 
@@ -171,12 +194,15 @@ def by_defense(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def cells(records: Sequence[Record]) -> str:
-    """Every row's accuracy and the number of images, clean and under each attack."""
+    """Every row's accuracy, clean and under each attack; the number of images on top, and where a
+    cell has fewer in that cell."""
     attacks = list(dict.fromkeys(record.attack for record in records))
-    lines = [f"| weights | {' | '.join(attacks)} |", "|" + " --- |" * (1 + len(attacks))]
-    for name, own in by_defense(records).items():
+    rows = by_defense(records)
+    n = max(len(by_attack(own)["clean"]) for own in rows.values())
+    lines = [f"| n = {n} | {' | '.join(attacks)} |", "|" + " --- |" * (1 + len(attacks))]
+    for name, own in rows.items():
         found = [mean_accuracy(right(own, a)) if a in by_attack(own) else None for a in attacks]
-        told = ["-" if one is None else _percent(one) for one in found]
+        told = ["-" if one is None else _percent(one, n) for one in found]
         lines.append(f"| {name} | {' | '.join(told)} |")
     return "\n".join(lines)
 
@@ -218,9 +244,26 @@ def contrasts(records: Sequence[Record]) -> str:
     return "\n".join([*lines, "", f"The primary contrast, {' - '.join(CONTRASTS[0])}, is {told}."])
 
 
-def _percent(found: Estimate) -> str:
+def others(records: Sequence[Record]) -> str:
+    """Differences under all but DW-both, paired by image, from the clean fine-tuning of the same
+    training seed: means over report draws."""
+    rows = by_defense(records)
+    attacks = [one for one in dict.fromkeys(r.attack for r in records) if one != LOCKED]
+    lines = [f"| points [95%] | {' | '.join(attacks)} |", "|" + " --- |" * (1 + len(attacks))]
+    for name, own in rows.items():
+        kind, _, seed = name.rpartition("-")
+        if kind in TRAININGS and kind != "clean" and f"clean-{seed}" in rows:
+            base = rows[f"clean-{seed}"]
+            moved = [paired_difference(right(own, a), right(base, a)) for a in attacks]
+            points = " | ".join(in_points(one.as_dict()) for one in moved)
+            lines.append(f"| {name} - clean-{seed} | {points} |")
+    return "\n".join(lines)
+
+
+def _percent(found: Estimate, n: int) -> str:
     middle, low, high = (100 * value for value in (found.accuracy, found.low, found.high))
-    return f"{middle:.1f} [{low:.1f}, {high:.1f}], n={found.n}"
+    fewer = "" if found.n == n else f", n = {found.n}"
+    return f"{middle:.1f} [{low:.1f}, {high:.1f}]{fewer}"
 
 
 def report() -> str:
@@ -230,7 +273,8 @@ def report() -> str:
     )
     weights = sorted(path for path in (RUNS / "weights").iterdir() if path.suffix != ".part")
     hashes = ", ".join(f"`{path.name}@{folder_hash(path)[:12]}`" for path in weights)
-    tables = [contrasts(primary), *map(cells, (primary, secondary, tuning)), probes(), hashes]
+    told = map(cells, (primary, secondary, tuning))
+    tables = [contrasts(primary), *told, others(primary), prices(), probes(), hashes]
     return "\n\n".join(tables)
 
 

@@ -1,8 +1,7 @@
 """Training of a diffusion network: ADDT, its variants and controls, and plain training."""
 
 import copy
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -33,7 +32,7 @@ from hetpure.errors import InputError
 from hetpure.levels import DiscreteLevels, Levels
 from hetpure.noise import Noise, Purpose, RowNoise, Stream
 from hetpure.schedule import Level
-from hetpure.weights import load_classifier, resolve
+from hetpure.weights import folder_hash, load_classifier, resolve
 from hetpure.weights.diffusion import (
     denoiser_of,
     fresh_scheduler,
@@ -43,7 +42,7 @@ from hetpure.weights.diffusion import (
 )
 from lightning_modules.compatibility import check_classifier, check_denoiser, check_size
 from lightning_modules.processes import everyones, parted, shard, whole
-from lightning_modules.resume import go_on, take_back
+from lightning_modules.resume import architecture, check_same, described, go_on, take_back
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")  # perturbations are ranked in float32 at least
 COMPILED_COSINE = 0.99
@@ -153,12 +152,21 @@ class DiffusionTraining(L.LightningModule):
         self._stopped = False
         self.gradient_norm: Tensor | None = None  # of the last update, before it was clipped
         self._architecture = architecture(network.config) | architecture(self.scheduler.config)
-        # A checkpoint brings its own: another value would be ignored.
+        # The optimiser's are the checkpoint's own, another value would be ignored; the others make
+        # the updates what they are.
         self._architecture |= {
             "learning_rate": learning_rate,
+            "learning_rate_schedule": learning_rate_schedule,
+            "warmup_steps": warmup_steps,
             "betas": list(betas),
             "weight_decay": weight_decay,
             "ema_decay": ema_decay,
+            "perturbation": described(perturbation),
+            "levels": described(levels),
+            "guide": folder_hash(resolve(guide)) if self._guide and guide else None,
+            "mode": mode,
+            "horizontal_flip": horizontal_flip,
+            "seed": seed,
         }
 
     def _begun_average(self) -> EMAModel:
@@ -314,7 +322,7 @@ class DiffusionTraining(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Plain denoising loss of the averaged weights under fixed noise: comparable over time."""
-        noise = Noise.of(self.seed, Stream.PROBE).on(batch["sample"])
+        noise = Noise.of(0, Stream.PROBE).on(batch["sample"])  # whatever the training's seed
         x0 = to_model(batch["image"])
         (denoiser,) = self._validated
         level = self.levels.draw(denoiser.schedule, noise, x0)
@@ -367,26 +375,10 @@ class DiffusionTraining(L.LightningModule):
             take_back(checkpoint, [len(batch) for batch in self._batches], self.trainer.world_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        theirs = checkpoint.get("architecture")
-        if theirs is None:
-            raise InputError("--ckpt_path holds no diffusion training of this version")
-        for name in sorted(self._architecture.keys() | theirs.keys()):
-            mine, other = self._architecture.get(name), theirs.get(name)
-            if mine != other:
-                raise InputError(
-                    f"--ckpt_path is of another training: its {name} is {other!r}, that of --model"
-                    f" is {mine!r}"
-                )
+        check_same(self._architecture, checkpoint.get("architecture"))
         go_on(checkpoint, self._trainer)
         like = self.ema.shadow_params
         self.ema.load_state_dict(checkpoint["ema"])
         self.ema.shadow_params = [
             parted(*pair) for pair in zip(self.ema.shadow_params, like, strict=True)
         ]
-
-
-def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree for one training to go on from another's checkpoint, as JSON holds it."""
-    own = {key: value for key, value in config.items() if not key.startswith("_")}
-    kept: dict[str, Any] = json.loads(json.dumps(own))
-    return kept

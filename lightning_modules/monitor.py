@@ -30,10 +30,10 @@ class TrainingMonitor(Callback):
     """Logs, every `log_every_n_steps` of the trainer, what an update was made of.
 
     `train/loss_<first>_<last>`: mean loss of the rows whose level lies between these indices of
-    the schedule; `train/objective_first`, `train/objective_last`: under the first and the last
-    perturbation that was asked; `train/lambda`, `train/gradient_norm` (before clipping),
-    `train/ema_decay`, `train/images_per_second` (of training alone); and a histogram of the
-    perturbations.
+    the schedule; `train/objective_first`, `train/objective_last`: at CGPO's first and last step,
+    each before it moves the perturbation; `train/lambda`, `train/gradient_norm` (before
+    clipping), `train/ema_decay`, `train/images_per_second` (of training alone); and a histogram
+    of the perturbations.
     """
 
     def __init__(self) -> None:

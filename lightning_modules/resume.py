@@ -1,6 +1,9 @@
 """A training that goes on from its checkpoint, also within an epoch, on other devices or in other
 batches than it began."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import lightning as L
@@ -77,3 +80,28 @@ def count_anew(loop: dict[str, Any], trainer: L.Trainer) -> None:
     behind = current["processed"] - current["completed"]
     current |= dict.fromkeys(("ready", "started", "processed"), seen)
     current["completed"] = seen - behind
+
+
+def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What must agree for one training to go on from another's checkpoint, as JSON holds it."""
+    own = {key: value for key, value in config.items() if not key.startswith("_")}
+    kept: dict[str, Any] = json.loads(json.dumps(own))
+    return kept
+
+
+def described(part: object) -> str:
+    """A part with its settings; of a user's own class that is no dataclass the name alone."""
+    return repr(part) if part is None or is_dataclass(part) else type(part).__name__
+
+
+def check_same(mine: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> None:
+    """Raises InputError where a checkpoint (`theirs`) is of another training than this one."""
+    if theirs is None:
+        raise InputError("--ckpt_path holds no diffusion training of this version")
+    for name in sorted(mine.keys() | theirs.keys()):
+        if mine.get(name) != theirs.get(name):
+            raise InputError(
+                f"--ckpt_path is of another training: its {name} is {theirs.get(name)!r}, that of"
+                f" --model is {mine.get(name)!r}; to start from its weights give its exported"
+                " folder as --model.diffusion"
+            )

@@ -1,5 +1,6 @@
 """ADDT's experiment: contrasts by hand, trainings that are not mixed up."""
 
+import lzma
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
@@ -13,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import evaluate
 from hetpure.evaluation.protocol import Record
+from hetpure.evaluation.records import RunFolder
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -94,10 +96,12 @@ def test_rows_with_other_images_are_not_compared(experiment: ModuleType) -> None
 def test_every_cell_is_told(experiment: ModuleType) -> None:
     found = [*records("a", "clean", [True] * 4), *records("a", "x", [True, False] * 2)]
     found += records("b", "clean", [False] * 4)
-    head, _, first, second = experiment.cells(found).splitlines()
-    assert head == "| weights | clean | x |"
-    assert first.startswith("| a | 100.0 [") and "| 50.0 [" in first and first.count("n=4 |") == 2
+    found += records("c", "clean", [True] * 4) + records("c", "x", [True] * 2)
+    head, _, first, second, third = experiment.cells(found).splitlines()
+    assert head == "| n = 4 | clean | x |"
+    assert first.startswith("| a | 100.0 [") and "| 50.0 [" in first and "n =" not in first
     assert second.startswith("| b | 0.0 [") and second.endswith("| - |")
+    assert third.count("], n = 2 |") == 1
 
 
 @pytest.fixture
@@ -177,6 +181,42 @@ def test_probes_of_a_training_that_went_on_are_in_one_row(
     head, _, row = experiment.probes().splitlines()
     assert head == "| updates | 0 | 175 | 200 | 350 |"
     assert row == "| addt-0 | 25.0 / 50.0 | 50.0 / 75.0 | 50.0 / 75.0 | 62.5 / 100.0 |"
+
+
+def test_what_trainings_cost_in_denoising(
+    experiment: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "RUNS", tmp_path)
+    for name in ("clean-0", "scale-0.03"):
+        with SummaryWriter(tmp_path / "train" / name) as logger:
+            for step, loss in ((174, 0.5), (349, 0.25), (524, 0.125)):
+                logger.add_scalar("validation/loss", loss, step)
+            logger.add_scalar("fid", 1.5, 350)
+    assert experiment.prices().splitlines()[2:] == ["| clean-0 | 350 | 0.2500 | 1.50 |"]
+
+
+def test_differences_beside_the_planned_ones_by_hand(experiment: ModuleType) -> None:
+    found = [
+        record
+        for name, count in {"clean-0": 10, "addt-0": 20, "clean-1": 40, "vanilla": 3}.items()
+        for attack, more in (("clean", 0), ("x", -2), ("dw-both", 5))
+        for record in records(name, attack, [k < count + more for k in range(40)])
+    ]
+    head, _, row = experiment.others(found).splitlines()
+    assert head == "| points [95%] | clean | x |"
+    assert row.startswith("| addt-0 - clean-0 | +25.0 [") and row.count("| +25.0 [") == 2
+
+
+def test_the_document_has_what_the_records_say(experiment: ModuleType, tmp_path: Path) -> None:
+    """docs/addt.md: the tables of the primary evaluation, from the committed records."""
+    packed = ROOT / "docs" / "results" / "addt_primary.records.jsonl.xz"
+    (tmp_path / "records.jsonl").write_bytes(lzma.decompress(packed.read_bytes()))
+    found = RunFolder(tmp_path).read_records()
+    text = (ROOT / "docs" / "addt.md").read_text().splitlines()
+    for table in (experiment.contrasts(found), experiment.cells(found), experiment.others(found)):
+        lines = [line for line in table.splitlines() if line.startswith("|")]
+        first = text.index(lines[0])
+        assert text[first : first + len(lines) + 1] == [*lines, ""], "the whole table"
 
 
 def test_the_plan_covers_the_configs(experiment: ModuleType) -> None:

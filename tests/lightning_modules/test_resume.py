@@ -13,6 +13,7 @@ from torch import Tensor
 from datamodules.fashion_mnist import FashionMNIST
 from hetpure.addt import RankGaussian
 from hetpure.errors import InputError
+from hetpure.levels import DiscreteLevels
 from hetpure.weights import load_denoiser
 from lightning_modules.callbacks import ExportWeights
 from lightning_modules.diffusion import DiffusionTraining
@@ -211,6 +212,28 @@ def test_another_training_does_not_go_on(whole: Any, tmp_path: Path) -> None:
     scheduler = {"prediction_type": "v_prediction"}
     with pytest.raises(InputError, match="another training: its prediction_type"):
         train(tmp_path, 8, whole[0] / "step=3.ckpt", scheduler=scheduler)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"perturbation": None, "guide": None},
+        {"perturbation": RankGaussian(steps=1, scale=0.06)},
+        {"guide": "fashion_mnist_adversarial"},
+        {"levels": DiscreteLevels(highest=500)},
+        {"mode": "reference"},
+        {"learning_rate_schedule": "cosine"},
+        {"warmup_steps": 2},
+        {"horizontal_flip": False},
+        {"seed": 1},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_other_updates_do_not_go_on(other: dict[str, Any], whole: Any, tmp_path: Path) -> None:
+    """Half a training of one kind and half of another is told from neither by its weights."""
+    names = "guide|" + next(iter(other))
+    with pytest.raises(InputError, match=f"another training: its ({names}) is .*--model.diffusion"):
+        train(tmp_path, 8, whole[0] / "step=3.ckpt", **other)
 
 
 def test_an_epoch_does_not_go_on_in_another_order(whole: Any, tmp_path: Path) -> None:

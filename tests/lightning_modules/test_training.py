@@ -335,6 +335,14 @@ def test_perturbations_are_not_ranked_in_half_precision(precision: Any, tmp_path
         fit(addt(), tmp_path, 1, precision=precision)
 
 
+def test_float16_is_refused_where_there_is_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU Lightning itself takes bf16-mixed in its place."""
+    module = addt()
+    monkeypatch.setattr(module, "_trainer", SimpleNamespace(precision="16-mixed"))
+    with pytest.raises(InputError, match="16-mixed is not one of .* lose small gradients"):
+        module.on_fit_start()
+
+
 def test_a_scheduler_beside_weights_is_refused() -> None:
     with pytest.raises(InputError, match=r"--model\.scheduler is that of --model\.diffusion"):
         DiffusionTraining(diffusion="fashion_mnist_ddpm", scheduler={"clip_sample": True})
