@@ -33,14 +33,23 @@ Seconds = dict[Task, float]
 def recorded(folder: RunFolder) -> Seconds:
     """Seconds of each task that the run finished: all attacks on a row's block together, or its
     certificates."""
-    found: Seconds = defaultdict(float)
+    parts: dict[tuple[Task, str], float] = {}  # one that was computed anew after a stop counts once
     for entry in folder.read_timing():
         if "defense" in entry:
-            found[Task(entry["defense"], entry["block"])] += entry["seconds"]
+            task = Task(entry["defense"], entry["block"])
+            parts[task, entry["attack"]] = entry["seconds"]
         elif "row" in entry:
-            found[Task(entry["row"], None)] += entry["certificates"]
-    if not found:
+            parts[Task(entry["row"], None), ""] = entry["certificates"]
+    if not parts:
         raise InputError(f"{folder.path} has no timing: give the folder of an evaluation")
+    found: Seconds = defaultdict(float)
+    for (task, _), took in parts.items():
+        found[task] += took
+    rows = {task.row for task in found}
+    blocks = {task.block for task in found} - {None}
+    missing = len(rows) * len(blocks) - sum(task.block is not None for task in found)
+    if missing or not blocks:
+        raise InputError(f"{folder.path} is not finished ({missing} of its tasks have no time)")
     return dict(found)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from hetpure.disk import write_whole
 from hetpure.errors import InputError
 
 IMAGES = "images"  # the folder inside a run's own
@@ -28,14 +28,18 @@ def save_images(
         "samples": samples.to("cpu", torch.int64).contiguous(),
     }
     path = folder / IMAGES / _file_name(row, attack, block)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    begun = path.with_suffix(".part")
-    with begun.open("wb") as file:
-        file.write(save(tensors, {"row": row, "attack": attack}))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(begun, path)
+    write_whole(path, save(tensors, {"row": row, "attack": attack}))
     return path
+
+
+def saved_block(folder: Path, row: str, attack: str, sample: int) -> set[int]:
+    """The sample ids of the saved block that a sample is in; none where there is no such block."""
+    for path in (folder / IMAGES).glob(_pattern(row, attack)):
+        with safe_open(path, "pt") as file:
+            samples = set(file.get_tensor("samples").tolist())
+        if sample in samples:
+            return samples
+    return set()
 
 
 def saved_images(

@@ -71,7 +71,10 @@ def run(main: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
     """Runs an entry point: what the user can mend is printed in one line, exit code 2."""
     try:
         main(list(arguments))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning's trainer makes an exit of an interrupt.
+        if not isinstance(error.__context__ or error, KeyboardInterrupt):
+            raise
         print("stopped; what was finished is on the disk", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from contextlib import ExitStack
 from datetime import datetime
@@ -45,7 +46,7 @@ from lightning_modules.defenses import DefenseConfig, Sweep
 from lightning_modules.facts import BOUND, COSINE_BOUND, facts
 from lightning_modules.progress import AttackProgress, block_work
 from lightning_modules.rows import Row, build_rows
-from lightning_modules.sessions import check_session
+from lightning_modules.sessions import check_session, is_seen
 from lightning_modules.tasks import Claimed, Queue, Task, check_in_order, in_order, read_block
 
 
@@ -138,6 +139,7 @@ class RobustnessEvaluation(L.LightningModule):
         if unknown := set(execution or {}) - set(self.rows):
             raise InputError(f"--model.execution names no row of the table: {', '.join(unknown)}")
         self.execution = dict(execution or {})
+        self.kept: set[str] = set()  # rows whose execution an earlier start chose by its memory
         self.networks = nn.ModuleList(  # moves them to the device
             defense for row in self.rows.values() for defense in row.defenses
         )
@@ -145,9 +147,10 @@ class RobustnessEvaluation(L.LightningModule):
         self.folder = RunFolder(Path(folder) / (run or started))
         self._held = ExitStack()  # the lock of a process that is not the first
 
-    def prepare(self, data: Any, loader: DataLoader[Any]) -> None:
+    def prepare(self, data: Any, loader: DataLoader[Any], sharing: int = 1) -> None:
         """Checks that networks and data belong together, and fixes what the executions leave open,
-        for the loader's blocks on the device where this module is."""
+        for the loader's blocks on the device where this module is, whose memory so many processes
+        share."""
         check_data(data)
         for row in self.rows.values():
             check_classifier(row.defense.classifier, data)
@@ -158,13 +161,14 @@ class RobustnessEvaluation(L.LightningModule):
         self.loader = loader
         batch = {key: value.to(self.device) for key, value in read_block(loader, 0).items()}
         self.first = _block(batch)
-        self.budget = self.memory_budget or budget_bytes(self.device)
+        self.budget = self.memory_budget or budget_bytes(self.device) // sharing
         self._resolve()
 
     def _resolve(self) -> None:
         """Fixes how rows are computed, and what is run against them."""
         for name, row in self.rows.items():
-            row.resolve(self.execution.get(name), self.first.images, self.attack, self.budget)
+            budget = sys.maxsize if name in self.kept else self.budget
+            row.resolve(self.execution.get(name), self.first.images, self.attack, budget)
             self.execution[name] = row.attacked.execution
             row.cells = cells(name, row.defense, self.attack, self.attacks, self.protocol)
             if self.audit is not None:
@@ -226,6 +230,7 @@ class RobustnessEvaluation(L.LightningModule):
         own["threads"] = torch.get_num_threads()
         chosen = strategy.broadcast((self.folder.path, self.execution, own))
         path, self.execution, first = chosen
+        self.kept = set(self.execution)  # the first process's choice is everybody's
         self.folder = RunFolder(path, self.trainer.global_rank)
         try:
             if refused is None:
@@ -238,6 +243,14 @@ class RobustnessEvaluation(L.LightningModule):
             refused = error
         if not strategy.reduce_boolean_decision(refused is None, all=True):
             raise refused or InputError("another process was refused: it says why")
+        seen = is_seen(self.folder, first)
+        if not strategy.reduce_boolean_decision(seen, all=True):
+            raise InputError(
+                "another process does not see the run's folder"
+                if seen
+                else f"process {self.trainer.global_rank} sees nothing of the first one's in"
+                f" {path.absolute()}: it has to lie where all processes read and write"
+            )
 
     def _begin(self, before: list[dict[str, Any]], session: dict[str, Any]) -> None:
         """Makes the folder ready, before anything is computed: a commit made during a run is not
@@ -256,6 +269,8 @@ class RobustnessEvaluation(L.LightningModule):
         # are on the disk, so ending at once loses no record.
         signal.signal(signal.SIGTERM, self._stop)
         trainer = self.trainer
+        if trainer.received_sigterm:  # by then, while that handler was there
+            self._stop(signal.SIGTERM, None)
         self.tasks = in_order(list(self.rows), len(self.loader), self._cost, trainer.world_size)
         timeout = getattr(trainer.strategy, "_timeout", None) or default_pg_timeout
         # First of all: by the queue a process that fails tells the others.

@@ -81,13 +81,16 @@ class EvaluationCLI(LightningCLI):
                 print(f"{wanted} holds a run with another config: this one is in {path}")
                 self.config.model.run = path.name
             model.folder = RunFolder(path)
-            model.execution |= chosen_before(path)  # which agrees with what is asked for
+            before = chosen_before(path)
+            model.execution |= before  # which agrees with what is asked for
+            model.kept = set(before)
         torch.backends.cudnn.allow_tf32 = False  # float32 is float32
         model.to(self.trainer.strategy.root_device)
         with one_at_a_time():
             self.datamodule.prepare_data()
         self.datamodule.setup("test")
-        model.prepare(self.datamodule, self.datamodule.test_dataloader())
+        sharing = self.trainer.num_devices if model.device.type == "cpu" else 1
+        model.prepare(self.datamodule, self.datamodule.test_dataloader(), sharing)
         self.config.model.execution = {
             name: asdict(execution) for name, execution in model.execution.items()
         }

@@ -62,7 +62,7 @@ def _computed(config: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """What a config says of what is computed, and what it says of how rows are."""
     found = yaml.safe_load(config)
     rows = (found["model"].pop("execution") or {}).items()
-    for name in ("folder", "run"):  # where it lies
+    for name in ("folder", "run", "memory_budget"):  # where it lies; executions are kept
         found["model"].pop(name, None)
     told = {name: {k: v for k, v in row.items() if v is not None} for name, row in rows}
     return {key: value for key, value in found.items() if key not in FREE}, told

@@ -1,11 +1,15 @@
 """The starts of one run: what must be the same for its records to belong together."""
 
+import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hetpure.errors import InputError
+from hetpure.evaluation.records import RunFolder
 
 SAME = ("weights", "data", "device", "threads", "torch")
+SEEN_WITHIN = 30.0  # seconds that a network's file system may take
 HINTS = {"threads": " (OMP_NUM_THREADS)"}
 
 
@@ -21,6 +25,17 @@ def check_session(before: Sequence[Mapping[str, Any]], now: Mapping[str, Any], s
                 f"{said} other {name} ({_differing(first, own)}): give another --model.run, or the"
                 f" same {name}{HINTS.get(name, '')}"
             )
+
+
+def is_seen(folder: RunFolder, session: Mapping[str, Any]) -> bool:
+    """Whether a start that one process wrote is in this process's folder too."""
+    written = json.loads(json.dumps(session))
+    until = time.monotonic() + SEEN_WITHIN
+    while written not in folder.read_sessions():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def _of(session: Mapping[str, Any], name: str) -> Any:

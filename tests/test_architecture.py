@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 # A file may import from its own floor and from those below; first match wins.
 FLOORS = (
-    ("hetpure.errors", "hetpure.numbers", "hetpure.images"),
+    ("hetpure.errors", "hetpure.numbers", "hetpure.images", "hetpure.disk"),
     ("hetpure.noise", "hetpure.schedule", "hetpure.saved_images"),
     (
         "hetpure.samplers",

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hetpure.disk import make_folder, sync, write_whole
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Record
+from hetpure.saved_images import saved_block
 
 RECORDS, TIMING, RESULTS, CONFIG = "records.jsonl", "timing.jsonl", "results.json", "config.yaml"
 ITERATIONS, SESSIONS, CERTIFICATES = "iterations.jsonl", "sessions.jsonl", "certificates.jsonl"
@@ -42,7 +44,7 @@ class RunFolder:
         however it does. InputError where another evaluation, or what is left of one, writes there.
         The first process, once it holds its own, asks for all others: none is taken by then but by
         what is left of an earlier run."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         own = self.path / _of_process(LOCK, self.process)
         with own.open("a") as file:
             _lock(file.fileno(), self.path)
@@ -73,14 +75,14 @@ class RunFolder:
 
     def write_config(self, config: str) -> None:
         """The complete config, YAML."""
-        _replace(self.path / CONFIG, config)
+        write_whole(self.path / CONFIG, config.encode())
 
     def write_facts(self, facts: dict[str, Any]) -> None:
         """What the results need and records do not say; the same at every start of the run."""
-        _replace(self.path / FACTS, json.dumps(facts, indent=2) + "\n")
+        write_whole(self.path / FACTS, _json(facts))
 
     def write_results(self, results: dict[str, Any]) -> None:
-        _replace(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
+        write_whole(self.path / RESULTS, _json(results))
 
     def read_records(self) -> list[Record]:
         """Every record written so far, one a sample and attack: a block that was computed anew
@@ -120,14 +122,33 @@ class RunFolder:
         return facts
 
     def recover(self) -> None:
-        """Cuts off last lines that a stopped run left torn: the next line would be glued to them.
-        Of records those before it of the same attack go too: the block will be computed anew,
-        perhaps by another process, and an accelerator need not repeat it bit for bit."""
+        """Cuts off what a stopped run left half written: a torn last line, to which the next one
+        would be glued, and of records the block that it belongs to or that lacks lines. That block
+        will be computed anew, perhaps by another process, and an accelerator need not repeat it
+        bit for bit. Which samples are one block the saved images tell, which are written first."""
         for path in self.path.glob("*.jsonl"):
             *lines, torn = path.read_bytes().split(b"\n")
-            while torn and lines and path.name.startswith("records.") and _same(lines[-1], torn):
-                lines.pop()
-            os.truncate(path, sum(len(line) + 1 for line in lines))
+            if path.name.startswith("records."):
+                lines = lines[: len(lines) - self._unfinished(lines)]
+            size = sum(len(line) + 1 for line in lines)
+            if torn or size < path.stat().st_size:
+                os.truncate(path, size)
+
+    def _unfinished(self, lines: list[bytes]) -> int:
+        """How many of the last lines of a file of records are a part of a block."""
+        found: set[int] = set()
+        for line in reversed(lines):
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                break  # reading will name it
+            own = entry["defense"], entry["attack"]
+            if not found:
+                cell, block = own, saved_block(self.path, *own, entry["sample"])
+            if own != cell or entry["sample"] not in block - found:
+                break
+            found.add(entry["sample"])
+        return len(found) if found and found < block else 0
 
     def finished(self) -> dict[tuple[str, str], dict[int, int]]:
         """By defence and attack, the samples with a record, and on how many selection draws the
@@ -138,7 +159,7 @@ class RunFolder:
         return found
 
     def _append(self, name: str, entries: list[dict[str, Any]]) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         path = self.path / _of_process(name, self.process)
         begun = not path.exists()
         with path.open("a") as file:
@@ -146,7 +167,7 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
         if begun:
-            _sync(self.path)
+            sync(self.path)
 
     def _read(self, name: str) -> list[dict[str, Any]]:
         """The entries of all processes, by their numbers."""
@@ -169,10 +190,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _same(line: bytes, torn: bytes) -> bool:
-    """Whether a torn line is of the same defence and attack as a whole one before it. One that is
-    torn before it says so is not: a finished block must not go with it."""
-    return torn.startswith(line[: line.find(b'"sample"')])
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def _of_process(name: str, process: int) -> str:
@@ -196,21 +215,3 @@ def _lock(descriptor: int, folder: Path) -> None:
             f"{folder}: another evaluation is writing there: wait for its end, stop it, or give"
             " another --model.run"
         ) from None
-
-
-def _replace(path: Path, text: str) -> None:
-    """Whole or not at all, also where the power fails."""
-    begun = path.with_suffix(".part")
-    begun.write_text(text)
-    _sync(begun)
-    begun.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """A file, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -25,6 +25,20 @@ def test_by_hand() -> None:
     assert shards(certified, 2) == 12
 
 
+def test_what_was_computed_twice_counts_once_and_what_is_missing_is_told(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for task, seconds in (UNEVEN | {Task("a", 0): 9.0}).items():
+        entry = {"defense": task.row, "attack": "x", "block": task.block}
+        folder.append_timing(entry | {"seconds": seconds})
+    folder.append_timing({"defense": "a", "attack": "x", "block": 0, "seconds": 4.0})
+    folder.append_timing({"defense": "a", "attack": "y", "block": 0, "seconds": 2.0})
+    folder.append_timing({"row": "b", "certificates": 5.0})
+    assert recorded(folder) == UNEVEN | {Task("b", None): 5.0}
+    folder.append_timing({"defense": "a", "attack": "x", "block": 2, "seconds": 1.0})
+    with pytest.raises(InputError, match="not finished .1 of its tasks"):
+        recorded(folder)
+
+
 def test_a_run_is_extended_by_its_ordinary_blocks() -> None:
     longer = extended(UNEVEN | {Task("a", 2): 4.0, Task("b", 2): 5.0}, limited=1, blocks=6)
     assert [longer[Task("a", block)] for block in range(6)] == [6, 2, 4, 2, 4, 2]

@@ -95,9 +95,11 @@ def test_a_plan_counts_the_calls_of_the_run() -> None:
         assert sum(phase.network_calls for phase in row.phases) == spent
 
 
-def test_what_was_chosen_is_in_the_config_and_is_not_chosen_again() -> None:
+def test_what_was_chosen_is_in_the_config_and_is_not_chosen_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A budget that tapes nothing whole: fewer rows at once, and the written config alone repeats
-    the run record for record, whatever the memory then is."""
+    the run record for record, whatever the memory then is. A run goes on where there is less."""
     folder, results = evaluated("--model.memory_budget=60MB")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     chosen = config["model"]["execution"]
@@ -105,8 +107,16 @@ def test_what_was_chosen_is_in_the_config_and_is_not_chosen_again() -> None:
     assert chosen["purified"] == results["defenses"]["purified"]["execution"]
     assert chosen["purified"]["policy"] in ("hybrid", "checkpoint", "tape")
     assert chosen["plain"] == {"policy": "tape", "taped_steps": None, "micro_batch": 2}
-    _, roomy = evaluated()
+    own, roomy = evaluated("--model.run=roomy")
     assert roomy["defenses"]["purified"]["execution"] != chosen["purified"]
+    lines = (own / "records.jsonl").read_text()
+    (own / "records.jsonl").write_text(lines[:-1])
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning_modules.evaluation.budget_bytes", lambda _: 1)
+        for budget in ("null", "1MB"):
+            same = ["--config=config.yaml", "--model.run=roomy"]
+            evaluate.main([*same, f"--model.memory_budget={budget}"])
+    assert (own / "records.jsonl").read_text() == lines
     again, repeated = evaluated(f"--config={folder / 'config.yaml'}", "--model.memory_budget=8GB")
     assert repeated["defenses"]["purified"]["execution"] == chosen["purified"]
     assert (again / "records.jsonl").read_bytes() == (folder / "records.jsonl").read_bytes()

@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.records import RunFolder
 from hetpure.evaluation.results import provenance, summarise
 from hetpure.report.report import write_report
 from hetpure.report.table import markdown, terminal
+from hetpure.saved_images import save_images
 
 CLEAN = Record("d", "clean", 7, 1, [1, 1, 1], [3], 0, 0.0, 0.0, 0.25, 9, "Linf 0.0", [])
 NULL = replace(CLEAN, attack="null", selection=[3, 3])
@@ -139,29 +141,28 @@ def test_a_torn_last_line_is_cut_off_and_its_sample_computed_anew(tmp_path: Path
     assert folder.read_records() == [CLEAN, ATTACKED]
 
 
-def test_what_was_written_with_a_torn_line_goes_with_it(tmp_path: Path) -> None:
-    """The block is computed anew, perhaps by another process: no record may be there twice."""
-    folder, other = RunFolder(tmp_path), RunFolder(tmp_path, process=1)
-    clean, blocks = replace(CLEAN, sample=8), [replace(ATTACKED, sample=n) for n in (7, 8, 9)]
-    folder.append_records([CLEAN, clean])
-    folder.append_records(blocks)
+def test_wherever_the_writing_stops_blocks_are_whole_or_gone(tmp_path: Path) -> None:
+    """At every byte, also where it stops between two lines: a block that is a part of itself is
+    computed anew, perhaps by another process, and no finished one goes with it."""
+    folder, ends = RunFolder(tmp_path), [0]
     path = tmp_path / "records.jsonl"
-    whole = path.read_text()
-    path.write_text(whole[: whole.rindex("{") + 5])  # of which block?
-    folder.recover()
-    assert {attack: set(found) for (_, attack), found in folder.finished().items()} == {
-        "clean": {7, 8},
-        "pgd_linf": {7, 8},
-    }
-    path.write_text(whole[:-5])
-    folder.recover()
-    assert folder.read_records() == [CLEAN, clean]
-    other.append_records(blocks)
-    assert [line["sample"] for line in folder.read_entries()] == [7, 7, 8, 8, 9]
+    for number, (like, samples) in enumerate(
+        [(CLEAN, (7, 8)), (ATTACKED, (7, 8)), (ATTACKED, (9, 3, 5)), (ATTACKED, (1,)), (NULL, (1,))]
+    ):
+        own = torch.tensor(samples)
+        images = torch.zeros(len(samples), 1, 2, 2)
+        save_images(tmp_path, like.defense, like.attack, number, images, own)
+        folder.append_records(replace(like, sample=sample) for sample in samples)
+        ends.append(path.stat().st_size)
+    whole = path.read_bytes()
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        folder.recover()
+        assert path.stat().st_size == max(end for end in ends if end <= size)
+    assert path.read_bytes() == whole
 
 
 def test_provenance_outside_a_checkout(tmp_path: Path) -> None:
-    import torch
 
     found = provenance(tmp_path, torch.device("cpu"))
     assert found["commit"] is None

@@ -1,0 +1,33 @@
+"""Files that are there whole or not at all, also where the power fails."""
+
+import os
+from pathlib import Path
+
+
+def make_folder(path: Path) -> None:
+    """With the folders it lies in; those that are new are on the disk then."""
+    if not path.exists():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """In place of what was there."""
+    make_folder(path.parent)
+    begun = path.with_suffix(".part")
+    with begun.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    begun.replace(path)
+    sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """A folder's list of names, to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
