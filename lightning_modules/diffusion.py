@@ -323,7 +323,7 @@ class DiffusionTraining(L.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Plain denoising loss of the averaged weights under fixed noise: comparable over time."""
         noise = Noise.of(0, Stream.PROBE).on(batch["sample"])  # whatever the training's seed
-        x0 = to_model(batch["image"])
+        x0 = to_model(batch["image"].float())
         (denoiser,) = self._validated
         level = self.levels.draw(denoiser.schedule, noise, x0)
         losses = denoising_loss(denoiser, x0, level, noise.normal(Purpose.TRAINING, x0))
@@ -335,8 +335,8 @@ class DiffusionTraining(L.LightningModule):
         self._validated = ()
 
     def averaged_denoiser(self) -> Denoiser:
-        """A whole copy with the averaged weights, in eval mode. Where weights are sharded it takes
-        all processes to make one."""
+        """A whole copy with the averaged weights, in eval mode and float32 whatever the training is
+        in. Where weights are sharded it takes all processes to make one."""
         if self._sharded:
             network = UNet2DModel.from_config(self.unet.config)
             denoiser = denoiser_of(network, self.scheduler).to(self.device)
@@ -345,7 +345,7 @@ class DiffusionTraining(L.LightningModule):
         averages = zip(denoiser.network.parameters(), self.ema.shadow_params, strict=True)
         for weight, average in averages:
             weight.data.copy_(whole(average))
-        return denoiser.eval()
+        return denoiser.float().eval()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimiser = torch.optim.AdamW(

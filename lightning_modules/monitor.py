@@ -1,5 +1,6 @@
 """What a diffusion training tells while it runs, beside its loss."""
 
+import copy
 import time
 from itertools import pairwise
 
@@ -169,6 +170,8 @@ class RobustProbe(Callback):
         if classifier is None:
             raise InputError("a RobustProbe of a training without a guide needs its classifier")
         denoiser = pl_module.averaged_denoiser()
+        # A copy: the guide has the training's precision.
+        classifier = copy.deepcopy(classifier).float()
         defense = Defense(classifier, self.purifier, denoiser).to(pl_module.device)
         keys = ("image", "label", "sample")
         block = Block(*(batch[key].to(pl_module.device) for key in keys))
