@@ -150,7 +150,9 @@ def probes() -> str:
     lines = [f"| updates | {' | '.join(map(str, steps))} |", "|" + " --- |" * (1 + len(steps))]
     for name, (robust, clean) in found.items():
         told = [
-            f"{100 * robust[step]:.1f} / {100 * clean[step]:.1f}" if step in clean else "-"
+            f"{100 * robust[step]:.1f} / {100 * clean[step]:.1f}"
+            if step in robust and step in clean
+            else "-"
             for step in steps
         ]
         if set(told) != {"-"}:

@@ -119,12 +119,15 @@ def unpacked(into: Path) -> Path:
         for name in (TIMING, RESULTS)
     )
     (into / TIMING).write_bytes(timing)
+    (into / RESULTS).write_bytes(results)
     (into / CONFIG).write_text(json.loads(results)["config"])
     return into
 
 
 def read(run: Path, images: int) -> tuple[Seconds, int]:
-    """Seconds of a run's tasks, extended to so many images, and the size of its blocks."""
+    """Seconds of a finished run's tasks, extended to so many images, and the size of its blocks."""
+    if not (run / RESULTS).exists():
+        raise InputError(f"{run} has no {RESULTS}: give the folder of a finished evaluation")
     config = yaml.safe_load((run / CONFIG).read_text())
     size = config["data"]["init_args"]["batch_size"]
     limits = [attack["limit"] or 0 for attack in (config["model"]["attacks"] or {}).values()]

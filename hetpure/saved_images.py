@@ -35,8 +35,11 @@ def save_images(
 def saved_block(folder: Path, row: str, attack: str, sample: int) -> set[int]:
     """The sample ids of the saved block that a sample is in; none where there is no such block."""
     for path in (folder / IMAGES).glob(_pattern(row, attack)):
-        with safe_open(path, "pt") as file:
-            samples = set(file.get_tensor("samples").tolist())
+        try:
+            with safe_open(path, "pt") as file:
+                samples = set(file.get_tensor("samples").tolist())
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} cannot be read ({error}): restore it") from None
         if sample in samples:
             return samples
     return set()

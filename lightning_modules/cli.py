@@ -73,9 +73,9 @@ def run(main: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
         main(list(arguments))
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning's trainer makes an exit of an interrupt.
-        if not isinstance(error.__context__ or error, KeyboardInterrupt):
+        if not any(isinstance(one, KeyboardInterrupt) for one in (error, error.__context__)):
             raise
-        print("stopped; what was finished is on the disk", file=sys.stderr)
+        print("stopped; records and checkpoints that were written are kept", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         said = _users_mistake(error) or _of_the_machine(error)
@@ -135,7 +135,8 @@ def _of_the_machine(error: BaseException) -> str | None:
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return (
             f"the memory was not enough ({str(error).splitlines()[0][:100]}): set a smaller"
-            " --data.batch_size, or in evaluations a smaller --model.memory_budget"
+            " --data.batch_size, or in evaluations a smaller --model.memory_budget (a run that goes"
+            " on keeps what it began with: give another --model.run)"
         )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return (

@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import lightning as L
 import torch
@@ -139,7 +140,7 @@ class RobustnessEvaluation(L.LightningModule):
         if unknown := set(execution or {}) - set(self.rows):
             raise InputError(f"--model.execution names no row of the table: {', '.join(unknown)}")
         self.execution = dict(execution or {})
-        self.kept: set[str] = set()  # rows whose execution an earlier start chose by its memory
+        self.kept: set[str] = set()  # rows whose execution was chosen, by another start or process
         self.networks = nn.ModuleList(  # moves them to the device
             defense for row in self.rows.values() for defense in row.defenses
         )
@@ -148,9 +149,8 @@ class RobustnessEvaluation(L.LightningModule):
         self._held = ExitStack()  # the lock of a process that is not the first
 
     def prepare(self, data: Any, loader: DataLoader[Any], sharing: int = 1) -> None:
-        """Checks that networks and data belong together, and fixes what the executions leave open,
-        for the loader's blocks on the device where this module is, whose memory so many processes
-        share."""
+        """Checks that networks and data belong together, on the device where this module is. So
+        many processes share the memory of the machine."""
         check_data(data)
         for row in self.rows.values():
             check_classifier(row.defense.classifier, data)
@@ -161,11 +161,14 @@ class RobustnessEvaluation(L.LightningModule):
         self.loader = loader
         batch = {key: value.to(self.device) for key, value in read_block(loader, 0).items()}
         self.first = _block(batch)
-        self.budget = self.memory_budget or budget_bytes(self.device) // sharing
-        self._resolve()
+        self.host_budget = self.memory_budget or budget_bytes(torch.device("cpu")) // sharing
+        self.budget = self.host_budget
+        if self.device.type != "cpu":
+            self.budget = self.memory_budget or budget_bytes(self.device)
 
-    def _resolve(self) -> None:
-        """Fixes how rows are computed, and what is run against them."""
+    def resolve(self) -> None:
+        """Fixes how rows are computed, for the loader's blocks and the memory that there is, where
+        it is not fixed yet; and what is run against them."""
         for name, row in self.rows.items():
             budget = sys.maxsize if name in self.kept else self.budget
             row.resolve(self.execution.get(name), self.first.images, self.attack, budget)
@@ -187,7 +190,7 @@ class RobustnessEvaluation(L.LightningModule):
             self.first.samples,
             seed=self.seed,
             bound=self.certificate_bound,
-            budget=self.memory_budget if self.device.type == "cpu" else None,
+            budget=self.host_budget,  # float64, on the CPU
             cosine_bound=self.cosine_bound,
         )
 
@@ -223,6 +226,7 @@ class RobustnessEvaluation(L.LightningModule):
             own = provenance(Path(__file__).parent, self.device) | {
                 "weights": self.weights,
                 "data": self.data.files_sha256(),
+                "start": uuid4().hex,
             }
         except Exception as error:  # of whatever kind: the others wait for this process
             refused = error
@@ -238,7 +242,7 @@ class RobustnessEvaluation(L.LightningModule):
                 if zero:
                     self._begin(before, own)
                 else:
-                    self._resolve()
+                    self.resolve()
         except Exception as error:
             refused = error
         if not strategy.reduce_boolean_decision(refused is None, all=True):

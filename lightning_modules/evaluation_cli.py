@@ -89,8 +89,10 @@ class EvaluationCLI(LightningCLI):
         with one_at_a_time():
             self.datamodule.prepare_data()
         self.datamodule.setup("test")
-        sharing = self.trainer.num_devices if model.device.type == "cpu" else 1
-        model.prepare(self.datamodule, self.datamodule.test_dataloader(), sharing)
+        loader = self.datamodule.test_dataloader()
+        model.prepare(self.datamodule, loader, self.trainer.num_devices)
+        if self.trainer.is_global_zero:  # other processes will be told
+            model.resolve()
         self.config.model.execution = {
             name: asdict(execution) for name, execution in model.execution.items()
         }

@@ -98,6 +98,8 @@ def check_same(mine: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> Non
     """Raises InputError where a checkpoint (`theirs`) is of another training than this one."""
     if theirs is None:
         raise InputError("--ckpt_path holds no diffusion training of this version")
+    if missing := sorted(mine.keys() - theirs.keys()):
+        raise InputError(f"--ckpt_path is of another version: it does not say its {missing[0]}")
     for name in sorted(mine.keys() | theirs.keys()):
         if mine.get(name) != theirs.get(name):
             raise InputError(

@@ -140,7 +140,7 @@ class RunFolder:
         for line in reversed(lines):
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:
+            except ValueError:
                 break  # reading will name it
             own = entry["defense"], entry["attack"]
             if not found:

@@ -178,6 +178,8 @@ def test_probes_of_a_training_that_went_on_are_in_one_row(
             for step, robust, clean in probed:
                 logger.add_scalar("probe/robust", robust, step)
                 logger.add_scalar("probe/clean", clean, step)
+    with SummaryWriter(tmp_path / "train" / "clean-0") as logger:  # stopped between the two
+        logger.add_scalar("probe/clean", 0.5, 175)
     head, _, row = experiment.probes().splitlines()
     assert head == "| updates | 0 | 175 | 200 | 350 |"
     assert row == "| addt-0 | 25.0 / 50.0 | 50.0 / 75.0 | 50.0 / 75.0 | 62.5 / 100.0 |"
