@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from hetpure.classifiers import Classifier, WideResNet
 from hetpure.denoiser import Denoiser
 from hetpure.noise import Noise, RowNoise, Stream
 from hetpure.schedule import linear_schedule
+from tests.hetpure.networks import tiny_unet
 
 Rows = Callable[..., RowNoise]
 
@@ -19,17 +19,7 @@ Rows = Callable[..., RowNoise]
 def denoiser() -> Denoiser:
     """An untrained UNet for 8x8 images of one channel. Smooth: SiLU and GroupNorm only."""
     torch.manual_seed(0)
-    network = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        add_attention=False,
-    )
+    network = tiny_unet(in_channels=1, out_channels=1)
     return Denoiser(network, linear_schedule()).double().eval().requires_grad_(False)
 
 

@@ -31,6 +31,7 @@ from hetpure.levels import ContinuousLevels, LogNormalLevels
 from hetpure.noise import Noise, Purpose, RowNoise, Stream
 from hetpure.numbers import Number
 from hetpure.schedule import linear_schedule
+from tests.hetpure.networks import tiny_unet
 
 SCHEDULE = linear_schedule()
 LEVELS = torch.tensor(SCHEDULE.alphas_cumprod, dtype=torch.float64)
@@ -203,18 +204,10 @@ def test_mixing_two_gaussians_gives_a_gaussian() -> None:
 # --- CGPO ---
 
 
-def tiny_unet(seed: int = 0) -> UNet2DModel:
+def seeded_unet(seed: int = 0) -> UNet2DModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return UNet2DModel(
-            sample_size=8,
-            block_out_channels=(8, 16),
-            norm_num_groups=4,
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"),
-            add_attention=False,
-        ).eval()
+        return tiny_unet()
 
 
 def linear_guide(seed: int = 1) -> nn.Module:
@@ -266,7 +259,7 @@ def test_the_last_perturbation_is_rbgm_of_the_summed_gradients() -> None:
 
 
 def search(perturbation: Perturbation, data: Batch | None = None, **unet: Any) -> Found:
-    denoiser = Denoiser(tiny_unet().double(), SCHEDULE)
+    denoiser = Denoiser(seeded_unet().double(), SCHEDULE)
     return perturbation.find(denoiser, linear_guide().double(), data or batch(4))
 
 
@@ -283,7 +276,7 @@ EVERY = [
 @pytest.mark.parametrize("perturbation", EVERY, ids=str)
 def test_no_gradient_reaches_the_weights(perturbation: Perturbation) -> None:
     """SPEC section 6, defect 7: gradients of the inner loop that leak into the weight update."""
-    denoiser, guide = Denoiser(tiny_unet().double(), SCHEDULE), linear_guide().double()
+    denoiser, guide = Denoiser(seeded_unet().double(), SCHEDULE), linear_guide().double()
     parameters = [*denoiser.parameters(), *guide.parameters()]
     found = perturbation.find(denoiser, guide, batch(4))
     assert all(parameter.requires_grad for parameter in parameters)
@@ -304,7 +297,7 @@ def test_a_guide_that_is_sure_still_orders_the_perturbation() -> None:
 
     x0 = data.x0.float()
     data = Batch(x0, data.labels, SCHEDULE.level(data.level.time % 300, x0), data.noise)
-    denoiser = Denoiser(tiny_unet(), SCHEDULE)
+    denoiser = Denoiser(seeded_unet(), SCHEDULE)
     found = RankGaussian(steps=1).find(denoiser, sure, data).perturbation
     other = RankGaussian(steps=1).find(denoiser, guide, data).perturbation
     for one, same in zip(found.flatten(1), other.flatten(1), strict=True):
@@ -313,7 +306,7 @@ def test_a_guide_that_is_sure_still_orders_the_perturbation() -> None:
 
 def test_frozen_networks_can_guide() -> None:
     """The guide's weights are frozen in training; the result must not depend on that."""
-    denoiser, guide = Denoiser(tiny_unet().double(), SCHEDULE), linear_guide().double()
+    denoiser, guide = Denoiser(seeded_unet().double(), SCHEDULE), linear_guide().double()
     free = RankGaussian().find(denoiser, guide, batch(4)).perturbation
     denoiser.requires_grad_(False)
     guide.requires_grad_(False)
@@ -349,7 +342,7 @@ def test_rows_below_a_threshold_are_random_and_cost_no_call() -> None:
     calls: list[int] = []
 
     def counted(perturbation: RankGaussian) -> Found:
-        denoiser = Denoiser(tiny_unet().double(), SCHEDULE)
+        denoiser = Denoiser(seeded_unet().double(), SCHEDULE)
         denoiser.network.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
         return perturbation.find(denoiser, linear_guide().double(), data)
 
@@ -378,7 +371,7 @@ def test_the_perturbation_raises_the_guides_loss(
     # Where the one-step prediction still knows the image.
     level = SCHEDULE.level(data.level.time % 300, x0)
     data = Batch(x0, data.labels, level, data.noise)
-    denoiser, guide = Denoiser(tiny_unet(), SCHEDULE, prediction), linear_guide()
+    denoiser, guide = Denoiser(seeded_unet(), SCHEDULE, prediction), linear_guide()
     found = kind.find(denoiser, guide, data).perturbation
 
     def loss(perturbation: Tensor, draw: RowNoise) -> Tensor:
@@ -492,7 +485,7 @@ def test_denoising_loss_is_that_computed_by_hand(prediction: PredictionType) -> 
 def test_edms_loss_is_the_papers_weighted_one() -> None:
     """(sigma^2 + sd^2) / (sigma sd)^2 |D(x0 + sigma n) - x0|^2 (Karras et al. 2022, eq. 2 and
     table 1), D written here from the paper."""
-    network, x0 = tiny_unet().double(), batch(5).x0
+    network, x0 = seeded_unet().double(), batch(5).x0
     noise = rows(5).normal(Purpose.TRAINING, x0)
     level = LogNormalLevels().draw(SCHEDULE, rows(5), x0)
     sigma, sd = level.time.reshape(-1, 1, 1, 1), 0.5
@@ -523,7 +516,7 @@ def test_other_processes_have_lambda_of_their_own_level(
         mean = torch.exp(-0.25 * t**2 * 19.9 - 0.5 * t * 0.1)  # Song et al. 2021, eq. 29
         expected = (0.03 * mean / (1 - mean**2).sqrt()).clamp(max=0.3)
     torch.testing.assert_close(RankGaussian().ratio(level).flatten(), expected)
-    denoiser = Denoiser(tiny_unet().double(), SCHEDULE, prediction)
+    denoiser = Denoiser(seeded_unet().double(), SCHEDULE, prediction)
     data = replace(data, level=level)
     found = RankGaussian().find(denoiser, linear_guide().double(), data)
     assert found.perturbation.isfinite().all() and found.last.isfinite().all()
@@ -532,7 +525,7 @@ def test_other_processes_have_lambda_of_their_own_level(
 def test_without_strength_the_loss_is_plain_ddpm_loss() -> None:
     """lambda = 0 is clean fine-tuning, whatever the perturbation: the ablation's control."""
     data, nothing = batch(4), RankGaussian(scale=0.0)
-    denoiser = Denoiser(tiny_unet().double(), SCHEDULE)
+    denoiser = Denoiser(seeded_unet().double(), SCHEDULE)
     found = search(nothing, data).perturbation
     fresh = data.noise.normal(Purpose.TRAINING, data.x0)
     mixed = nothing.mix(fresh, found, data.level)
@@ -549,7 +542,7 @@ def test_without_strength_the_loss_is_plain_ddpm_loss() -> None:
 def test_the_training_loss_reaches_every_weight() -> None:
     """The network learns the mixed noise; the perturbation itself is a constant to it."""
     data, kind = batch(2), RankGaussian()
-    denoiser, guide = Denoiser(tiny_unet().double(), SCHEDULE), linear_guide().double()
+    denoiser, guide = Denoiser(seeded_unet().double(), SCHEDULE), linear_guide().double()
     found = kind.find(denoiser, guide, data).perturbation
     mixed = kind.mix(data.noise.normal(Purpose.TRAINING, data.x0), found, data.level)
     denoising_loss(denoiser, data.x0, data.level, mixed).mean().backward()

@@ -15,6 +15,7 @@ from hetpure.classifiers import Classifier, WideResNet
 from hetpure.errors import InputError
 from hetpure.noise import Noise, Purpose, Stream
 from hetpure.weights import save_classifier, save_diffusion
+from tests.hetpure.networks import tiny_unet
 
 CONFIG: dict[str, Any] = {
     "architecture": "WideResNet",
@@ -40,19 +41,6 @@ def classifier_folder(tmp_path: Path) -> tuple[Path, Classifier]:
     folder = tmp_path / "classifier"
     save_classifier(folder, classifier, CONFIG)
     return folder, classifier.eval()
-
-
-def tiny_unet(**changes: Any) -> UNet2DModel:
-    return UNet2DModel(
-        **changes,
-        sample_size=8,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        add_attention=False,
-    ).eval()
 
 
 def diffusion_folder(tmp_path: Path, **scheduler: Any) -> tuple[Path, UNet2DModel]:

@@ -15,7 +15,8 @@ from hetpure.noise import noise_for
 from hetpure.schedule import linear_schedule
 from hetpure.weights import load_denoiser, save_diffusion
 from hetpure.weights.diffusion import set_dropout
-from tests.hetpure.weights.folders import diffusion_folder, pixels, tiny_unet
+from tests.hetpure.networks import tiny_unet
+from tests.hetpure.weights.folders import diffusion_folder, pixels
 
 
 def to_root_layout(folder: Path) -> Path:
