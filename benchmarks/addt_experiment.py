@@ -45,7 +45,7 @@ TRAININGS = {
     "label_free": (0,),
     "reference": (0,),
 }
-EVALUATIONS = ("addt_probe", "addt_primary", "addt_secondary")
+EVALUATIONS = ("addt_probe", "addt_primary", "addt_secondary", "addt_variants")
 LOCKED = "dw-both"
 CONTRASTS = [
     ("addt", "clean"),
@@ -270,12 +270,12 @@ def _percent(found: Estimate, n: int) -> str:
 
 def report() -> str:
     """All tables and what they were made with."""
-    tuning, primary, secondary = (
+    tuning, primary, secondary, variants = (
         RunFolder(ROOT / "runs" / "evaluate" / name).read_records() for name in EVALUATIONS
     )
     weights = sorted(path for path in (RUNS / "weights").iterdir() if path.suffix != ".part")
     hashes = ", ".join(f"`{path.name}@{folder_hash(path)[:12]}`" for path in weights)
-    told = map(cells, (primary, secondary, tuning))
+    told = map(cells, (primary, secondary + variants, tuning))
     tables = [contrasts(primary), *told, others(primary), prices(), probes(), hashes]
     return "\n\n".join(tables)
 

@@ -233,7 +233,7 @@ def test_the_plan_covers_the_configs(experiment: ModuleType) -> None:
 
 def test_the_purifier_is_the_published_sampler() -> None:
     """DDPM clips by default, also where it takes DDIM's place, which does not."""
-    for name in ("addt_primary", "addt_secondary"):
+    for name in ("addt_primary", "addt_secondary", "addt_variants"):
         path = ROOT / "configs" / "evaluate" / f"{name}.yaml"
         with pytest.raises(SystemExit), redirect_stdout(StringIO()) as printed:
             evaluate.main([f"--config={path}", "--print_config"])

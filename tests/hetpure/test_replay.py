@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hetpure import saved_images as module
 from hetpure.attacks.attack import Addresses, Threat
 from hetpure.attacks.replay import Replay
 from hetpure.classifiers import Classifier
@@ -91,15 +90,16 @@ def test_a_killed_run_leaves_a_whole_file_or_none(
     """Killed before the file has its name, the block is not there, or is what it was before; the
     next try replaces it."""
     synced: list[int] = []
-    monkeypatch.setattr(module.os, "fsync", synced.append)
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
 
     def killed(source: Path, target: Path) -> None:
-        assert synced and source.stat().st_size > 0 and source.parent == target.parent
+        assert synced[-1] == source.stat().st_ino and source.stat().st_size > 0
+        assert source.parent == target.parent
         raise KeyboardInterrupt
 
     for expected in (None, CLEAN):
         with monkeypatch.context() as patch:
-            patch.setattr(module.os, "replace", killed)
+            patch.setattr(os, "replace", killed)
             with pytest.raises(KeyboardInterrupt):
                 save_images(tmp_path, "row", "pgd", 0, ADVERSARIAL, IDS)
         if expected is None:
