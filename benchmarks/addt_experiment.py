@@ -198,7 +198,7 @@ def by_defense(records: Sequence[Record]) -> dict[str, list[Record]]:
 def cells(records: Sequence[Record]) -> str:
     """Every row's accuracy, clean and under each attack; the number of images on top, and where a
     cell has fewer in that cell."""
-    attacks = list(dict.fromkeys(record.attack for record in records))
+    attacks = attacks_of(records)
     rows = by_defense(records)
     n = max(len(by_attack(own)["clean"]) for own in rows.values())
     lines = [f"| n = {n} | {' | '.join(attacks)} |", "|" + " --- |" * (1 + len(attacks))]
@@ -246,20 +246,39 @@ def contrasts(records: Sequence[Record]) -> str:
     return "\n".join([*lines, "", f"The primary contrast, {' - '.join(CONTRASTS[0])}, is {told}."])
 
 
-def others(records: Sequence[Record]) -> str:
-    """Differences under all but DW-both, paired by image, from the clean fine-tuning of the same
-    training seed: means over report draws."""
+def base_of(row: str) -> str:
+    """The clean fine-tuning that a row is held against: under the same purifier ("DDIM, ADDT"), or
+    of the same training seed ("addt-0")."""
+    purifier, comma, _ = row.partition(", ")
+    return f"{purifier}, clean" if comma else f"clean-{row.rpartition('-')[2]}"
+
+
+def differences(records: Sequence[Record], attacks: Sequence[str]) -> str:
+    """Each row's from its clean fine-tuning under these attacks, paired by image: means over
+    report draws."""
     rows = by_defense(records)
-    attacks = [one for one in dict.fromkeys(r.attack for r in records) if one != LOCKED]
     lines = [f"| points [95%] | {' | '.join(attacks)} |", "|" + " --- |" * (1 + len(attacks))]
     for name, own in rows.items():
-        kind, _, seed = name.rpartition("-")
-        if kind in TRAININGS and kind != "clean" and f"clean-{seed}" in rows:
-            base = rows[f"clean-{seed}"]
-            moved = [paired_difference(right(own, a), right(base, a)) for a in attacks]
-            points = " | ".join(in_points(one.as_dict()) for one in moved)
-            lines.append(f"| {name} - clean-{seed} | {points} |")
+        base = rows.get(base_of(name))
+        if base is None or base is own:
+            continue
+        told = []
+        for attack in attacks:
+            ours, theirs = by_attack(own).get(attack), by_attack(base).get(attack)
+            if ours is None or theirs is None:
+                told.append("-")
+                continue
+            if {record.sample for record in ours} != {record.sample for record in theirs}:
+                raise SystemExit(f"{name} and {base_of(name)} were asked other images by {attack}")
+            moved = paired_difference(right(own, attack), right(base, attack))
+            told.append(in_points(moved.as_dict()))
+        lines.append(f"| {name} - {base_of(name)} | {' | '.join(told)} |")
     return "\n".join(lines)
+
+
+def attacks_of(records: Sequence[Record]) -> list[str]:
+    """In the order of the config, clean first."""
+    return list(dict.fromkeys(record.attack for record in records))
 
 
 def _percent(found: Estimate, n: int) -> str:
@@ -275,8 +294,13 @@ def report() -> str:
     )
     weights = sorted(path for path in (RUNS / "weights").iterdir() if path.suffix != ".part")
     hashes = ", ".join(f"`{path.name}@{folder_hash(path)[:12]}`" for path in weights)
-    told = map(cells, (primary, secondary + variants, tuning))
-    tables = [contrasts(primary), *told, others(primary), prices(), probes(), hashes]
+    secondary += variants
+    planned = [attack for attack in attacks_of(primary) if attack != LOCKED]
+    tables = [
+        *(contrasts(primary), cells(primary), differences(primary, planned)),
+        *(cells(secondary), differences(secondary, attacks_of(secondary))),
+        *(cells(tuning), prices(), probes(), hashes),
+    ]
     return "\n\n".join(tables)
 
 

@@ -32,13 +32,21 @@ class Task:
 def in_order(
     rows: Sequence[str], blocks: int, cost: Callable[[Task], float], processes: int
 ) -> list[Task]:
-    """Certificates first: a row that cannot run is found early. Then block by block, so that all
-    rows have as many images when a run is stopped. The last ones by size: else a large one, begun
-    when nothing else is left, would be waited for."""
+    """Block by block, so that all rows have as many images when a run is stopped. The last ones by
+    size: else a large one, begun when nothing else is left, would be waited for. A row's
+    certificate comes before its first block: one that cannot run costs no attack, and the first
+    block does not wait for the certificates of all rows."""
     tasks = [Task(row, block) for block in range(blocks) for row in rows]
     end = max(len(tasks) - AT_THE_END * processes, 0)
     last = sorted(tasks[end:], key=cost, reverse=True)
-    return [Task(row, None) for row in rows] + tasks[:end] + last
+    found: list[Task] = []
+    uncertified = set(rows)
+    for task in tasks[:end] + last:
+        if task.row in uncertified:
+            uncertified.remove(task.row)
+            found.append(Task(task.row, None))
+        found.append(task)
+    return found
 
 
 class Queue:

@@ -197,28 +197,56 @@ def test_what_trainings_cost_in_denoising(
     assert experiment.prices().splitlines()[2:] == ["| clean-0 | 350 | 0.2500 | 1.50 |"]
 
 
-def test_differences_beside_the_planned_ones_by_hand(experiment: ModuleType) -> None:
+def test_differences_by_hand(experiment: ModuleType) -> None:
     found = [
         record
         for name, count in {"clean-0": 10, "addt-0": 20, "clean-1": 40, "vanilla": 3}.items()
         for attack, more in (("clean", 0), ("x", -2), ("dw-both", 5))
         for record in records(name, attack, [k < count + more for k in range(40)])
     ]
-    head, _, row = experiment.others(found).splitlines()
+    head, _, row = experiment.differences(found, ["clean", "x"]).splitlines()
     assert head == "| points [95%] | clean | x |"
     assert row.startswith("| addt-0 - clean-0 | +25.0 [") and row.count("| +25.0 [") == 2
 
 
+def test_differences_within_each_purifier(experiment: ModuleType) -> None:
+    """Also of rows from two runs; a cell that one of the two lacks has none."""
+    found = [
+        record
+        for name, count in {"A, clean": 10, "A, ADDT": 20, "B, clean": 4, "B, ADDT": 0}.items()
+        for record in records(name, "clean", [k < count for k in range(40)])
+    ] + records("A, ADDT", "x", [True] * 40)
+    _, _, a, b = experiment.differences(found, ["clean", "x"]).splitlines()
+    assert a.startswith("| A, ADDT - A, clean | +25.0 [") and a.endswith("| - |")
+    assert b.startswith("| B, ADDT - B, clean | -10.0 [") and b.endswith("| - |")
+    fewer = [one for one in found if (one.defense, one.sample) != ("A, ADDT", 3)]
+    with pytest.raises(SystemExit, match="A, ADDT and A, clean were asked other images by clean"):
+        experiment.differences(fewer, ["clean"])
+
+
 def test_the_document_has_what_the_records_say(experiment: ModuleType, tmp_path: Path) -> None:
-    """docs/addt.md: the tables of the primary evaluation, from the committed records."""
-    packed = ROOT / "docs" / "results" / "addt_primary.records.jsonl.xz"
-    (tmp_path / "records.jsonl").write_bytes(lzma.decompress(packed.read_bytes()))
-    found = RunFolder(tmp_path).read_records()
+    """docs/addt.md: the tables of both evaluations, from the committed records."""
     text = (ROOT / "docs" / "addt.md").read_text().splitlines()
-    for table in (experiment.contrasts(found), experiment.cells(found), experiment.others(found)):
+    primary, secondary, variants = (
+        unpacked(name, tmp_path) for name in ("addt_primary", "addt_secondary", "addt_variants")
+    )
+    secondary += variants
+    planned = [name for name in experiment.attacks_of(primary) if name != experiment.LOCKED]
+    for table in (
+        *(experiment.contrasts(primary), experiment.cells(primary)),
+        *(experiment.differences(primary, planned), experiment.cells(secondary)),
+        experiment.differences(secondary, experiment.attacks_of(secondary)),
+    ):
         lines = [line for line in table.splitlines() if line.startswith("|")]
         first = text.index(lines[0])
         assert text[first : first + len(lines) + 1] == [*lines, ""], "the whole table"
+
+
+def unpacked(name: str, into: Path) -> list[Record]:
+    packed = ROOT / "docs" / "results" / f"{name}.records.jsonl.xz"
+    (into / name).mkdir()
+    (into / name / "records.jsonl").write_bytes(lzma.decompress(packed.read_bytes()))
+    return RunFolder(into / name).read_records()
 
 
 def test_the_plan_covers_the_configs(experiment: ModuleType) -> None:

@@ -24,20 +24,28 @@ def queue(count: int = 3) -> Queue:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 100])
-def test_every_block_of_every_row_once_and_certificates_first(processes: int) -> None:
+def test_every_block_of_every_row_once_after_the_rows_certificate(processes: int) -> None:
     tasks = in_order(ROWS, 5, cost, processes)
-    assert tasks[:2] == [Task("cheap", None), Task("dear", None)]
-    assert sorted(map(str, tasks[2:])) == sorted(
-        str(Task(row, block)) for row in ROWS for block in range(5)
+    assert sorted(map(str, tasks)) == sorted(
+        str(Task(row, block)) for row in ROWS for block in (None, *range(5))
     )
+    assert tasks[0].block is None, "the first block waits for one certificate"
+    for row in ROWS:
+        first = next(number for number, task in enumerate(tasks) if task.row == row)
+        assert tasks[first].block is None
+        assert tasks[first + 1].row == row
 
 
 def test_block_by_block_and_at_the_end_the_largest_first() -> None:
-    whole = in_order(ROWS, 6, cost, 1)[2:]
+    whole = blocks_of(in_order(ROWS, 6, cost, 1))
     assert whole[:8] == [Task(row, block) for block in range(4) for row in ROWS]
     assert all(cost(one) >= cost(other) for one, other in pairwise(whole[8:]))
-    by_size = in_order(ROWS, 6, cost, 100)[2:]
+    by_size = blocks_of(in_order(ROWS, 6, cost, 100))
     assert all(cost(one) >= cost(other) for one, other in pairwise(by_size))
+
+
+def blocks_of(tasks: list[Task]) -> list[Task]:
+    return [task for task in tasks if task.block is not None]
 
 
 def test_each_number_is_given_once() -> None:
