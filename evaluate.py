@@ -15,7 +15,8 @@ def main(arguments: list[str]) -> None:
     cli = evaluation_cli(arguments)
     cli.prepare()
     if cli.config.plan:
-        print_plan(cli)
+        if cli.trainer.is_global_zero:  # the others chose nothing
+            print_plan(cli)
     else:
         cli.evaluate()
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from lightning import LightningDataModule, LightningModule
 
 from lightning_modules.callbacks import SaveWhenStopped, announce
-from lightning_modules.cli import TrainingCLI, make_cli, run, with_default_config
+from lightning_modules.cli import KeepConfig, TrainingCLI, make_cli, run, with_default_config
+from lightning_modules.signals import end_with_children, leave_slurm_to_us
 
 DEFAULT = Path(__file__).parent / "configs" / "train" / "quick.yaml"
 
@@ -24,10 +25,14 @@ def main(arguments: list[str]) -> None:
         subclass_mode_model=True,
         subclass_mode_data=True,
         trainer_defaults={"callbacks": [SaveWhenStopped()]},
+        save_config_callback=KeepConfig,
+        save_config_kwargs={"overwrite": True},  # it says where that may be
     )
     # First, so that a signal while another callback begins is heard.
     callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
     callbacks.sort(key=lambda callback: not isinstance(callback, SaveWhenStopped))
+    leave_slurm_to_us(cli.trainer)
+    end_with_children(cli.trainer)
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
     announce(cli.trainer)
 

@@ -1,7 +1,10 @@
 """Images held in memory, and a shuffle that depends on the seed and the epoch alone."""
 
 import hashlib
+import signal
 from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,9 +72,24 @@ class ImageDataset(Dataset[Sample]):
             "sample": self.samples[index],
         }
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of images, labels and ids."""
+        digest = hashlib.sha256()
+        for part in (self.images, self.labels, self.samples):
+            digest.update(part.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     def take(self, index: Tensor | slice) -> "ImageDataset":
         """The samples at these positions, with their own ids."""
         return ImageDataset(self.images[index], self.labels[index], self.samples[index])
+
+
+def leave_stopping_to_the_program(worker: int) -> None:
+    """`worker_init_fn` of a loader: a signal that a whole group of processes gets ends the program
+    in its own time. Were its loaders gone, it could not end the update that it is in."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
@@ -110,6 +128,7 @@ class ResumableLoader(DataLoader[Sample]):
     checkpoints, so that a training resumed in the middle of an epoch repeats and loses no batch.
     """
 
+    dataset: ImageDataset
     sampler: EpochSampler
     batch_size: int
     given = 0  # samples of this epoch to this process, those before a resume included
@@ -125,25 +144,31 @@ class ResumableLoader(DataLoader[Sample]):
         """Not where --trainer.overfit_batches put another sampler in the place of ours."""
         return isinstance(self.sampler, EpochSampler)
 
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, how many of its samples all processes together were given, in which order and
-        in what batches."""
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch, how many of its samples all processes together were given, of which images, in
+        which order and in what batches."""
         if not self._resumable:
             return {}
         processes = self.sampler.num_replicas
         return {
             "epoch": self.sampler.epoch,
             "samples": self.given * processes,
+            "data": self.dataset.fingerprint,
             "seed": self.sampler.seed,
             "processes": processes,
             "batch_size": self.batch_size,
         }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """That epoch goes on after those samples, on as many processes as there now are; every
         other one is whole."""
         if not state or not self._resumable:
             return
+        if state["data"] != self.dataset.fingerprint:
+            raise InputError(
+                "--ckpt_path is of a training on other images than the"
+                f" {len(self.dataset)} of --data: give the same --data.source and folder"
+            )
         if state["seed"] != self.sampler.seed:
             raise InputError(
                 f"--ckpt_path is of a training with --data.seed {state['seed']}: with"

@@ -10,7 +10,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.dataset import EpochSampler, ImageDataset, ResumableLoader, Sample
+from datamodules.dataset import (
+    EpochSampler,
+    ImageDataset,
+    ResumableLoader,
+    Sample,
+    leave_stopping_to_the_program,
+)
 from datamodules.idx import read_idx
 from hetpure.errors import InputError
 
@@ -207,7 +213,12 @@ class FashionMNIST(L.LightningDataModule):
                 f" training images of a device from {self.origin}"
             )
         return ResumableLoader(
-            dataset, self.batch_size, sampler=sampler, drop_last=True, num_workers=self.num_workers
+            dataset,
+            self.batch_size,
+            sampler=sampler,
+            drop_last=True,
+            num_workers=self.num_workers,
+            worker_init_fn=leave_stopping_to_the_program,
         )
 
     def val_dataloader(self) -> DataLoader[Sample]:
@@ -244,4 +255,9 @@ class FashionMNIST(L.LightningDataModule):
         return read_full(self._files, split)
 
     def _in_order(self, dataset: ImageDataset) -> DataLoader[Sample]:
-        return DataLoader(dataset, self.batch_size, num_workers=self.num_workers)
+        return DataLoader(
+            dataset,
+            self.batch_size,
+            num_workers=self.num_workers,
+            worker_init_fn=leave_stopping_to_the_program,
+        )

@@ -160,6 +160,8 @@ def certify(arguments: list[str]) -> None:
     if cli.config.plan:
         raise InputError("--plan is an option of evaluate.py: certify computes its certificates")
     cli.prepare()
+    if not cli.trainer.is_global_zero:  # one process says it
+        return
     certificates = print_certificates(cli)
     failed = [
         failure(name, found)

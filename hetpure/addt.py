@@ -75,18 +75,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class Found:
-    """A perturbation (B, C, H, W), and the objective (B,) under the `first` and the `last` of those
-    that it was asked about on the way; NaN where it was not asked."""
+    """A perturbation (B, C, H, W), and the objective (B,) `before`: under the perturbation that the
+    search began with; NaN where it was not asked. `after` is `Perturbation.score` of the found one,
+    where somebody asked for it."""
 
     perturbation: Tensor
-    first: Tensor
-    last: Tensor
+    before: Tensor
+    after: Tensor | None = None
 
 
 class Perturbation(ABC):
     """How an update's training noise is perturbed: frozen dataclasses of hyper-parameters."""
 
     objective: Objective | None = None
+    eot_samples: int = 1
 
     @abstractmethod
     def find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch) -> Found:
@@ -99,6 +101,17 @@ class Perturbation(ABC):
     def ratio(self, level: Level) -> Tensor | None:
         """lambda of each row (B, 1, 1, 1), where there is one."""
         return None
+
+    def score(
+        self, denoiser: Denoiser, guide: Guide | None, batch: Batch, perturbation: Tensor
+    ) -> Tensor:
+        """The objective (B,) under a perturbation, on the noise of the search's first step: what
+        `Found.before` is of the perturbation that it began with. Without gradients."""
+        assert self.objective is not None, "nothing was searched for"
+        ask = partial(_objective, denoiser, guide, batch, self.objective, self.mix)
+        with torch.no_grad():
+            values = [ask(perturbation, draw) for draw in range(1, 1 + self.eot_samples)]
+        return torch.stack(values).mean(0).float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +163,7 @@ class RandomOrder(Ranked):
     def find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch) -> Found:
         values = batch.noise.normal(Purpose.PERTURBATION, batch.x0)
         unknown = values.new_full((len(values),), torch.nan, dtype=torch.float32)
-        return Found(self.order(values, batch.noise, 0), unknown, unknown)
+        return Found(self.order(values, batch.noise, 0), unknown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,12 +203,11 @@ class RankGaussian(Ranked):
             return self._find(denoiser, guide, batch, start)
         unknown = start.new_full((len(start),), torch.nan, dtype=torch.float32)
         if not len(asked):
-            return Found(start, unknown, unknown)
+            return Found(start, unknown)
         found = self._find(denoiser, guide, batch.rows(asked), start[asked])
         return Found(
             start.index_copy(0, asked, found.perturbation),
-            unknown.index_copy(0, asked, found.first),
-            unknown.index_copy(0, asked, found.last),
+            unknown.index_copy(0, asked, found.before),
         )
 
     def _find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch, start: Tensor) -> Found:
@@ -205,7 +217,7 @@ class RankGaussian(Ranked):
             total.add_(gradient)
             return self.order(total.to(start.dtype), batch.noise, step)
 
-        ask = partial(_ask, denoiser, guide, batch, self.objective, self.mix)
+        ask = partial(_objective, denoiser, guide, batch, self.objective, self.mix)
         return _ascend(ask, move, start, self.steps, self.eot_samples)
 
 
@@ -248,30 +260,45 @@ class Ball(Perturbation):
             moved = perturbation + length * gradient.sign().to(perturbation.dtype)
             return moved.clamp(-radius, radius)
 
-        ask = partial(_ask, denoiser, guide, batch, self.objective, self.mix)
+        ask = partial(_objective, denoiser, guide, batch, self.objective, self.mix)
         return _ascend(ask, move, torch.zeros_like(batch.x0), self.steps, self.eot_samples)
 
 
 def _ascend(
-    ask: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    ask: Callable[[Tensor, int], Tensor],
     move: Callable[[Tensor, Tensor, int], Tensor],
     start: Tensor,
     steps: int,
     eot_samples: int,
 ) -> Found:
-    """`ask(perturbation, draw)` gives values (B,) and their gradients; `move(perturbation,
-    gradient, step)` the next perturbation. Draws and steps count from 1: 0 is the update's."""
-    perturbation, values = start, []
+    """`ask(perturbation, draw)` is the objective (B,); `move(perturbation, gradient, step)` the
+    next perturbation. Draws and steps count from 1: 0 is the update's.
+
+    Gradients are of the perturbation only: nothing leaks into the weights' gradients, and no
+    collective is triggered under data parallelism. They are float32 where the networks run in
+    less. A row's perturbation is NaN if a value or a gradient of it was no number: ranks would make
+    noise of it that looks like any other.
+    """
+    perturbation, before = start, None
+    broken = torch.zeros(len(start), dtype=torch.bool, device=start.device)
     for step in range(1, steps + 1):
         first = 1 + (step - 1) * eot_samples
-        answers = [ask(perturbation, draw) for draw in range(first, first + eot_samples)]
-        values.append(torch.stack([value for value, _ in answers]).mean(0))
-        gradient = torch.stack([gradient for _, gradient in answers]).sum(0)
+        values, gradient = [], torch.zeros_like(start, dtype=torch.float32)
+        for draw in range(first, first + eot_samples):
+            point = perturbation.detach().requires_grad_()
+            value = ask(point, draw)
+            # Summed, not averaged: a sample's gradient must not depend on the batch it is in.
+            gradient += torch.autograd.grad(value.sum(), point)[0].float()
+            values.append(value.detach().float())
+        mean = torch.stack(values).mean(0)
+        before = mean if before is None else before
+        broken |= ~(mean.isfinite() & gradient.flatten(1).isfinite().all(1))
         perturbation = move(perturbation, gradient, step)
-    return Found(perturbation, values[0], values[-1])
+    assert before is not None, "no step"
+    return Found(perturbation.masked_fill(broken.reshape(-1, 1, 1, 1), torch.nan), before)
 
 
-def _ask(
+def _objective(
     denoiser: Denoiser,
     guide: Guide | None,
     batch: Batch,
@@ -279,27 +306,20 @@ def _ask(
     mix: Callable[[Tensor, Tensor, Level], Tensor],
     perturbation: Tensor,
     draw: int,
-) -> tuple[Tensor, Tensor]:
-    """The objective (B,) under fresh noise, and its gradient with respect to the perturbation
-    only: nothing leaks into the weights' gradients, and no collective is triggered under data
-    parallelism. Both are float32 where the networks run in less."""
-    perturbation = perturbation.detach().requires_grad_()
+) -> Tensor:
+    """(B,) under a draw of noise, differentiable in the perturbation."""
     mixed = mix(
         batch.noise.normal(Purpose.TRAINING, batch.x0, repeat=draw), perturbation, batch.level
     )
     x = batch.level.diffuse(batch.x0, mixed)
     output = denoiser(x, batch.level)
-    if objective == "classification":
-        assert guide is not None, "the guide's loss needs a guide"
-        prediction, _ = denoiser.explain(x, output, batch.level)
-        # In float64, where 1 - p of a sure classifier is not yet 0: zeros have no order.
-        logits = guide(to_pixels(prediction)).double()
-        values = F.cross_entropy(logits, batch.labels, reduction="none")
-    else:
-        values = _errors(output, denoiser.target(batch.x0, mixed, batch.level))
-    # Summed, not averaged: a sample's gradient must not depend on the batch it is in.
-    (gradient,) = torch.autograd.grad(values.sum(), perturbation)
-    return values.detach().float(), gradient.float()
+    if objective == "denoising":
+        return _errors(output, denoiser.target(batch.x0, mixed, batch.level))
+    assert guide is not None, "the guide's loss needs a guide"
+    prediction, _ = denoiser.explain(x, output, batch.level)
+    # In float64, where 1 - p of a sure classifier is not yet 0: zeros have no order.
+    logits = guide(to_pixels(prediction)).double()
+    return F.cross_entropy(logits, batch.labels, reduction="none")
 
 
 def denoising_loss(denoiser: Denoiser, x0: Tensor, level: Level, training_noise: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError
 from hetpure.noise import Noise, Stream
 from hetpure.sampling import draw_images
 from hetpure.weights import save_classifier, save_diffusion
@@ -148,6 +149,10 @@ class SampleGrid(Callback):
     """
 
     def __init__(self, every_n_steps: int = 1000, rows: int = 6, network_calls: int = 50) -> None:
+        if min(every_n_steps, rows, network_calls) < 1:
+            raise InputError(
+                "a SampleGrid needs every_n_steps, rows and network_calls of 1 or more"
+            )
         self.every_n_steps = every_n_steps
         self.rows = rows
         self.network_calls = network_calls

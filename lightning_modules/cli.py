@@ -9,12 +9,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from jsonargparse import ArgumentError, _typehints, set_parsing_settings
 from jsonargparse._typehints import ActionTypeHint
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from hetpure.errors import InputError
 from hetpure.numbers import Bytes, Number
@@ -29,6 +30,9 @@ WRITING = (  # what a disk or its permissions can refuse
     errno.EPERM,
     errno.ENOTDIR,
     errno.EEXIST,
+    errno.EIO,  # and a network's file system
+    errno.ESTALE,
+    errno.ETIMEDOUT,
 )
 register_type(Number, serializer=str, deserializer=Number)
 register_type(Bytes, serializer=str, deserializer=Bytes)
@@ -101,6 +105,23 @@ def quiet() -> None:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("lightning"):
             logging.getLogger(name).addFilter(no_tip)
+
+
+class KeepConfig(SaveConfigCallback):
+    """Saves a training's config in its folder. One that holds a training already, as under SLURM
+    that of the same job, is for going on from its own checkpoints."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir).resolve()
+        path = self.config.ckpt_path
+        from_here = path is not None and folder in Path(path).resolve().parents
+        taken = (folder / self.config_filename).is_file() and not from_here
+        if trainer.strategy.broadcast(taken):
+            raise InputError(
+                f"{folder} holds another training: give another --trainer.default_root_dir, or go"
+                " on from its checkpoint (--ckpt_path)"
+            )
+        super().setup(trainer, pl_module, stage)
 
 
 class TrainingCLI(LightningCLI):

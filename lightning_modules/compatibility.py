@@ -62,8 +62,14 @@ def check_denoiser(denoiser: Denoiser, data: Any) -> None:
     config = getattr(denoiser.network, "config", {})
     for what, key, name in (
         ("{} channels", "in_channels", "channels"),
+        ("{} channels of output", "out_channels", "channels"),
         ("images of size {}", "sample_size", "image_size"),
     ):
         mine, theirs = config.get(key), getattr(data, name, None)
         if None not in (mine, theirs) and mine != theirs:
             raise InputError(f"the diffusion has {what.format(mine)} and the data {theirs}")
+    if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
+        raise InputError(
+            "the diffusion is told an image's class (class_embed_type, num_class_embeds), which a"
+            " purifier does not know: give one that is not"
+        )

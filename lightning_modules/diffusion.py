@@ -11,7 +11,6 @@ from typing import Any, Literal, NoReturn
 import lightning as L
 import torch
 from diffusers import UNet2DModel
-from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from hetpure.acceleration import compiled_cosine
-from hetpure.addt import Batch, Found, Perturbation, denoising_loss
+from hetpure.addt import Batch, Found, Perturbation, RankGaussian, denoising_loss
 from hetpure.adversarial_training import evaluating
 from hetpure.augmentation import flip
 from hetpure.classifiers import Classifier
@@ -36,11 +35,13 @@ from hetpure.weights import folder_hash, load_classifier, resolve
 from hetpure.weights.diffusion import (
     denoiser_of,
     fresh_scheduler,
+    fresh_unet,
     load_scheduler,
     load_unet,
     set_dropout,
 )
 from lightning_modules.compatibility import check_classifier, check_denoiser, check_size
+from lightning_modules.learning_rate import learning_rate_schedule
 from lightning_modules.processes import everyones, parted, shard, whole
 from lightning_modules.resume import architecture, check_same, described, go_on, take_back
 
@@ -128,7 +129,7 @@ class DiffusionTraining(L.LightningModule):
         self.seed = seed
         if diffusion is None:
             self.scheduler = fresh_scheduler(preconditioning, scheduler or {})
-            network = UNet2DModel(**(unet or {}))
+            network = fresh_unet(unet or {})
         else:
             folder = resolve(diffusion)
             self.scheduler = load_scheduler(folder)
@@ -219,6 +220,12 @@ class DiffusionTraining(L.LightningModule):
                 f"--trainer.strategy {type(strategy).__name__}: a diffusion is trained by ddp, or"
                 " sharded by ModelParallelStrategy (docs/cluster.md)"
             )
+        skips = isinstance(self.perturbation, RankGaussian) and self.perturbation.skip_below > 0
+        if self._sharded and skips:  # each call gathers weights of all, who would wait
+            raise InputError(
+                "--model.perturbation.skip_below must be 0 where the network is sharded: all"
+                " devices have to call it as often"
+            )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         noise = Noise.of(self.seed, Stream.TRAIN, self.global_step).on(batch["sample"])
@@ -229,7 +236,9 @@ class DiffusionTraining(L.LightningModule):
         torch.manual_seed(int(noise.words(Purpose.AUGMENTATION, 1, 0, 1)[0, 0]))
         if self._unchecked:
             self._check_compiled(to_model(images), noise)
-        update = self.losses(to_model(images), batch["label"], noise)
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        watched = bool(every) and (self.global_step + 1) % every == 0
+        update = self.losses(to_model(images), batch["label"], noise, watched=watched)
         self.last_update = replace(update, losses=update.losses.detach())
         self._batches.append(batch["sample"].tolist())
         loss = update.losses.mean()
@@ -247,16 +256,29 @@ class DiffusionTraining(L.LightningModule):
             self._stop(f"the gradient's norm is {float(self.gradient_norm):g}")
         self._batches = []
 
-    def losses(self, x0: Tensor, labels: Tensor, noise: RowNoise) -> Update:
-        """The update's losses of images in model units under addressed noise."""
+    def losses(
+        self, x0: Tensor, labels: Tensor, noise: RowNoise, *, watched: bool = False
+    ) -> Update:
+        """The update's losses of images in model units under addressed noise; if `watched`, with
+        what the search reached."""
         level = self.levels.draw(self.denoiser.schedule, noise, x0)
-        training_noise, found = noise.normal(Purpose.TRAINING, x0), None
-        if self.perturbation is not None:
+        training_noise = noise.normal(Purpose.TRAINING, x0)
+        if self.perturbation is None:
+            losses = denoising_loss(self.denoiser, x0, level, training_noise)
+            return Update(losses, level, None)
+        batch = Batch(x0, labels, level, noise)
+        with self._searching():
+            found = self.perturbation.find(self.denoiser, self.guide, batch)
+        training_noise = self.perturbation.mix(training_noise, found.perturbation, level)
+        losses = denoising_loss(self.denoiser, x0, level, training_noise)
+        if watched and self.perturbation.objective is not None:
+            # Last of all: dropout, in reference mode, draws as if nobody had watched.
             with self._searching():
-                batch = Batch(x0, labels, level, noise)
-                found = self.perturbation.find(self.denoiser, self.guide, batch)
-            training_noise = self.perturbation.mix(training_noise, found.perturbation, level)
-        return Update(denoising_loss(self.denoiser, x0, level, training_noise), level, found)
+                after = self.perturbation.score(
+                    self.denoiser, self.guide, batch, found.perturbation
+                )
+            found = replace(found, after=after)
+        return Update(losses, level, found)
 
     @contextmanager
     def _searching(self) -> Iterator[None]:
@@ -354,11 +376,11 @@ class DiffusionTraining(L.LightningModule):
             betas=self.betas,
             weight_decay=self.weight_decay,
         )
-        schedule = get_scheduler(
+        schedule = learning_rate_schedule(
             self.learning_rate_schedule,
             optimiser,
-            num_warmup_steps=self.warmup_steps,
-            num_training_steps=int(self.trainer.estimated_stepping_batches),
+            self.warmup_steps,
+            self.trainer.estimated_stepping_batches,
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

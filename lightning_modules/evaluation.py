@@ -48,6 +48,7 @@ from lightning_modules.facts import BOUND, COSINE_BOUND, facts
 from lightning_modules.progress import AttackProgress, block_work
 from lightning_modules.rows import Row, build_rows
 from lightning_modules.sessions import check_session, is_seen
+from lightning_modules.signals import end_with_children
 from lightning_modules.tasks import Claimed, Queue, Task, check_in_order, in_order, read_block
 
 
@@ -230,6 +231,11 @@ class RobustnessEvaluation(L.LightningModule):
             }
         except Exception as error:  # of whatever kind: the others wait for this process
             refused = error
+        if threads != torch.get_num_threads():
+            print(
+                f"the run goes on with the {threads} threads a process that it began with"
+                f" ({torch.get_num_threads()} would be now): another number gives other roundings"
+            )
         torch.set_num_threads(strategy.broadcast(threads))
         own["threads"] = torch.get_num_threads()
         chosen = strategy.broadcast((self.folder.path, self.execution, own))
@@ -271,10 +277,10 @@ class RobustnessEvaluation(L.LightningModule):
             )
         # Lightning's handler waits for the end of an epoch: here, the whole run. Finished blocks
         # are on the disk, so ending at once loses no record.
-        signal.signal(signal.SIGTERM, self._stop)
         trainer = self.trainer
+        end_with_children(trainer)
         if trainer.received_sigterm:  # by then, while that handler was there
-            self._stop(signal.SIGTERM, None)
+            os.kill(os.getpid(), signal.SIGTERM)
         self.tasks = in_order(list(self.rows), len(self.loader), self._cost, trainer.world_size)
         timeout = getattr(trainer.strategy, "_timeout", None) or default_pg_timeout
         # First of all: by the queue a process that fails tells the others.
@@ -288,14 +294,6 @@ class RobustnessEvaluation(L.LightningModule):
         self.progress = AttackProgress(list(self.rows.values()), self.protocol, images, self.queue)
         self.blocks = Blocks(self.folder, self.protocol, self.seed, self.progress)
         self.progress.start()
-
-    def _stop(self, number: int, frame: object) -> None:
-        """Ends at once, and first the processes that Lightning started from this one."""
-        launcher = self.trainer.strategy.launcher
-        if launcher is not None:
-            launcher.kill(number)
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
 
     def _images_before(self, block: int) -> int:
         return block * (self.loader.batch_size or 1)

@@ -31,10 +31,10 @@ class TrainingMonitor(Callback):
     """Logs, every `log_every_n_steps` of the trainer, what an update was made of.
 
     `train/loss_<first>_<last>`: mean loss of the rows whose level lies between these indices of
-    the schedule; `train/objective_first`, `train/objective_last`: at CGPO's first and last step,
-    each before it moves the perturbation; `train/lambda`, `train/gradient_norm` (before
-    clipping), `train/ema_decay`, `train/images_per_second` (of training alone); and a histogram
-    of the perturbations.
+    the schedule; `train/objective_before`, `train/objective_after`: what CGPO raises, under the
+    perturbation that it began with and the one that it found, on the same noise; `train/lambda`,
+    `train/gradient_norm` (before clipping), `train/ema_decay`, `train/images_per_second` (of
+    training alone); and a histogram of the perturbations.
     """
 
     def __init__(self) -> None:
@@ -103,9 +103,10 @@ def described(module: DiffusionTraining, update: Update) -> dict[str, float]:
         ratio = module.perturbation.ratio(update.level)
         if ratio is not None:
             found["train/lambda"] = float(ratio.mean())
-        for name, values in (("first", update.found.first), ("last", update.found.last)):
-            if values.isfinite().any():
-                found[f"train/objective_{name}"] = float(values.nanmean())
+        asked = update.found.before.isfinite()
+        for name, values in (("before", update.found.before), ("after", update.found.after)):
+            if values is not None and asked.any():
+                found[f"train/objective_{name}"] = float(values[asked].mean())
     return found
 
 

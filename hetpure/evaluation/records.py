@@ -5,6 +5,7 @@ Every process of a run appends to files of its own; reading merges them.
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import warnings
@@ -20,6 +21,7 @@ from hetpure.saved_images import saved_block
 
 RECORDS, TIMING, RESULTS, CONFIG = "records.jsonl", "timing.jsonl", "results.json", "config.yaml"
 ITERATIONS, SESSIONS, CERTIFICATES = "iterations.jsonl", "sessions.jsonl", "certificates.jsonl"
+JOURNALS = (RECORDS, TIMING, ITERATIONS, SESSIONS, CERTIFICATES)
 FACTS, LOCK = "evaluation.json", "lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -126,7 +128,7 @@ class RunFolder:
         would be glued, and of records the block that it belongs to or that lacks lines. That block
         will be computed anew, perhaps by another process, and an accelerator need not repeat it
         bit for bit. Which samples are one block the saved images tell, which are written first."""
-        for path in self.path.glob("*.jsonl"):
+        for path in itertools.chain.from_iterable(map(self._paths, JOURNALS)):
             *lines, torn = path.read_bytes().split(b"\n")
             if path.name.startswith("records."):
                 lines = lines[: len(lines) - self._unfinished(lines)]
@@ -171,11 +173,15 @@ class RunFolder:
 
     def _read(self, name: str) -> list[dict[str, Any]]:
         """The entries of all processes, by their numbers."""
+        return [entry for path in self._paths(name) for entry in read_lines(path)]
+
+    def _paths(self, name: str) -> list[Path]:
+        """The files of that name of all processes; a copy of the user's is none of them."""
         stem, suffix = name.split(".")
-        others = self.path.glob(f"{stem}.*.{suffix}")
-        paths = sorted(others, key=lambda path: int(path.name.split(".")[1]))
-        first = [self.path / name] if (self.path / name).exists() else []
-        return [entry for path in (*first, *paths) for entry in read_lines(path)]
+        numbers = (path.name.split(".")[1] for path in self.path.glob(f"{stem}.*.{suffix}"))
+        processes = sorted(int(number) for number in numbers if number.isdigit())
+        paths = (self.path / _of_process(name, process) for process in (0, *processes))
+        return [path for path in paths if path.exists()]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

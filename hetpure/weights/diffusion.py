@@ -57,6 +57,14 @@ def fresh_scheduler(preconditioning: Literal["none", "edm"], config: dict[str, A
         raise InputError(f"--model.scheduler: {in_one_line(error)}") from None
 
 
+def fresh_unet(config: dict[str, Any]) -> UNet2DModel:
+    """diffusers' network, to be trained from scratch."""
+    try:
+        return UNet2DModel(**config)
+    except (TypeError, ValueError, ImportError, IndexError) as error:
+        raise InputError(f"--model.unet: {in_one_line(error)}") from None
+
+
 def load_unet(folder: Path) -> UNet2DModel:
     """The folder's UNet. Weights that are missing or do not fit are an error, never random."""
     if (folder / "unet").is_dir():

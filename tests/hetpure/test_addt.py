@@ -254,11 +254,48 @@ def test_the_last_perturbation_is_rbgm_of_the_summed_gradients() -> None:
         )
     found = perturbation.find(Denoiser(Zero(), SCHEDULE), guide, data)
     assert torch.equal(found.perturbation, delta)
-    torch.testing.assert_close(found.first, losses[0].float())
-    torch.testing.assert_close(found.last, losses[-1].float())
+    torch.testing.assert_close(found.before, losses[0].float())
+    assert found.after is None, "nobody asked"
+    same_noise = noise.normal(Purpose.TRAINING, x0, repeat=1)
+    mixed = (1 - ratio**2).sqrt() * same_noise + ratio * delta
+    logits = ((x0 + sigma * mixed + 1) / 2).flatten(1) @ weight.T + bias
+    after = perturbation.score(Denoiser(Zero(), SCHEDULE), guide, data, delta)
+    expected = F.cross_entropy(logits, data.labels, reduction="none").float()
+    torch.testing.assert_close(after, expected)
+    assert (after > found.before).all() and not after.requires_grad
 
 
-def search(perturbation: Perturbation, data: Batch | None = None, **unet: Any) -> Found:
+@pytest.mark.parametrize("where", ["value", "gradient"])
+@pytest.mark.parametrize("kind", [RankGaussian(), Ball()], ids=["ranks", "ball"])
+def test_a_guide_without_numbers_is_not_ranked_into_noise(kind: Perturbation, where: str) -> None:
+    """Sorted, NaN would give noise that looks like any other: random order, unnoticed."""
+    data, linear = batch(4), linear_guide().double()
+
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, logits: Tensor) -> Tensor:
+            return logits.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+            return gradient.index_fill(0, torch.tensor([1]), torch.nan)
+
+    def guide(images: Tensor) -> Tensor:
+        logits: Tensor = linear(images)
+        if where == "gradient":
+            broken: Tensor = Broken.apply(logits)  # type: ignore[no-untyped-call]
+            return broken
+        return logits.index_fill(0, torch.tensor([1]), torch.nan)
+
+    denoiser = Denoiser(seeded_unet().double(), SCHEDULE)
+    found = kind.find(denoiser, guide, data).perturbation
+    assert found.flatten(1).isfinite().all(1).tolist() == [True, False, True, True]
+    mixed = kind.mix(torch.zeros_like(found), found, data.level)
+    losses = denoising_loss(denoiser, data.x0, data.level, mixed)
+    assert losses.isnan().tolist() == [False, True, False, False], "the training stops"
+
+
+def search(perturbation: Perturbation, data: Batch | None = None) -> Found:
     denoiser = Denoiser(seeded_unet().double(), SCHEDULE)
     return perturbation.find(denoiser, linear_guide().double(), data or batch(4))
 
@@ -282,7 +319,7 @@ def test_no_gradient_reaches_the_weights(perturbation: Perturbation) -> None:
     assert all(parameter.requires_grad for parameter in parameters)
     assert all(parameter.grad is None for parameter in parameters)
     assert not found.perturbation.requires_grad
-    assert not found.first.requires_grad and not found.last.requires_grad
+    assert not found.before.requires_grad
 
 
 def test_a_guide_that_is_sure_still_orders_the_perturbation() -> None:
@@ -351,7 +388,7 @@ def test_rows_below_a_threshold_are_random_and_cost_no_call() -> None:
     start = data.noise.normal(Purpose.PERTURBATION, data.x0)
     assert torch.equal(found.perturbation[skipped], start[skipped])
     assert torch.equal(found.perturbation[~skipped], whole.perturbation[~skipped])
-    assert found.first.isnan().equal(skipped) and found.last.isnan().equal(skipped)
+    assert found.before.isnan().equal(skipped)
     nothing = counted(RankGaussian(scale=1e-6, skip_below=0.3))
     assert len(calls) == 10 and torch.equal(nothing.perturbation, start)
 
@@ -416,7 +453,7 @@ def test_random_order_is_gaussian_and_knows_nothing_of_image_or_label() -> None:
     other = search(RandomOrder(), replace(data, x0=-data.x0, labels=(data.labels + 1) % CLASSES))
     assert torch.equal(found.perturbation, other.perturbation)
     assert stats.kstest(found.perturbation.flatten().numpy(), "norm").pvalue > 1e-3
-    assert found.first.isnan().all()
+    assert found.before.isnan().all()
 
 
 def test_a_ball_moves_the_image_and_the_target() -> None:
@@ -519,7 +556,7 @@ def test_other_processes_have_lambda_of_their_own_level(
     denoiser = Denoiser(seeded_unet().double(), SCHEDULE, prediction)
     data = replace(data, level=level)
     found = RankGaussian().find(denoiser, linear_guide().double(), data)
-    assert found.perturbation.isfinite().all() and found.last.isfinite().all()
+    assert found.perturbation.isfinite().all() and found.before.isfinite().all()
 
 
 def test_without_strength_the_loss_is_plain_ddpm_loss() -> None:

@@ -326,6 +326,16 @@ def test_training_with_a_guide_of_other_classes(
     assert "7 classes" in line
 
 
+def test_a_training_of_so_many_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody knows how many updates that are: a learning rate that hangs on it is refused."""
+    options = ["--trainer.max_steps=-1", "--trainer.max_time=00:00:00:02", *QUICK_FIT[1:]]
+    options.append("--model.perturbation=null")
+    said = refused(train.main, [*options, "--model.learning_rate_schedule=cosine"], capsys)
+    assert "cosine needs the number of updates" in said
+    train.main(options)
+    assert "weights: " in capsys.readouterr().out
+
+
 def test_training_goes_on_from_its_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     """Two updates, then a third from the checkpoint: weights, optimiser and average go on."""
     plain = ["--model.perturbation=null", *QUICK_FIT]

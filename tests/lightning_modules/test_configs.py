@@ -81,6 +81,24 @@ def test_a_variant_changes_what_it_says_and_nothing_else(
     assert before == after
 
 
+def test_controls_of_the_published_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """As strong as what they are the control of, and probed though nothing guides them."""
+    base = ROOT / "configs" / "train" / "addt_cifar10.yaml"
+    variant = base.parent / "variants" / "random_order.yaml"
+    with pytest.raises(SystemExit):
+        train.main([f"--config={base}", f"--config={variant}", "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    perturbation = config["model"]["init_args"]["perturbation"]
+    assert perturbation["init_args"] == {"scale": 0.03, "cap": 0.3, "ranks": "channel"}
+    (probe,) = (
+        one["init_args"]
+        for one in config["trainer"]["callbacks"]
+        if one["class_path"].endswith("RobustProbe")
+    )
+    assert probe["classifier"] == "wrn-28-10"
+    assert config["trainer"]["devices"] == 1, "the published batch"
+
+
 def _at(config: dict[str, Any], key: str) -> Any:
     for part in key.split("."):
         config = config[part]

@@ -81,7 +81,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, EventAcc
 def test_scalars_are_logged_every_n_updates(watched: tuple[Trainer, EventAccumulator]) -> None:
     events = watched[1]
     names = set(events.Tags()["scalars"])
-    wanted = {"train/loss", "train/objective_first", "train/objective_last", "train/lambda"}
+    wanted = {"train/loss", "train/objective_before", "train/objective_after", "train/lambda"}
     wanted |= {"train/gradient_norm", "train/ema_decay", "train/images_per_second"}
     wanted |= {"probe/robust", "probe/clean", "fid", "lr-AdamW"}
     assert wanted <= names
@@ -165,9 +165,9 @@ def test_losses_are_told_by_the_level_they_were_computed_at() -> None:
 @pytest.mark.parametrize(
     ("perturbation", "names"),
     [
-        (RankGaussian(), {"lambda", "objective_first", "objective_last"}),
+        (RankGaussian(), {"lambda", "objective_before", "objective_after"}),
         (RandomOrder(), {"lambda"}),
-        (Ball(), {"objective_first", "objective_last"}),
+        (Ball(), {"objective_before", "objective_after"}),
     ],
     ids=["rank", "random", "ball"],
 )
@@ -183,7 +183,7 @@ def test_what_a_perturbation_does_not_know_is_not_told(
     told = described(module, update([0.9, 0.5], [1.0, 1.0], found))
     assert {name.removeprefix("train/") for name in told if "loss" not in name} == names
     if asked:
-        assert float(told["train/objective_last"]) == 2.0  # the mean of those that were asked
+        assert float(told["train/objective_after"]) == 2.0  # the mean of those that were asked
 
 
 def test_fid_is_that_of_the_classifiers_last_features(tmp_path: Path) -> None:

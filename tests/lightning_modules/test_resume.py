@@ -241,6 +241,21 @@ def test_an_epoch_does_not_go_on_in_another_order(whole: Any, tmp_path: Path) ->
         train(tmp_path, 8, whole[0] / "step=3.ckpt", order=1)
 
 
+def test_a_training_does_not_go_on_with_other_images(
+    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a machine has the packaged subset only; as many of them, even."""
+
+    def others(self: FewImages, stage: str | None = None) -> None:
+        FashionMNIST.setup(self, stage)
+        self._splits["train"] = self._splits["train"].take(slice(1, 1 + BATCHES * BATCH))
+
+    monkeypatch.setattr(FewImages, "setup", others)
+    for checkpoint in ("step=3.ckpt", "step=5.ckpt"):  # within an epoch, and at its end
+        with pytest.raises(InputError, match="on other images than the 100 of --data"):
+            train(tmp_path, 8, whole[0] / checkpoint)
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_what_failed_is_seen_again(
     accumulated: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -250,8 +265,8 @@ def test_what_failed_is_seen_again(
     whole, samples = train(tmp_path / "whole", 4, accumulated=accumulated)
     original = DiffusionTraining.losses
 
-    def losses(self: DiffusionTraining, *given: Any) -> Any:
-        update = original(self, *given)
+    def losses(self: DiffusionTraining, *given: Any, **settings: Any) -> Any:
+        update = original(self, *given, **settings)
         return replace(update, losses=update.losses + (torch.nan if self.global_step == 1 else 0))
 
     with monkeypatch.context() as patch:
@@ -273,8 +288,8 @@ def test_what_is_no_number_stops_and_keeps_the_state(what: str, tmp_path: Path) 
     module = DiffusionTraining(unet=UNET, learning_rate=1e-3)
     whole = DiffusionTraining.losses
 
-    def losses(self: DiffusionTraining, *given: Any) -> Any:
-        update = whole(self, *given)
+    def losses(self: DiffusionTraining, *given: Any, **settings: Any) -> Any:
+        update = whole(self, *given, **settings)
         if self.global_step < 2:
             return update
         if what == "loss":

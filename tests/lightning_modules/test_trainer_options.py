@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -84,6 +84,7 @@ def fit(
     compiled: bool = False,
     save: bool = False,
     resume: Path | None = None,
+    perturbation: RankGaussian = RankGaussian(steps=2),  # noqa: B008 (frozen)
     **options: Any,
 ) -> list[dict[str, Any]]:
     """What each process kept of a training under the trainer's options."""
@@ -93,7 +94,7 @@ def fit(
     module = DiffusionTraining(
         unet=UNET,
         guide="fashion_mnist_wrn",
-        perturbation=RankGaussian(steps=2),
+        perturbation=perturbation,
         compile=compiled,
     )
     trainer = Trainer(
@@ -169,8 +170,8 @@ def test_a_fast_dev_run_trains_once_and_leaves_nothing(
 class NoNumber(DiffusionTraining):
     """The second process has no loss in the second update."""
 
-    def losses(self, *given: Any) -> Any:
-        update = super().losses(*given)
+    def losses(self, *given: Any, **settings: Any) -> Any:
+        update = super().losses(*given, **settings)
         if self.global_step == 1 and self.trainer.global_rank == 1:
             return replace(update, losses=update.losses * torch.nan)
         return update
@@ -285,6 +286,18 @@ def test_a_sharded_network_trains_alike(tmp_path: Path) -> None:
     for options in (shards, alone):
         rest = weights(f"rest of {len(options)}", 3, *options, from_there)
         assert apart(whole, rest) < 1e-3 * apart(whole, begun)
+
+
+def test_a_sharded_network_skips_no_rows(tmp_path: Path) -> None:
+    """A device without rows to ask would not call the network, and all others wait for it."""
+    with pytest.raises(InputError, match="skip_below must be 0 where the network is sharded"):
+        fit(
+            tmp_path / "skipping",
+            1,
+            perturbation=RankGaussian(skip_below=0.1),
+            devices=1,
+            strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1),
+        )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

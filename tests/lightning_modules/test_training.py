@@ -189,6 +189,8 @@ def test_the_average_moves_once_an_update_under_accumulation(tmp_path: Path) -> 
         ({"guide": None}, "--model.guide"),
         ({"levels": LogNormalLevels()}, "LogNormalLevels"),
         ({"preconditioning": "edm", "scheduler": {"sigma_data": 0}}, "sigma_data"),
+        ({"unet": UNET | {"blocks": 2}}, "--model.unet: .*blocks"),
+        ({"unet": UNET | {"block_out_channels": [8]}}, "--model.unet: .*block_out_channels"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -361,6 +363,20 @@ def test_data_of_another_size_is_refused() -> None:
     data = SimpleNamespace(channels=1, image_size=32)
     with pytest.raises(InputError, match="the diffusion has images of size 28 and the data 32"):
         check_denoiser(load_denoiser("fashion_mnist_ddpm"), data)
+
+
+@pytest.mark.parametrize(
+    ("unet", "said"),
+    [
+        ({"out_channels": 2}, "the diffusion has 2 channels of output and the data 1"),
+        ({"num_class_embeds": 10}, "is told an image's class"),
+    ],
+    ids=["learned variance", "class"],
+)
+def test_other_kinds_of_networks_are_refused(unet: dict[str, Any], said: str) -> None:
+    denoiser = DiffusionTraining(unet=UNET | unet).denoiser
+    with pytest.raises(InputError, match=said):
+        check_denoiser(denoiser, SimpleNamespace(channels=1, image_size=28))
 
 
 def test_a_few_batches_can_be_fitted_again_and_again(tmp_path: Path) -> None:
