@@ -287,21 +287,33 @@ def _percent(found: Estimate, n: int) -> str:
     return f"{middle:.1f} [{low:.1f}, {high:.1f}]{fewer}"
 
 
+def made_with(name: str) -> str:
+    """The weights that an evaluation began with, by the names that its config gives them."""
+    weights = run_folder(name).read_sessions()[0]["weights"]
+    return f"{name}: " + ", ".join(f"`{key}@{found[:12]}`" for key, found in weights.items())
+
+
+def run_folder(name: str) -> RunFolder:
+    return RunFolder(ROOT / "runs" / "evaluate" / name)
+
+
 def report() -> str:
-    """All tables and what they were made with."""
-    tuning, primary, secondary, variants = (
-        RunFolder(ROOT / "runs" / "evaluate" / name).read_records() for name in EVALUATIONS
-    )
-    weights = sorted(path for path in (RUNS / "weights").iterdir() if path.suffix != ".part")
-    hashes = ", ".join(f"`{path.name}@{folder_hash(path)[:12]}`" for path in weights)
-    secondary += variants
-    planned = [attack for attack in attacks_of(primary) if attack != LOCKED]
-    tables = [
-        *(contrasts(primary), cells(primary), differences(primary, planned)),
-        *(cells(secondary), differences(secondary, attacks_of(secondary))),
-        *(cells(tuning), prices(), probes(), hashes),
-    ]
-    return "\n\n".join(tables)
+    """All tables of what is there, and what they were made with."""
+    probe, primary, *others = EVALUATIONS
+    found = {name: run_folder(name).read_records() for name in EVALUATIONS}
+    told = []
+    if found[primary]:
+        planned = [attack for attack in attacks_of(found[primary]) if attack != LOCKED]
+        told += [contrasts(found[primary]), cells(found[primary])]
+        told += [differences(found[primary], planned)]
+    if secondary := [record for name in others for record in found[name]]:
+        told += [cells(secondary), differences(secondary, attacks_of(secondary))]
+    if found[probe]:
+        told += [cells(found[probe])]
+    if (RUNS / "train").exists():
+        told += [prices(), probes()]
+    told += [made_with(name) if records else f"{name}: not run" for name, records in found.items()]
+    return "\n\n".join(told)
 
 
 def main() -> None:

@@ -224,6 +224,21 @@ def test_differences_within_each_purifier(experiment: ModuleType) -> None:
         experiment.differences(fewer, ["clean"])
 
 
+def test_a_report_of_what_is_there(
+    experiment: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "ROOT", tmp_path)
+    monkeypatch.setattr(experiment, "RUNS", tmp_path / "runs" / "addt")
+    assert experiment.report().splitlines()[0] == "addt_probe: not run"
+    folder = experiment.run_folder("addt_variants")
+    folder.append_session({"weights": {"classifier": "ab" * 32, "denoiser label_free": "cd" * 32}})
+    folder.append_records(records("DDPM, label-free", "clean", [True, False]))
+    told = experiment.report()
+    assert "| DDPM, label-free | 50.0 [" in told
+    line = "addt_variants: `classifier@abababababab`, `denoiser label_free@cdcdcdcdcdcd`"
+    assert told.endswith(line) and "addt_primary: not run" in told
+
+
 def test_the_document_has_what_the_records_say(experiment: ModuleType, tmp_path: Path) -> None:
     """docs/addt.md: the tables of both evaluations, from the committed records."""
     text = (ROOT / "docs" / "addt.md").read_text().splitlines()

@@ -122,6 +122,16 @@ def test_success_is_over_what_was_right_before() -> None:
     assert (success["accuracy"], success["n"]) == (0.5, 2)
 
 
+def test_a_copy_of_a_journal_is_not_read_nor_cut(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.append_records([CLEAN])
+    copy = tmp_path / "records.bak.jsonl"
+    copy.write_text((tmp_path / "records.jsonl").read_text() + "torn")
+    before = copy.read_text()
+    folder.recover()
+    assert len(folder.read_entries()) == 1 and copy.read_text() == before
+
+
 def test_a_torn_last_line_is_cut_off_and_its_sample_computed_anew(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.append_records([CLEAN, ATTACKED])
