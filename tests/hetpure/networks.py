@@ -1,8 +1,11 @@
-"""Networks that several test files build."""
+"""Networks that several test files build, and the noise of a training's rows."""
 
 from typing import Any
 
+import torch
 from diffusers import UNet2DModel
+
+from hetpure.noise import Noise, RowNoise, Stream
 
 
 def tiny_unet(**changes: Any) -> UNet2DModel:
@@ -17,3 +20,13 @@ def tiny_unet(**changes: Any) -> UNet2DModel:
         up_block_types=("UpBlock2D", "UpBlock2D"),
         add_attention=False,
     ).eval()
+
+
+def seeded_unet(seed: int = 0) -> UNet2DModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return tiny_unet()
+
+
+def rows(count: int, seed: int = 0, index: int = 0) -> RowNoise:
+    return Noise.of(seed, Stream.TRAIN, index).on(torch.arange(count))

@@ -1,15 +1,14 @@
-"""RBGM, the perturbation's strength, CGPO and the training loss, against the paper's numbers."""
+"""CGPO and the training loss, line by line, and what must not leak out of the search."""
 
 import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
 from scipy import stats
 from torch import Tensor, nn
 
@@ -21,8 +20,6 @@ from hetpure.addt import (
     RandomOrder,
     RankGaussian,
     denoising_loss,
-    mix_noise,
-    perturbation_ratio,
     rank_gaussian,
 )
 from hetpure.denoiser import Denoiser, PredictionType
@@ -31,183 +28,13 @@ from hetpure.levels import ContinuousLevels, LogNormalLevels
 from hetpure.noise import Noise, Purpose, RowNoise, Stream
 from hetpure.numbers import Number
 from hetpure.schedule import linear_schedule
-from tests.hetpure.networks import tiny_unet
+from tests.hetpure.networks import rows, seeded_unet
 
 SCHEDULE = linear_schedule()
-LEVELS = torch.tensor(SCHEDULE.alphas_cumprod, dtype=torch.float64)
-GAMMA = (LEVELS / (1 - LEVELS)).sqrt()
 CLASSES = 4
 
 
-def rows(count: int, seed: int = 0, index: int = 0) -> RowNoise:
-    return Noise.of(seed, Stream.TRAIN, index).on(torch.arange(count))
-
-
-def rank_inputs(*shape: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(values, draw, tie breaker) of one shape, all addressed."""
-    noise, like = rows(shape[0]), torch.empty(shape)
-    return (
-        noise.normal(Purpose.PERTURBATION, like),
-        noise.normal(Purpose.RANK, like),
-        noise.uniform(Purpose.TIES, like),
-    )
-
-
-# --- RBGM ---
-
-
-def test_rank_gaussian_gives_the_worked_example() -> None:
-    """SPEC section 3, one row of seven values."""
-    values = torch.tensor([0.5, -2.2, -1.4, 7.2, 5.1, -0.6, 1.1]).reshape(1, 1, 1, 7)
-    draw = torch.tensor([1.2, 0.0, -1.6, 0.8, -0.6, 0.4, -0.2]).reshape(1, 1, 1, 7)
-    expected = torch.tensor([0.0, -1.6, -0.6, 1.2, 0.8, -0.2, 0.4]).reshape(1, 1, 1, 7)
-    assert torch.equal(rank_gaussian(values, draw, torch.zeros(1, 1, 1, 7)), expected)
-
-
-@pytest.mark.parametrize("per", ["channel", "image"])
-def test_rank_gaussian_is_the_exact_multiset_in_the_order_of_the_input(
-    per: Literal["channel", "image"],
-) -> None:
-    values, draw, ties = rank_inputs(3, 2, 4, 5)
-    start = 2 if per == "channel" else 1
-    result = rank_gaussian(values, draw, ties, per)
-    assert result.shape == values.shape
-    flat = result.flatten(start)
-    assert torch.equal(flat.sort(-1).values, draw.flatten(start).sort(-1).values)
-    assert torch.equal(flat.argsort(-1), values.flatten(start).argsort(-1))
-
-
-def test_rank_gaussian_ranks_channels_apart_by_default_and_images_whole_on_request() -> None:
-    """A second channel far above the first: per channel it gets its own draw, per image the
-    larger half of all numbers."""
-    values, draw, ties = rank_inputs(2, 2, 4, 4)
-    values[:, 1] += 100
-    default, image = rank_gaussian(values, draw, ties), rank_gaussian(values, draw, ties, "image")
-    assert torch.equal(default, rank_gaussian(values, draw, ties, "channel"))
-    assert torch.equal(default[:, 1].flatten(1).sort().values, draw[:, 1].flatten(1).sort().values)
-    assert (image[:, 1].amin((1, 2)) > image[:, 0].amax((1, 2))).all()
-    alone = rank_gaussian(values[1:], draw[1:], ties[1:], "image")
-    assert torch.equal(alone, image[1:])  # never ranked across samples
-
-
-@pytest.mark.parametrize(
-    "transform",
-    [torch.exp, torch.atan, lambda v: v**3, lambda v: 1e-20 * v, lambda v: 1e6 * v + 5e6],
-    ids=["exp", "atan", "cube", "tiny", "affine"],
-)
-def test_rank_gaussian_ignores_increasing_transforms(
-    transform: Callable[[Tensor], Tensor],
-) -> None:
-    """Only the order counts: the size of a gradient, 1e-20 included, must not matter."""
-    values, draw, ties = rank_inputs(2, 3, 6, 6)
-    values = values.double()
-    assert torch.equal(
-        rank_gaussian(transform(values), draw, ties), rank_gaussian(values, draw, ties)
-    )
-    assert not torch.equal(rank_gaussian(-values, draw, ties), rank_gaussian(values, draw, ties))
-
-
-def test_an_all_equal_input_gives_a_random_order_and_no_ramp() -> None:
-    """A dead ReLU or G = 0 has only ties. Were they broken by position, every channel would hold
-    the same ramp: an image feature no Gaussian has."""
-    _, draw, ties = rank_inputs(4, 3, 8, 8)
-    result = rank_gaussian(torch.zeros(4, 3, 8, 8), draw, ties).flatten(2)
-    position = torch.arange(64.0)
-    for channel in result.flatten(0, 1):
-        assert abs(torch.corrcoef(torch.stack((channel, position)))[0, 1]) < 5 / 8
-    assert len({tuple(order) for order in result.argsort(-1).flatten(0, 1).tolist()}) == 12
-
-
-@pytest.mark.parametrize(
-    ("values", "orders"),
-    [
-        ([0.0, 0.0, 0.0], list(itertools.permutations(range(3)))),
-        ([2.0, 1.0, 2.0, 1.0], [(2, 0, 3, 1), (2, 1, 3, 0), (3, 0, 2, 1), (3, 1, 2, 0)]),
-    ],
-    ids=["all-equal", "two-pairs"],
-)
-def test_equal_values_are_ordered_uniformly(
-    values: list[float], orders: list[tuple[int, ...]]
-) -> None:
-    """Every order that agrees with the values, and no other, equally often (chi-square)."""
-    count, size = 6000, len(values)
-    like = torch.empty(count, 1, 1, size)
-    tied = torch.tensor(values).expand_as(like)
-    draw = torch.arange(float(size)).expand_as(like)
-    ranks = rank_gaussian(tied, draw, rows(count).uniform(Purpose.TIES, like)).reshape(count, size)
-    found = [tuple(int(rank) for rank in row) for row in ranks.tolist()]
-    assert set(found) == set(orders)
-    assert stats.chisquare([found.count(order) for order in orders]).pvalue > 1e-3
-
-
-def test_rank_gaussian_of_anything_is_standard_normal() -> None:
-    """The whole point: a gradient with heavy tails becomes exact Gaussian noise."""
-    values, draw, ties = rank_inputs(40, 1, 30, 30)
-    result = rank_gaussian(values**5, draw, ties)
-    assert stats.kstest(result.flatten().numpy(), "norm").pvalue > 1e-3
-
-
-def test_rank_gaussian_is_not_differentiated() -> None:
-    values, draw, ties = rank_inputs(1, 1, 3, 3)
-    result = rank_gaussian(values.requires_grad_(), draw.requires_grad_(), ties)
-    assert not result.requires_grad
-
-
-# --- strength and mixing ---
-
-
-def test_perturbation_ratio_has_the_numbers_of_the_spec() -> None:
-    """SPEC section 3: the cap of .3 for t <= 26, .0877 at 100, .0087 at 500."""
-    ratio = perturbation_ratio(GAMMA)
-    assert (ratio == 0.3).nonzero().flatten().tolist() == list(range(27))
-    assert float(ratio[100]) == pytest.approx(0.0877, abs=5e-5)
-    assert float(ratio[500]) == pytest.approx(0.0087, abs=5e-5)
-    assert (ratio.diff() <= 0).all()
-    assert (ratio > 0).all()
-
-
-def test_perturbation_has_constant_strength_in_pixels_off_the_cap() -> None:
-    """lambda_t sqrt(1-abar) eps_delta is what is added to sqrt(abar) x0: in units of x0 its
-    standard deviation is `scale` at every t off the cap, and less on it."""
-    for scale, cap in ((0.03, 0.3), (0.01, 0.5)):
-        ratio = perturbation_ratio(GAMMA, scale, cap)
-        pixels = ratio * (1 - LEVELS).sqrt() / LEVELS.sqrt()
-        free = ratio < cap
-        assert 0 < int(free.sum()) < 1000
-        torch.testing.assert_close(pixels[free], torch.full_like(pixels[free], scale))
-        assert (pixels[~free] <= scale).all()
-        assert (ratio[~free] == cap).all()
-
-
-def test_mixing_is_variance_preserving_and_has_the_share_of_the_perturbation() -> None:
-    """Exact on unit vectors: the squares of the two weights are 1 - lambda^2 and lambda^2; and
-    one ratio a sample."""
-    ratio = torch.tensor([0.0, 0.3, 0.6, 1.0]).double().reshape(-1, 1, 1, 1)
-    one, zero = torch.ones(4, 1, 1, 1).double(), torch.zeros(4, 1, 1, 1).double()
-    share = mix_noise(zero, one, ratio)
-    rest = mix_noise(one, zero, ratio)
-    assert torch.equal(share, ratio)
-    torch.testing.assert_close(share**2 + rest**2, one)
-    assert float(mix_noise(one, one, ratio)[2]) == pytest.approx(0.8 + 0.6)
-
-
-def test_mixing_two_gaussians_gives_a_gaussian() -> None:
-    noise, like = rows(1), torch.empty(1, 1, 150, 150)
-    mixed = mix_noise(
-        noise.normal(Purpose.TRAINING, like),
-        noise.normal(Purpose.PERTURBATION, like),
-        torch.tensor([0.3]),
-    )
-    assert stats.kstest(mixed.flatten().numpy(), "norm").pvalue > 1e-3
-
-
 # --- CGPO ---
-
-
-def seeded_unet(seed: int = 0) -> UNet2DModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return tiny_unet()
 
 
 def linear_guide(seed: int = 1) -> nn.Module:
