@@ -1,13 +1,21 @@
-"""Whether networks and data belong together, asked before anything is computed."""
+"""Whether networks, data and trainer go together, asked before anything is computed."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import lightning as L
 import torch
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 
 from hetpure.classifiers import Classifier
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
+
+PRECISIONS = ("32-true", "64-true", "bf16-mixed")  # perturbations are ranked in float32 at least
 
 
 class ImageData(Protocol):
@@ -72,4 +80,20 @@ def check_denoiser(denoiser: Denoiser, data: Any) -> None:
         raise InputError(
             "the diffusion is told an image's class (class_embed_type, num_class_embeds), which a"
             " purifier does not know: give one that is not"
+        )
+
+
+def check_trainer(trainer: L.Trainer) -> None:
+    """Raises InputError unless a diffusion can be trained in the trainer's precision, by its
+    strategy."""
+    if trainer.precision not in PRECISIONS:
+        raise InputError(
+            f"--trainer.precision {trainer.precision} is not one of {', '.join(PRECISIONS)}: others"
+            " lose small gradients, by which perturbations are ranked"
+        )
+    strategy = trainer.strategy
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)):
+        raise InputError(
+            f"--trainer.strategy {type(strategy).__name__}: a diffusion is trained by ddp, or"
+            " sharded by ModelParallelStrategy (docs/cluster.md)"
         )

@@ -12,11 +12,6 @@ import lightning as L
 import torch
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    ModelParallelStrategy,
-    SingleDeviceStrategy,
-)
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -40,12 +35,16 @@ from hetpure.weights.diffusion import (
     load_unet,
     set_dropout,
 )
-from lightning_modules.compatibility import check_classifier, check_denoiser, check_size
+from lightning_modules.compatibility import (
+    check_classifier,
+    check_denoiser,
+    check_size,
+    check_trainer,
+)
 from lightning_modules.learning_rate import learning_rate_schedule
 from lightning_modules.processes import everyones, parted, shard, whole
 from lightning_modules.resume import architecture, check_same, described, go_on, take_back
 
-PRECISIONS = ("32-true", "64-true", "bf16-mixed")  # perturbations are ranked in float32 at least
 COMPILED_COSINE = 0.99
 
 
@@ -200,12 +199,7 @@ class DiffusionTraining(L.LightningModule):
         return self._guide[0] if self._guide else None
 
     def on_fit_start(self) -> None:
-        precision = self.trainer.precision
-        if precision not in PRECISIONS:
-            raise InputError(
-                f"--trainer.precision {precision} is not one of {', '.join(PRECISIONS)}: others"
-                " lose small gradients, by which perturbations are ranked"
-            )
+        check_trainer(self.trainer)
         self.ema.to(self.device)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         check_denoiser(self.denoiser, data)
@@ -214,12 +208,6 @@ class DiffusionTraining(L.LightningModule):
             like = next(self.unet.parameters())
             check_classifier(self.guide.to(like.device, like.dtype), data)
             check_size(self.guide, self.unet.config, self.device)
-        strategy = self.trainer.strategy
-        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)):
-            raise InputError(
-                f"--trainer.strategy {type(strategy).__name__}: a diffusion is trained by ddp, or"
-                " sharded by ModelParallelStrategy (docs/cluster.md)"
-            )
         skips = isinstance(self.perturbation, RankGaussian) and self.perturbation.skip_below > 0
         if self._sharded and skips:  # each call gathers weights of all, who would wait
             raise InputError(
