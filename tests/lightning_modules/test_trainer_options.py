@@ -113,21 +113,23 @@ def fit(
 
 
 @pytest.mark.parametrize(
-    ("precision", "bound", "updates"), [("32-true", 1e-5, 20), ("64-true", 1e-12, 2)]
+    ("precision", "bound", "updates", "accumulated"),
+    [("32-true", 1e-5, 20, 1), ("64-true", 1e-12, 2, 2)],
 )
-def test_two_processes_are_one_that_accumulates(
-    precision: Any, bound: float, updates: int, tmp_path: Path
+def test_two_processes_are_one_that_accumulates_twice_as_much(
+    precision: Any, bound: float, updates: int, accumulated: int, tmp_path: Path
 ) -> None:
     """The same images under the same noise, the same gradient (so nothing was summed over
     processes but the weights' gradients of the outer loss), and so the same training."""
-    both = {"precision": precision}
-    first, second = fit(tmp_path / "two", updates, devices=2, strategy=spawned(), **both)
+    two = {"devices": 2, "accumulate_grad_batches": accumulated, "precision": precision}
+    one = two | {"devices": 1, "accumulate_grad_batches": 2 * accumulated}
+    first, second = fit(tmp_path / "two", updates, strategy=spawned(), **two)
     # Lightning gives each of two processes one thread. Two threads sum in another order, and a
     # perturbation's ranks turn rounding into more: float32 gradients were 2e-5 apart by that alone.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        (alone,) = fit(tmp_path / "one", updates, devices=1, accumulate_grad_batches=2, **both)
+        (alone,) = fit(tmp_path / "one", updates, **one)
     finally:
         torch.set_num_threads(threads)
     seen = zip(first["samples"], second["samples"], strict=True)
@@ -139,8 +141,8 @@ def test_two_processes_are_one_that_accumulates(
         assert torch.equal(ours, theirs)
         assert (ours - whole).norm() <= bound * whole.norm()
     ours = (torch.tensor(first["losses"]) + torch.tensor(second["losses"])) / 2
-    theirs = torch.tensor(alone["losses"]).reshape(updates, 2).mean(1)
-    assert len(ours) == updates
+    theirs = torch.tensor(alone["losses"]).reshape(-1, 2).mean(1)
+    assert len(ours) == updates * accumulated
     assert (ours - theirs).abs().max() < 1e-3
 
 
