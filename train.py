@@ -10,7 +10,11 @@ from lightning import LightningDataModule, LightningModule
 
 from lightning_modules.callbacks import SaveWhenStopped, announce
 from lightning_modules.cli import KeepConfig, TrainingCLI, make_cli, run, with_default_config
-from lightning_modules.signals import end_with_children, leave_slurm_to_us
+from lightning_modules.signals import (
+    check_nothing_is_loaded_unasked,
+    end_with_children,
+    leave_slurm_to_us,
+)
 
 DEFAULT = Path(__file__).parent / "configs" / "train" / "quick.yaml"
 
@@ -32,7 +36,9 @@ def main(arguments: list[str]) -> None:
     callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
     callbacks.sort(key=lambda callback: not isinstance(callback, SaveWhenStopped))
     leave_slurm_to_us(cli.trainer)
-    end_with_children(cli.trainer)
+    if cli.config.ckpt_path is None:
+        check_nothing_is_loaded_unasked(cli.trainer)
+    end_with_children()
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
     announce(cli.trainer)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hetpure.evaluation.protocol import Record
-from hetpure.evaluation.records import RunFolder
+from hetpure.evaluation.records import RESULTS, RunFolder
 from hetpure.evaluation.results import by_attack, draws_right
 from hetpure.evaluation.statistics import (
     Difference,
@@ -300,7 +300,10 @@ def run_folder(name: str) -> RunFolder:
 def report() -> str:
     """All tables of what is there, and what they were made with."""
     probe, primary, *others = EVALUATIONS
-    found = {name: run_folder(name).read_records() for name in EVALUATIONS}
+    finished = [name for name in EVALUATIONS if (run_folder(name).path / RESULTS).exists()]
+    found = {
+        name: run_folder(name).read_records() if name in finished else [] for name in EVALUATIONS
+    }
     told = []
     if found[primary]:
         planned = [attack for attack in attacks_of(found[primary]) if attack != LOCKED]
@@ -312,7 +315,7 @@ def report() -> str:
         told += [cells(found[probe])]
     if (RUNS / "train").exists():
         told += [prices(), probes()]
-    told += [made_with(name) if records else f"{name}: not run" for name, records in found.items()]
+    told += [made_with(name) if name in finished else f"{name}: not finished" for name in found]
     return "\n\n".join(told)
 
 

@@ -1,7 +1,9 @@
 """Images held in memory, and a shuffle that depends on the seed and the epoch alone."""
 
 import hashlib
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -86,10 +88,19 @@ class ImageDataset(Dataset[Sample]):
 
 
 def leave_stopping_to_the_program(worker: int) -> None:
-    """`worker_init_fn` of a loader: a signal that a whole group of processes gets ends the program
-    in its own time. Were its loaders gone, it could not end the update that it is in."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    """`worker_init_fn` of a loader: of signals that a whole group of processes gets it heeds those
+    of the program itself. Were the loaders gone, that could not end the update that it is in."""
+    if not hasattr(signal, "sigwaitinfo"):  # macOS does not say who sent a signal
+        return
+    numbers, program = {signal.SIGTERM, signal.SIGUSR1}, os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def heed() -> None:
+        while signal.sigwaitinfo(numbers).si_pid != program:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=heed, daemon=True).start()
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
@@ -164,7 +175,8 @@ class ResumableLoader(DataLoader[Sample]):
         other one is whole."""
         if not state or not self._resumable:
             return
-        if state["data"] != self.dataset.fingerprint:
+        own = self.dataset.fingerprint
+        if state.get("data", own) != own:  # older checkpoints do not say
             raise InputError(
                 "--ckpt_path is of a training on other images than the"
                 f" {len(self.dataset)} of --data: give the same --data.source and folder"

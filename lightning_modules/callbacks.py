@@ -10,7 +10,6 @@ import torch
 from diffusers import UNet2DModel
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from torch import Tensor
 
@@ -111,12 +110,6 @@ class SaveWhenStopped(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._updates = trainer.global_step
         signal.signal(signal.SIGTERM, self._asked)
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        if isinstance(exception, SIGTERMException):  # before the first update; it says success
-            exception.code = 128 + signal.SIGTERM
 
     def _asked(self, number: int, frame: object) -> None:
         self._signal = self._signal or number

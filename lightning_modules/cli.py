@@ -115,7 +115,7 @@ class KeepConfig(SaveConfigCallback):
         folder = Path(trainer.log_dir or trainer.default_root_dir).resolve()
         path = self.config.ckpt_path
         from_here = path is not None and folder in Path(path).resolve().parents
-        taken = (folder / self.config_filename).is_file() and not from_here
+        taken = any((folder / "checkpoints").glob("*.ckpt")) and not from_here
         if trainer.strategy.broadcast(taken):
             raise InputError(
                 f"{folder} holds another training: give another --trainer.default_root_dir, or go"

@@ -139,6 +139,7 @@ class DiffusionTraining(L.LightningModule):
         levels.check(self.denoiser.schedule, self.denoiser.prediction_type)
         self.ema_decay = ema_decay
         self.ema = self._begun_average()
+        self.guide_name = guide
         # In a tuple, so that the frozen guide is neither in checkpoints nor wrapped by strategies.
         self._guide: tuple[Classifier, ...] = (load_classifier(guide),) if guided and guide else ()
         if compile:  # in place: the names of weights stay
@@ -147,6 +148,7 @@ class DiffusionTraining(L.LightningModule):
         self._unchecked = compile
         self._validated: tuple[Denoiser, ...] = ()
         self.last_update: Update | None = None
+        self.watched = False  # set by who will tell of this update
         self._batches: list[list[int]] = []  # sample ids of the update that is computed
         self._failed = ""
         self._stopped = False
@@ -224,9 +226,7 @@ class DiffusionTraining(L.LightningModule):
         torch.manual_seed(int(noise.words(Purpose.AUGMENTATION, 1, 0, 1)[0, 0]))
         if self._unchecked:
             self._check_compiled(to_model(images), noise)
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        watched = bool(every) and (self.global_step + 1) % every == 0
-        update = self.losses(to_model(images), batch["label"], noise, watched=watched)
+        update = self.losses(to_model(images), batch["label"], noise)
         self.last_update = replace(update, losses=update.losses.detach())
         self._batches.append(batch["sample"].tolist())
         loss = update.losses.mean()
@@ -244,11 +244,9 @@ class DiffusionTraining(L.LightningModule):
             self._stop(f"the gradient's norm is {float(self.gradient_norm):g}")
         self._batches = []
 
-    def losses(
-        self, x0: Tensor, labels: Tensor, noise: RowNoise, *, watched: bool = False
-    ) -> Update:
-        """The update's losses of images in model units under addressed noise; if `watched`, with
-        what the search reached."""
+    def losses(self, x0: Tensor, labels: Tensor, noise: RowNoise) -> Update:
+        """The update's losses of images in model units under addressed noise; if it is `watched`,
+        with what the search reached."""
         level = self.levels.draw(self.denoiser.schedule, noise, x0)
         training_noise = noise.normal(Purpose.TRAINING, x0)
         if self.perturbation is None:
@@ -259,7 +257,7 @@ class DiffusionTraining(L.LightningModule):
             found = self.perturbation.find(self.denoiser, self.guide, batch)
         training_noise = self.perturbation.mix(training_noise, found.perturbation, level)
         losses = denoising_loss(self.denoiser, x0, level, training_noise)
-        if watched and self.perturbation.objective is not None:
+        if self.watched and self.perturbation.objective is not None:
             # Last of all: dropout, in reference mode, draws as if nobody had watched.
             with self._searching():
                 after = self.perturbation.score(

@@ -1,7 +1,5 @@
 """Evaluation of several defences side by side under attacks, as a Lightning test loop."""
 
-import os
-import signal
 import sys
 import time
 from contextlib import ExitStack
@@ -278,9 +276,7 @@ class RobustnessEvaluation(L.LightningModule):
         # Lightning's handler waits for the end of an epoch: here, the whole run. Finished blocks
         # are on the disk, so ending at once loses no record.
         trainer = self.trainer
-        end_with_children(trainer)
-        if trainer.received_sigterm:  # by then, while that handler was there
-            os.kill(os.getpid(), signal.SIGTERM)
+        end_with_children()
         self.tasks = in_order(list(self.rows), len(self.loader), self._cost, trainer.world_size)
         timeout = getattr(trainer.strategy, "_timeout", None) or default_pg_timeout
         # First of all: by the queue a process that fails tells the others.

@@ -22,7 +22,11 @@ from hetpure.report.plan import duration, plan_tables, total_seconds
 from lightning_modules.cli import make_cli, with_default_config
 from lightning_modules.evaluation import RobustnessEvaluation
 from lightning_modules.run_config import chosen_before, same_or_new
-from lightning_modules.signals import end_with_children, leave_slurm_to_us
+from lightning_modules.signals import (
+    check_nothing_is_loaded_unasked,
+    end_with_children,
+    leave_slurm_to_us,
+)
 
 DEFAULT = Path(__file__).parent.parent / "configs" / "evaluate" / "quick.yaml"
 MIXED = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}  # of the network's calls alone
@@ -54,7 +58,6 @@ class EvaluationCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
         trainer = self.trainer
-        leave_slurm_to_us(trainer)
         if trainer.precision != "32-true":
             raise InputError(
                 f"--trainer.precision {trainer.precision}: an evaluation computes in float32, but"
@@ -102,7 +105,9 @@ class EvaluationCLI(LightningCLI):
     def evaluate(self) -> None:
         """The evaluation in its folder, which the first process keeps for itself."""
         model = self.model
-        end_with_children(self.trainer)
+        leave_slurm_to_us(self.trainer)
+        check_nothing_is_loaded_unasked(self.trainer)
+        end_with_children()
         try:
             with self._opened() if self.trainer.is_global_zero else nullcontext():
                 self.trainer.test(model, model.tasks_claimed(), verbose=False)

@@ -45,6 +45,9 @@ class TrainingMonitor(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
     ) -> None:
         self._began = time.perf_counter()
+        if isinstance(pl_module, DiffusionTraining):
+            every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+            pl_module.watched = bool(every) and (trainer.global_step + 1) % every == 0
 
     def on_train_batch_end(
         self,
@@ -167,6 +170,8 @@ class RobustProbe(Callback):
     def probe(self, trainer: L.Trainer, pl_module: DiffusionTraining) -> dict[str, float]:
         """Of the averaged weights as they are now."""
         batch = first_images(trainer, self.images)
+        if self.classifier is None and pl_module.guide is None and pl_module.guide_name:
+            self.classifier = load_classifier(pl_module.guide_name)  # which guides nothing here
         classifier = self.classifier or pl_module.guide
         if classifier is None:
             raise InputError("a RobustProbe of a training without a guide needs its classifier")

@@ -34,8 +34,8 @@ def in_order(
 ) -> list[Task]:
     """Block by block, so that all rows have as many images when a run is stopped. The last ones by
     size: else a large one, begun when nothing else is left, would be waited for. A row's
-    certificate comes before its first block: one that cannot run costs no attack, and the first
-    block does not wait for the certificates of all rows."""
+    certificate comes right before its first block, so that the run's first block does not wait for
+    those of all rows; several processes begin both at once."""
     tasks = [Task(row, block) for block in range(blocks) for row in rows]
     end = max(len(tasks) - AT_THE_END * processes, 0)
     last = sorted(tasks[end:], key=cost, reverse=True)

@@ -179,8 +179,8 @@ class RunFolder:
         """The files of that name of all processes; a copy of the user's is none of them."""
         stem, suffix = name.split(".")
         numbers = (path.name.split(".")[1] for path in self.path.glob(f"{stem}.*.{suffix}"))
-        processes = sorted(int(number) for number in numbers if number.isdigit())
-        paths = (self.path / _of_process(name, process) for process in (0, *processes))
+        processes = {0, *(int(number) for number in numbers if number.isdigit())}
+        paths = (self.path / _of_process(name, process) for process in sorted(processes))
         return [path for path in paths if path.exists()]
 
 

@@ -265,8 +265,8 @@ def test_what_failed_is_seen_again(
     whole, samples = train(tmp_path / "whole", 4, accumulated=accumulated)
     original = DiffusionTraining.losses
 
-    def losses(self: DiffusionTraining, *given: Any, **settings: Any) -> Any:
-        update = original(self, *given, **settings)
+    def losses(self: DiffusionTraining, *given: Any) -> Any:
+        update = original(self, *given)
         return replace(update, losses=update.losses + (torch.nan if self.global_step == 1 else 0))
 
     with monkeypatch.context() as patch:
@@ -288,8 +288,8 @@ def test_what_is_no_number_stops_and_keeps_the_state(what: str, tmp_path: Path) 
     module = DiffusionTraining(unet=UNET, learning_rate=1e-3)
     whole = DiffusionTraining.losses
 
-    def losses(self: DiffusionTraining, *given: Any, **settings: Any) -> Any:
-        update = whole(self, *given, **settings)
+    def losses(self: DiffusionTraining, *given: Any) -> Any:
+        update = whole(self, *given)
         if self.global_step < 2:
             return update
         if what == "loss":
