@@ -30,7 +30,7 @@ def children() -> list[int]:
     is just starting."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended
+        with suppress(OSError, ValueError):  # it has ended
             _, parent = path.read_text().rpartition(")")[2].split()[:2]
             if int(parent) == os.getpid():
                 found.append(int(path.parent.name))

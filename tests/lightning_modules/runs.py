@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import pytest
 
 from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.records import RunFolder
+from tests.ports import next_port
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = """
@@ -76,7 +76,9 @@ def start(
     process = subprocess.Popen(
         [*command, str(ROOT / "evaluate.py"), "--config=config.yaml", *options],
         cwd=place,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_PORT": str(next_port())}
+        | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -89,10 +91,7 @@ def start_two(
     place: Path, *options: str, second: Path | None = None
 ) -> list[subprocess.Popen[str]]:
     """As torchrun does, but for watching over them: nobody kills one when the other has died."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2",
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(next_port()), "WORLD_SIZE": "2",
             "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "one"}  # fmt: skip
     options = ("--trainer.devices=2", "--trainer.strategy=ddp", *options)
     return [

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -339,10 +338,7 @@ def test_a_training_that_is_told_to_stop_goes_on_bit_for_bit(
 
 def test_all_processes_say_by_which_signal_one_was_stopped(tmp_path: Path) -> None:
     """A scheduler asks the exit code, and not of a process of its choice."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2",
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ["MASTER_PORT"], "WORLD_SIZE": "2",
             "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "one"}  # fmt: skip
     options = [
         *("--model.perturbation=null", "--data.batch_size=4", "--trainer.max_steps=2000"),
