@@ -92,7 +92,7 @@ def leave_stopping_to_the_program(worker: int) -> None:
     of the program itself. Were the loaders gone, that could not end the update that it is in."""
     if not hasattr(signal, "sigwaitinfo"):  # macOS does not say who sent a signal
         return
-    numbers, program = {signal.SIGTERM, signal.SIGUSR1}, os.getppid()
+    numbers, program = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT}, os.getppid()
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
     def heed() -> None:

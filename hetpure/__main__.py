@@ -181,7 +181,7 @@ def report(run: str) -> None:
         run: the folder, as evaluate.py writes it.
     """
     if not Path(run).is_dir():
-        raise InputError(f"{run}: there is no such folder")
+        raise InputError(f"{run}: there is no such folder; give its path, as runs/evaluate/NAME")
     write_and_print(RunFolder(Path(run)))
 
 

@@ -1,9 +1,11 @@
 """What a training leaves behind: weights that others can load, and pictures to look at."""
 
+import os
 import shlex
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -92,14 +94,15 @@ def announce(trainer: L.Trainer) -> None:
 
 
 class SaveWhenStopped(Callback):
-    """On SIGTERM or SIGUSR1 to any process of a training: all end the update they are in, save
-    `checkpoints/stopped.ckpt`, and exit with 128 + the number of the signal that came first (of
-    those that came at once the larger). Also under SLURM, where Lightning would save within the
-    handler: in the middle of an update, by a collective."""
+    """On SIGTERM, SIGUSR1 or Ctrl-C to any process of a training: all end the update they are in,
+    save `checkpoints/stopped.ckpt`, and exit with 128 + the number of the signal that came first
+    (of those that came at once the larger). A second Ctrl-C ends at once. Also under SLURM, where
+    Lightning would save within the handler: in the middle of an update, by a collective."""
 
     def __init__(self) -> None:
         self._signal = 0
         self._updates = 0
+        self._interrupt: Any = None  # what heeded Ctrl-C before
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         signal.signal(signal.SIGUSR1, self._asked)  # Lightning takes no signal that is taken
@@ -110,8 +113,17 @@ class SaveWhenStopped(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._updates = trainer.global_step
         signal.signal(signal.SIGTERM, self._asked)
+        self._interrupt = signal.signal(signal.SIGINT, self._asked)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._interrupt is not None:
+            signal.signal(signal.SIGINT, self._interrupt)
 
     def _asked(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT:
+            if self._signal:
+                raise KeyboardInterrupt
+            os.write(2, b"\nstopping after this update; once more to stop at once\n")
         self._signal = self._signal or number
 
     def on_train_batch_end(

@@ -21,6 +21,10 @@ from hetpure.errors import InputError
 from hetpure.numbers import Bytes, Number
 
 BAD_INPUT, INTERRUPTED = 2, 130
+PARTIAL = (
+    "; a --config takes the default's place: lay a partial one over a whole one, as --config"
+    " configs/evaluate/quick.yaml --config my.yaml (configs/train/quick.yaml)"
+)
 WRITING = (  # what a disk or its permissions can refuse
     errno.ENOSPC,
     errno.EDQUOT,
@@ -85,7 +89,8 @@ def run(main: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
         said = _users_mistake(error) or _of_the_machine(error)
         if said is None:
             raise
-        print(f"error: {_one_line(str(said))}", file=sys.stderr)
+        hint = PARTIAL if "arguments are required" in str(said) else ""
+        print(f"error: {_one_line(str(said))}{hint}", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
 

@@ -110,7 +110,10 @@ class DiffusionTraining(L.LightningModule):
         if (diffusion is None) == (unet is None):
             raise InputError("give one of --model.diffusion (start from it) and --model.unet")
         if diffusion is not None and preconditioning != "none":
-            raise InputError("--model.preconditioning is that of --model.diffusion: leave it out")
+            raise InputError(
+                "--model.preconditioning is that of --model.diffusion: leave it out, or train a"
+                " fresh network (--model.diffusion null, --model.unet)"
+            )
         if diffusion is not None and scheduler is not None:
             raise InputError("--model.scheduler is that of --model.diffusion: leave it out")
         guided = perturbation is not None and perturbation.objective == "classification"

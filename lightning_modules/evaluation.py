@@ -1,5 +1,6 @@
 """Evaluation of several defences side by side under attacks, as a Lightning test loop."""
 
+import shlex
 import sys
 import time
 from contextlib import ExitStack
@@ -276,7 +277,7 @@ class RobustnessEvaluation(L.LightningModule):
         # Lightning's handler waits for the end of an epoch: here, the whole run. Finished blocks
         # are on the disk, so ending at once loses no record.
         trainer = self.trainer
-        end_with_children()
+        end_with_children(self.how_to_go_on if trainer.is_global_zero else "")
         self.tasks = in_order(list(self.rows), len(self.loader), self._cost, trainer.world_size)
         timeout = getattr(trainer.strategy, "_timeout", None) or default_pg_timeout
         # First of all: by the queue a process that fails tells the others.
@@ -354,6 +355,10 @@ class RobustnessEvaluation(L.LightningModule):
         """That this process has failed, wherever it did: they stop at their next question."""
         if hasattr(self, "queue"):
             self.queue.fail(why)
+
+    @property
+    def how_to_go_on(self) -> str:
+        return f"stopped; go on with --model.run={shlex.quote(self.folder.path.name)}\n"
 
     def give_terminal_back(self) -> None:
         """Ends the bar, however the run ended."""

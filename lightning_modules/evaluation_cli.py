@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -107,12 +108,17 @@ class EvaluationCLI(LightningCLI):
         model = self.model
         leave_slurm_to_us(self.trainer)
         check_nothing_is_loaded_unasked(self.trainer)
-        end_with_children()
+        zero = self.trainer.is_global_zero
+        end_with_children(model.how_to_go_on if zero else "")
+        if zero:
+            print(f"run: {model.folder.path}", flush=True)
         try:
-            with self._opened() if self.trainer.is_global_zero else nullcontext():
+            with self._opened() if zero else nullcontext():
                 self.trainer.test(model, model.tasks_claimed(), verbose=False)
         except BaseException as error:
             model.tell_others(str(error).split("\n")[0])
+            if zero and isinstance(error, (KeyboardInterrupt, SystemExit)):
+                print(model.how_to_go_on, end="", file=sys.stderr)
             raise
         finally:
             model.give_terminal_back()

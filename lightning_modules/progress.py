@@ -86,6 +86,13 @@ class AttackProgress:
             float(np.mean([prediction == record.label for prediction in record.predictions]))
             for record in records
         )
+        if not self.bar.console.is_terminal and self.queue.process == 0:  # in a job's log
+            found, done = self.correct[name, attack], self.bar.tasks[self.task]
+            self.bar.console.print(
+                f"{done.percentage:3.0f}% of the run; {name}, {attack}: {len(found)}/{self.images}"
+                f" images, {100 * np.mean(found):.0f}% right",
+                highlight=False,
+            )
 
 
 class CellMonitor(Monitor):

@@ -11,11 +11,12 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from hetpure.errors import InputError
 
 
-def end_with_children() -> None:
+def end_with_children(last_words: str = "") -> None:
     """On SIGTERM ends at once, and first the processes that it started (Lightning's own): while
     they begin nobody else ends them, and they would wait for this one."""
 
     def stop(number: int, frame: object) -> None:
+        os.write(2, last_words.encode())
         for child in children():
             with suppress(ProcessLookupError):
                 os.kill(child, number)

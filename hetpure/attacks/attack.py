@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -34,6 +35,17 @@ class Threat:
 
 
 NAMES: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
+
+
+def check_radius(epsilon: float, norm: Norm) -> None:
+    """Raises InputError unless this is the radius of a ball, in pixel units [0, 1]."""
+    if not isfinite(epsilon) or epsilon < 0:
+        raise InputError(f"--model.attack.epsilon must be >= 0, got {epsilon}")
+    if norm == "linf" and epsilon > 1:
+        raise InputError(
+            f"--model.attack.epsilon is {epsilon}, more than a pixel's whole range [0, 1]: write"
+            " 8/255 for 8 of 255 steps"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,21 @@
 it, on a defence whose noise is by sample id."""
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, Literal
 
 import torch
 from pyautoattack import AutoAttack as Official
 from torch import Tensor
 
-from hetpure.attacks.attack import SILENT, Addresses, Attack, Monitor, Threat, unknown_groups
+from hetpure.attacks.attack import (
+    SILENT,
+    Addresses,
+    Attack,
+    Monitor,
+    Threat,
+    check_radius,
+    unknown_groups,
+)
 from hetpure.attacks.row_model import Listener, RowModel, in_one_line, undisturbed
 from hetpure.defense import Defense
 from hetpure.errors import InputError, check_choice
@@ -61,8 +68,7 @@ class AutoAttack(Attack):
     verbose: bool = False
 
     def __post_init__(self) -> None:
-        if not isfinite(self.epsilon) or self.epsilon < 0:
-            raise InputError(f"--model.attack.epsilon must be >= 0, got {self.epsilon}")
+        check_radius(self.epsilon, self.norm)
         check_choice("--model.attack.norm", self.norm, Norm)
         check_choice("--model.attack.version", self.version, Version)
         for name in FULL:

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Literal
 
 import torch
@@ -16,6 +15,7 @@ from hetpure.attacks.attack import (
     Attack,
     Monitor,
     Threat,
+    check_radius,
     unknown_groups,
 )
 from hetpure.attacks.losses import Loss, criterion, likely_targets, usable
@@ -70,8 +70,7 @@ class GradientAttack(Attack):
     approximation: Approximation = "none"
 
     def __post_init__(self) -> None:
-        if not isfinite(self.epsilon) or self.epsilon < 0:
-            raise InputError(f"--model.attack.epsilon must be >= 0, got {self.epsilon}")
+        check_radius(self.epsilon, self.norm)
         for name, allowed in (
             ("norm", Norm),
             ("loss", Loss),

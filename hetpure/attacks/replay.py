@@ -1,7 +1,6 @@
 """Replay: adversarial images that were made before, by another run or another program."""
 
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -16,6 +15,7 @@ from hetpure.attacks.attack import (
     Monitor,
     Threat,
     check_candidates,
+    check_radius,
 )
 from hetpure.defense import Defense
 from hetpure.errors import InputError, check_choice
@@ -48,8 +48,8 @@ class Replay(Attack):
 
     def __post_init__(self) -> None:
         check_choice("--model.attack.norm", self.norm, Norm)
-        if self.epsilon is not None and not (isfinite(self.epsilon) and self.epsilon >= 0):
-            raise InputError(f"--model.attack.epsilon must be >= 0 or null, got {self.epsilon}")
+        if self.epsilon is not None:
+            check_radius(self.epsilon, self.norm)
         if not self._is_run and (self.row is not None or self.attack is not None):
             raise InputError(f"{self.path} is no run: an .npz file has no row and no attack")
 

@@ -1,7 +1,7 @@
 """Square Attack (Andriushchenko et al. 2020): random search by the answers alone, no gradient."""
 
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import sqrt
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from hetpure.attacks.attack import (
     Attack,
     Monitor,
     Threat,
+    check_radius,
     unknown_groups,
 )
 from hetpure.attacks.losses import criterion
@@ -58,8 +59,7 @@ class Square(Attack):
 
     def __post_init__(self) -> None:
         flag = "--model.attack."
-        if not isfinite(self.epsilon) or self.epsilon < 0:
-            raise InputError(f"{flag}epsilon must be >= 0, got {self.epsilon}")
+        check_radius(self.epsilon, self.norm)
         check_choice(f"{flag}norm", self.norm, Norm)
         if not 1 <= self.steps <= MOST_STEPS:
             raise InputError(f"{flag}steps must be in 1 to {MOST_STEPS}, got {self.steps}")

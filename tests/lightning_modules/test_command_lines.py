@@ -129,6 +129,7 @@ def test_unknown_class_path(
     [
         ("--model.attack.epsilon=-8/255", "epsilon"),
         ("--model.attack.epsilon=eight", "eight"),
+        ("--model.attack.epsilon=8", "write 8/255"),
         ("--model.attack.steps=0", "steps"),
         ("--model.protocol.report_draws=0", "report_draws"),
         ("--data.limit=0", "limit"),
@@ -141,6 +142,12 @@ def test_unknown_class_path(
 )
 def test_bad_values(option: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said in refused(evaluate.main, [option], capsys)
+
+
+def test_a_part_of_a_config_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    part = ROOT / "configs" / "train" / "variants" / "clean.yaml"
+    line = refused(train.main, [f"--config={part}"], capsys)
+    assert "required: data; a --config takes the default's place: lay a partial one over" in line
 
 
 def test_t_small_above_t_large(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

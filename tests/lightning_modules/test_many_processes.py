@@ -89,7 +89,10 @@ def test_two_go_on_where_one_was_stopped(alone: Path, tmp_path: Path) -> None:
     one = start(tmp_path)
     wait_for(tmp_path / "runs" / "one" / "records.jsonl")
     one.send_signal(signal.SIGTERM)
-    assert ended(one, 30)[0] == -signal.SIGTERM
+    code, said = ended(one, 30)
+    assert code == -signal.SIGTERM
+    assert "run: runs/one" in said and "stopped; go on with --model.run=one" in said
+    assert "% of the run; plain, clean: 2/8 images, " in said, "a log is no terminal"
     assert len(records(tmp_path)) < len(records(alone))
     two = start(tmp_path, "--trainer.devices=2", "--trainer.strategy=ddp", OMP_NUM_THREADS="2")
     code, said = ended(two)

@@ -46,6 +46,7 @@ def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
     wait_for(tmp_path / "runs" / "one" / "records.jsonl")
     one.send_signal(signal.SIGINT)
     code, said = ended(one, 30)
+    assert "go on with --model.run=one" in said
     assert code == 130 and "stopped; records and checkpoints that were written are kept" in said
     assert "Traceback" not in said
 

@@ -124,15 +124,18 @@ def alive(process: int) -> bool:
     return path.exists() and path.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_a_stop_of_the_whole_group_ends_the_update_and_saves_it(tmp_path: Path) -> None:
-    """As a service manager or a scheduler stops a job, the loaders' processes too: without them the
-    update would end in an error."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_of_the_whole_group_ends_the_update_and_saves_it(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """As a terminal, a service manager or a scheduler stops a job, the loaders' processes too:
+    without them the update would end in an error."""
     training = start(tmp_path, "train.py", *PLAIN, "--data.num_workers=2", job=None,
                      start_new_session=True)  # fmt: skip
     wait_for(tmp_path, "*.ckpt")
-    os.killpg(training.pid, signal.SIGTERM)
+    os.killpg(training.pid, number)
     said, _ = training.communicate(timeout=60)
-    assert training.returncode == 128 + signal.SIGTERM, said
+    assert training.returncode == 128 + number, said
     assert "Traceback" not in said
     (stopped,) = tmp_path.rglob("stopped.ckpt")
     assert 0 < torch.load(stopped, weights_only=True)["global_step"] < 60
