@@ -102,6 +102,7 @@ def children(process: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow  # alone: beside other process groups it timed out twice, not understood yet
 def test_a_stop_while_the_processes_begin_leaves_none(tmp_path: Path) -> None:
     """They would wait for the first one, with their part of a device's memory."""
     (tmp_path / "my.yaml").write_text(EVALUATION)
