@@ -23,6 +23,7 @@ from hetpure.weights import save_classifier, save_diffusion
 from lightning_modules.classifier import ClassifierTraining
 from lightning_modules.diffusion import DiffusionTraining
 from lightning_modules.processes import everyones
+from lightning_modules.signals import end_no_longer
 
 
 class ExportWeights(Callback):
@@ -108,11 +109,15 @@ class SaveWhenStopped(Callback):
         signal.signal(signal.SIGUSR1, self._asked)  # Lightning takes no signal that is taken
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._take_over()
+
+    def _take_over(self) -> None:
+        end_no_longer()
         signal.signal(signal.SIGTERM, self._asked)  # in place of Lightning's, which saves nothing
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._updates = trainer.global_step
-        signal.signal(signal.SIGTERM, self._asked)
+        self._take_over()  # no matter whether there was a sanity check
         self._interrupt = signal.signal(signal.SIGINT, self._asked)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

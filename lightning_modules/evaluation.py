@@ -47,7 +47,6 @@ from lightning_modules.facts import BOUND, COSINE_BOUND, facts
 from lightning_modules.progress import AttackProgress, block_work
 from lightning_modules.rows import Row, build_rows
 from lightning_modules.sessions import check_session, is_seen
-from lightning_modules.signals import end_with_children
 from lightning_modules.tasks import Claimed, Queue, Task, check_in_order, in_order, read_block
 
 
@@ -274,10 +273,7 @@ class RobustnessEvaluation(L.LightningModule):
             raise InputError(
                 "the trainer runs in inference mode: set --trainer.inference_mode=false"
             )
-        # Lightning's handler waits for the end of an epoch: here, the whole run. Finished blocks
-        # are on the disk, so ending at once loses no record.
         trainer = self.trainer
-        end_with_children(self.how_to_go_on if trainer.is_global_zero else "")
         self.tasks = in_order(list(self.rows), len(self.loader), self._cost, trainer.world_size)
         timeout = getattr(trainer.strategy, "_timeout", None) or default_pg_timeout
         # First of all: by the queue a process that fails tells the others.

@@ -109,6 +109,8 @@ class EvaluationCLI(LightningCLI):
         leave_slurm_to_us(self.trainer)
         check_nothing_is_loaded_unasked(self.trainer)
         zero = self.trainer.is_global_zero
+        # Lightning's handler waits for the end of an epoch: here, the whole run. Finished blocks
+        # are on the disk, so ending at once loses no record.
         end_with_children(model.how_to_go_on if zero else "")
         if zero:
             print(f"run: {model.folder.path}", flush=True)

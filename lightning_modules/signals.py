@@ -2,28 +2,54 @@
 
 import os
 import signal
+import socket
 from contextlib import suppress
 from pathlib import Path
+from threading import RLock, Thread
 
 import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from hetpure.errors import InputError
 
+_heard: list[socket.socket] = []
+
 
 def end_with_children(last_words: str = "") -> None:
-    """On SIGTERM ends at once, and first the processes that it started (Lightning's own): while
-    they begin nobody else ends them, and they would wait for this one."""
+    """On SIGTERM ends at once, with exit code 128 + 15, and first the processes that it started
+    (Lightning's own): while they begin nobody else ends them, and they would wait for this one.
 
-    def stop(number: int, frame: object) -> None:
-        os.write(2, last_words.encode())
-        for child in children():
-            with suppress(ProcessLookupError):
-                os.kill(child, number)
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+    A thread listens: Python runs no handler while the main thread waits within a library, as for
+    other processes to begin."""
+    end_no_longer()
+    at_it = RLock()
 
-    signal.signal(signal.SIGTERM, stop)
+    def end(number: int = signal.SIGTERM, frame: object = None) -> None:
+        with at_it:  # of the handler and the thread the second one waits for the end
+            os.write(2, last_words.encode())
+            for child in children():
+                with suppress(ProcessLookupError):
+                    os.kill(child, number)
+            os._exit(128 + number)
+
+    def listen() -> None:
+        while numbers := ours.recv(64):
+            if signal.SIGTERM in numbers:
+                end()
+
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    signal.signal(signal.SIGTERM, end)
+    signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    _heard.append(theirs)  # kept open
+    Thread(target=listen, name="SIGTERM", daemon=True).start()
+
+
+def end_no_longer() -> None:
+    """From here SIGTERM is heeded by its handler alone, which may be another one now."""
+    while _heard:
+        signal.set_wakeup_fd(-1)
+        _heard.pop().close()  # its thread ends
 
 
 def children() -> list[int]:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +57,17 @@ trainer:
 
 
 Ended = tuple[int, str]
-_started: list[subprocess.Popen[str]] = []
+started: list[subprocess.Popen[str]] = []
 
 
 @pytest.fixture(autouse=True)
 def none_left() -> Iterator[None]:
+    """Of the programs of a test, which lead groups of their own, nor of the processes of theirs."""
     yield
-    while _started:
-        process = _started.pop()
-        process.kill()
+    while started:
+        process = started.pop()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
@@ -82,8 +86,9 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
-    _started.append(process)
+    started.append(process)
     return process
 
 
