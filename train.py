@@ -12,7 +12,7 @@ from lightning_modules.callbacks import SaveWhenStopped, announce
 from lightning_modules.cli import KeepConfig, TrainingCLI, make_cli, run, with_default_config
 from lightning_modules.signals import (
     check_nothing_is_loaded_unasked,
-    end_with_children,
+    ending_with_children,
     leave_slurm_to_us,
 )
 
@@ -38,8 +38,8 @@ def main(arguments: list[str]) -> None:
     leave_slurm_to_us(cli.trainer)
     if cli.config.ckpt_path is None:
         check_nothing_is_loaded_unasked(cli.trainer)
-    end_with_children()
-    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
+    with ending_with_children():  # until SaveWhenStopped takes over
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
     announce(cli.trainer)
 
 

@@ -10,11 +10,13 @@ updates on the same order of images for each seed; only their configs differ.
 """
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +47,10 @@ TRAININGS = {
     "label_free": (0,),
     "reference": (0,),
 }
-EVALUATIONS = ("addt_probe", "addt_primary", "addt_secondary", "addt_variants")
+EVALUATIONS = (
+    *("addt_probe", "addt_primary", "addt_secondary", "addt_variants"),
+    "addt_white_box",  # in tables of its own: more draws
+)
 LOCKED = "dw-both"
 CONTRASTS = [
     ("addt", "clean"),
@@ -155,22 +160,24 @@ def probes() -> str:
             else "-"
             for step in steps
         ]
-        if set(told) != {"-"}:
+        if robust.keys() & clean.keys():
             lines.append(f"| {name} | {' | '.join(told)} |")
     return "\n".join(lines)
 
 
 def prices() -> str:
-    """How well the averaged weights denoise and draw at the end of each training of the plan."""
+    """How well the averaged weights denoise and draw at the end of each training of the plan; the
+    loss alone of one that drew nothing."""
     lines = [
         "| weights | updates | denoising loss, validation | Frechet distance of samples |",
         "|" + " --- |" * 4,
     ]
     for name, (losses, distances) in logged("validation/loss", "fid").items():
-        if name.rpartition("-")[0] in TRAININGS and distances:
-            last = max(distances)
+        if name.rpartition("-")[0] in TRAININGS and losses:
+            last = max(distances or losses)
             loss = losses[max(step for step in losses if step <= last)]
-            lines.append(f"| {name} | {last} | {loss:.4f} | {distances[last]:.2f} |")
+            drawn = f"{distances[last]:.2f}" if distances else "-"
+            lines.append(f"| {name} | {last} | {loss:.4f} | {drawn} |")
     return "\n".join(lines)
 
 
@@ -276,6 +283,26 @@ def differences(records: Sequence[Record], attacks: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def agreements(told: dict[str, Any]) -> str:
+    """The mean cosine between the gradients of both halves of an attack's noise draws, which says
+    whether they are enough; of attacks that draw more than one."""
+    found = {
+        name: {
+            attack: under["eot_agreement"]
+            for attack, under in row["attacks"].items()
+            if under["eot_agreement"] is not None
+        }
+        for name, row in told["defenses"].items()
+    }
+    attacks = list(dict.fromkeys(attack for row in found.values() for attack in row))
+    lines = [f"| EOT cosine | {' | '.join(attacks)} |", "|" + " --- |" * (1 + len(attacks))]
+    for name, row in found.items():
+        if row:
+            said = [f"{row[attack]:.2f}" if attack in row else "-" for attack in attacks]
+            lines.append(f"| {name} | {' | '.join(said)} |")
+    return "\n".join(lines)
+
+
 def attacks_of(records: Sequence[Record]) -> list[str]:
     """In the order of the config, clean first."""
     return list(dict.fromkeys(record.attack for record in records))
@@ -297,9 +324,15 @@ def run_folder(name: str) -> RunFolder:
     return RunFolder(ROOT / "runs" / "evaluate" / name)
 
 
+def results(name: str) -> dict[str, Any]:
+    """What a finished evaluation's folder says of it."""
+    told: dict[str, Any] = json.loads((run_folder(name).path / RESULTS).read_text())
+    return told
+
+
 def report() -> str:
     """All tables of what is there, and what they were made with."""
-    probe, primary, *others = EVALUATIONS
+    probe, primary, *others, white_box = EVALUATIONS
     finished = [name for name in EVALUATIONS if (run_folder(name).path / RESULTS).exists()]
     found = {
         name: run_folder(name).read_records() if name in finished else [] for name in EVALUATIONS
@@ -311,12 +344,17 @@ def report() -> str:
         told += [differences(found[primary], planned)]
     if secondary := [record for name in others for record in found[name]]:
         told += [cells(secondary), differences(secondary, attacks_of(secondary))]
+        told += [agreements(results(name)) for name in others if found[name]]
+    if found[white_box]:
+        told += [cells(found[white_box])]
+        told += [differences(found[white_box], attacks_of(found[white_box]))]
+        told += [agreements(results(white_box))]
     if found[probe]:
         told += [cells(found[probe])]
     if (RUNS / "train").exists():
         told += [prices(), probes()]
     told += [made_with(name) if name in finished else f"{name}: not finished" for name in found]
-    return "\n\n".join(told)
+    return "\n\n".join(table for table in told if table.count("\n") != 1)  # a head alone
 
 
 def main() -> None:

@@ -96,7 +96,6 @@ class Blocks:
     ) -> None:
         """Writes what a block gave: images and timing first, records last, for they say that the
         block is done."""
-        self.progress.finished(row.name, attack, outcome.records)
         save_images(self.folder.path, row.name, attack, number, outcome.adversarial, block.samples)
         self.folder.append_timing(
             {"defense": row.name, "attack": attack, "block": number, "seconds": seconds}
@@ -104,3 +103,4 @@ class Blocks:
         self.folder.append_records(outcome.records)
         found = self.finished.setdefault((row.name, attack), {})
         found |= {record.sample: record.kept for record in outcome.records}
+        self.progress.finished(row.name, attack, outcome.records)

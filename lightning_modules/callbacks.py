@@ -1,11 +1,9 @@
 """What a training leaves behind: weights that others can load, and pictures to look at."""
 
-import os
 import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -23,7 +21,7 @@ from hetpure.weights import save_classifier, save_diffusion
 from lightning_modules.classifier import ClassifierTraining
 from lightning_modules.diffusion import DiffusionTraining
 from lightning_modules.processes import everyones
-from lightning_modules.signals import end_no_longer
+from lightning_modules.signals import say, stop_listening
 
 
 class ExportWeights(Callback):
@@ -103,7 +101,6 @@ class SaveWhenStopped(Callback):
     def __init__(self) -> None:
         self._signal = 0
         self._updates = 0
-        self._interrupt: Any = None  # what heeded Ctrl-C before
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         signal.signal(signal.SIGUSR1, self._asked)  # Lightning takes no signal that is taken
@@ -111,25 +108,23 @@ class SaveWhenStopped(Callback):
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._take_over()
 
-    def _take_over(self) -> None:
-        end_no_longer()
-        signal.signal(signal.SIGTERM, self._asked)  # in place of Lightning's, which saves nothing
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._updates = trainer.global_step
         self._take_over()  # no matter whether there was a sanity check
-        self._interrupt = signal.signal(signal.SIGINT, self._asked)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a script's background
+            signal.signal(signal.SIGINT, self._asked)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self._interrupt is not None:
-            signal.signal(signal.SIGINT, self._interrupt)
+    def _take_over(self) -> None:
+        """In place of Lightning's handlers, which save nothing, and which it restores."""
+        signal.signal(signal.SIGTERM, self._asked)
+        stop_listening()
 
     def _asked(self, number: int, frame: object) -> None:
+        first, self._signal = not self._signal, self._signal or number
         if number == signal.SIGINT:
-            if self._signal:
+            if not first:
                 raise KeyboardInterrupt
-            os.write(2, b"\nstopping after this update; once more to stop at once\n")
-        self._signal = self._signal or number
+            say("\nstopping after this update; once more to stop at once\n")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
@@ -145,7 +140,7 @@ class SaveWhenStopped(Callback):
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             where = shlex.quote(str(path))
-            print(f"stopped by a signal; go on with --ckpt_path={where}", flush=True)
+            say(f"stopped by a signal; go on with --ckpt_path={where}\n", stream=1)
         sys.exit(128 + self._signal)
 
 

@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from hetpure.errors import InputError
 from hetpure.numbers import Bytes, Number
+from lightning_modules.signals import say
 
 BAD_INPUT, INTERRUPTED = 2, 130
 PARTIAL = (
@@ -70,9 +71,12 @@ _typehints.discard_init_args_on_class_path_change = _keep_what_was_set(
 
 def with_default_config(arguments: Sequence[str], default: Path) -> list[str]:
     """The arguments, led by the default config where they name none."""
-    if any(argument.split("=")[0] in ("--config", "-c") for argument in arguments):
-        return list(arguments)
-    return ["--config", str(default), *arguments]
+    named = _name_a_config(arguments)
+    return list(arguments) if named else ["--config", str(default), *arguments]
+
+
+def _name_a_config(arguments: Sequence[str]) -> bool:
+    return any(argument.split("=")[0] in ("--config", "-c") for argument in arguments)
 
 
 def run(main: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
@@ -83,13 +87,14 @@ def run(main: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
         # Lightning's trainer makes an exit of an interrupt.
         if not any(isinstance(one, KeyboardInterrupt) for one in (error, error.__context__)):
             raise
-        print("stopped; records and checkpoints that were written are kept", file=sys.stderr)
+        say("stopped; records and checkpoints that were written are kept\n")
         sys.exit(INTERRUPTED)
     except Exception as error:
         said = _users_mistake(error) or _of_the_machine(error)
         if said is None:
             raise
-        hint = PARTIAL if "arguments are required" in str(said) else ""
+        partial = "arguments are required" in str(said) and _name_a_config(arguments)
+        hint = PARTIAL if partial else ""
         print(f"error: {_one_line(str(said))}{hint}", file=sys.stderr)
         sys.exit(BAD_INPUT)
 

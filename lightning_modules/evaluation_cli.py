@@ -25,8 +25,9 @@ from lightning_modules.evaluation import RobustnessEvaluation
 from lightning_modules.run_config import chosen_before, same_or_new
 from lightning_modules.signals import (
     check_nothing_is_loaded_unasked,
-    end_with_children,
+    ending_with_children,
     leave_slurm_to_us,
+    say,
 )
 
 DEFAULT = Path(__file__).parent.parent / "configs" / "evaluate" / "quick.yaml"
@@ -109,18 +110,20 @@ class EvaluationCLI(LightningCLI):
         leave_slurm_to_us(self.trainer)
         check_nothing_is_loaded_unasked(self.trainer)
         zero = self.trainer.is_global_zero
-        # Lightning's handler waits for the end of an epoch: here, the whole run. Finished blocks
-        # are on the disk, so ending at once loses no record.
-        end_with_children(model.how_to_go_on if zero else "")
         if zero:
             print(f"run: {model.folder.path}", flush=True)
+        # The bar hides the cursor, and its line has no end.
+        after_the_bar = "\x1b[?25h\n" if sys.stderr.isatty() else ""
+        last_words = after_the_bar + model.how_to_go_on if zero else ""
         try:
-            with self._opened() if zero else nullcontext():
+            # Lightning's handler waits for the end of an epoch: here, the whole run. Finished
+            # blocks are on the disk, so ending at once loses no record.
+            with self._opened() if zero else nullcontext(), ending_with_children(last_words):
                 self.trainer.test(model, model.tasks_claimed(), verbose=False)
         except BaseException as error:
             model.tell_others(str(error).split("\n")[0])
             if zero and isinstance(error, (KeyboardInterrupt, SystemExit)):
-                print(model.how_to_go_on, end="", file=sys.stderr)
+                say(model.how_to_go_on)
             raise
         finally:
             model.give_terminal_back()

@@ -14,6 +14,7 @@ from hetpure.defense import Defense
 from hetpure.evaluation.protocol import Cell, Protocol, Record
 from hetpure.gradients import Execution
 from lightning_modules.rows import Row
+from lightning_modules.signals import say
 from lightning_modules.tasks import LOOK_EVERY, Queue
 
 BACKWARD = 2  # forward passes that a backward pass costs, about
@@ -21,13 +22,16 @@ BACKWARD = 2  # forward passes that a backward pass costs, about
 
 class AttackProgress:
     """One bar for all rows and processes together, in forward passes of the networks. The first
-    process shows it, with the accuracy so far on the images that it evaluated itself."""
+    process shows it, with the accuracy so far on the images that it evaluated itself. Where there
+    is no terminal, as in a job's log, a line for every finished block takes its place."""
 
     def __init__(self, rows: Sequence[Row], protocol: Protocol, images: int, queue: Queue) -> None:
         self.images = images
         self.queue = queue
         self.correct: dict[tuple[str, str], list[float]] = {}
         self._looked = 0.0
+        console = Console(stderr=True)
+        self.logs = queue.process == 0 and not console.is_terminal
         total = sum(block_work(row, protocol, 0, images) for row in rows)
         self.bar = Progress(
             TextColumn("{task.description}", table_column=Column()),  # wraps; the times never do
@@ -36,8 +40,8 @@ class AttackProgress:
             TimeElapsedColumn(table_column=Column(no_wrap=True)),
             TextColumn("left"),
             TimeRemainingColumn(table_column=Column(no_wrap=True)),
-            console=Console(stderr=True),
-            disable=queue.process > 0,
+            console=console,
+            disable=queue.process > 0 or not console.is_terminal,
         )
         self.task = self.bar.add_task("gradient certificates", total=total)
 
@@ -86,12 +90,12 @@ class AttackProgress:
             float(np.mean([prediction == record.label for prediction in record.predictions]))
             for record in records
         )
-        if not self.bar.console.is_terminal and self.queue.process == 0:  # in a job's log
-            found, done = self.correct[name, attack], self.bar.tasks[self.task]
-            self.bar.console.print(
-                f"{done.percentage:3.0f}% of the run; {name}, {attack}: {len(found)}/{self.images}"
-                f" images, {100 * np.mean(found):.0f}% right",
-                highlight=False,
+        if self.logs:
+            self.look()
+            found = self.correct[name, attack]
+            say(
+                f"{self.bar.tasks[self.task].percentage:3.0f}% of the run; {name}, {attack}:"
+                f" {len(found)}/{self.images} images, {100 * np.mean(found):.0f}% right\n"
             )
 
 

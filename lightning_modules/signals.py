@@ -3,53 +3,104 @@
 import os
 import signal
 import socket
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock, Thread
+from typing import NamedTuple
 
 import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from hetpure.errors import InputError
 
-_heard: list[socket.socket] = []
+
+class _Listening(NamedTuple):
+    reads: socket.socket  # by the thread
+    writes: socket.socket  # by the system, the numbers of signals
+    before: int  # what the system wrote to
 
 
-def end_with_children(last_words: str = "") -> None:
-    """On SIGTERM ends at once, with exit code 128 + 15, and first the processes that it started
-    (Lightning's own): while they begin nobody else ends them, and they would wait for this one.
+_listening: _Listening | None = None
+
+
+def say(text: str, stream: int = 2) -> None:
+    """Writes to standard error (2) or output (1). Nothing ends because nobody reads it any more, as
+    where a signal has ended `tee` too, or because a log's disk is full."""
+    with suppress(OSError):
+        os.write(stream, text.encode())
+
+
+@contextmanager
+def ending_with_children(last_words: str = "") -> Iterator[None]:
+    """Here SIGTERM ends the program at once, with exit code 128 + 15, and first the processes that
+    it started (Lightning's own): while they begin nobody else ends them, and they would wait for
+    this one.
 
     A thread listens: Python runs no handler while the main thread waits within a library, as for
-    other processes to begin."""
-    end_no_longer()
-    at_it = RLock()
+    other processes to begin, and Lightning's handler asks all processes of a group before ours."""
+    ending = RLock()
 
     def end(number: int = signal.SIGTERM, frame: object = None) -> None:
-        with at_it:  # of the handler and the thread the second one waits for the end
-            os.write(2, last_words.encode())
-            for child in children():
-                with suppress(ProcessLookupError):
-                    os.kill(child, number)
-            os._exit(128 + number)
+        with ending:  # of the handler and the thread the second one waits for the end
+            try:
+                for child in children():
+                    with suppress(OSError):
+                        os.kill(child, number)
+                say(last_words)
+            finally:
+                os._exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    _listen(end)
+    try:
+        yield
+    finally:
+        stop_listening()
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _listen(end: Callable[[], None]) -> None:
+    global _listening
+    reads, writes = socket.socketpair()
+    writes.setblocking(False)
 
     def listen() -> None:
-        while numbers := ours.recv(64):
-            if signal.SIGTERM in numbers:
-                end()
+        with suppress(OSError):  # closed
+            while numbers := reads.recv(64):
+                if signal.SIGTERM in numbers:
+                    end()
 
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    signal.signal(signal.SIGTERM, end)
-    signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    _heard.append(theirs)  # kept open
+    before = signal.set_wakeup_fd(writes.fileno(), warn_on_full_buffer=False)
+    _listening = _Listening(reads, writes, before)
     Thread(target=listen, name="SIGTERM", daemon=True).start()
 
 
-def end_no_longer() -> None:
+def stop_listening() -> None:
     """From here SIGTERM is heeded by its handler alone, which may be another one now."""
-    while _heard:
+    global _listening
+    if _listening is not None:
+        signal.set_wakeup_fd(_listening.before)
+        with suppress(OSError):
+            _listening.reads.shutdown(socket.SHUT_RDWR)  # its thread ends
+        _listening.reads.close()
+        _listening.writes.close()
+        _listening = None
+
+
+def _in_a_fork() -> None:
+    """A data loader's process, or one of a user's pool, would write its signals to the program's
+    thread: what ends it would end the program. It ends by itself alone."""
+    global _listening
+    if _listening is not None:
         signal.set_wakeup_fd(-1)
-        _heard.pop().close()  # its thread ends
+        _listening.reads.close()
+        _listening.writes.close()
+        _listening = None
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_in_a_fork)
 
 
 def children() -> list[int]:

@@ -1,5 +1,6 @@
 """ADDT's experiment: contrasts by hand, trainings that are not mixed up."""
 
+import json
 import lzma
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -194,7 +195,15 @@ def test_what_trainings_cost_in_denoising(
             for step, loss in ((174, 0.5), (349, 0.25), (524, 0.125)):
                 logger.add_scalar("validation/loss", loss, step)
             logger.add_scalar("fid", 1.5, 350)
-    assert experiment.prices().splitlines()[2:] == ["| clean-0 | 350 | 0.2500 | 1.50 |"]
+    with SummaryWriter(tmp_path / "train" / "reference-0") as logger:  # without pictures and probes
+        logger.add_scalar("validation/loss", 0.75, 1049)
+    with SummaryWriter(tmp_path / "train" / "addt-0") as logger:  # stopped before the first loss
+        logger.add_scalar("train/loss", 0.75, 0)
+    assert experiment.prices().splitlines()[2:] == [
+        "| clean-0 | 350 | 0.2500 | 1.50 |",
+        "| reference-0 | 1049 | 0.7500 | - |",
+    ]
+    assert experiment.probes().splitlines()[2:] == []
 
 
 def test_differences_by_hand(experiment: ModuleType) -> None:
@@ -234,18 +243,24 @@ def test_a_report_of_what_is_there(
     folder.append_session({"weights": {"classifier": "ab" * 32, "denoiser label_free": "cd" * 32}})
     folder.append_records(records("DDPM, label-free", "clean", [True, False]))
     assert "DDPM" not in experiment.report(), "rows may lack images by now"
-    folder.write_results({})
+    under = {"x": {"eot_agreement": 0.5}, "dw-both": {"eot_agreement": None}}
+    rows = {
+        "DDPM, label-free": {"attacks": under},
+        "b": {"attacks": {"x": {"eot_agreement": None}}},
+    }
+    folder.write_results({"defenses": rows})
     told = experiment.report()
+    assert "| EOT cosine | x |\n| --- | --- |\n| DDPM, label-free | 0.50 |\n\n" in told
     assert "| DDPM, label-free | 50.0 [" in told
     line = "addt_variants: `classifier@abababababab`, `denoiser label_free@cdcdcdcdcdcd`"
-    assert told.endswith(line) and "addt_primary: not finished" in told
+    assert line in told and "addt_primary: not finished" in told
 
 
 def test_the_document_has_what_the_records_say(experiment: ModuleType, tmp_path: Path) -> None:
-    """docs/addt.md: the tables of both evaluations, from the committed records."""
+    """docs/addt.md: the tables of the evaluations, from the committed records and results."""
     text = (ROOT / "docs" / "addt.md").read_text().splitlines()
-    primary, secondary, variants = (
-        unpacked(name, tmp_path) for name in ("addt_primary", "addt_secondary", "addt_variants")
+    primary, secondary, variants, white_box = (
+        unpacked(name, tmp_path) for name in experiment.EVALUATIONS[1:]
     )
     secondary += variants
     planned = [name for name in experiment.attacks_of(primary) if name != experiment.LOCKED]
@@ -253,10 +268,19 @@ def test_the_document_has_what_the_records_say(experiment: ModuleType, tmp_path:
         *(experiment.contrasts(primary), experiment.cells(primary)),
         *(experiment.differences(primary, planned), experiment.cells(secondary)),
         experiment.differences(secondary, experiment.attacks_of(secondary)),
+        experiment.cells(white_box),
+        experiment.differences(white_box, experiment.attacks_of(white_box)),
+        *(experiment.agreements(results(name)) for name in ("addt_secondary", "addt_white_box")),
     ):
         lines = [line for line in table.splitlines() if line.startswith("|")]
         first = text.index(lines[0])
         assert text[first : first + len(lines) + 1] == [*lines, ""], "the whole table"
+
+
+def results(name: str) -> dict[str, Any]:
+    packed = ROOT / "docs" / "results" / f"{name}.results.json.xz"
+    told: dict[str, Any] = json.loads(lzma.decompress(packed.read_bytes()))
+    return told
 
 
 def unpacked(name: str, into: Path) -> list[Record]:
@@ -276,9 +300,9 @@ def test_the_plan_covers_the_configs(experiment: ModuleType) -> None:
         assert named and named <= made
 
 
-def test_the_purifier_is_the_published_sampler() -> None:
+def test_the_purifier_is_the_published_sampler(experiment: ModuleType) -> None:
     """DDPM clips by default, also where it takes DDIM's place, which does not."""
-    for name in ("addt_primary", "addt_secondary", "addt_variants"):
+    for name in experiment.EVALUATIONS[1:]:
         path = ROOT / "configs" / "evaluate" / f"{name}.yaml"
         with pytest.raises(SystemExit), redirect_stdout(StringIO()) as printed:
             evaluate.main([f"--config={path}", "--print_config"])

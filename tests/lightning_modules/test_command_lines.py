@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import evaluate
 import train
+from hetpure.__main__ import main as hetpure_main
 from hetpure.classifiers import Classifier, VisionTransformer
 from hetpure.numbers import Number
 from hetpure.weights import ASSETS, save_classifier
@@ -150,6 +151,11 @@ def test_a_part_of_a_config_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert "required: data; a --config takes the default's place: lay a partial one over" in line
 
 
+def test_other_arguments_that_lack_name_no_config(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(hetpure_main, ["report"], capsys)
+    assert "required" in line and "--config" not in line
+
+
 def test_t_small_above_t_large(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = (ROOT / "configs" / "evaluate" / "quick.yaml").read_text()
     assert "t_small: 0.1" in config
@@ -266,7 +272,8 @@ def test_inference_mode_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_attack_is_configured_by_class() -> None:
-    evaluate.main(["--model.attack.norm=l2", "--model.attack.epsilon=0.5", *TINY])
+    row = "--model.defenses={plain classifier: {}}"
+    evaluate.main([row, "--model.attack.norm=l2", "--model.attack.epsilon=0.5", *TINY])
     (folder,) = Path("runs/evaluate").iterdir()
     attacks = json.loads((folder / "results.json").read_text())["defenses"]["plain classifier"]
     assert list(attacks["attacks"]) == ["pgd_l2"]
@@ -309,6 +316,7 @@ QUICK_FIT = [
     "--trainer.enable_progress_bar=false",
     "--data.batch_size=64",
 ]
+NO_PICTURES = "--trainer.callbacks=lightning_modules.callbacks.ExportWeights"
 
 
 def test_an_impossible_trainer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -336,7 +344,7 @@ def test_training_with_a_guide_of_other_classes(
 def test_a_training_of_so_many_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody knows how many updates that are: a learning rate that hangs on it is refused."""
     options = ["--trainer.max_steps=-1", "--trainer.max_time=00:00:00:02", *QUICK_FIT[1:]]
-    options.append("--model.perturbation=null")
+    options += ["--model.perturbation=null", NO_PICTURES]
     said = refused(train.main, [*options, "--model.learning_rate_schedule=cosine"], capsys)
     assert "cosine needs the number of updates" in said
     train.main(options)
@@ -345,7 +353,7 @@ def test_a_training_of_so_many_seconds(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_training_goes_on_from_its_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     """Two updates, then a third from the checkpoint: weights, optimiser and average go on."""
-    plain = ["--model.perturbation=null", *QUICK_FIT]
+    plain = ["--model.perturbation=null", NO_PICTURES, *QUICK_FIT]
     train.main(plain)
     lines = capsys.readouterr().out.splitlines()
     assert any("--model.denoisers.ddpm" in line for line in lines), "a clean training is no ADDT"

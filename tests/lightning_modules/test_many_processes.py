@@ -32,7 +32,8 @@ from tests.lightning_modules.runs import (
 __all__ = ["alone", "none_left"]  # fixtures
 
 
-@pytest.mark.parametrize("devices", [2, 3])
+# Two processes are torchrun's, below.
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_many_processes_give_the_records_of_one(devices: int, alone: Path, tmp_path: Path) -> None:
     code, said = ended(start(tmp_path, f"--trainer.devices={devices}", "--trainer.strategy=ddp"))
     assert code == 0, said

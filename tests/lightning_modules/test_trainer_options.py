@@ -24,6 +24,9 @@ from hetpure.addt import RankGaussian
 from hetpure.errors import InputError
 from hetpure.weights import load_denoiser
 from lightning_modules.diffusion import DiffusionTraining
+from tests.lightning_modules.runs import none_left, started
+
+__all__ = ["none_left"]  # a fixture
 
 ROOT = Path(__file__).parent.parent.parent
 UNET: dict[str, Any] = {
@@ -236,7 +239,7 @@ def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 def run_train(folder: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
     """`python train.py`, one thread a process."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [
             *(sys.executable, str(ROOT / "train.py"), f"--trainer.default_root_dir={folder}"),
             *("--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false", *options),
@@ -245,7 +248,10 @@ def run_train(folder: Path, *options: str, **environment: str) -> subprocess.Pop
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
+    started.append(process)
+    return process
 
 
 def test_a_sharded_network_trains_alike(tmp_path: Path) -> None:
@@ -299,7 +305,10 @@ def test_a_sharded_network_skips_no_rows(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+# The script of a job, in test_signals.py, goes on after SIGUSR1.
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+)
 def test_a_training_that_is_told_to_stop_goes_on_bit_for_bit(
     number: signal.Signals, tmp_path: Path
 ) -> None:
