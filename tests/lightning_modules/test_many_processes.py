@@ -88,7 +88,7 @@ def test_after_a_killed_process_the_same_command_goes_on(
 def test_two_go_on_where_one_was_stopped(alone: Path, tmp_path: Path) -> None:
     """With as many threads as it had, whatever the launcher would give them."""
     one = start(tmp_path)
-    wait_for(tmp_path / "runs" / "one" / "records.jsonl")
+    wait_for(tmp_path / "runs" / "one" / "iterations.jsonl")  # the clean images are done
     one.send_signal(signal.SIGTERM)
     code, said = ended(one, 30)
     assert code == 128 + signal.SIGTERM
