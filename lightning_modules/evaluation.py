@@ -338,6 +338,7 @@ class RobustnessEvaluation(L.LightningModule):
         if self.trainer.is_global_zero:
             silent = self.queue.wait(self.progress.look)
             self.progress.look()
+            self.progress.describe("results")  # the last thing that is computed
             self.progress.stop()
             if silent:
                 raise InputError(
