@@ -27,6 +27,7 @@ class AttackProgress:
 
     def __init__(self, rows: Sequence[Row], protocol: Protocol, images: int, queue: Queue) -> None:
         self.images = images
+        self.limits = {(r.name, c.name): c.limit for r in rows for c in r.cells if c.limit}
         self.queue = queue
         self.correct: dict[tuple[str, str], list[float]] = {}
         self._looked = 0.0
@@ -70,9 +71,7 @@ class AttackProgress:
 
     def begun(self, row: Row, name: str, cell: Cell | None = None) -> "CellMonitor":
         """What one cell, or the clean images, of a block tells of itself."""
-        so_far = self.correct.get((row.name, name), [])
-        accuracy = f", {100 * np.mean(so_far):.0f}% right" if so_far else ""
-        self.describe(f"{row.name}, {name}: {len(so_far)}/{self.images} images{accuracy}")
+        self.describe(self._so_far(row.name, name))
         execution = None if cell is None else cell.attack.execution(row.attacked)
         return CellMonitor(self, answering(row.defense), differentiating(row.attacked, execution))
 
@@ -92,11 +91,14 @@ class AttackProgress:
         )
         if self.logs:
             self.look()
-            found = self.correct[name, attack]
-            say(
-                f"{self.bar.tasks[self.task].percentage:3.0f}% of the run; {name}, {attack}:"
-                f" {len(found)}/{self.images} images, {100 * np.mean(found):.0f}% right\n"
-            )
+            done = self.bar.tasks[self.task].percentage
+            say(f"{done:3.0f}% of the run; {self._so_far(name, attack)}\n")
+
+    def _so_far(self, name: str, attack: str) -> str:
+        found = self.correct.get((name, attack), [])
+        accuracy = f", {100 * np.mean(found):.0f}% right" if found else ""
+        images = min(self.limits.get((name, attack), self.images), self.images)
+        return f"{name}, {attack}: {len(found)}/{images} images{accuracy}"
 
 
 class CellMonitor(Monitor):

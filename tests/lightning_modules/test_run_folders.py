@@ -152,6 +152,7 @@ def test_other_settings_may_not_go_on(alone: Path, tmp_path: Path) -> None:
     assert code == 2 and "model.attack.init_args.steps: 2, now 1" in said
     code, said = ended(start(tmp_path, other, "--resume=force"))
     assert code == 0 and "one-2" in said
+    assert "plain, square: 3/3 images" in said, "as many as the attack is run on"
     assert records(tmp_path) == records(alone)
     forced = RunFolder(tmp_path / "runs" / "one-2").read_records()
     assert len(forced) == len(records(alone)) and forced != records(alone)
