@@ -174,7 +174,9 @@ def prices() -> str:
     ]
     for name, (losses, distances) in logged("validation/loss", "fid").items():
         if name.rpartition("-")[0] in TRAININGS and losses:
-            last = max(distances or losses)
+            last = (
+                max(distances) if distances else max(losses) + 1
+            )  # logged at the last one's index
             loss = losses[max(step for step in losses if step <= last)]
             drawn = f"{distances[last]:.2f}" if distances else "-"
             lines.append(f"| {name} | {last} | {loss:.4f} | {drawn} |")

@@ -113,7 +113,8 @@ class EvaluationCLI(LightningCLI):
         if zero:
             print(f"run: {model.folder.path}", flush=True)
         # The bar hides the cursor, and its line has no end.
-        after_the_bar = "\x1b[?25h\n" if sys.stderr.isatty() else ""
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        after_the_bar = "\x1b[?25h\n" if terminal else ""
         last_words = after_the_bar + model.how_to_go_on if zero else ""
         try:
             # Lightning's handler waits for the end of an epoch: here, the whole run. Finished

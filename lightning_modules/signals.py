@@ -1,12 +1,14 @@
 """What signals do to a program that Lightning runs."""
 
 import os
+import select
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import RLock, Thread
+from threading import RLock, Thread, local
 from typing import NamedTuple
 
 import lightning as L
@@ -22,11 +24,15 @@ class _Listening(NamedTuple):
 
 
 _listening: _Listening | None = None
+_ending = False  # whether this process is within ending_with_children
+_held = local()  # a thread's mask of signals from before it forks
 
 
 def say(text: str, stream: int = 2) -> None:
     """Writes to standard error (2) or output (1). Nothing ends because nobody reads it any more, as
     where a signal has ended `tee` too, or because a log's disk is full."""
+    if (sys.__stderr__ if stream == 2 else sys.__stdout__) is None:
+        return  # closed from the start: by now the number may be another file's
     with suppress(OSError):
         os.write(stream, text.encode())
 
@@ -39,23 +45,28 @@ def ending_with_children(last_words: str = "") -> Iterator[None]:
 
     A thread listens: Python runs no handler while the main thread waits within a library, as for
     other processes to begin, and Lightning's handler asks all processes of a group before ours."""
-    ending = RLock()
+    global _ending
+    at_it = RLock()
 
     def end(number: int = signal.SIGTERM, frame: object = None) -> None:
-        with ending:  # of the handler and the thread the second one waits for the end
+        with at_it:  # of the handler and the thread the second one waits for the end
             try:
                 for child in children():
                     with suppress(OSError):
                         os.kill(child, number)
-                say(last_words)
+                with suppress(OSError, ValueError):
+                    if select.select([], [2], [], 1)[1]:  # else its reader stalls
+                        say(last_words)
             finally:
                 os._exit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)
     _listen(end)
+    _ending = True
     try:
         yield
     finally:
+        _ending = False
         stop_listening()
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
@@ -88,19 +99,30 @@ def stop_listening() -> None:
         _listening = None
 
 
+def _before_a_fork() -> None:
+    _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _after_a_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held.mask)
+
+
 def _in_a_fork() -> None:
     """A data loader's process, or one of a user's pool, would write its signals to the program's
-    thread: what ends it would end the program. It ends by itself alone."""
-    global _listening
+    thread: what ends it would end the program. It ends by itself alone, from its first moment."""
+    global _listening, _ending
     if _listening is not None:
         signal.set_wakeup_fd(-1)
         _listening.reads.close()
         _listening.writes.close()
         _listening = None
+    if _ending:
+        _ending = False
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _after_a_fork()
 
 
-os.register_at_fork(after_in_child=_in_a_fork)
+os.register_at_fork(before=_before_a_fork, after_in_parent=_after_a_fork, after_in_child=_in_a_fork)
 
 
 def children() -> list[int]:

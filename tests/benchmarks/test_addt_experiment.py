@@ -201,7 +201,7 @@ def test_what_trainings_cost_in_denoising(
         logger.add_scalar("train/loss", 0.75, 0)
     assert experiment.prices().splitlines()[2:] == [
         "| clean-0 | 350 | 0.2500 | 1.50 |",
-        "| reference-0 | 1049 | 0.7500 | - |",
+        "| reference-0 | 1050 | 0.7500 | - |",
     ]
     assert experiment.probes().splitlines()[2:] == []
 

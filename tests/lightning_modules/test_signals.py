@@ -193,7 +193,7 @@ def test_a_log_without_a_reader_loses_nothing(tmp_path: Path) -> None:
 
 FORKS = """
 import multiprocessing, os, signal, time
-from lightning_modules.signals import ending_with_children
+from lightning_modules.signals import ending_with_children, stop_listening
 
 def asleep(_):
     time.sleep(60)
@@ -203,12 +203,15 @@ if __name__ == "__main__":
         context = multiprocessing.get_context("fork")
         with context.Pool(2) as pool:  # whose end is by SIGTERM
             pool.map(abs, [1, 2])
-        one = context.Process(target=asleep, args=(0,))
-        one.start()
-        time.sleep(0.5)
-        os.kill(one.pid, signal.SIGTERM)
-        one.join(10)
-        assert one.exitcode == -signal.SIGTERM, one.exitcode
+        for listening in [True] * 20 + [False]:  # a training takes over
+            if not listening:
+                stop_listening()
+                signal.signal(signal.SIGTERM, lambda *_: None)
+            one = context.Process(target=asleep, args=(0,))
+            one.start()
+            one.terminate()
+            one.join(10)
+            assert one.exitcode == -signal.SIGTERM, one.exitcode
         time.sleep(0.5)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert signal.set_wakeup_fd(-1) == -1
