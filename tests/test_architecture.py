@@ -10,13 +10,14 @@ ROOT = Path(__file__).parent.parent
 
 # A file may import from its own floor and from those below; first match wins.
 FLOORS = (
-    ("hetpure.errors", "hetpure.numbers", "hetpure.images", "hetpure.disk"),
+    ("hetpure.errors", "hetpure.numbers", "hetpure.images", "hetpure.disk", "hetpure.pickles"),
     ("hetpure.noise", "hetpure.schedule", "hetpure.saved_images"),
     (
         "hetpure.samplers",
         "hetpure.denoiser",
         "hetpure.levels",
         "hetpure.classifiers",
+        "hetpure.networks",
         "hetpure.augmentation",
         "hetpure.geometry",
     ),
