@@ -2,8 +2,16 @@
 
 from hetpure.classifiers.classifier import Classifier
 from hetpure.classifiers.deepmind_wide_resnet import DeepMindWideResNet
+from hetpure.classifiers.meliketoy_wide_resnet import MeliketoyWideResNet
 from hetpure.classifiers.resnet import ResNet
 from hetpure.classifiers.vision_transformer import VisionTransformer
 from hetpure.classifiers.wide_resnet import WideResNet
 
-__all__ = ["Classifier", "DeepMindWideResNet", "ResNet", "VisionTransformer", "WideResNet"]
+__all__ = [
+    "Classifier",
+    "DeepMindWideResNet",
+    "MeliketoyWideResNet",
+    "ResNet",
+    "VisionTransformer",
+    "WideResNet",
+]

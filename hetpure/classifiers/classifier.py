@@ -1,6 +1,8 @@
 """A network with its own normalisation: the only place where a mean or a std is known."""
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +10,24 @@ from torch import Tensor, nn
 from hetpure.errors import InputError
 
 
+def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuses numbers that cannot be a mean and a std of pixels in [0, 1], one a channel."""
+    said = f"classifier mean {mean} and std {std}"
+    for value in (*mean, *std):
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            raise InputError(f"{said}: {value!r} is no finite number")
+    if len(mean) != len(std) or min(std, default=0) <= 0:
+        raise InputError(f"{said}: one positive std a channel")
+    if min(mean) < 0 or max(*mean, *std) > 1:
+        raise InputError(f"{said} are not of pixels in [0, 1]: divide those of 0..255 by 255")
+
+
 class Classifier(nn.Module):
     """Pixels [0, 1] (B, C, H, W) to logits (B, num_classes).
 
-    `attention_blocks` are module names inside `network` whose activations make the attention map;
-    by default the network's own attribute of that name.
+    `mean` and `std` are of pixels in [0, 1], one number a channel: `network` is given
+    (pixels - mean) / std. `attention_blocks` are module names inside `network` whose activations
+    make the attention map; by default the network's own attribute of that name.
     """
 
     mean: Tensor
@@ -28,12 +43,12 @@ class Classifier(nn.Module):
         attention_blocks: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if len(mean) != len(std) or min(std) <= 0:
-            raise InputError(f"classifier mean {mean} and std {std}: one positive std a channel")
+        check_normalisation(mean, std)
         self.network = network
         self.num_classes = num_classes
-        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
+        for name, values in (("mean", mean), ("std", std)):
+            channels = torch.tensor([float(value) for value in values]).reshape(1, -1, 1, 1)
+            self.register_buffer(name, channels, persistent=False)
         own: Sequence[str] = getattr(network, "attention_blocks", ())
         blocks = own if attention_blocks is None else attention_blocks
         known = dict(network.named_modules())
@@ -47,5 +62,16 @@ class Classifier(nn.Module):
         return self.mean.shape[1]
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.network((pixels - self.mean) / self.std)
-        return logits
+        """InputError where the network gives anything but float logits (B, num_classes): one logit
+        for two classes would be read as something else."""
+        logits = self.network((pixels - self.mean) / self.std)
+        expected = (len(pixels), self.num_classes)
+        found = f"a {type(logits).__name__}"
+        if isinstance(logits, Tensor):
+            if logits.shape == expected and logits.is_floating_point():
+                return logits
+            found = f"{logits.dtype} of shape {tuple(logits.shape)}"
+        raise InputError(
+            f"the classifier gives {found}, expected are float logits of shape {expected}: declare"
+            " as many classes as it has logits, and wrap a network that gives anything else"
+        )

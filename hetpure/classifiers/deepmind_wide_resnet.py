@@ -12,7 +12,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetpure.errors import InputError, check_choice
+from hetpure.classifiers.wide_resnet import sizes
+from hetpure.errors import check_choice
 
 Activation = Literal["relu", "silu"]
 
@@ -92,12 +93,9 @@ class DeepMindWideResNet(nn.Module):
         activation: Activation = "relu",
     ) -> None:
         super().__init__()
-        if depth < 10 or (depth - 4) % 6:
-            raise InputError(f"depth of a WRN must be 6n + 4 with n >= 1 (10, 16, 28), got {depth}")
+        units, widths = sizes(depth, widen_factor)
         check_choice("activation", activation, Activation)
         chosen: type[nn.Module] = nn.ReLU if activation == "relu" else nn.SiLU
-        units = (depth - 4) // 6
-        widths = (16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor)
         self.init_conv = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.layer = nn.Sequential(
             Group(units, widths[0], widths[1], 1, chosen),

@@ -1,8 +1,8 @@
-"""Vision transformer (Dosovitskiy et al. 2021) and DeiT (Touvron et al. 2021), any size.
+"""Vision transformer (Dosovitskiy et al. 2021), DeiT and DeiT III (Touvron et al. 2021, 2022).
 
-Module names and state-dict keys are those of timm's `vit_*_patch*` and `deit_*` models, so their
-checkpoints load with `load_state_dict`. Position embeddings are not resampled: images have the size
-the network was built for. There is no dropout.
+Any size. Module names and state-dict keys are those of timm's `vit_*_patch*`, `deit_*` and
+`deit3_*` models, so their checkpoints load with `load_state_dict`. Position embeddings are not
+resampled: images have the size the network was built for. There is no dropout.
 """
 
 import torch
@@ -56,19 +56,32 @@ class Perceptron(nn.Module):
         return out
 
 
+class LayerScale(nn.Module):
+    """A learned factor for each channel of the tokens (B, N, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), 1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
 class Block(nn.Module):
     """Pre-norm block: tokens + attention, then + perceptron, (B, N, width) to the same."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, layer_scale: bool) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, EPS)
         self.attn = SelfAttention(width, heads)
+        self.ls1 = LayerScale(width) if layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(width, EPS)
         self.mlp = Perceptron(width, hidden)
+        self.ls2 = LayerScale(width) if layer_scale else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        out: Tensor = x + self.mlp(self.norm2(x))
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        out: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
         return out
 
 
@@ -86,6 +99,9 @@ class VisionTransformer(nn.Module):
         mlp_ratio: hidden width of a block's perceptron / width.
         distilled: DeiT's second token and head; the logits are the mean of both heads, as published
             for evaluation.
+        layer_scale: a learned factor a channel after each attention and perceptron (DeiT III).
+        class_position: the class token has a position embedding, as a patch has; DeiT III's has
+            none.
 
     `attention_blocks` names the outputs of four evenly spaced blocks, the last one among them
     (depth 12: 2, 5, 8, 11); fewer blocks are all named. Their tokens are (B, N, width), the class
@@ -103,6 +119,8 @@ class VisionTransformer(nn.Module):
         heads: int = 12,
         mlp_ratio: float = 4.0,
         distilled: bool = False,
+        layer_scale: bool = False,
+        class_position: bool = True,
     ) -> None:
         super().__init__()
         if min(image_size, patch_size, width, depth, heads, mlp_ratio) <= 0:
@@ -112,14 +130,15 @@ class VisionTransformer(nn.Module):
         if width % heads:
             raise InputError(f"width {width} of a ViT cannot be shared equally by {heads} heads")
         self.image_size = image_size
-        prefix = 2 if distilled else 1
+        self.class_position = class_position
+        prefix = (2 if distilled else 1) if class_position else 0
         patches = (image_size // patch_size) ** 2
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, width)) if distilled else None
         self.pos_embed = nn.Parameter(torch.zeros(1, prefix + patches, width))
         self.patch_embed = PatchEmbedding(patch_size, in_channels, width)
         self.blocks = nn.Sequential(
-            *(Block(width, heads, int(width * mlp_ratio)) for _ in range(depth))
+            *(Block(width, heads, int(width * mlp_ratio), layer_scale) for _ in range(depth))
         )
         self.norm = nn.LayerNorm(width, EPS)
         self.head = nn.Linear(width, num_classes)
@@ -141,7 +160,11 @@ class VisionTransformer(nn.Module):
             raise InputError(f"this ViT takes images of {size} pixels, got {height}x{width}")
         prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]
         tokens = [token.expand(len(x), -1, -1) for token in prefix]
-        out = torch.cat([*tokens, self.patch_embed(x)], 1) + self.pos_embed
+        patches = self.patch_embed(x)
+        if self.class_position:
+            out = torch.cat([*tokens, patches], 1) + self.pos_embed
+        else:
+            out = torch.cat([*tokens, patches + self.pos_embed], 1)
         out = self.norm(self.blocks(out))
         logits: Tensor = self.head(out[:, 0])
         return logits if self.head_dist is None else (logits + self.head_dist(out[:, 1])) / 2

@@ -11,6 +11,13 @@ from torch import Tensor, nn
 from hetpure.errors import InputError
 
 
+def sizes(depth: int, widen_factor: int) -> tuple[int, tuple[int, int, int, int]]:
+    """Of any WRN: units in each of the three blocks, channels of the stem and of the blocks."""
+    if depth < 10 or (depth - 4) % 6:
+        raise InputError(f"depth of a WRN must be 6n + 4 with n >= 1 (10, 16, 28), got {depth}")
+    return (depth - 4) // 6, (16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor)
+
+
 class BasicBlock(nn.Module):
     """Pre-activation unit: BN-ReLU-conv3 twice, and a 1x1 shortcut where the width changes."""
 
@@ -69,10 +76,7 @@ class WideResNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if depth < 10 or (depth - 4) % 6:
-            raise InputError(f"depth of a WRN must be 6n + 4 with n >= 1 (10, 16, 28), got {depth}")
-        units = (depth - 4) // 6
-        widths = (16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor)
+        units, widths = sizes(depth, widen_factor)
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.block1 = NetworkBlock(units, widths[0], widths[1], 1, dropout)
         self.block2 = NetworkBlock(units, widths[1], widths[2], 2, dropout)

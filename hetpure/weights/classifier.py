@@ -1,14 +1,16 @@
 """A classifier's folder: `config.json` (architecture and normalisation) and `model.safetensors`.
 
 `config.json` holds `architecture`, its arguments `network`, `mean` and `std` (a number a channel).
-The architecture is a name of `ARCHITECTURES` or the import path of any installed `nn.Module` class
+The architecture is a name of `ARCHITECTURES`, a network of another library ("timm:NAME", see
+`hetpure.classifiers.adapters`), or the import path of any installed `nn.Module` class
 ("my_package.Net"). `num_classes`, `in_channels` and `attention_blocks` (module names) may stand
-beside it; otherwise they come from `network` and from the class. An import runs that package's
-code, so such a folder needs the trust that the package has.
+beside it; otherwise they come from `network` and from the class. Other keys are refused. An import
+runs that package's code, so such a folder needs the trust that the package has.
 """
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,24 @@ from torch import nn
 from hetpure.classifiers import (
     Classifier,
     DeepMindWideResNet,
+    MeliketoyWideResNet,
     ResNet,
     VisionTransformer,
     WideResNet,
 )
+from hetpure.classifiers.adapters import ADAPTERS, advice
 from hetpure.errors import InputError
 from hetpure.weights.folders import in_one_line, read_json, resolve, weights_file
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "DeepMindWideResNet": DeepMindWideResNet,
+    "MeliketoyWideResNet": MeliketoyWideResNet,
     "ResNet": ResNet,
     "VisionTransformer": VisionTransformer,
     "WideResNet": WideResNet,
 }
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+KEYS = ("architecture", "network", "mean", "std", "num_classes", "in_channels", "attention_blocks")
 
 
 def load_classifier(name: str | Path) -> Classifier:
@@ -47,23 +53,32 @@ def load_classifier(name: str | Path) -> Classifier:
     return classifier.eval().requires_grad_(False)
 
 
-def find_architecture(name: str) -> type[nn.Module]:
-    """The class of a registered name or of a dotted import path; nothing is called."""
+def find_architecture(name: str) -> Callable[..., nn.Module]:
+    """What builds the network of a registered name, of another library's ("timm:NAME"), or of a
+    dotted import path; nothing is called.
+    """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
+    library, colon, model = name.partition(":")
     module, _, attribute = name.rpartition(".")
-    if not module:
+    if library not in ADAPTERS if colon else not module:
         raise InputError(
-            f"architecture {name!r} is unknown: give one of {', '.join(ARCHITECTURES)}, or the "
-            "import path of a class (my_package.Net)"
+            f"architecture {name!r} is unknown: give one of {', '.join(ARCHITECTURES)}, a network "
+            f"of another library ({', '.join(f'{key}:NAME' for key in ADAPTERS)}), or the import "
+            "path of a class (my_package.Net)"
         )
     try:
+        if colon:
+            return ADAPTERS[library](model)
         found = getattr(importlib.import_module(module), attribute)
+    except InputError:
+        raise
     # A foreign module runs while it is imported: it can raise anything, or exit.
     except SystemExit:
-        raise InputError(f"architecture {name!r} cannot be imported: {module} exits") from None
+        exits = library if colon else module
+        raise InputError(f"architecture {name!r} cannot be imported: {exits} exits") from None
     except Exception as error:
-        reason = in_one_line(error)
+        reason = in_one_line(error) + advice(name)
         raise InputError(f"architecture {name!r} cannot be imported: {reason}") from None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise InputError(f"architecture {name!r} is no nn.Module class")
@@ -90,6 +105,9 @@ def declared(config: dict[str, Any], key: str) -> int:
 def build_classifier(config: dict[str, Any], *, where: Path) -> Classifier:
     """A classifier with fresh weights from the content of its `config.json`."""
     try:
+        unknown = [key for key in config if key not in KEYS]
+        if unknown:
+            raise ValueError(f"key {unknown[0]!r} is not understood: keys are {', '.join(KEYS)}")
         channels = declared(config, "in_channels")
         if not channels == len(config["mean"]) == len(config["std"]):
             raise ValueError(f"mean and std need one number for each of {channels} channels")
@@ -103,6 +121,8 @@ def build_classifier(config: dict[str, Any], *, where: Path) -> Classifier:
             std=config["std"],
             attention_blocks=blocks,
         )
+    except InputError as error:
+        raise InputError(f"{where} describes no classifier: {error}") from None
     # The constructor of a foreign class can raise anything.
     except Exception as error:
         raise InputError(f"{where} describes no classifier: {in_one_line(error)}") from None

@@ -80,6 +80,7 @@ def test_registered_architectures_load(tmp_path: Path) -> None:
     """Mean and std of a config, the network's own blocks, and a round trip bit for bit."""
     networks: dict[str, dict[str, Any]] = {
         "DeepMindWideResNet": {"depth": 10, "widen_factor": 1, "activation": "silu"},
+        "MeliketoyWideResNet": {"depth": 10, "widen_factor": 1},
         "ResNet": {"depth": 18},
         "VisionTransformer": {"image_size": 32, "patch_size": 8, "width": 12, "depth": 4},
         "WideResNet": {"depth": 10, "widen_factor": 1},

@@ -191,11 +191,11 @@ def test_every_relu_runs_once_a_forward() -> None:
 def test_normalisation_is_inside_the_classifier() -> None:
     """Pixels in: each channel is normalised once, with its own mean and std."""
     classifier = Classifier(
-        nn.Identity(), num_classes=3, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0)
+        nn.Flatten(), num_classes=48, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0)
     )
-    images = torch.tensor([1.0, 0.5, 1.0]).reshape(1, 3, 1, 1).expand(2, 3, 4, 4)
+    images = torch.tensor([1.0, 0.5, 0.5]).reshape(1, 3, 1, 1).expand(2, 3, 4, 4)
     expected = torch.tensor([1.0, 1.0, 0.5]).reshape(1, 3, 1, 1).expand(2, 3, 4, 4)
-    assert torch.equal(classifier(images), expected)
+    assert torch.equal(classifier(images), expected.flatten(1))
     assert classifier.channels == 3
 
 
@@ -210,7 +210,7 @@ def test_classifier_is_its_network_on_normalised_images() -> None:
 
 def test_gradient_is_that_of_pixels() -> None:
     """1/std belongs to the gradient: an attack's step is measured in pixels."""
-    classifier = Classifier(nn.Identity(), num_classes=2, mean=(0.0, 0.0), std=(0.5, 0.25))
+    classifier = Classifier(nn.Flatten(), num_classes=2, mean=(0.0, 0.0), std=(0.5, 0.25))
     images = torch.zeros(1, 2, 1, 1, requires_grad=True)
     (gradient,) = torch.autograd.grad(classifier(images).sum(), images)
     assert gradient.flatten().tolist() == [2.0, 4.0]
@@ -231,14 +231,46 @@ def test_normalisation_moves_with_the_module_but_is_not_in_its_weights() -> None
         ((0.5,), (0.5, 0.5, 0.5)),
         ((0.5,), (0.0,)),
         ((0.5, 0.5), (0.5, -1.0)),
+        ((), ()),
     ],
-    ids=["short-std", "short-mean", "zero-std", "negative-std"],
+    ids=["short-std", "short-mean", "zero-std", "negative-std", "none"],
 )
 def test_impossible_normalisation_is_refused(
     mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
     with pytest.raises(InputError, match="one positive std a channel"):
         Classifier(nn.Identity(), num_classes=2, mean=mean, std=std)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "0.5", None], ids=str)
+def test_a_mean_or_a_std_that_is_no_number_is_refused(value: Any) -> None:
+    for mean, std in (([0.5, value], [0.5, 0.5]), ([0.5, 0.5], [value, 0.5])):
+        with pytest.raises(InputError, match="is no finite number"):
+            Classifier(nn.Identity(), num_classes=2, mean=mean, std=std)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ([125.3, 123.0, 113.9], [63.0, 62.1, 66.7]),
+        ([0.49, 0.48, 0.45], [63.0, 62.1, 66.7]),
+        ([125.3, 123.0, 113.9], [0.25, 0.24, 0.26]),
+        ([0.0, 0.0, 0.0], [255.0, 255.0, 255.0]),
+        ([-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]),
+    ],
+    ids=["0..255", "std 0..255", "mean 0..255", "divisor", "negative"],
+)
+def test_a_normalisation_of_other_units_is_refused(mean: list[float], std: list[float]) -> None:
+    """Left alone it gives 0% where the right one gives 100%, with exit code 0."""
+    with pytest.raises(InputError, match=r"not of pixels in \[0, 1\]: .*0\.\.255 by 255$"):
+        Classifier(nn.Identity(), num_classes=2, mean=mean, std=std)
+
+
+def test_known_normalisations_are_accepted() -> None:
+    for mean, std in ((0, 1), (0.5, 0.5), (0.485, 0.229), (0.0, 1 / 255), (1.0, 1.0)):
+        classifier = Classifier(nn.Flatten(), num_classes=1, mean=[mean], std=[std])
+        assert classifier.mean.dtype == classifier.std.dtype == torch.float32  # 0 and 1 too
+        assert classifier(torch.full((1, 1, 1, 1), 0.5)).item() == pytest.approx((0.5 - mean) / std)
 
 
 def test_attention_blocks_come_from_the_network_or_from_the_user() -> None:
