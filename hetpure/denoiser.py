@@ -61,9 +61,9 @@ class Denoiser(nn.Module):
             times = torch.full((len(x),), sigma) if isinstance(sigma, float) else sigma.flatten()
             times = times.to(x).log() / 4
         elif isinstance(at, int):
-            times = torch.full((len(x),), at, device=x.device)
+            times = torch.full((len(x),), self.schedule.time(at), device=x.device)
         else:
-            times = at.time if isinstance(at, Level) else at
+            times = at.time if isinstance(at, Level) else self.schedule.times_at(at)
         output = self.network(x, times)
         result: Tensor = output if isinstance(output, Tensor) else output.sample
         return result

@@ -3,12 +3,14 @@
 import bisect
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hetpure.errors import InputError
 
+Pairing = Literal["network", "diffpure"]
 CLEAN = -1  # the index before the first: no noise at all
 
 
@@ -38,9 +40,13 @@ class Level:
 @dataclass(frozen=True)
 class Schedule:
     """`alphas_cumprod[t]` is the signal's share of the variance at index t = 0..T-1, where
-    q(x_t | x_0) = N(sqrt(alphas_cumprod[t]) x_0, 1 - alphas_cumprod[t]) (DDPM, eq. 4)."""
+    q(x_t | x_0) = N(sqrt(alphas_cumprod[t]) x_0, 1 - alphas_cumprod[t]) (DDPM, eq. 4).
+
+    `times[t]` is what the network is told there; by default the index itself.
+    """
 
     alphas_cumprod: tuple[float, ...]
+    times: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
@@ -50,6 +56,16 @@ class Schedule:
         if not CLEAN <= timestep < len(self):
             raise ValueError(f"timestep must be in [{CLEAN}, {len(self) - 1}], got {timestep}")
         return 1.0 if timestep == CLEAN else self.alphas_cumprod[timestep]
+
+    def time(self, timestep: int) -> float:
+        """What the network is told at one index."""
+        return timestep if self.times is None else self.times[timestep]
+
+    def times_at(self, timesteps: Tensor) -> Tensor:
+        """(B,) indices to what the network is told, (B,): int64, or float32 where it has times."""
+        if self.times is None:
+            return timesteps
+        return torch.tensor(self.times, dtype=torch.float32, device=timesteps.device)[timesteps]
 
     def alphas_at(self, timesteps: Tensor, like: Tensor) -> Tensor:
         """(B,) indices to (B, 1, 1, 1) signal variances like `like`; `CLEAN` gives 1."""
@@ -62,7 +78,8 @@ class Schedule:
             found = f"{int(timesteps.min())} to {int(timesteps.max())}"
             raise InputError(f"timesteps {found} are not in the schedule's 0 to {len(self) - 1}")
         alpha = self.alphas_at(timesteps, like.new_empty(like.shape, dtype=torch.float64))
-        return Level(alpha.sqrt().to(like.dtype), (1 - alpha).sqrt().to(like.dtype), timesteps)
+        times = self.times_at(timesteps)
+        return Level(alpha.sqrt().to(like.dtype), (1 - alpha).sqrt().to(like.dtype), times)
 
     def sigma(self, timestep: int) -> float:
         """Noise over signal, sqrt((1 - abar) / abar): the noise level in EDM's units."""
@@ -87,6 +104,28 @@ def linear_schedule(
     weights trained here and there see the same noise levels bit for bit."""
     betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float32)
     return _from_betas(betas)
+
+
+def vp_schedule(
+    timesteps: int = 1000,
+    beta_min: float = 0.1,
+    beta_max: float = 20.0,
+    pairing: Pairing = "network",
+) -> Schedule:
+    """The VP-SDE at T times: abar(t) = exp(-(beta_max - beta_min) t^2 / 2 - beta_min t) (Song et al.
+    2021, eq. 33). Its networks are told (T - 1) t, and index n is the time
+
+    - `network`: n / (T - 1), where they are told the index, as in their training; the first is
+      1e-5, the earliest time of the training;
+    - `diffpure`: (n + 1) / T, as in DiffPure's code (Nie et al. 2022).
+    """
+    first = 1 if pairing == "diffpure" else 0
+    last = timesteps if pairing == "diffpure" else timesteps - 1
+    times = [max((n + first) / last, 1e-5) for n in range(timesteps)]
+    return Schedule(
+        tuple(math.exp(-(beta_max - beta_min) * t**2 / 2 - beta_min * t) for t in times),
+        tuple((timesteps - 1) * t for t in times),
+    )
 
 
 def cosine_schedule(timesteps: int = 1000, offset: float = 0.008) -> Schedule:

@@ -1,60 +1,68 @@
 """A diffusion's folder, as diffusers' `DDPMPipeline` writes and reads it.
 
-Both layouts are read: `unet/` and `scheduler/` inside, or everything at the root.
+Both layouts are read: `unet/` and `scheduler/` inside, or everything at the root. The network is a
+`UNet2DModel` or a `SongUNet`; its weights are safetensors, or a `.bin` that holds tensors only.
 """
 
+import inspect
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
+import torch
 from diffusers import DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.schedule import Schedule, linear_schedule
+from hetpure.networks import SongUNet
+from hetpure.networks.song_unet import Block
 from hetpure.weights.folders import in_one_line, read_json, resolve, weights_file
+from hetpure.weights.schedulers import Scheduler, VPScheduler, load_scheduler, schedule_of
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-DISCRETE = ("epsilon", "sample", "v_prediction")  # what a DDPM's network may predict
-Scheduler: TypeAlias = DDPMScheduler | EDMEulerScheduler
+SAFE, PICKLED = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
+Network: TypeAlias = UNet2DModel | SongUNet
+NETWORKS: dict[str, Any] = {"UNet2DModel": UNet2DModel, "SongUNet": SongUNet}
 
 
 def load_denoiser(name: str | Path) -> Denoiser:
-    """The denoiser of a packaged name or folder, frozen and in eval mode."""
+    """The denoiser of a packaged name, folder or `hf://owner/name`, frozen and in eval mode."""
     folder = resolve(name)
     scheduler = load_scheduler(folder)
     return denoiser_of(load_unet(folder), scheduler).eval().requires_grad_(False)
 
 
 def denoiser_of(network: nn.Module, scheduler: Scheduler) -> Denoiser:
-    """The network behind the contract that its scheduler's config tells of. An `EDMEulerScheduler`
-    has no indices: those of DDPM's linear schedule then name the noise levels."""
-    config = scheduler.config
+    """The network behind the contract that its scheduler's config tells of."""
+    schedule, config = schedule_of(scheduler), scheduler.config
     if isinstance(scheduler, EDMEulerScheduler):
-        schedule = linear_schedule(config["num_train_timesteps"])
         return Denoiser(network, schedule, "edm", config["sigma_data"])
-    return Denoiser(network, schedule_of(scheduler), config["prediction_type"])
+    return Denoiser(network, schedule, config["prediction_type"])
+
+
+def pairing_of(network: nn.Module, scheduler: Scheduler) -> str | None:
+    """How a network that was trained in continuous time is asked at an index of the schedule; None
+    where there is one way only."""
+    if isinstance(scheduler, VPScheduler):
+        first = "n / (T - 1)" if scheduler.config["pairing"] == "network" else "(n + 1) / T"
+        own = "its training's" if scheduler.config["pairing"] == "network" else "DiffPure's code's"
+        return f"index n is the time t = {first} at that time's noise level, {own} pairing"
+    if isinstance(network, SongUNet) and isinstance(scheduler, DDPMScheduler):
+        return (
+            "it is told the index n, at the noise level of DDPM's betas: HetPure's code's pairing"
+        )
+    return None
 
 
 def set_dropout(network: nn.Module, share: float) -> None:
-    """Of the residual blocks, as a UNet2DModel's own `dropout` is; its config says so too."""
+    """Of the residual blocks, as the network's own `dropout` is; its config says so too."""
     if not 0 <= share < 1:
         raise InputError(f"--model.dropout must be in [0, 1), got {share}")
     for module in network.modules():
-        if isinstance(module, ResnetBlock2D):
+        if isinstance(module, (ResnetBlock2D, Block)):
             module.dropout.p = share
     network.register_to_config(dropout=share)  # type: ignore[operator]
-
-
-def fresh_scheduler(preconditioning: Literal["none", "edm"], config: dict[str, Any]) -> Scheduler:
-    """diffusers' scheduler for a network that is trained from scratch."""
-    kind = EDMEulerScheduler if preconditioning == "edm" else DDPMScheduler
-    try:
-        return _checked(kind(**config), Path("--model.scheduler"))
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise InputError(f"--model.scheduler: {in_one_line(error)}") from None
 
 
 def fresh_unet(config: dict[str, Any]) -> UNet2DModel:
@@ -65,16 +73,19 @@ def fresh_unet(config: dict[str, Any]) -> UNet2DModel:
         raise InputError(f"--model.unet: {in_one_line(error)}") from None
 
 
-def load_unet(folder: Path) -> UNet2DModel:
-    """The folder's UNet. Weights that are missing or do not fit are an error, never random."""
+def load_unet(folder: Path) -> Network:
+    """The folder's network. Weights that are missing or do not fit are an error, never random; so
+    is a config with a class or a key that is not known."""
     if (folder / "unet").is_dir():
         folder = folder / "unet"
-    read_json(folder / "config.json")
-    path = weights_file(folder, WEIGHTS)
+    config = folder / "config.json"
+    kind = _checked_class(read_json(config), config)
+    path = weights_file(folder, SAFE, PICKLED)
     try:
-        unet, info = UNet2DModel.from_pretrained(
+        # With weights_only, as diffusers calls torch for a .bin: nothing is executed.
+        unet, info = kind.from_pretrained(
             str(folder),
-            use_safetensors=True,
+            use_safetensors=path.name == SAFE,
             local_files_only=True,
             low_cpu_mem_usage=False,
             output_loading_info=True,
@@ -84,49 +95,37 @@ def load_unet(folder: Path) -> UNet2DModel:
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise InputError(f"{path} does not fit its config.json: {problem} {info[problem][:3]}")
-    return unet
+    network: Network = unet
+    return network
 
 
-def load_scheduler(folder: Path) -> Scheduler:
-    """The folder's noise schedule as a diffusers scheduler."""
-    if (folder / "scheduler").is_dir():
-        folder = folder / "scheduler"
-    path = folder / "scheduler_config.json"
-    config = read_json(path)
-    edm = config.get("_class_name") == EDMEulerScheduler.__name__
-    try:
-        scheduler = (EDMEulerScheduler if edm else DDPMScheduler).from_config(config)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: {in_one_line(error)}") from None
-    return _checked(scheduler, path)
+def _checked_class(config: dict[str, Any], path: Path) -> Any:
+    name = config.get("_class_name")
+    if name not in NETWORKS:
+        raise InputError(f"{path}: networks of {name} are not read, only {', '.join(NETWORKS)}")
+    known = inspect.signature(NETWORKS[name].__init__).parameters
+    if unknown := [key for key in config if not key.startswith("_") and key not in known]:
+        raise InputError(f"{path}: {name} has no {unknown[0]}: another release's, or misspelt")
+    return NETWORKS[name]
 
 
-def _checked(scheduler: Scheduler, path: Path) -> Scheduler:
-    """The scheduler, where its numbers are a noise schedule that we know what to do with."""
-    prediction_type = scheduler.config["prediction_type"]
-    if isinstance(scheduler, EDMEulerScheduler):
-        if prediction_type != "epsilon" or not scheduler.config["sigma_data"] > 0:
-            raise InputError(f"{path}: of EDM only prediction_type epsilon and sigma_data > 0")
-        return scheduler
-    levels = scheduler.alphas_cumprod
-    if not len(levels) or not ((levels > 0) & (levels < 1)).all():
-        raise InputError(f"{path}: these betas leave (0, 1), no noise schedule")
-    if prediction_type not in DISCRETE:
-        allowed = ", ".join(DISCRETE)
-        raise InputError(f"{path}: prediction_type {prediction_type!r} is not one of {allowed}")
-    return scheduler
+def meta_network(name: str, config: dict[str, Any]) -> Network:
+    """The network of a class and config without memory, to compare names and shapes with."""
+    with torch.device("meta"):
+        network: Network = NETWORKS[name](**config)
+    return network
 
 
-def schedule_of(scheduler: DDPMScheduler) -> Schedule:
-    """A diffusers scheduler's noise levels."""
-    return Schedule(tuple(scheduler.alphas_cumprod.double().tolist()))
-
-
-def save_diffusion(folder: Path, unet: nn.Module, scheduler: Scheduler) -> None:
-    """Writes the folder that `load_denoiser` and `DDPMPipeline.from_pretrained` read."""
-    DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(
-        str(folder), safe_serialization=True
-    )
+def save_diffusion(folder: Path, network: nn.Module, scheduler: Scheduler) -> None:
+    """Writes the folder that `load_denoiser` reads, and `DDPMPipeline.from_pretrained` where the
+    network is diffusers' own."""
+    if isinstance(network, UNet2DModel):
+        DDPMPipeline(unet=network, scheduler=scheduler).save_pretrained(
+            str(folder), safe_serialization=True
+        )
+    else:
+        network.save_pretrained(str(folder / "unet"))  # type: ignore[operator]
+        scheduler.save_pretrained(str(folder / "scheduler"))
     # diffusers writes down where a network was loaded from: a path of this machine, and a hash that
     # would differ between machines.
     path = folder / "unet" / "config.json"

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from hetpure.errors import InputError
+from hetpure.weights.hub import HUB, fetch
 
 ASSETS = Path(__file__).parent.parent / "assets"
 _PICKLE_STARTS = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
+CONVERT = "`python -m hetpure convert {} FOLDER` makes a folder of published files"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -18,10 +20,14 @@ def packaged() -> list[str]:
 
 
 def resolve(name: str | Path) -> Path:
-    """A packaged name or a folder's path to the folder. The packaged name wins."""
+    """The folder of a packaged name, a path or `hf://owner/name`. A packaged name wins."""
+    if str(name).startswith(HUB):
+        return fetch(str(name))
     if str(name) in packaged():
         return ASSETS / str(name)
     folder = Path(name)
+    if folder.is_file():
+        raise InputError(f"{folder} is a file, no folder: {CONVERT.format(folder)}")
     if not folder.is_dir():
         raise InputError(
             f"no weights at {folder}: give a folder, or one of the packaged {', '.join(packaged())}"
@@ -29,23 +35,26 @@ def resolve(name: str | Path) -> Path:
     return folder
 
 
-def weights_file(folder: Path, name: str) -> Path:
-    """The safetensors file of a folder, or an error that says what lies there instead."""
-    path = folder / name
+def weights_file(folder: Path, safe: str, pickled: str | None = None) -> Path:
+    """The file of weights of a folder: safetensors, else a pickle of that name, which is read
+    without running it. An error says what lies there instead."""
+    path = folder / safe
     if path.is_file():
         with path.open("rb") as file:
             head = file.read(9)
         # Safetensors begin with the header's length in 8 bytes and its brace; the length alone
         # can look like the first bytes of a pickle or of the zip that torch.save writes.
         if head[8:] != b"{" and head[:2] in _PICKLE_STARTS:
-            raise InputError(f"{path} is a pickle, not safetensors: convert it where you trust it")
+            raise InputError(f"{path} is a pickle, not safetensors: {CONVERT.format(path)}")
         return path
-    pickles = [found.name for pattern in _PICKLES for found in folder.glob(pattern)]
-    if pickles:
+    if pickled is not None and (folder / pickled).is_file():
+        return folder / pickled
+    others = [found.name for pattern in _PICKLES for found in folder.glob(pattern)]
+    if others:
         raise InputError(
-            f"{folder} holds {pickles[0]}, a pickle: only safetensors are loaded, save it as {name}"
+            f"{folder} holds {others[0]}, no {safe}: {CONVERT.format(folder / others[0])}"
         )
-    raise InputError(f"{folder} holds no {name}")
+    raise InputError(f"{folder} holds no {safe}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -67,9 +76,12 @@ def in_one_line(error: Exception) -> str:
 
 
 def folder_hash(folder: Path) -> str:
-    """SHA-256 over the folder's safetensors and JSON files, names and contents in sorted order."""
+    """SHA-256 over the folder's files of weights and JSON, names and contents in sorted order."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.suffix in (".safetensors", ".json"):
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+        if path.suffix in (".safetensors", ".json", ".bin"):
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            with path.open("rb") as file:
+                while piece := file.read(1 << 22):
+                    digest.update(piece)
     return digest.hexdigest()

@@ -1,0 +1,49 @@
+"""Folders of weights on the Hugging Face hub, asked for by `hf://owner/name[@revision]` only."""
+
+import re
+from pathlib import Path
+
+from hetpure.errors import InputError
+
+HUB = "hf://"
+CONFIGS = ("*.json", "unet/*.json", "scheduler/*.json")
+SAFE = ("model", "diffusion_pytorch_model", "unet/diffusion_pytorch_model")  # .safetensors
+
+
+def fetch(name: str) -> Path:
+    """The folder of `hf://owner/name[@revision]`: that of the cache, else it is downloaded."""
+    match = re.fullmatch(rf"{HUB}([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", name)
+    if match is None:
+        raise InputError(f"{name} is no hf://owner/name or hf://owner/name@revision")
+    repository, revision = match.groups()
+    try:
+        return _snapshot(repository, revision, download=False)
+    except Exception:  # not in the cache, whatever the library says of that
+        print(f"{name}: downloading its weights and configs", flush=True)
+    try:
+        return _snapshot(repository, revision, download=True)
+    except Exception as error:  # of the network, of the hub, of the disk
+        at = f" --revision {revision}" if revision else ""
+        raise InputError(
+            f"{name} is not in the cache and cannot be downloaded"
+            f" ({' '.join(str(error).split())[:100]}): run `hf download {repository}{at}` where"
+            " there is a network and bring the cache (HF_HOME), or give the folder's path"
+        ) from None
+
+
+def _snapshot(repository: str, revision: str | None, *, download: bool) -> Path:
+    """The folder with its weights: safetensors, or where there are none a `.bin`."""
+    from huggingface_hub import snapshot_download  # nobody else waits for its import
+
+    for ending in ("safetensors", "bin"):
+        folder = Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=[*CONFIGS, *(f"{name}.{ending}" for name in SAFE)],
+                local_files_only=not download,
+            )
+        )
+        if any((folder / f"{name}.{ending}").exists() for name in SAFE):
+            return folder
+    raise FileNotFoundError("it holds no weights of a known name")

@@ -1,0 +1,286 @@
+"""Published networks that diffusers' `UNet2DModel` computes exactly: Ho's DDPM in PyTorch, and
+OpenAI's improved and guided diffusion. Their settings are inferred from names and shapes."""
+
+import re
+from typing import Any
+
+from torch import Tensor
+
+from hetpure.errors import InputError
+from hetpure.weights.formats import COSINE, LINEAR, DiffusionWeights, State, Told
+
+# Parts of Ho's network, then diffusers' names of them.
+HO_PARTS = {
+    "temb.dense.0": "time_embedding.linear_1",
+    "temb.dense.1": "time_embedding.linear_2",
+    "conv_in": "conv_in",
+    "norm_out": "conv_norm_out",
+    "conv_out": "conv_out",
+}
+HO_MIDDLE = {
+    "mid.block_1": "mid_block.resnets.0",
+    "mid.attn_1": "mid_block.attentions.0",
+    "mid.block_2": "mid_block.resnets.1",
+}
+HO_LAYERS = {
+    "temb_proj": "time_emb_proj",
+    "nin_shortcut": "conv_shortcut",
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+} | {name: name for name in ("norm1", "conv1", "norm2", "conv2", "conv")}
+OPENAI_PARTS = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+    "middle_block.0": "mid_block.resnets.0",
+    "middle_block.1": "mid_block.attentions.0",
+    "middle_block.2": "mid_block.resnets.1",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+OPENAI_LAYERS = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+    "norm": "group_norm",
+    "proj_out": "to_out.0",
+    "conv": "conv",  # of what doubles the size without a block
+    "op": "conv",  # and of what halves it
+}
+GUIDED_WIDTH, IMPROVED_WIDTH = 256, 128  # of the published networks, whose heads are known
+
+
+def read_ho(state: State, told: Told) -> DiffusionWeights | None:
+    """Ho et al.'s (2020) network as ermongroup/ddim and pesser/pytorch_diffusion name it."""
+    if not {"temb.dense.0.weight", "mid.block_1.conv1.weight"} <= state.keys():
+        return None
+    levels = 1 + max(_number(name, 1) for name in state if name.startswith("down."))
+    blocks = 1 + max(_number(name, 3) for name in state if name.startswith("down.0.block."))
+    found = {}
+    for name, value in state.items():
+        new = _ho_name(name, levels)
+        attention = re.search(r"\.(to_[qkv]|to_out\.0)\.weight$", new)
+        found[new] = value[:, :, 0, 0] if attention else value
+    size = told.sample_size or 32
+    attended = [f"down.{level}.attn.0.norm.weight" in state for level in range(levels)]
+    config = _unet_config(
+        found,
+        size=size,
+        blocks=blocks,
+        down=["AttnDownBlock2D" if on else "DownBlock2D" for on in attended],
+        up=["AttnUpBlock2D" if on else "UpBlock2D" for on in attended[::-1]],
+    )
+    config |= {
+        "norm_eps": 1e-6,
+        "attention_head_dim": None,
+        "downsample_padding": 0,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+    }
+    return DiffusionWeights(
+        format="Ho's DDPM in PyTorch",
+        network="UNet2DModel",
+        config=config,
+        state=found,
+        scheduler=LINEAR,
+        remarks=(
+            f"not in the file: images of {size} x {size} pixels",
+            "not in the file, as published: 1,000 linear betas from 0.0001 to 0.02, epsilon",
+        ),
+    )
+
+
+def _ho_name(name: str, levels: int) -> str:
+    """diffusers' name of a tensor of Ho's network."""
+    whole, _, kind = name.rpartition(".")
+    if whole in HO_PARTS:
+        return f"{HO_PARTS[whole]}.{kind}"
+    block, _, layer = whole.rpartition(".")
+    place = HO_MIDDLE.get(block)
+    if match := re.fullmatch(r"(down|up)\.(\d+)\.(block|attn)\.(\d+)", block):
+        way, level, part, number = match.groups()
+        inner = "resnets" if part == "block" else "attentions"
+        place = f"{_ho_level(way, int(level), levels)}.{inner}.{number}"
+    elif match := re.fullmatch(r"(down|up)\.(\d+)\.(?:down|up)sample", block):
+        way, level = match.groups()
+        place = f"{_ho_level(way, int(level), levels)}.{way}samplers.0"
+    if place is None or layer not in HO_LAYERS:
+        raise InputError(f"it looks like Ho's DDPM, which has no {name}")
+    return f"{place}.{HO_LAYERS[layer]}.{kind}"
+
+
+def _ho_level(way: str, level: int, levels: int) -> str:
+    """Ho counts the levels on the way up from the largest images, diffusers from the smallest."""
+    return f"{way}_blocks.{level if way == 'down' else levels - 1 - level}"
+
+
+def read_openai(state: State, told: Told) -> DiffusionWeights | None:
+    """Improved and guided diffusion (Nichol & Dhariwal 2021; Dhariwal & Nichol 2021)."""
+    if not {"time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight"} <= state.keys():
+        return None
+    if "label_emb.weight" in state:
+        raise InputError("this diffusion is told an image's class: give an unconditional one")
+    places, levels, blocks = _openai_places(state)
+    improved = any(name.endswith(".op.weight") for name in state)
+    channels_of_head = _head_channels(state, improved, told)
+    channels = state["input_blocks.0.0.weight"].shape[1]
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        whole, _, kind = name.rpartition(".")
+        new, layer = places.get(whole), ""
+        if new is None:
+            part = next((part for part in places if whole.startswith(f"{part}.")), None)
+            layer = whole.removeprefix(f"{part}.")
+            if part is None or layer not in (*OPENAI_LAYERS, "qkv"):
+                raise InputError(f"it looks like OpenAI's diffusion, which has no {name} there")
+            new = places[part]
+        if layer == "qkv":
+            for key, rows in zip("qkv", _split_heads(value, channels_of_head), strict=True):
+                found[f"{new}.to_{key}.{kind}"] = rows
+        else:
+            own = f"{new}.{OPENAI_LAYERS[layer]}" if layer else new
+            found[f"{own}.{kind}"] = value[:, :, 0] if value.ndim == 3 else value
+    remarks = [
+        "not in the file, as published: "
+        + (
+            "4,000 steps of the cosine schedule" if improved else "1,000 linear betas, .0001 to .02"
+        ),
+        f"not in the file: attention heads of {channels_of_head} channels, whose queries, keys and"
+        " values lie head by head",
+    ]
+    if len(state["out.2.bias"]) == 2 * channels:
+        remarks.append("the learned variance's channels of the output were dropped")
+        for kind in ("weight", "bias"):
+            found[f"conv_out.{kind}"] = found[f"conv_out.{kind}"][:channels]
+    plain_down, plain_up = ("DownBlock2D", "UpBlock2D")
+    if not improved:
+        plain_down, plain_up = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+    attended = [f"down_blocks.{level}.attentions.0.to_q.bias" in found for level in range(levels)]
+    size = told.sample_size or (32 if improved else 256)
+    config = _unet_config(
+        found,
+        size=size,
+        blocks=blocks,
+        down=["AttnDownBlock2D" if on else plain_down for on in attended],
+        up=["AttnUpBlock2D" if on else plain_up for on in attended[::-1]],
+    )
+    scaled = len(state["middle_block.0.emb_layers.1.bias"]) == 2 * config["block_out_channels"][-1]
+    config |= {
+        "norm_eps": 1e-5,
+        "attn_norm_num_groups": 32,
+        "attention_head_dim": channels_of_head,
+        "resnet_time_scale_shift": "scale_shift" if scaled else "default",
+        "downsample_type": "conv" if improved else "resnet",
+        "upsample_type": "conv" if improved else "resnet",
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+    }
+    return DiffusionWeights(
+        format=f"OpenAI's {'improved' if improved else 'guided'} diffusion",
+        network="UNet2DModel",
+        config=config,
+        state=found,
+        scheduler=COSINE if improved else LINEAR,
+        remarks=(f"not in the file: images of {size} x {size} pixels", *remarks),
+        licence="MIT (openai/improved-diffusion, openai/guided-diffusion)",
+    )
+
+
+def _openai_places(state: State) -> tuple[dict[str, str], int, int]:
+    """Parts of the network to diffusers' names of them; levels; and blocks of each, going down."""
+    outputs = 1 + max(_number(name, 1) for name in state if name.startswith("output_blocks."))
+    growing = {
+        _number(name, 1)
+        for name in state
+        if re.fullmatch(r"output_blocks\.\d+\.[12]\.(conv|in_layers\.0)\.weight", name)
+    }
+    levels = len(growing) + 1
+    blocks = outputs // levels - 1
+    if blocks < 1 or outputs % levels:
+        raise InputError(f"OpenAI's diffusion has no {outputs} blocks in {levels} levels going up")
+    places = dict(OPENAI_PARTS)
+    for level in range(levels):
+        down, up = f"down_blocks.{level}", f"up_blocks.{level}"
+        first = 1 + level * (blocks + 1)
+        for number in range(blocks):
+            places[f"input_blocks.{first + number}.0"] = f"{down}.resnets.{number}"
+            places[f"input_blocks.{first + number}.1"] = f"{down}.attentions.{number}"
+        if level < levels - 1:
+            places[f"input_blocks.{first + blocks}.0"] = f"{down}.downsamplers.0"
+        for number in range(blocks + 1):
+            source = f"output_blocks.{level * (blocks + 1) + number}"
+            attended = f"{source}.1.norm.weight" in state
+            places[f"{source}.0"] = f"{up}.resnets.{number}"
+            if attended:
+                places[f"{source}.1"] = f"{up}.attentions.{number}"
+            if number == blocks and level < levels - 1:
+                places[f"{source}.{2 if attended else 1}"] = f"{up}.upsamplers.0"
+    return places, levels, blocks
+
+
+def _head_channels(state: State, improved: bool, told: Told) -> int:
+    """Channels of an attention head: 64 in guided diffusion, a fourth in improved diffusion. No
+    shape tells of them, so they are taken for granted of the published networks only."""
+    attended = {len(state[name]) for name in state if name.endswith(".proj_out.bias")}
+    width = len(state["input_blocks.0.0.bias"])
+    if told.head_channels is not None:
+        found = told.head_channels
+    elif improved and width == IMPROVED_WIDTH and len(attended) == 1:
+        found = max(attended) // 4
+    elif not improved and width == GUIDED_WIDTH:
+        found = 64
+    else:
+        raise InputError(
+            "the file does not say how its attention is split into heads, and it is not a network"
+            " whose heads are known: give --head_channels"
+        )
+    if any(count % found for count in attended):
+        raise InputError(f"attention of {sorted(attended)} channels has no heads of {found}")
+    return found
+
+
+def _split_heads(rows: Tensor, channels_of_head: int) -> list[Tensor]:
+    """Rows (3 C, ...) that hold each head's queries, keys and values, as three of (C, ...)."""
+    heads = rows.reshape(-1, 3, channels_of_head, *rows.shape[1:2])
+    return [heads[:, part].reshape(len(rows) // 3, *rows.shape[1:2]) for part in range(3)]
+
+
+def _unet_config(
+    found: State, *, size: int, blocks: int, down: list[str], up: list[str]
+) -> dict[str, Any]:
+    """What both families share, from a state dict under diffusers' names."""
+    last = [f"down_blocks.{level}.resnets.{blocks - 1}.conv2.bias" for level in range(len(down))]
+    if missing := [
+        name for name in (*last, "conv_in.weight", "conv_out.bias") if name not in found
+    ]:
+        raise InputError(f"the file lacks what diffusers calls {missing[0]}")
+    return {
+        "sample_size": size,
+        "in_channels": found["conv_in.weight"].shape[1],
+        "out_channels": len(found["conv_out.bias"]),
+        "layers_per_block": blocks,
+        "block_out_channels": [len(found[name]) for name in last],
+        "down_block_types": down,
+        "up_block_types": up,
+        "norm_num_groups": 32,
+        "act_fn": "silu",
+        "time_embedding_type": "positional",
+        "mid_block_scale_factor": 1,
+        "center_input_sample": False,
+        "resnet_time_scale_shift": "default",
+        "downsample_type": "conv",
+        "upsample_type": "conv",
+    }
+
+
+def _number(name: str, place: int) -> int:
+    """The number between a name's dots, 0 where there is none."""
+    part = name.split(".")[place]
+    return int(part) if part.isdigit() else 0
