@@ -17,6 +17,7 @@ from hetpure.noise import Noise, Purpose, RowNoise, Stream
 
 Normalisation = Literal["minmax", "softmax"]
 Selection = Literal["value", "area"]
+Size = tuple[int, int]  # height and width, pixels
 # Class, distillation and register tokens; published models have at most a handful.
 MOST_PREFIX_TOKENS = 16
 SOFTNESS = 0.1  # of a relaxed mask's edge, as a share of the scores' span
@@ -145,8 +146,9 @@ class AttentionMask:
         if self.power <= 0:
             raise InputError(f"mask power must be > 0, got {self.power}")
 
-    def scores(self, classifier: Classifier, pixels: Tensor) -> Tensor:
-        """(B, H, W) elementwise maximum over the blocks' normalised maps at image size."""
+    def scores(self, classifier: Classifier, pixels: Tensor, size: Size | None = None) -> Tensor:
+        """(B, H, W) elementwise maximum over the blocks' normalised maps, at image size or the
+        (H, W) given."""
         blocks = self.blocks or classifier.attention_blocks
         if not blocks:
             raise InputError("this classifier names no attention blocks: set mask.blocks")
@@ -160,7 +162,7 @@ class AttentionMask:
             maps_of_block = as_maps(name, activations.get(name), pixels)
             small = attention_map(maps_of_block, self.power, self.root)
             large = F.interpolate(
-                small[:, None], pixels.shape[-2:], mode="bilinear", align_corners=False
+                small[:, None], size or pixels.shape[-2:], mode="bilinear", align_corners=False
             )
             maps.append(normalise(large[:, 0], self.normalisation))
         return torch.stack(maps).amax(0)
@@ -229,20 +231,31 @@ class AttentionMask:
         return Noise.of(self.seed, Stream.LOCKED).on(samples.to(mask.device))
 
     def __call__(
-        self, classifier: Classifier, pixels: Tensor, samples: Tensor | None = None
+        self,
+        classifier: Classifier,
+        pixels: Tensor,
+        samples: Tensor | None = None,
+        size: Size | None = None,
     ) -> Tensor:
         """(B, 1, H, W) mask of 0 and 1 in the dtype of the images, pixel [0, 1]; no gradient.
 
-        `samples` are the images' ids (B,); only the placements that use noise need them.
+        `samples` are the images' ids (B,); only the placements that use noise need them. `size` is
+        the mask's (H, W) where the images are purified at another one than their own.
         """
-        scores = self.scores(classifier, pixels.detach())
+        scores = self.scores(classifier, pixels.detach(), size)
         mask = self.place(self.select(scores), scores, samples)
         return mask[:, None].to(pixels.dtype)
 
-    def soft(self, classifier: Classifier, pixels: Tensor, samples: Tensor | None = None) -> Tensor:
+    def soft(
+        self,
+        classifier: Classifier,
+        pixels: Tensor,
+        samples: Tensor | None = None,
+        size: Size | None = None,
+    ) -> Tensor:
         """The same mask with a gradient in the images, straight through: its value is the hard
         mask, its derivative that of `relaxed`, through all of the classifier's activations."""
-        scores = self.scores(classifier, pixels)
+        scores = self.scores(classifier, pixels, size)
         selected = self.select(scores.detach())
         mask = self.place(selected, scores.detach(), samples)
         relaxed = self.relaxed(scores, mask if self.placement == "inverted" else selected)

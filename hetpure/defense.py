@@ -1,9 +1,10 @@
 """A defence: a purifier in front of a classifier. Image and noise in, logits out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hetpure import adjoint
@@ -28,9 +29,10 @@ from hetpure.purifiers import Plan, Purifier, Step
 class Defense(nn.Module):
     """Purifier and classifier as one differentiable function of the image, given the noise.
 
-    Without a purifier it is the plain classifier. Images are pixel [0, 1] (B, C, H, W). How it is
-    differentiated (`execution`) can be set at any time; it changes no answer that is not
-    differentiated.
+    Without a purifier it is the plain classifier. Images are pixel [0, 1] (B, C, H, W). Where
+    `purified_size` is given they are resized to that height and width, purified, and resized back,
+    bilinearly and within the gradient. How it is differentiated (`execution`) can be set at any
+    time; it changes no answer that is not differentiated.
     """
 
     def __init__(
@@ -40,16 +42,20 @@ class Defense(nn.Module):
         denoiser: Denoiser | None = None,
         mask: AttentionMask | None = None,
         policy: Policy | Execution = "auto",
+        purified_size: int | None = None,
     ) -> None:
         super().__init__()
         if (purifier is None) != (denoiser is None):
             raise InputError("a purifier needs a denoiser, and a denoiser a purifier")
+        if purified_size is not None and (purifier is None or purified_size < 1):
+            raise InputError(f"purified_size {purified_size}: a purifier takes 1 pixel or more")
         self.classifier = classifier
         self.denoiser = denoiser
         self.purifier = purifier
         self.attention_mask = mask or AttentionMask()
         self.plan: Plan = purifier.plan(denoiser.schedule) if purifier and denoiser else ()
         self.execution = Execution.of(policy)
+        self.purified_size = purified_size
         self._chosen: dict[object, Execution] = {}
         self.eval().requires_grad_(False)
 
@@ -108,13 +114,19 @@ class Defense(nn.Module):
     def mask(
         self, images: Tensor, samples: Tensor | None = None, *, soft: bool = False
     ) -> Tensor | None:
-        """(B, 1, H, W) attended pixels, where the purifier asks for them. Depends on the image
-        and, for random control masks, its sample id only: compute it once for all noise draws. A
-        `soft` mask is the same with a gradient, see `AttentionMask.soft`."""
+        """(B, 1, H, W) attended pixels at the purifier's size, where it asks for them. Depends on
+        the image and, for random control masks, its sample id only: compute it once for all noise
+        draws. A `soft` mask is the same with a gradient, see `AttentionMask.soft`."""
         if not self.masked:
             return None
         make = self.attention_mask.soft if soft else self.attention_mask
-        return make(self.classifier, images, samples)
+        size = None if self.purified_size is None else (self.purified_size, self.purified_size)
+        return make(self.classifier, images, samples, size)
+
+    def resized(self, images: Tensor) -> Tensor:
+        """The images (B, C, H, W) at the size at which they are purified."""
+        size = self.purified_size
+        return images if size is None else resized(images, (size, size))
 
     def purify(
         self,
@@ -134,8 +146,8 @@ class Defense(nn.Module):
         if not _differentiated(images, mask):
             execution = Execution("tape")  # keeps nothing where nothing is differentiated
 
-        def advance(step: Step, state: Tensor, images: Tensor, mask: Tensor | None) -> Tensor:
-            return purifier.advance(denoiser, step, state, images, mask, noise)
+        def advance(step: Step, state: Tensor, known: Tensor, mask: Tensor | None) -> Tensor:
+            return purifier.advance(denoiser, step, state, known, mask, noise)
 
         if execution.policy == "classifier_only":
             return images
@@ -143,13 +155,14 @@ class Defense(nn.Module):
             with torch.no_grad():
                 purified = self.purify(images, noise, mask)
             return StraightThrough.apply(images, purified)  # type: ignore[no-any-return, no-untyped-call]
-        state = purifier.start(denoiser, images, noise)
+        known = self.resized(images)
+        state = purifier.start(denoiser, known, noise)
         if execution.policy == "adjoint":
             equation = adjoint.equation(purifier)
             state = _finite(adjoint.solve(equation, denoiser, self.plan, state, noise))
         else:
-            state = self.run_steps(advance, state, images, mask, execution)
-        return purifier.finish(state)
+            state = self.run_steps(advance, state, known, mask, execution)
+        return resized(purifier.finish(state), images.shape[-2:])
 
     def run_steps(
         self,
@@ -185,11 +198,11 @@ class Defense(nn.Module):
             return Footprint(step=0, classifier=classifier // 2, state=0)
         noise = noise_for(images)
         with torch.no_grad():
-            state = purifier.start(denoiser, images, noise)
-            mask = self.mask(images, noise.samples)
+            known, mask = self.resized(images), self.mask(images, noise.samples)
+            state = purifier.start(denoiser, known, noise)
         step = max(self.plan, key=lambda step: step.network_calls)
         taped = saved_bytes(
-            lambda: purifier.advance(denoiser, step, state.requires_grad_(), images, mask, noise),
+            lambda: purifier.advance(denoiser, step, state.requires_grad_(), known, mask, noise),
             [denoiser],
         )
         return Footprint(taped // 2, classifier // 2, state[0].nbytes)
@@ -224,6 +237,13 @@ def _checked(policy: Policy | Execution, purifier: Purifier | None) -> Execution
     if execution.policy == "adjoint":
         adjoint.equation(purifier)
     return execution
+
+
+def resized(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, corners not aligned: as the published evaluations on ImageNet resize."""
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.interpolate(images, tuple(size), mode="bilinear", align_corners=False)
 
 
 def _differentiated(*tensors: Tensor | None) -> bool:

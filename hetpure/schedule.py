@@ -112,8 +112,8 @@ def vp_schedule(
     beta_max: float = 20.0,
     pairing: Pairing = "network",
 ) -> Schedule:
-    """The VP-SDE at T times: abar(t) = exp(-(beta_max - beta_min) t^2 / 2 - beta_min t) (Song et al.
-    2021, eq. 33). Its networks are told (T - 1) t, and index n is the time
+    """The VP-SDE at T times: abar(t) = exp(-(beta_max - beta_min) t^2 / 2 - beta_min t) (Song et
+    al. 2021, eq. 33). Its networks are told (T - 1) t, and index n is the time
 
     - `network`: n / (T - 1), where they are told the index, as in their training; the first is
       1e-5, the earliest time of the training;

@@ -31,6 +31,8 @@ class DefenseConfig:
         gradient: policy of the gradient; see `hetpure.gradients.Execution`.
         classifier: packaged name or folder of a classifier of its own, in place of the one that
             all rows share.
+        purified_size: height and width at which images are purified, where that is not their own:
+            they are resized to it and back, bilinearly, within the gradient.
         surrogate: a purifier that the attack differentiates in place of the defence's own, as
             published evaluations did. Weaker than the full attack, and the results say so.
     """
@@ -41,15 +43,20 @@ class DefenseConfig:
     gradient: Policy = "auto"
     surrogate: Purifier | None = None
     classifier: str | None = None
+    purified_size: int | None = None
 
     def build(
         self, classifier: Classifier, denoiser: Denoiser | None
     ) -> tuple[Defense, Defense | None]:
         """The defence, and the surrogate that is attacked in its place where one is set."""
+
+        def defense(purifier: Purifier | None, gradient: Policy = self.gradient) -> Defense:
+            size = self.purified_size
+            return Defense(classifier, purifier, denoiser, self.mask, gradient, size)
+
         if self.surrogate is None:
-            return Defense(classifier, self.purifier, denoiser, self.mask, self.gradient), None
-        defense = Defense(classifier, self.purifier, denoiser, self.mask)
-        return defense, Defense(classifier, self.surrogate, denoiser, self.mask, self.gradient)
+            return defense(self.purifier), None
+        return defense(self.purifier, "auto"), defense(self.surrogate)
 
 
 @dataclass(frozen=True)

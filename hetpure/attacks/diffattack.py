@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hetpure.attacks.attack import Addresses, Monitor
 from hetpure.attacks.pgd import PGD
-from hetpure.defense import Defense
+from hetpure.defense import Defense, resized
 from hetpure.denoiser import to_model
 from hetpure.errors import InputError, check_choice
 from hetpure.expectation import Answer, Criterion, expected_loss
@@ -41,7 +41,7 @@ class Deviated(Defense):
 
     def __init__(self, defense: Defense, alpha: Mapping[Step, float]) -> None:
         given = defense.purifier, defense.denoiser, defense.attention_mask, defense.execution
-        super().__init__(defense.classifier, *given)
+        super().__init__(defense.classifier, *given, defense.purified_size)
         self._chosen = defense._chosen
         self.alpha = alpha
 
@@ -65,19 +65,20 @@ class Deviated(Defense):
         if self.masked and mask is None:
             mask = self.mask(images, noise.samples)
 
-        def advance(step: Step, state: Tensor, images: Tensor, mask: Tensor | None) -> Tensor:
-            before, deviation = state[:, :-1].reshape(images.shape), state[:, -1:]
-            after = purifier.advance(denoiser, step, before, images, mask, noise)
+        def advance(step: Step, state: Tensor, known: Tensor, mask: Tensor | None) -> Tensor:
+            before, deviation = state[:, :-1].reshape(known.shape), state[:, -1:]
+            after = purifier.advance(denoiser, step, before, known, mask, noise)
             diffused = (
-                to_model(images) if step.to == CLEAN else diffuse(denoiser, images, noise, step.to)
+                to_model(known) if step.to == CLEAN else diffuse(denoiser, known, noise, step.to)
             )
             distance = (after - diffused).square().flatten(1).mean(1, keepdim=True)
             return torch.cat([after.flatten(1), deviation + self.alpha[step] * distance], 1)
 
-        state = purifier.start(denoiser, images, noise).flatten(1)
+        known = self.resized(images)
+        state = purifier.start(denoiser, known, noise).flatten(1)
         state = torch.cat([state, state.new_zeros(len(state), 1)], 1)
-        state = self.run_steps(advance, state, images, mask, execution)
-        purified = purifier.finish(state[:, :-1].reshape(images.shape))
+        state = self.run_steps(advance, state, known, mask, execution)
+        purified = resized(purifier.finish(state[:, :-1].reshape(known.shape)), images.shape[-2:])
         return torch.cat([self.classifier(purified), state[:, -1:]], 1)
 
 

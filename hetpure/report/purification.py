@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hetpure.defense import Defense
+from hetpure.defense import Defense, resized
 from hetpure.denoiser import to_pixels
 from hetpure.errors import InputError
 from hetpure.noise import RowNoise
@@ -29,19 +29,19 @@ def purification_panels(
 
     rows = len(images)
     panels = [Panel("image", images, answers(images))]
-    mask = defense.mask(images, noise.samples)
+    known, mask = defense.resized(images), defense.mask(images, noise.samples)
     if mask is not None:
         shares = [f"{share:.0%} attended" for share in mask.flatten(1).mean(1).tolist()]
         panels.append(Panel("attention", mask, shares))
     if isinstance(purifier, HeterogeneousPurifier) and mask is not None:
         large, small = (denoiser.schedule.index(s) for s in (purifier.t_large, purifier.t_small))
-        both = heterogeneous_state(denoiser, images, mask, noise, large, small)
+        both = heterogeneous_state(denoiser, known, mask, noise, large, small)
         label = [f"t_l = {large}, t_s = {small}"] * rows
         panels.append(Panel("x(t_l, t_s)", to_pixels(both).clamp(0, 1), label))
-    state = purifier.start(denoiser, images, noise)
+    state = purifier.start(denoiser, known, noise)
     states = [(defense.plan[0].at, state)]
     for step in defense.plan:
-        state = purifier.advance(denoiser, step, state, images, mask, noise)
+        state = purifier.advance(denoiser, step, state, known, mask, noise)
         states.append((step.to, state))
     inner = states[:-1]
     shown = sorted({round(k * (len(inner) - 1) / (STATES - 1)) for k in range(STATES)})
@@ -51,6 +51,6 @@ def purification_panels(
         again = position > 0 and defense.plan[position - 1].at == index
         below = f"resampled, t = {index}" if again else f"t = {index}"
         panels.append(Panel(title, to_pixels(held).clamp(0, 1), [below] * rows))
-    purified = purifier.finish(state)
+    purified = resized(purifier.finish(state), images.shape[-2:])
     panels.append(Panel("purified", purified, answers(purified)))
     return panels
