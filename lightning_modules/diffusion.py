@@ -10,7 +10,6 @@ from typing import Any, Literal, NoReturn
 
 import lightning as L
 import torch
-from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -28,13 +27,13 @@ from hetpure.noise import Noise, Purpose, RowNoise, Stream
 from hetpure.schedule import Level
 from hetpure.weights import folder_hash, load_classifier, resolve
 from hetpure.weights.diffusion import (
+    Network,
     denoiser_of,
-    fresh_scheduler,
     fresh_unet,
-    load_scheduler,
     load_unet,
     set_dropout,
 )
+from hetpure.weights.schedulers import fresh_scheduler, load_scheduler
 from lightning_modules.compatibility import (
     check_classifier,
     check_denoiser,
@@ -58,10 +57,11 @@ class Update:
 
 
 class DiffusionTraining(L.LightningModule):
-    """Trains a diffusers `UNet2DModel`, by ADDT where a perturbation is given, with EMA.
+    """Trains a diffusion network, by ADDT where a perturbation is given, with EMA.
 
     Args:
-        diffusion: packaged name or diffusers folder to start from; None starts from `unet`.
+        diffusion: packaged name, diffusers folder or `hf://owner/name` to start from; None starts
+            from `unet`.
         unet: keyword arguments of a fresh `UNet2DModel`, where `diffusion` is None.
         scheduler: keyword arguments of a fresh diffusers scheduler, where `diffusion` is None:
             `DDPMScheduler`'s, or `EDMEulerScheduler`'s where `preconditioning` is edm.
@@ -195,8 +195,8 @@ class DiffusionTraining(L.LightningModule):
         return isinstance(next(self.unet.parameters()), DTensor)
 
     @property
-    def unet(self) -> UNet2DModel:
-        network: UNet2DModel = self.denoiser.network
+    def unet(self) -> Network:
+        network: Network = self.denoiser.network
         return network
 
     @property
@@ -349,7 +349,7 @@ class DiffusionTraining(L.LightningModule):
         """A whole copy with the averaged weights, in eval mode and float32 whatever the training is
         in. Where weights are sharded it takes all processes to make one."""
         if self._sharded:
-            network = UNet2DModel.from_config(self.unet.config)
+            network = type(self.unet).from_config(self.unet.config)
             denoiser = denoiser_of(network, self.scheduler).to(self.device)
         else:
             denoiser = copy.deepcopy(self.denoiser)

@@ -3,13 +3,13 @@
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hetpure.errors import InputError
+from hetpure.weights.diffusion import Network, blocks_of
 
 
 def everyones(own: Any) -> list[Any]:
@@ -21,7 +21,7 @@ def everyones(own: Any) -> list[Any]:
     return found
 
 
-def shard(network: UNet2DModel, mesh: DeviceMesh) -> None:
+def shard(network: Network, mesh: DeviceMesh) -> None:
     """Parts the weights among the devices (FSDP2), block by block. InputError where they are to be
     parted within a layer."""
     if mesh["tensor_parallel"].size() != 1:
@@ -30,9 +30,8 @@ def shard(network: UNet2DModel, mesh: DeviceMesh) -> None:
             " of devices: the network is sharded over the data's devices"
         )
     data = mesh["data_parallel"]
-    for part in (*network.down_blocks, network.mid_block, *network.up_blocks):
-        if part is not None:
-            fully_shard(part, mesh=data)
+    for part in blocks_of(network):
+        fully_shard(part, mesh=data)
     fully_shard(network, mesh=data)
 
 

@@ -65,6 +65,14 @@ def set_dropout(network: nn.Module, share: float) -> None:
     network.register_to_config(dropout=share)  # type: ignore[operator]
 
 
+def blocks_of(network: Network) -> list[nn.Module]:
+    """The large parts that a network is made of, in the order in which they are called."""
+    if isinstance(network, SongUNet):
+        return [*network.enc.values(), *network.dec.values()]
+    parts = (*network.down_blocks, network.mid_block, *network.up_blocks)
+    return [part for part in parts if part is not None]
+
+
 def fresh_unet(config: dict[str, Any]) -> UNet2DModel:
     """diffusers' network, to be trained from scratch."""
     try:
