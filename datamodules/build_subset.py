@@ -1,7 +1,6 @@
 """Makes the packaged subset of Fashion-MNIST: `python -m datamodules.build_subset`."""
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
@@ -10,27 +9,11 @@ from torch import Tensor
 
 from datamodules.fashion_mnist import DEBIAN, PACKAGED, find_full, packaged_files, read_pair
 from datamodules.idx import write_idx
+from datamodules.subsets import choose
 from hetpure.errors import InputError
 
 CHOICE = "hetpure fashion-mnist subset"
 TEST, VALIDATION, TRAIN = 100, 50, 500  # images of each class
-
-
-def choose(labels: Tensor, counts: tuple[int, ...], choice: str) -> list[Tensor]:
-    """Disjoint class-balanced index sets, ascending; counts[k] of each class in the k-th.
-
-    Indices of a class are ordered by a hash, not by a random generator: its sequence may change
-    with the library's version, and these files should be made again long from now.
-    """
-    chosen: list[list[int]] = [[] for _ in counts]
-    for label in range(10):
-        indices: list[int] = (labels == label).nonzero().squeeze(1).tolist()
-        indices.sort(key=lambda index: hashlib.sha256(f"{choice}:{index}".encode()).digest())
-        assert len(indices) >= sum(counts), f"class {label} has {len(indices)} images only"
-        for part, count in zip(chosen, counts, strict=True):
-            part.extend(indices[:count])
-            del indices[:count]
-    return [torch.tensor(sorted(part), dtype=torch.int32) for part in chosen]
 
 
 def subset(folder: Path) -> dict[str, tuple[Tensor, Tensor, Tensor]]:

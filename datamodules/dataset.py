@@ -1,4 +1,4 @@
-"""Images held in memory, and a shuffle that depends on the seed and the epoch alone."""
+"""Labelled images by index, and a shuffle that depends on the seed and the epoch alone."""
 
 import hashlib
 import os
@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from datamodules.image_files import ImageFiles
 from hetpure.errors import InputError
 
+IDS = 2**32  # as many as an address of noise tells apart
+HASHED = 4096  # images hashed at once: a copy of that many is made
 Sample = dict[str, Tensor]
 
 
@@ -40,24 +43,67 @@ def check_images(images: Tensor, where: str, *, samples: Tensor | None = None) -
         )
 
 
+def check_ids(samples: Tensor, where: str) -> None:
+    """Raises InputError unless ids (N,) are integers from 0 to 2**32 - 1, none of them twice."""
+    if samples.is_floating_point() or samples.is_complex() or samples.dtype == torch.bool:
+        raise InputError(f"{where}: {samples.dtype} ids, expected integers")
+    if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < IDS:
+        raise InputError(
+            f"{where}: ids from {int(samples.min())} to {int(samples.max())}, allowed are 0 to"
+            f" {IDS - 1}"
+        )
+    ordered = samples.sort().values
+    twice = ordered[1:][ordered.diff() == 0]
+    if len(twice):
+        raise InputError(
+            f"{where}: id {int(twice[0])} is there more than once: an id is the address of an"
+            " image's noise, give each image its own"
+        )
+
+
+def check_labels(labels: Tensor, where: str, classes: int | None = None) -> None:
+    """Raises InputError unless labels (N,) are integers from 0, and below `classes` if it is given.
+
+    `where` names them in the message.
+    """
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(f"{where}: {labels.dtype} labels, expected integers")
+    bad = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
+    if bad.any():
+        position = int(bad.nonzero()[0])
+        allowed = "0 or more" if classes is None else f"0 to {classes - 1}"
+        raise InputError(
+            f"{where}: label {int(labels[position])} at index {position}, allowed is {allowed}"
+        )
+
+
 class ImageDataset(Dataset[Sample]):
     """Labelled images with ids; an item is {"image", "label", "sample"}.
 
-    images: (N, C, H, W), uint8 or float32 in pixel [0,1]; labels: (N,); samples: (N,), the ids.
+    images: (N, C, H, W), uint8 or float32 in pixel [0,1], or files that are read when asked for;
+    labels: (N,); samples: (N,), the ids.
     An item's image is float32 (C, H, W) in pixel [0,1], its label and id are int64 scalars.
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, samples: Tensor, *, where: str = "images"
+        self,
+        images: Tensor | ImageFiles,
+        labels: Tensor,
+        samples: Tensor,
+        *,
+        where: str = "images",
     ) -> None:
-        if images.dtype not in (torch.uint8, torch.float32):
+        if isinstance(images, Tensor) and images.dtype not in (torch.uint8, torch.float32):
             raise InputError(f"{where}: {images.dtype} images, expected uint8 or float32")
-        if not labels.shape == samples.shape == images.shape[:1]:
+        if not labels.shape == samples.shape == (len(images),):
             raise InputError(
                 f"{where}: {len(images)} images, {len(labels)} labels and {len(samples)} ids,"
                 " expected as many of each"
             )
-        check_images(images, where, samples=samples)
+        if isinstance(images, Tensor):
+            check_images(images, where, samples=samples)
+        check_labels(labels, where)
+        check_ids(samples, where)
         self.images = images
         self.labels = labels.long()
         self.samples = samples.long()
@@ -68,7 +114,7 @@ class ImageDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         image = self.images[index]
         return {
-            # Kept as bytes and converted here: the full set is 47 MB so, and 188 MB as float32.
+            # Kept as bytes and converted here: as float32 they take four times the memory.
             "image": image.float() / 255 if image.dtype == torch.uint8 else image,
             "label": self.labels[index],
             "sample": self.samples[index],
@@ -76,9 +122,15 @@ class ImageDataset(Dataset[Sample]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of images, labels and ids."""
+        """SHA-256 of images, labels and ids; of files, their names and sizes stand for the images:
+        to read all would take minutes."""
         digest = hashlib.sha256()
-        for part in (self.images, self.labels, self.samples):
+        if isinstance(self.images, ImageFiles):
+            digest.update(self.images.listing())
+        else:
+            for first in range(0, len(self), HASHED):
+                digest.update(self.images[first : first + HASHED].contiguous().numpy().tobytes())
+        for part in (self.labels, self.samples):
             digest.update(part.contiguous().numpy().tobytes())
         return digest.hexdigest()
 

@@ -1,22 +1,13 @@
 """Fashion-MNIST: the full set where it is found, else the subset that comes with the project."""
 
-import hashlib
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal, cast
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from datamodules.dataset import (
-    EpochSampler,
-    ImageDataset,
-    ResumableLoader,
-    Sample,
-    leave_stopping_to_the_program,
-)
+from datamodules.base import ImageDataModule
+from datamodules.dataset import ImageDataset
 from datamodules.idx import read_idx
 from hetpure.errors import InputError
 
@@ -92,6 +83,7 @@ def read_full(files: dict[str, Path], split: Literal["train", "test", "unseen"])
         )
     # MNIST's files have the same names and sizes: only the pixels tell the two apart.
     known = read_packaged("validation" if split == "train" else "test")
+    assert isinstance(known.images, Tensor)
     differs = (images[known.samples] != known.images).flatten(1).any(dim=1)
     differs |= labels[known.samples] != known.labels
     if differs.any():
@@ -105,7 +97,7 @@ def read_full(files: dict[str, Path], split: Literal["train", "test", "unseen"])
     return ImageDataset(images[kept], labels[kept], kept.nonzero().squeeze(1))
 
 
-class FashionMNIST(L.LightningDataModule):
+class FashionMNIST(ImageDataModule):
     """Fashion-MNIST in batches {"image", "label", "sample"}.
 
     image: float32 (B, 1, 28, 28) in pixel [0,1]; label: int64 (B,); sample: int64 (B,), the
@@ -113,10 +105,10 @@ class FashionMNIST(L.LightningDataModule):
     The 500 validation images are the same whatever the source, and no training ever sees them.
     """
 
-    num_classes: ClassVar[int] = 10
-    channels: ClassVar[int] = 1
-    image_size: ClassVar[int] = 28
-    class_names: ClassVar[tuple[str, ...]] = (
+    title = "Fashion-MNIST"
+    channels = 1
+    image_size = 28
+    class_names = (
         "T-shirt/top",
         "Trouser",
         "Pullover",
@@ -153,111 +145,40 @@ class FashionMNIST(L.LightningDataModule):
             num_workers: processes that load batches.
             seed: with the epoch, decides the order of training.
         """
-        super().__init__()
-        for flag, value in (("batch_size", batch_size), ("limit", limit)):
-            if value is not None and value < 1:
-                raise InputError(f"--data.{flag} is {value}, allowed is 1 or more")
-        if skip < 0:
-            raise InputError(f"--data.skip is {skip}, allowed is 0 or more")
+        super().__init__(
+            batch_size=batch_size, limit=limit, skip=skip, num_workers=num_workers, seed=seed
+        )
         if data_dir is not None and source == "packaged":
             raise InputError(
                 f"--data.data_dir {data_dir} contradicts --data.source packaged, which the quick"
                 " configs set: add --data.source=auto"
             )
         folder = DEBIAN if data_dir is None else Path(data_dir)
-        self._files = find_full(folder) if source == "auto" else None
-        if data_dir is not None and self._files is None:
+        self._full = find_full(folder) if source == "auto" else None
+        if data_dir is not None and self._full is None:
             raise InputError(
                 f"--data.data_dir {data_dir}: not all of {', '.join(FULL_NAMES)} (or .gz of them)"
                 " are there; give the folder that holds them, or leave the flag out"
             )
-        self.origin = PACKAGED_ORIGIN if self._files is None else str(folder)
-        self.batch_size = batch_size
-        self.test_split: Split = test_split
-        self.limit = limit
-        self.skip = skip
-        self.num_workers = num_workers
-        self.seed = seed
-        self._splits: dict[Split, ImageDataset] = {}
+        self.origin = PACKAGED_ORIGIN if self._full is None else str(folder)
+        self.details = ("packaged subset" if self._full is None else "full set",)
+        self.test_split = test_split
 
-    @property
-    def description(self) -> str:
-        """The evaluated images in a few words, for titles."""
-        where = "packaged subset" if self._files is None else "full set"
-        after = f", after the first {self.skip}" if self.skip else ""
-        return f"Fashion-MNIST {self.test_split} images ({where}{after})"
+    def _load(self, split: str) -> dict[str, ImageDataset]:
+        return {split: self._split(cast(Split, split))}
 
-    def setup(self, stage: str | None = None) -> None:
-        """Reads the splits that the stage needs and are not read yet (None: all)."""
-        if not self._splits:
-            rank_zero_info(f"Fashion-MNIST from {self.origin}")
-        needed: dict[str | None, tuple[Split, ...]] = {
-            "fit": ("train", "validation"),
-            "validate": ("validation",),
-            "test": (self.test_split,),
-        }
-        for split in needed.get(stage, SPLITS):
-            if split not in self._splits:
-                self._splits[split] = self._read(split)
-
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled by (seed, epoch); the last short batch is dropped."""
-        dataset = self._splits["train"]
-        replicas, rank = 1, 0
-        if self.trainer is not None:
-            replicas, rank = self.trainer.world_size, self.trainer.global_rank
-        sampler = EpochSampler(dataset, seed=self.seed, replicas=replicas, rank=rank)
-        if len(sampler) < self.batch_size:
-            raise InputError(
-                f"--data.batch_size is {self.batch_size}, allowed is at most {len(sampler)}, the"
-                f" training images of a device from {self.origin}"
-            )
-        return ResumableLoader(
-            dataset,
-            self.batch_size,
-            sampler=sampler,
-            drop_last=True,
-            num_workers=self.num_workers,
-            worker_init_fn=leave_stopping_to_the_program,
-        )
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """The validation split in the order of its ids."""
-        return self._in_order(self._splits["validation"])
-
-    def test_dataloader(self) -> DataLoader[Sample]:
-        """`limit` samples of `test_split` after the first `skip`, in the order of their ids, none
-        left out."""
-        dataset = self._splits[self.test_split]
-        limit = len(dataset) - self.skip if self.limit is None else self.limit
-        if limit < 1 or self.skip + limit > len(dataset):
-            raise InputError(
-                f"--data.limit is {self.limit} after --data.skip {self.skip}, allowed are at most"
-                f" {len(dataset)} together, the {self.test_split} images from {self.origin}"
-            )
-        return self._in_order(dataset.take(slice(self.skip, self.skip + limit)))
-
-    def files_sha256(self) -> dict[str, str]:
-        """SHA-256 of every data file that this source can read, by file name."""
-        splits: tuple[Split, ...] = SPLITS if self._files is None else ("validation",)
+    def _files(self, split: str) -> list[Path]:
+        """Every data file that this source can read, whatever the split."""
+        splits: tuple[Split, ...] = SPLITS if self._full is None else ("validation",)
         files = [path for split in splits for path in packaged_files(split).values()]
-        files += [] if self._files is None else self._files.values()
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        return [*files, *({} if self._full is None else self._full).values()]
 
-    def _read(self, split: Split) -> ImageDataset:
-        if split == "unseen" and self._files is None:
+    def _split(self, split: Split) -> ImageDataset:
+        if split == "unseen" and self._full is None:
             raise InputError(
                 "--data.test_split unseen needs the full set: install Debian's"
                 " dataset-fashion-mnist, or give --data.data_dir"
             )
-        if self._files is None or split == "validation":
+        if self._full is None or split == "validation":
             return read_packaged(split)
-        return read_full(self._files, split)
-
-    def _in_order(self, dataset: ImageDataset) -> DataLoader[Sample]:
-        return DataLoader(
-            dataset,
-            self.batch_size,
-            num_workers=self.num_workers,
-            worker_init_fn=leave_stopping_to_the_program,
-        )
+        return read_full(self._full, split)

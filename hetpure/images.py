@@ -1,46 +1,97 @@
-"""Image files to tensors and back, for people who bring one image."""
+"""Image files to tensors and back."""
 
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from hetpure.errors import InputError
 
 MODES = {1: "L", 3: "RGB"}
+# Pillow's names. A mode says how pixels are held in memory, a raw mode how the file holds them.
+EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I;16R")
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF and one of its values
+
+
+def open_image(path: str | Path, channels: int, *, upright: bool = True) -> Image.Image:
+    """The image in a file, with 1 or 3 channels and no transparency: black is behind it.
+
+    Its mode is L or RGB, 8 bits a channel, or F for 16-bit grey: floats in pixel [0,1], one channel
+    whatever `channels` is. `upright` turns it as its EXIF orientation says. InputError where the
+    file is no image, or where Pillow does not say which value is white.
+    """
+    if channels not in MODES:
+        raise InputError(f"images of {channels} channels cannot be read from a file")
+    try:
+        with Image.open(path) as file:
+            sixteen_bits = _has_16_bits(file)
+            image = ImageOps.exif_transpose(file) if upright else file
+            if sixteen_bits:
+                return _scaled_16_bits(image)
+            return _before_black(image).convert(MODES[channels])
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be read as an image: {error}") from None
+
+
+def _has_16_bits(file: Image.Image) -> bool:
+    """Whether an opened file is 16-bit grey, or else has 8 bits a channel; OSError if neither."""
+    # Before the pixels are loaded: the raw mode is forgotten then.
+    arguments = file.tile[0].args if getattr(file, "tile", None) else None  # type: ignore[attr-defined]
+    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    if raw in SIXTEEN_BITS:
+        # Pillow inverts such files of 8 bits, and those of 16 bits not.
+        if getattr(file, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            raise OSError("its 16-bit values are inverted (0 is white): save it with 8 bits")
+        return True
+    if isinstance(raw, str) and ";16" in raw:
+        raise OSError("Pillow rounds 16-bit colour and transparency down: save it with 8 bits")
+    if raw in ("L;2", "L;4") and "transparency" in file.info:
+        raise OSError("Pillow loses which of its 4 or 16 greys is transparent: save it with 8 bits")
+    if file.mode not in EIGHT_BITS:
+        raise OSError(f"which of its values is white is not known (mode {file.mode}): use 8 bits")
+    return False
+
+
+def _scaled_16_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float32)
+    if (transparent := image.info.get("transparency")) is not None:  # the one grey that is
+        values[values == transparent] = 0
+    return Image.fromarray(values / 65535)
+
+
+def _before_black(image: Image.Image) -> Image.Image:
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image
+    opaque = Image.new("RGBA", image.size, "black")
+    return Image.alpha_composite(opaque, image.convert("RGBA"))
+
+
+def to_tensor(image: Image.Image, channels: int) -> Tensor:
+    """Pixels of what `open_image` gave, (C, H, W): uint8, or float32 in pixel [0,1] of mode F."""
+    array = np.array(image)  # a copy, which may be written to
+    if image.mode == "F":
+        # Resizing with a cubic filter overshoots.
+        return torch.from_numpy(array).clamp(0, 1).expand(channels, -1, -1)
+    return torch.from_numpy(array.reshape(*array.shape[:2], channels)).movedim(-1, 0)
 
 
 def read_image(path: str | Path, shape: tuple[int, int, int]) -> Tensor:
-    """A PNG or JPEG file as (1, C, H, W) in pixel [0, 1], for `shape` (C, H, W).
+    """An image file as (1, C, H, W) in pixel [0, 1], for `shape` (C, H, W).
 
     Turned upright, made grey or colour, and scaled; what does not fit the shape's proportions is
     cropped evenly, and what is transparent becomes black.
     """
     channels, height, width = shape
-    if channels not in MODES:
-        raise InputError(f"images of {channels} channels cannot be read from a file")
-    try:
-        with Image.open(path) as file:
-            image = _to_8_bits(ImageOps.exif_transpose(file)).convert(MODES[channels])
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from None
+    image = open_image(path, channels)
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.reshape(1, height, width, channels).permute(0, 3, 1, 2).float() / 255
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Without transparency and with 8 bits a channel: Pillow's own conversion clips 16 bits."""
-    if image.mode.startswith("I"):
-        return image.convert("I").point(lambda value: value * (255 / 65535)).convert("L")
-    if image.mode == "F":
-        raise OSError("its pixels are floating-point numbers")
-    opaque = Image.new("RGBA", image.size, "black")
-    return Image.alpha_composite(opaque, image.convert("RGBA"))
+    pixels = to_tensor(image, channels)[None]
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.contiguous()
 
 
 def write_image(path: str | Path, image: Tensor) -> None:

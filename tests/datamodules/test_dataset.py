@@ -19,8 +19,8 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 
 
 def test_ranks_share_an_epoch_without_overlap() -> None:
-    zeros = torch.zeros(101)
-    dataset = ImageDataset(torch.zeros(101, 1, 2, 2), zeros, zeros)
+    ids = torch.arange(101)
+    dataset = ImageDataset(torch.zeros(101, 1, 2, 2), ids, ids)
     ranks = [EpochSampler(dataset, seed=1, replicas=4, rank=rank) for rank in range(4)]
     for sampler in ranks:
         sampler.set_epoch(2)

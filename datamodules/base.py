@@ -1,0 +1,256 @@
+"""What all data sets share: splits, which of their images are evaluated, and loaders."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+
+from datamodules.dataset import (
+    EpochSampler,
+    ImageDataset,
+    ResumableLoader,
+    Sample,
+    check_labels,
+    leave_stopping_to_the_program,
+)
+from datamodules.subsets import choose, published_512, read_ids, smallest_class
+from hetpure.errors import InputError, check_choice
+
+Subset = Literal["all", "published_512", "balanced"]
+SAID: dict[str, str] = {
+    "published_512": "the 512 of DiffPure and HetPure",
+    "balanced": "as many of each class",
+}
+PIECE = 2**20  # bytes read at once
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, which is never in memory as a whole."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Labelled images in batches {"image", "label", "sample"}; no image need be in memory.
+
+    image: float32 (B, C, H, W) in pixel [0,1]; label: int64 (B,); sample: int64 (B,), the image's
+    position in the published order of its split, which no option changes. Validation images are
+    held out of the training images, the same ones for all seeds, and no training ever sees them.
+
+    A data set names itself (`title`, `class_names`, `channels`, `image_size`, `origin`), and reads
+    its published splits (`_read`, `_files`). `splits` are those that there are files for.
+    """
+
+    title: str
+    class_names: tuple[str, ...]
+    channels: int
+    image_size: int | tuple[int, int]
+    origin: str  # where the images come from
+    details: tuple[str, ...] = ()  # what titles say of the images besides
+    splits: tuple[str, ...] = ("train", "validation", "test")
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 64,
+        test_split: Literal["test", "validation"] = "test",
+        subset: Subset = "all",
+        ids: str | None = None,
+        limit: int | None = None,
+        skip: int = 0,
+        validation: int = 1_000,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Keeps the settings.
+
+        Args:
+            batch_size: images in a batch, on each device.
+            test_split: the split that `test_dataloader` gives.
+            subset: evaluate all of that split; the 512 test images of DiffPure and HetPure; or as
+                many images of each class, `limit` in all.
+            ids: text file with the ids to evaluate, one a line, in place of a subset.
+            limit: evaluate only so many samples of those.
+            skip: leave out the first so many: images that were looked at before.
+            validation: training images held out, as many of each class.
+            num_workers: processes that load batches.
+            seed: with the epoch, decides the order of training.
+        """
+        super().__init__()
+        for flag, value in (
+            ("batch_size", batch_size),
+            ("limit", limit),
+            ("validation", validation),
+        ):
+            if value is not None and value < 1:
+                raise InputError(f"--data.{flag} is {value}, allowed is 1 or more")
+        if skip < 0:
+            raise InputError(f"--data.skip is {skip}, allowed is 0 or more")
+        check_choice("--data.subset", subset, Subset)
+        if ids is not None and subset != "all":
+            raise InputError(
+                f"--data.ids contradicts --data.subset {subset}: leave one of them out"
+            )
+        if subset == "published_512" and test_split != "test":
+            raise InputError(
+                f"--data.subset published_512 are test images: --data.test_split {test_split} has"
+                " none of them"
+            )
+        if subset == "balanced" and skip:
+            raise InputError(
+                "--data.skip contradicts --data.subset balanced: leave one of them out"
+            )
+        # One process downloads, into a folder that all see, as they see the run's.
+        self.prepare_data_per_node = False
+        self.batch_size = batch_size
+        self.test_split: str = test_split
+        self.subset = subset
+        self.ids = None if ids is None else Path(ids)
+        self.limit = limit
+        self.skip = skip
+        self.validation = validation
+        self.num_workers = num_workers
+        self.seed = seed
+        self._splits: dict[str, ImageDataset] = {}
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def description(self) -> str:
+        """The evaluated images in a few words, for titles."""
+        details = [*self.details]
+        if self.subset != "all":
+            details.append(SAID[self.subset])
+        if self.ids is not None:
+            details.append(f"the ids of {self.ids.name}")
+        if self.skip:
+            details.append(f"after the first {self.skip}")
+        said = f" ({', '.join(details)})" if details else ""
+        return f"{self.title} {self.test_split} images{said}"
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the splits that the stage needs and are not read yet (None: all)."""
+        if not self._splits:
+            rank_zero_info(f"{self.title} from {self.origin}")
+        needed: dict[str | None, tuple[str, ...]] = {
+            "fit": ("train", "validation"),
+            "validate": ("validation",),
+            "test": (self.test_split,),
+        }
+        for split in needed.get(stage, self.splits):
+            if split not in self._splits:
+                self._splits |= self._load(split)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Shuffled by (seed, epoch); the last short batch is dropped."""
+        dataset = self._splits["train"]
+        replicas, rank = 1, 0
+        if self.trainer is not None:
+            replicas, rank = self.trainer.world_size, self.trainer.global_rank
+        sampler = EpochSampler(dataset, seed=self.seed, replicas=replicas, rank=rank)
+        if len(sampler) < self.batch_size:
+            raise InputError(
+                f"--data.batch_size is {self.batch_size}, allowed is at most {len(sampler)}, the"
+                f" training images of a device from {self.origin}"
+            )
+        return ResumableLoader(
+            dataset,
+            self.batch_size,
+            sampler=sampler,
+            drop_last=True,
+            num_workers=self.num_workers,
+            worker_init_fn=leave_stopping_to_the_program,
+        )
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """The validation split in the order of its ids."""
+        return self._in_order(self._splits["validation"])
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """The images to evaluate in the order of their ids, none left out."""
+        return self._in_order(self._evaluated(self._splits[self.test_split]))
+
+    def files_sha256(self) -> dict[str, str]:
+        """SHA-256 of every file that the evaluated images are read from, by file name."""
+        files = [*self._files(self.test_split), *([] if self.ids is None else [self.ids])]
+        return {path.name: sha256(path) for path in files}
+
+    def _read(self, split: Literal["train", "test"]) -> ImageDataset:
+        """A published split, whole, its ids ascending."""
+        raise NotImplementedError
+
+    def _files(self, split: str) -> Iterable[Path]:
+        """The files that a split is read from."""
+        raise NotImplementedError
+
+    def _load(self, split: str) -> dict[str, ImageDataset]:
+        """The split, and what is read along with it."""
+        if split == "test":
+            whole = self._read("test")
+            check_labels(whole.labels, self.origin, self.num_classes)
+            return {"test": whole}
+        whole = self._read("train")
+        check_labels(whole.labels, self.origin, self.num_classes)
+        each, rest = divmod(self.validation, self.num_classes)
+        most = smallest_class(whole.labels, self.num_classes) - 1  # one is left to train on
+        if rest or each > most:
+            raise InputError(
+                f"--data.validation is {self.validation}, allowed are multiples of the"
+                f" {self.num_classes} classes up to {max(most, 0) * self.num_classes}"
+            )
+        (held_out,) = choose(whole.labels, (each,), "hetpure validation")
+        kept = torch.ones(len(whole), dtype=torch.bool)
+        kept[held_out.long()] = False
+        return {"validation": whole.take(held_out.long()), "train": whole.take(kept)}
+
+    def _evaluated(self, dataset: ImageDataset) -> ImageDataset:
+        """The samples of the split that `subset` or `ids`, then `skip` and `limit`, leave."""
+        if self.subset == "balanced":
+            return dataset.take(self._balanced(dataset))
+        if self.subset == "published_512":
+            dataset = dataset.take(published_512(len(dataset)))
+        if self.ids is not None:
+            position = {sample: k for k, sample in enumerate(dataset.samples.tolist())}
+            ids = read_ids(self.ids)
+            if unknown := [sample for sample in ids if sample not in position]:
+                raise InputError(
+                    f"--data.ids {self.ids}: id {unknown[0]} is none of the {self.test_split}"
+                    f" images from {self.origin}"
+                )
+            dataset = dataset.take(torch.tensor([position[sample] for sample in ids]))
+        limit = len(dataset) - self.skip if self.limit is None else self.limit
+        if limit < 1 or self.skip + limit > len(dataset):
+            raise InputError(
+                f"--data.limit is {self.limit} after --data.skip {self.skip}, allowed are at most"
+                f" {len(dataset)} together, the {self.test_split} images from {self.origin}"
+            )
+        return dataset.take(slice(self.skip, self.skip + limit))
+
+    def _balanced(self, dataset: ImageDataset) -> torch.Tensor:
+        most = smallest_class(dataset.labels, self.num_classes)
+        limit = most * self.num_classes if self.limit is None else self.limit
+        each, rest = divmod(limit, self.num_classes)
+        if rest or not 1 <= each <= most:
+            raise InputError(
+                f"--data.limit is {self.limit}, allowed with --data.subset balanced are multiples"
+                f" of the {self.num_classes} classes up to {most * self.num_classes}"
+            )
+        return choose(dataset.labels, (each,), "hetpure balanced")[0].long()
+
+    def _in_order(self, dataset: ImageDataset) -> DataLoader[Sample]:
+        return DataLoader(
+            dataset,
+            self.batch_size,
+            num_workers=self.num_workers,
+            worker_init_fn=leave_stopping_to_the_program,
+        )
