@@ -48,12 +48,12 @@ def _has_16_bits(file: Image.Image) -> bool:
         if getattr(file, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
             raise OSError("its 16-bit values are inverted (0 is white): save it with 8 bits")
         return True
+    if file.mode not in EIGHT_BITS:
+        raise OSError(f"which of its values is white is not known (mode {file.mode}): use 8 bits")
     if isinstance(raw, str) and ";16" in raw:
         raise OSError("Pillow rounds 16-bit colour and transparency down: save it with 8 bits")
     if raw in ("L;2", "L;4") and "transparency" in file.info:
         raise OSError("Pillow loses which of its 4 or 16 greys is transparent: save it with 8 bits")
-    if file.mode not in EIGHT_BITS:
-        raise OSError(f"which of its values is white is not known (mode {file.mode}): use 8 bits")
     return False
 
 

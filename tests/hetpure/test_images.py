@@ -1,9 +1,12 @@
 """One image in, one image out: files, presets and the lazy front door."""
 
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -64,6 +67,154 @@ def test_unreadable_and_unwritable_files_are_named(tmp_path: Path) -> None:
         read_image(tmp_path / "x.png", (2, 4, 4))
     with pytest.raises(InputError, match="2 channels"):
         write_image(tmp_path / "x.png", torch.zeros(2, 4, 4))
+
+
+def png(path: Path, depth: int, colour: int, row: bytes, width: int, extra: bytes = b"") -> Path:
+    """One row of pixels as the PNG standard lays it out; `extra` is the content of tRNS."""
+    chunks = [(b"IHDR", struct.pack(">2I5B", width, 1, depth, colour, 0, 0, 0))]
+    chunks += [(b"tRNS", extra)] if extra else []
+    chunks += [(b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    whole = b"\x89PNG\r\n\x1a\n"
+    for kind, content in chunks:
+        checked = kind + content
+        whole += struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+    path.write_bytes(whole)
+    return path
+
+
+def tiff(path: Path, bits: int, photometric: int, kind: int, values: bytes, order: str) -> Path:
+    """One row of three grey values as TIFF 6 lays it out; `kind` is its SampleFormat."""
+    tags = {256: 3, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1}
+    tags |= {279: len(values), 339: kind}
+    entries = b"".join(
+        struct.pack(f"{order}2HI", tag, 4, 1) + struct.pack(f"{order}I", value)
+        for tag, value in tags.items()
+    )
+    magic = {"<": b"II*\0", ">": b"MM\0*"}[order]
+    directory = struct.pack(f"{order}H", len(tags)) + entries + b"\0" * 4
+    path.write_bytes(magic + struct.pack(f"{order}I", 8 + len(values)) + values + directory)
+    return path
+
+
+DEEP = np.array([[0, 257, 32768]], np.uint16)  # 257 / 65535 is 1 / 255
+
+
+def grey_16_bits(folder: Path) -> dict[str, Path]:
+    """The same three values in every form in which files hold 16-bit grey."""
+    for name in ("x.png", "x.tif", "x.pgm"):
+        Image.fromarray(DEEP).save(folder / name)
+    big = tiff(folder / "big.tif", 16, 1, 1, DEEP.astype(">u2").tobytes(), ">")
+    return {name: folder / name for name in ("x.png", "x.tif", "x.pgm")} | {"big.tif": big}
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif", "x.pgm", "big.tif"])
+def test_16_bit_grey_is_scaled_by_65535(name: str, tmp_path: Path) -> None:
+    path = grey_16_bits(tmp_path)[name]
+    expected = torch.tensor([0, 257, 32768]) / 65535
+    assert torch.equal(read_image(path, (1, 1, 3))[0, 0, 0], expected)
+    colour = read_image(path, (3, 1, 3))
+    assert all(torch.equal(colour[0, channel, 0], expected) for channel in range(3))
+
+
+def test_16_bit_grey_is_resized_without_rounding_and_stays_in_the_unit_interval(
+    tmp_path: Path,
+) -> None:
+    values = np.full((8, 8), 1000, np.uint16)
+    Image.fromarray(values).save(tmp_path / "flat.png")
+    read = read_image(tmp_path / "flat.png", (1, 4, 4))
+    assert torch.allclose(read, torch.full((1, 1, 4, 4), 1000 / 65535), rtol=1e-5, atol=0)
+    values[:, 4:] = 65535
+    values[:, :4] = 0
+    Image.fromarray(values).save(tmp_path / "edge.png")
+    edge = read_image(tmp_path / "edge.png", (1, 16, 16))
+    assert (edge.min(), edge.max()) == (0, 1)
+
+
+def test_the_transparent_grey_of_16_bits_is_black(tmp_path: Path) -> None:
+    row = DEEP.astype(">u2").tobytes()
+    path = png(tmp_path / "x.png", 16, 0, row, 3, extra=struct.pack(">H", 32768))
+    expected = torch.tensor([0, 257 / 65535, 0])
+    assert torch.allclose(read_image(path, (1, 1, 3))[0, 0, 0], expected, rtol=1e-7, atol=0)
+
+
+def save(path: Path, mode: str, pixel: object, **options: object) -> Path:
+    Image.new(mode, (2, 2), pixel).save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "pixel", "options", "expected"),
+    [
+        ("x.png", "1", 1, {}, (255, 255, 255)),
+        ("x.png", "L", 51, {}, (51, 51, 51)),
+        ("x.png", "LA", (200, 51), {}, (40, 40, 40)),
+        ("x.png", "L", 51, {"transparency": 51}, (0, 0, 0)),
+        ("x.png", "RGB", (10, 20, 30), {}, (10, 20, 30)),
+        ("x.png", "RGB", (10, 20, 30), {"transparency": (10, 20, 30)}, (0, 0, 0)),
+        ("x.png", "RGBA", (200, 100, 50, 51), {}, (40, 20, 10)),
+        ("x.tif", "RGBA", (200, 100, 50, 255), {}, (200, 100, 50)),
+        ("x.webp", "RGBA", (200, 100, 50, 0), {"lossless": True}, (0, 0, 0)),
+        ("x.gif", "P", 0, {"transparency": 0}, (0, 0, 0)),
+        ("x.tif", "CMYK", (0, 0, 0, 255), {}, (0, 0, 0)),
+        ("x.tif", "CMYK", (0, 51, 255, 0), {}, (255, 204, 0)),
+        ("x.tif", "YCbCr", (51, 128, 128), {}, (51, 51, 51)),
+        ("x.bmp", "RGB", (10, 20, 30), {}, (10, 20, 30)),
+    ],
+)
+def test_8_bit_modes(
+    name: str,
+    mode: str,
+    pixel: object,
+    options: dict[str, object],
+    expected: object,
+    tmp_path: Path,
+) -> None:
+    """Alpha 51 is one fifth; black is behind what is transparent."""
+    path = save(tmp_path / name, mode, pixel, **options)
+    read = read_image(path, (3, 2, 2)) * 255
+    assert torch.allclose(read[0, :, 0, 0], torch.tensor(expected).float(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("colour", [2, 4, 6], ids=["RGB", "grey and alpha", "RGBA"])
+def test_16_bit_colour_and_alpha_are_refused(colour: int, tmp_path: Path) -> None:
+    """Pillow keeps the upper 8 bits of each: 511 would be 1 / 255."""
+    channels = {2: 3, 4: 2, 6: 4}[colour]
+    path = png(tmp_path / "x.png", 16, colour, struct.pack(">H", 511) * channels, 1)
+    with pytest.raises(InputError, match="16-bit colour and transparency"):
+        read_image(path, (3, 1, 1))
+
+
+def test_values_of_unknown_range_are_refused(tmp_path: Path) -> None:
+    values = [0, 128, 255]
+    unknown = {
+        "32-bit integers": tiff(tmp_path / "i.tif", 32, 1, 2, struct.pack("<3i", *values), "<"),
+        "floats": tiff(tmp_path / "f.tif", 32, 1, 3, struct.pack("<3f", *values), "<"),
+        "signed": tiff(tmp_path / "s.tif", 16, 1, 2, struct.pack("<3h", *values), "<"),
+        "12 bits": tiff(tmp_path / "12.tif", 12, 1, 1, bytes(5), "<"),
+        "LAB": save(tmp_path / "lab.tif", "LAB", (1, 2, 3)),
+    }
+    for path in unknown.values():
+        with pytest.raises(InputError, match="which of its values is white is not known"):
+            read_image(path, (1, 1, 3))
+    with pytest.raises(InputError, match="inverted"):
+        read_image(tiff(tmp_path / "w.tif", 16, 0, 1, DEEP.tobytes(), "<"), (1, 1, 3))
+    few = png(tmp_path / "2.png", 2, 0, bytes([0b00011011]), 4, extra=struct.pack(">H", 1))
+    with pytest.raises(InputError, match="which of its 4 or 16 greys"):
+        read_image(few, (1, 1, 4))
+    plain = png(tmp_path / "2.png", 2, 0, bytes([0b00011011]), 4)
+    assert read_image(plain, (1, 1, 4)).flatten().tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+
+
+def test_a_cut_file_is_one_line(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(
+        tmp_path / "x.png"
+    )
+    whole = (tmp_path / "x.png").read_bytes()
+    for cut in (20, 60, len(whole) // 2):
+        (tmp_path / "cut.png").write_bytes(whole[:cut])
+        with pytest.raises(InputError, match="cut.png cannot be read as an image") as caught:
+            read_image(tmp_path / "cut.png", (3, 64, 64))
+        assert "\n" not in str(caught.value)
 
 
 def test_the_packaged_defence_is_the_quick_evaluations_row() -> None:
