@@ -15,6 +15,8 @@ def sizes(depth: int, widen_factor: int) -> tuple[int, tuple[int, int, int, int]
     """Of any WRN: units in each of the three blocks, channels of the stem and of the blocks."""
     if depth < 10 or (depth - 4) % 6:
         raise InputError(f"depth of a WRN must be 6n + 4 with n >= 1 (10, 16, 28), got {depth}")
+    if widen_factor < 1:
+        raise InputError(f"widen_factor of a WRN must be at least 1, got {widen_factor}")
     return (depth - 4) // 6, (16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor)
 
 

@@ -1,0 +1,373 @@
+"""Published classifiers under their published names: which network they are, and what is refused.
+
+Official outputs hold the WRNs of DeepMind, DiffPure and meliketoy. There are none for the others:
+szagoruyko's WRN, the CIFAR and the wide ResNets, LayerScale and torchvision's ViT are held against
+plain forward passes, written in `plain_classifiers.py` from the published names alone.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hetpure.classifiers import Classifier
+from hetpure.errors import InputError
+from hetpure.weights import load_classifier, save_classifier
+from hetpure.weights.classifier import ARCHITECTURES, build_classifier
+from hetpure.weights.classifier_formats import ClassifierWeights, recognise_classifier
+from tests.hetpure.weights import plain_classifiers as plain
+from tests.published import published_state, reference
+
+State = dict[str, Tensor]
+CIFAR = [0.4914, 0.4822, 0.4465], [0.2471, 0.2435, 0.2616]
+IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+# Of a full-size file: the network, some of its arguments, and the normalisation where it is known.
+FULL_SIZE: dict[str, tuple[str, dict[str, Any], tuple[list[float], list[float]] | None]] = {
+    "robustbench_standard_wrn_28_10": ("WideResNet", {"depth": 28, "widen_factor": 10}, None),
+    "diffpure_wrn_70_16_dropout": ("WideResNet", {"depth": 70, "widen_factor": 16}, None),
+    "svhn_szagoruyko_wrn_28_10": ("WideResNet", {"depth": 28, "widen_factor": 10}, None),
+    "deepmind_wrn_28_10": ("DeepMindWideResNet", {"depth": 28, "activation": "silu"}, CIFAR),
+    "deepmind_wrn_70_16": ("DeepMindWideResNet", {"depth": 70, "widen_factor": 16}, CIFAR),
+    "meliketoy_wrn_28_10": (
+        "MeliketoyWideResNet",
+        {"depth": 28, "widen_factor": 10},
+        (CIFAR[0], [0.2023, 0.1994, 0.2010]),
+    ),
+    "diffpure_resnet50_cifar10": ("ResNet", {"depth": 50, "stem": "cifar"}, None),
+    "torchvision_resnet18": ("ResNet", {"depth": 18, "stem": "imagenet"}, IMAGENET),
+    "torchvision_resnet50": ("ResNet", {"depth": 50, "inner_width": 64}, IMAGENET),
+    "torchvision_resnet101": ("ResNet", {"depth": 101, "num_classes": 1000}, IMAGENET),
+    "torchvision_wide_resnet50_2": ("ResNet", {"depth": 50, "inner_width": 128}, IMAGENET),
+    "timm_deit_small_patch16_224": ("VisionTransformer", {"width": 384, "heads": 6}, None),
+    "timm_deit_small_distilled_patch16_224": (
+        "VisionTransformer",
+        {"heads": 6, "distilled": True, "image_size": 224, "patch_size": 16, "depth": 12},
+        IMAGENET,
+    ),
+    "timm_vit_base_patch16_224": ("VisionTransformer", {"heads": 12, "mlp_ratio": 4.0}, None),
+    "timm_vit_small_patch16_224": ("VisionTransformer", {"heads": 6, "distilled": False}, None),
+}
+
+
+def recognised(state: State) -> ClassifierWeights:
+    found = recognise_classifier(state)
+    assert found is not None
+    return found
+
+
+def classifier(found: ClassifierWeights, **change: Any) -> Classifier:
+    """Of the weights' own precision."""
+    built = build_classifier({**found.config, **change}, where=Path("config.json"))
+    built.to(next(value.dtype for value in found.state.values() if value.is_floating_point()))
+    built.network.load_state_dict(found.state)
+    return built.eval().requires_grad_(False)
+
+
+# --- full size ---
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_a_full_size_file_maps_without_a_rest(name: str) -> None:
+    architecture, arguments, normalisation = FULL_SIZE[name]
+    state = published_state(f"clf_{name}")
+    found = recognised(state)
+    assert found.config["architecture"] == architecture
+    assert arguments.items() <= found.config["network"].items()
+    with torch.device("meta"):
+        network = ARCHITECTURES[architecture](**found.config["network"])
+    shapes = {key: value.shape for key, value in network.state_dict().items()}
+    assert {key: value.shape for key, value in found.state.items()} == shapes
+    assert list(found.state) == list(shapes)
+    # Renamed only: each weight is the file's own memory, and none of it is lost or used twice.
+    own = sorted(value.data_ptr() for value in found.state.values() if value.is_floating_point())
+    assert own == sorted(v.data_ptr() for v in state.values() if v.is_floating_point())
+    known = (found.config["mean"], found.config["std"])
+    assert known == ((None, None) if normalisation is None else normalisation)
+    assert found.remarks
+    assert found.licence
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ddpm_ho_cifar10_svhn",
+        "edm_cifar10_uncond_vp",
+        "google_ddpm_cifar10_32",
+        "guided_diffusion_256x256_uncond",
+        "improved_diffusion_cifar10_uncond",
+        "score_sde_cifar10_ddpmpp_deep_continuous",
+    ],
+)
+def test_a_diffusion_network_is_no_classifier(name: str) -> None:
+    assert recognise_classifier(published_state(name)) is None
+    assert recognise_classifier({}) is None
+
+
+# --- outputs ---
+
+
+def gradient_error(network: Classifier, images: Tensor) -> float:
+    """Of the float32 input gradient along unit directions, against float64 central differences."""
+    weights = torch.linspace(-1, 1, network.num_classes, dtype=torch.float64)
+    pixels = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad((network(pixels) * weights).sum(), pixels)
+    exact, h, errors = network.double(), 1e-6, []
+    for direction in (gradient.double(), images.double() - 0.3):
+        unit = direction / direction.norm()
+        after, before = exact(images.double() + h * unit), exact(images.double() - h * unit)
+        difference = ((after - before) * weights).sum() / (2 * h)
+        errors.append(((gradient * unit).sum() - difference).abs() / difference.abs())
+    return float(max(errors))
+
+
+@pytest.mark.parametrize("name", ["deepmind_wrn_swish", "diffpure_wrn_dropout", "meliketoy_wrn"])
+def test_logits_and_gradients_are_the_official_ones(name: str, tmp_path: Path) -> None:
+    official = reference(f"classifier_{name}")
+    found = recognised(official.weights)
+    normalisation = {key: official.config[key] for key in ("mean", "std")}
+    if found.config["mean"] is not None:
+        assert {key: found.config[key] for key in ("mean", "std")} == normalisation
+    config = {**found.config, **normalisation}
+    save_classifier(tmp_path, classifier(found, **normalisation), config)
+    loaded = load_classifier(tmp_path)
+    pixels, logits = official.values["pixels"], official.values["logits"]
+    torch.testing.assert_close(loaded(pixels), logits, rtol=0, atol=1e-5)
+    assert gradient_error(loaded, pixels) < 1e-4
+    assert loaded.num_classes == official.config["num_classes"]
+    assert set(loaded.attention_blocks) <= dict(loaded.network.named_modules()).keys()
+    assert len(loaded.attention_blocks) == 4
+
+
+PLAIN: dict[str, tuple[Callable[[], State], Callable[[State, Tensor], Tensor]]] = {
+    "szagoruyko WRN-10-2": (lambda: plain.szagoruyko_weights(1, 2), plain.szagoruyko),
+    "szagoruyko WRN-16-1": (lambda: plain.szagoruyko_weights(2, 1), plain.szagoruyko),
+    "kuangliu ResNet-18": (lambda: plain.resnet_weights(18, "kuangliu"), plain.kuangliu),
+    "kuangliu ResNet-50": (lambda: plain.resnet_weights(50, "kuangliu"), plain.kuangliu),
+    "torchvision ResNet-50": (lambda: plain.resnet_weights(50, "torchvision"), plain.torchvision),
+    "DeiT III in timm": (lambda: plain.deit3_weights("ls1.gamma", "ls2.gamma"), plain.deit3),
+    "DeiT III in DeiT": (lambda: plain.deit3_weights("gamma_1", "gamma_2"), plain.deit3),
+    "torchvision ViT": (lambda: plain.torchvision_vit_weights("0", "3"), plain.torchvision_vit),
+    "torchvision ViT, old names": (
+        lambda: plain.torchvision_vit_weights("linear_1", "linear_2"),
+        plain.torchvision_vit,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_logits_are_those_of_a_plain_forward_pass(name: str) -> None:
+    weights, forward = PLAIN[name]
+    state = weights()
+    network = classifier(recognised(state), mean=[0.0] * 3, std=[1.0] * 3)
+    pixels = plain.numbers(2, 3, 32, 32, low=0.0)
+    expected = forward(state, pixels)
+    assert expected.std() > 1e-2
+    torch.testing.assert_close(network(pixels), expected, rtol=1e-10, atol=1e-10)
+
+
+# --- what is dropped, added, and read beside the weights ---
+
+
+def small(name: str) -> State:
+    """Of the reduced official networks, and of those with plain forward passes."""
+    return PLAIN[name][0]() if name in PLAIN else dict(reference(f"classifier_{name}").weights)
+
+
+def test_a_block_that_is_never_called_is_dropped_and_said() -> None:
+    state = small("diffpure_wrn_dropout")
+    block = {f"sub_{key}": value for key, value in state.items() if key.startswith("block1.")}
+    found = recognised({**state, **block})
+    assert found.state.keys() == state.keys()
+    assert f"dropped sub_block1.* ({len(block)} tensors)" in found.remarks[0]
+
+
+def test_absent_counters_of_batches_are_added_and_said() -> None:
+    state = small("diffpure_wrn_dropout")
+    bare = {key: value for key, value in state.items() if "num_batches_tracked" not in key}
+    found = recognised(bare)
+    assert found.state.keys() == state.keys()
+    counters = [found.state[key] for key in found.state.keys() - bare.keys()]
+    assert counters
+    assert all(counter.dtype == torch.int64 and counter == 0 for counter in counters)
+    assert any("counters of batches" in remark for remark in found.remarks)
+    assert not any("counters of batches" in remark for remark in recognised(state).remarks)
+
+
+@pytest.mark.parametrize("names", [("mean", "std"), ("mu", "sigma")])
+def test_a_normalisation_in_the_file_is_the_one(names: tuple[str, str]) -> None:
+    held = {
+        names[0]: torch.tensor([0.25, 0.5, 0.75]).reshape(1, 3, 1, 1),
+        names[1]: torch.tensor([0.125, 0.25, 0.5]).reshape(3, 1, 1),
+    }
+    for name in ("diffpure_wrn_dropout", "deepmind_wrn_swish"):
+        found = recognised({**small(name), **held})
+        assert found.config["mean"] == [0.25, 0.5, 0.75]
+        assert found.config["std"] == [0.125, 0.25, 0.5]
+        assert "mean and std are of the file" in found.remarks[-1]
+
+
+def test_a_normalisation_that_differs_among_the_published_is_left_out() -> None:
+    """Standard takes pixels, DiffPure's WRN normalises, and the names of the two are the same."""
+    found = recognised(small("diffpure_wrn_dropout"))
+    assert found.config["mean"] is None
+    assert found.config["std"] is None
+    said = found.remarks[-1]
+    assert said.startswith("mean and std must be given")
+    assert "RobustBench's Standard: mean [0.0, 0.0, 0.0], std [1.0, 1.0, 1.0]" in said
+    assert "WRN-70-16-dropout: mean [0.4914, 0.4822, 0.4465], std [0.2471, 0.2435, 0.2616]" in said
+    with pytest.raises(InputError, match="config.json describes no classifier"):
+        build_classifier(found.config, where=Path("config.json"))
+
+
+def test_another_number_of_classes_or_channels_is_no_published_network() -> None:
+    """Somebody's own training with published names: its normalisation is nobody's."""
+    state = small("deepmind_wrn_swish")
+    assert recognised(state).config["mean"] == CIFAR[0]
+    fewer = {**state, "logits.weight": state["logits.weight"][:7], "logits.bias": torch.zeros(7)}
+    grey = {**state, "init_conv.weight": state["init_conv.weight"][:, :1]}
+    for other in (fewer, grey):
+        found = recognised(other)
+        assert found.config["mean"] is None
+        assert "Published are none" in found.remarks[-1]
+    assert recognised(fewer).config["network"]["num_classes"] == 7
+    assert recognised(grey).config["network"]["in_channels"] == 1
+    assert recognised(small("torchvision ResNet-50")).config["mean"] is None  # 5 classes
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("deepmind_wrn_swish", "the activation is SiLU"),
+        ("DeiT III in timm", "2 attention heads, as published for width 128"),
+        ("torchvision ViT", "2 attention heads"),
+    ],
+)
+def test_what_names_do_not_tell_is_said(name: str, says: str) -> None:
+    assert any(says in remark for remark in recognised(small(name)).remarks)
+
+
+# --- what is refused ---
+
+
+def without(state: State, *names: str) -> State:
+    return {key: value for key, value in state.items() if key not in names}
+
+
+Spoil = Callable[[State], State]
+SPOILED: dict[str, tuple[str, Spoil, str]] = {
+    "no weight": (
+        "diffpure_wrn_dropout",
+        lambda s: without(s, "block2.layer.0.conv2.weight"),
+        "it has no block2.layer.0.conv2.weight",
+    ),
+    "no last layer": (
+        "meliketoy_wrn",
+        lambda s: without(s, "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var"),
+        "it has no bn1.weight, bn1.bias, bn1.running_mean and 1 more",
+    ),
+    "no bias of the last layer": (
+        "diffpure_wrn_dropout",
+        lambda s: without(s, "fc.bias"),
+        "no fc.bias: .*normalise their features",
+    ),
+    "one more": (
+        "diffpure_wrn_dropout",
+        lambda s: {**s, "block1.layer.0.conv3.weight": s["conv1.weight"]},
+        "it has in excess block1.layer.0.conv3.weight",
+    ),
+    "only one of mean and std": (
+        "diffpure_wrn_dropout",
+        lambda s: {**s, "mu": torch.zeros(3)},
+        "it has in excess mu",
+    ),
+    "another width": (
+        "deepmind_wrn_swish",
+        lambda s: {**s, "batchnorm.weight": s["batchnorm.weight"][:-1]},
+        "it has another shape of batchnorm.weight",
+    ),
+    "no multiple of 16": (
+        "diffpure_wrn_dropout",
+        lambda s: {**s, "block1.layer.0.conv1.weight": torch.zeros(20, 16, 3, 3)},
+        "20 channels",
+    ),
+    "flat": (
+        "diffpure_wrn_dropout",
+        lambda s: {**s, "conv1.weight": s["conv1.weight"].flatten()},
+        r"conv1.weight has the shape \(432,\)",
+    ),
+    "integers": (
+        "deepmind_wrn_swish",
+        lambda s: {**s, "logits.bias": torch.zeros(10, dtype=torch.int8)},
+        "it has other numbers in logits.bias",
+    ),
+    "groups of different depth": (
+        "deepmind_wrn_swish",
+        lambda s: {k: v for k, v in s.items() if not k.startswith("layer.2.block.1.")},
+        r"it has no layer.2.block.1.* and \d+ more",
+    ),
+    "a stem that names do not tell": (
+        "torchvision ResNet-50",
+        lambda s: {**s, "conv1.weight": torch.zeros(64, 3, 3, 3)},
+        'conv1 is 3x3 and not 7x7: .*stem "cifar"',
+    ),
+    "a CIFAR ResNet of another stem": (
+        "kuangliu ResNet-18",
+        lambda s: {**s, "conv1.weight": torch.zeros(64, 3, 7, 7)},
+        "conv1 is 7x7 and not 3x3",
+    ),
+    "units as nowhere": (
+        "kuangliu ResNet-18",
+        lambda s: {k: v for k, v in s.items() if not k.startswith("layer2.1.")},
+        r"\(2, 1, 2, 2\) units",
+    ),
+    "groups of channels": (
+        "torchvision ResNet-50",
+        lambda s: {**s, "layer1.0.conv2.weight": s["layer1.0.conv2.weight"][:, :2]},
+        "it has another shape of layer1.0.conv2.weight",
+    ),
+    "heads that nobody knows": (
+        "DeiT III in timm",
+        lambda s: {**s, "patch_embed.proj.weight": torch.zeros(100, 3, 8, 8)},
+        "the number of attention heads of width 100 is not known",
+    ),
+    "no square": (
+        "DeiT III in timm",
+        lambda s: {**s, "pos_embed": torch.zeros(1, 15, 128)},
+        "15 position embeddings are of no square image",
+    ),
+    "no head": (
+        "DeiT III in timm",
+        lambda s: without(s, "head.weight", "head.bias"),
+        "it has no head.weight",
+    ),
+    "registers": (
+        "DeiT III in timm",
+        lambda s: {**s, "reg_token": torch.zeros(1, 4, 128)},
+        "it has in excess reg_token",
+    ),
+    "one thing under two names": (
+        "torchvision ViT",
+        lambda s: {
+            **s,
+            "encoder.layers.encoder_layer_0.mlp.linear_1.bias": s[
+                "encoder.layers.encoder_layer_0.mlp.0.bias"
+            ],
+        },
+        "it holds blocks.0.mlp.fc1.bias twice",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_a_file_that_contradicts_itself_is_refused_by_name(case: str) -> None:
+    name, spoil, says = SPOILED[case]
+    with pytest.raises(InputError) as caught:
+        recognise_classifier(spoil(small(name)))
+    message = str(caught.value)
+    assert message.startswith("it looks like ")
+    assert "\n" not in message
+    assert re.search(says, message), message
