@@ -18,11 +18,13 @@ from hetpure.attention import AttentionMask, captured
 from hetpure.classifiers import (
     Classifier,
     DeepMindWideResNet,
+    MeliketoyWideResNet,
     ResNet,
     VisionTransformer,
     WideResNet,
 )
 from hetpure.classifiers.deepmind_wide_resnet import pad_same
+from hetpure.classifiers.resnet import Stem
 from hetpure.errors import InputError
 
 LAYOUTS = Path(__file__).parent / "layouts"
@@ -44,19 +46,21 @@ PUBLISHED: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
-def tiny_vit(image_size: int = 32, distilled: bool = False) -> VisionTransformer:
-    patch = image_size // 8
-    return VisionTransformer(image_size, patch, 3, 5, width=24, heads=3, distilled=distilled)
+def tiny_vit(image_size: int = 32, **options: bool) -> VisionTransformer:
+    return VisionTransformer(image_size, image_size // 8, 3, 5, width=24, heads=3, **options)
 
 
 FAMILIES: dict[str, Callable[[int], nn.Module]] = {
     "WRN": lambda size: WideResNet(10, 1, num_classes=5),
     "ResNet, basic": lambda size: ResNet(18, num_classes=5),
     "ResNet, bottleneck": lambda size: ResNet(50, num_classes=5),
+    "ResNet, CIFAR": lambda size: ResNet(18, num_classes=5, stem="cifar"),
+    "WRN, meliketoy": lambda size: MeliketoyWideResNet(10, 1, num_classes=5),
     "DeepMind WRN, ReLU": lambda size: DeepMindWideResNet(10, 1, num_classes=5),
     "DeepMind WRN, SiLU": lambda size: DeepMindWideResNet(10, 1, 5, activation="silu"),
     "ViT": tiny_vit,
     "DeiT, distilled": lambda size: tiny_vit(size, distilled=True),
+    "DeiT III": lambda size: tiny_vit(size, layer_scale=True, class_position=False),
 }
 
 
@@ -103,11 +107,20 @@ def test_every_layout_is_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "parameters"), [(34, 21_797_672), (101, 44_549_160), (152, 60_192_808)]
+    ("depth", "inner_width", "parameters"),
+    [
+        (34, 64, 21_797_672),
+        (101, 64, 44_549_160),
+        (152, 64, 60_192_808),
+        (50, 128, 68_883_240),
+        (101, 128, 126_886_696),
+    ],
 )
-def test_deeper_resnets_have_the_published_size(depth: int, parameters: int) -> None:
+def test_other_resnets_have_the_published_size(
+    depth: int, inner_width: int, parameters: int
+) -> None:
     with torch.device("meta"):
-        network = ResNet(depth)
+        network = ResNet(depth, inner_width=inner_width)
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
 
 
@@ -169,8 +182,16 @@ def test_logits_are_those_of_the_published_model(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("size", [32, 224])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    # A CIFAR stem keeps 224 pixels as they are: seconds, and no network has it.
+    [
+        (name, size)
+        for name in FAMILIES
+        for size in (32, 224)
+        if (name, size) != ("ResNet, CIFAR", 224)
+    ],
+)
 def test_logits_and_masks_of_every_family(name: str, size: int) -> None:
     classifier = wrapped(family(name, size))
     pixels = images(size, 1).requires_grad_()
@@ -279,17 +300,60 @@ def test_a_vit_mask_is_where_the_patches_are() -> None:
 
 
 @pytest.mark.parametrize(
+    ("stem", "sizes"), [("imagenet", (16, 8, 4, 2)), ("cifar", (64, 32, 16, 8))]
+)
+def test_the_stem_decides_the_size_of_the_maps(stem: Stem, sizes: tuple[int, ...]) -> None:
+    network = seeded(lambda: ResNet(18, num_classes=5, stem=stem))
+    with captured(network, ResNet.attention_blocks) as outputs:
+        network(images(64))
+    assert tuple(outputs[name].shape[-1] for name in ResNet.attention_blocks) == sizes
+
+
+def test_meliketoys_attention_places_are_those_of_the_wrn() -> None:
+    """The inner activation of each layer's last unit, before its stride where it has one."""
+    network = seeded(lambda: MeliketoyWideResNet(16, 2))
+    assert network.attention_blocks == (
+        "layer1.1.relu2",
+        "layer2.1.relu2",
+        "layer3.1.relu2",
+        "relu",
+    )
+    with captured(network, network.attention_blocks) as outputs:
+        logits = network(images(32))
+    shapes = [tuple(outputs[name].shape[1:]) for name in network.attention_blocks]
+    assert shapes == [(32, 32, 32), (64, 16, 16), (128, 8, 8), (128, 8, 8)]
+    assert all(outputs[name].min() == 0 < outputs[name].max() for name in outputs)
+    torch.testing.assert_close(network.linear(outputs["relu"].mean((2, 3))), logits)
+
+
+@pytest.mark.parametrize(
     ("build", "says"),
     [
         (lambda: ResNet(20), r"one of \(18, 34, 50, 101, 152\), got 20"),
+        (lambda: ResNet(50, stem="svhn"), "'svhn'.*imagenet, cifar"),  # type: ignore[arg-type]
+        (lambda: ResNet(18, inner_width=128), "inner_width is of .* 50 and more, not of 18"),
         (lambda: DeepMindWideResNet(27, 1), "6n \\+ 4"),
+        (lambda: MeliketoyWideResNet(27, 1), "6n \\+ 4"),
+        (lambda: WideResNet(10, 0), "at least 1, got 0"),
         (lambda: DeepMindWideResNet(10, 1, activation="swish"), "'swish'.*relu, silu"),  # type: ignore[arg-type]
         (lambda: VisionTransformer(30, 4), "30 is no multiple of patch_size 4"),
         (lambda: VisionTransformer(width=100, heads=12), "100 .* 12 heads"),
         (lambda: VisionTransformer(depth=0), "positive"),
         (lambda: tiny_vit(32)(images(28)), "32x32 pixels, got 28x28"),
     ],
-    ids=["ResNet depth", "WRN depth", "activation", "patch", "heads", "depth", "image"],
+    ids=[
+        "ResNet depth",
+        "stem",
+        "inner width",
+        "DeepMind depth",
+        "meliketoy depth",
+        "WRN width",
+        "activation",
+        "patch",
+        "heads",
+        "depth",
+        "image",
+    ],
 )
 def test_impossible_settings_are_refused(build: Callable[[], object], says: str) -> None:
     with pytest.raises(InputError, match=says):
