@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from hetpure.errors import InputError
 from hetpure.numbers import Bytes, Number
+from lightning_modules.config_keys import refuse_repeated_keys
 from lightning_modules.signals import say
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -41,6 +42,7 @@ WRITING = (  # what a disk or its permissions can refuse
 )
 register_type(Number, serializer=str, deserializer=Number)
 register_type(Bytes, serializer=str, deserializer=Bytes)
+refuse_repeated_keys()
 # A class_path in a sweep's values is read as its setting's type, never built for being there.
 if "instantiate_subclass_spec_in_any" in signature(set_parsing_settings).parameters:
     set_parsing_settings(instantiate_subclass_spec_in_any=False)
