@@ -1,5 +1,5 @@
-"""`python -m hetpure`: look at one purification, search for a defence's settings, check an
-evaluation's gradients, report a run anew, or compare the defences of several."""
+"""`python -m hetpure`: look at one purification, convert published weights, search for a defence's
+settings, check an evaluation's gradients, report a run anew, or compare the defences of several."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,9 @@ from hetpure.report.figure import draw
 from hetpure.report.frontier import draw_frontier, frontier_markdown, frontier_table
 from hetpure.report.purification import purification_panels
 from hetpure.report.report import report as write_and_print
+from hetpure.weights import convert as converting
 from hetpure.weights import folder_hash, resolve
+from hetpure.weights.formats import Pairing, Told
 from lightning_modules.cli import quiet, run
 from lightning_modules.defenses import DefenseConfig
 from lightning_modules.evaluation_cli import evaluation_cli, print_certificates
@@ -63,6 +65,42 @@ def purify(
     if figure is not None:
         draw(purification_panels(loaded, image, noise, names), Path(figure))
         print(f"{figure}: the steps between")
+
+
+def convert(
+    source: str,
+    target: str,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    image_size: int | None = None,
+    head_channels: int | None = None,
+    pairing: Pairing | None = None,
+    part: str | None = None,
+    check: bool = False,
+) -> None:
+    """Turns a published file of weights into a folder that evaluate.py and train.py read.
+
+    The format is recognised by the names in the file. No pickle is executed.
+
+    Args:
+        source: the file: safetensors, what torch.save wrote, or a pickle.
+        target: folder to write.
+        mean: a classifier's normalisation, pixel [0, 1], where not its format's.
+        std: as mean.
+        image_size: height and width of a diffusion's images, where not the published network's.
+        head_channels: channels of an attention head of OpenAI's networks, where not published.
+        pairing: of time and noise level, of score_sde's networks: network is their training's and
+            the default, table that of HetPure's code, diffpure that of DiffPure's.
+        part: entry of the file to take where it holds several, as state_dict.
+        check: run what was written once; a wrong map shows in the numbers.
+    """
+    told = Told(image_size, head_channels, pairing)
+    found = converting.convert(Path(source), Path(target), told, mean=mean, std=std, part=part)
+    print(f"{source}: {found.format}")
+    for line in (*found.said, *(converting.check(found) if check else ())):
+        print(f"  {line}")
+    option = "--model.classifier" if found.kind == "classifier" else "--model.denoisers.ddpm"
+    print(f"{target}: a {found.kind}, for evaluate.py {option} {target}")
 
 
 def tune(
@@ -242,8 +280,8 @@ def main(arguments: list[str]) -> None:
     quiet()
     parser = jsonargparse.ArgumentParser(
         prog="python -m hetpure",
-        description="Look at one purification, search for a defence's settings, check gradients,"
-        " compare defences, report a run.",
+        description="Look at one purification, convert published weights, search for a defence's"
+        " settings, check gradients, compare defences, report a run.",
         exit_on_error=False,
     )
     commands = parser.add_subcommands()
@@ -252,6 +290,16 @@ def main(arguments: list[str]) -> None:
     )
     purifying.add_function_arguments(purify, as_positional=True)
     commands.add_subcommand("purify", purifying, help="purify one image file")
+    converter = jsonargparse.ArgumentParser(
+        exit_on_error=False, description=(convert.__doc__ or "").split("Args:")[0]
+    )
+    converter.add_function_arguments(convert, as_positional=True, skip={"mean", "std", "check"})
+    for name in ("mean", "std"):
+        converter.add_argument(
+            f"--{name}", type=float, nargs="+", help="of a classifier, pixel [0, 1], by channel"
+        )
+    converter.add_argument("--check", action="store_true", help="run what was written once")
+    commands.add_subcommand("convert", converter, help="turn a published file into a folder")
     tuning = jsonargparse.ArgumentParser(exit_on_error=False)
     tuning.add_argument("--config", action="config", help="a YAML file with what follows")
     tuning.add_function_arguments(tune, skip={"config"}, as_positional=False)
@@ -273,6 +321,9 @@ def main(arguments: list[str]) -> None:
     parsed = parser.parse_args(arguments)
     if parsed.subcommand == "purify":
         purify(**parsed.purify)
+        return
+    if parsed.subcommand == "convert":
+        convert(**parsed.convert)
         return
     if parsed.subcommand == "report":
         report(**parsed.report)

@@ -37,6 +37,9 @@ class Inert:
     def __setitem__(self, key: Any, value: Any) -> None:  # of a class that is a dict
         self.state[key] = value
 
+    def __call__(self, *arguments: Any) -> "Inert":  # of a function that another one gives
+        return Inert(*arguments)
+
     def append(self, value: Any) -> None:
         """Of a class that is a list: its values are nothing that is read."""
 

@@ -52,7 +52,8 @@ def weights_file(folder: Path, safe: str, pickled: str | None = None) -> Path:
     others = [found.name for pattern in _PICKLES for found in folder.glob(pattern)]
     if others:
         raise InputError(
-            f"{folder} holds {others[0]}, no {safe}: {CONVERT.format(folder / others[0])}"
+            f"{folder} holds {others[0]}, a pickle, and no {safe}:"
+            f" {CONVERT.format(folder / others[0])}"
         )
     raise InputError(f"{folder} holds no {safe}")
 
