@@ -155,7 +155,7 @@ def _vision_transformer(state: State) -> tuple[Network, list[str]]:
     positions = _shape(state, "pos_embed", 3)[1]
     distilled = "dist_token" in state
     tokens = 2 if distilled else 1
-    # Both cannot be squares, but for an image of one patch.
+    # The number of patches is a square, with these tokens or without; never both ways.
     class_position = isqrt(max(positions - tokens, 0)) ** 2 == positions - tokens
     side = isqrt(positions - tokens if class_position else positions)
     if not class_position and side**2 != positions:
@@ -179,7 +179,10 @@ def _vision_transformer(state: State) -> tuple[Network, list[str]]:
         "layer_scale": "blocks.0.ls1.gamma" in state,
         "class_position": class_position,
     }
-    return network, [f"{heads} attention heads, as published for width {width}; names tell none"]
+    return network, [
+        f"{heads} attention heads of {width // heads} channels, as in published networks: names do "
+        "not tell them"
+    ]
 
 
 # --- published families ---
@@ -235,8 +238,8 @@ LAYOUTS = (
         _deepmind_wrn,
         _by_classes(
             {
-                10: (Normalisation("RobustBench's for CIFAR-10", *CIFAR10),),
-                100: (Normalisation("RobustBench's for CIFAR-100", *CIFAR100),),
+                10: (Normalisation("RobustBench's CIFAR-10 networks", *CIFAR10),),
+                100: (Normalisation("RobustBench's CIFAR-100 networks", *CIFAR100),),
             }
         ),
         "RobustBench: Apache-2.0 for Gowal 2020 and Rebuffi 2021, MIT for others that its LICENSE "
@@ -250,10 +253,10 @@ LAYOUTS = (
         _by_classes(
             {
                 10: (
-                    Normalisation("Lee and Kim's for SVHN", *AS_THEY_ARE),
-                    Normalisation("szagoruyko's for CIFAR-10", *SZAGORUYKO),
+                    Normalisation("Lee and Kim's SVHN network", *AS_THEY_ARE),
+                    Normalisation("szagoruyko's CIFAR-10 training", *SZAGORUYKO),
                 ),
-                100: (Normalisation("szagoruyko's for CIFAR-100", *SZAGORUYKO),),
+                100: (Normalisation("szagoruyko's CIFAR-100 training", *SZAGORUYKO),),
             }
         ),
         "szagoruyko's code: BSD-2-Clause; weights: not stated",
@@ -277,8 +280,8 @@ LAYOUTS = (
         _meliketoy_wrn,
         _by_classes(
             {
-                10: (Normalisation("meliketoy's and ADDT's for CIFAR-10", *OLD_CIFAR10),),
-                100: (Normalisation("meliketoy's and ADDT's for CIFAR-100", *OLD_CIFAR100),),
+                10: (Normalisation("meliketoy's CIFAR-10 training, and ADDT", *OLD_CIFAR10),),
+                100: (Normalisation("meliketoy's CIFAR-100 training, and ADDT", *OLD_CIFAR100),),
             }
         ),
         "not stated",
@@ -292,7 +295,7 @@ LAYOUTS = (
             {
                 10: (
                     Normalisation("DiffPure's ResNet-50", *CIFAR10),
-                    Normalisation("kuangliu's training", *OLD_CIFAR10),
+                    Normalisation("kuangliu's CIFAR-10 training", *OLD_CIFAR10),
                 )
             }
         ),

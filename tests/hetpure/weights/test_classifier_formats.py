@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hetpure.classifiers import Classifier
+from hetpure.classifiers import Classifier, VisionTransformer
 from hetpure.errors import InputError
 from hetpure.weights import load_classifier, save_classifier
 from hetpure.weights.classifier import ARCHITECTURES, build_classifier
@@ -242,12 +242,45 @@ def test_another_number_of_classes_or_channels_is_no_published_network() -> None
     ("name", "says"),
     [
         ("deepmind_wrn_swish", "the activation is SiLU"),
-        ("DeiT III in timm", "2 attention heads, as published for width 128"),
+        ("DeiT III in timm", "2 attention heads of 64 channels"),
         ("torchvision ViT", "2 attention heads"),
     ],
 )
 def test_what_names_do_not_tell_is_said(name: str, says: str) -> None:
     assert any(says in remark for remark in recognised(small(name)).remarks)
+
+
+def on_meta(**arguments: Any) -> State:
+    with torch.device("meta"):
+        return VisionTransformer(image_size=28, patch_size=14, depth=1, **arguments).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"),
+    [(192, 3), (384, 6), (512, 8), (768, 12), (1024, 16), (1280, 16), (1408, 16), (1664, 16)],
+)
+def test_heads_are_those_of_the_published_width(width: int, heads: int) -> None:
+    assert recognised(on_meta(width=width, heads=heads)).config["network"]["heads"] == heads
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mean"),
+    [
+        ({}, None),  # DeiT and timm's ViT
+        ({"distilled": True}, IMAGENET[0]),
+        ({"layer_scale": True, "class_position": False}, IMAGENET[0]),  # DeiT III
+        ({"layer_scale": True}, None),
+        ({"class_position": False}, None),
+        ({"distilled": True, "num_classes": 10}, None),
+    ],
+    ids=str,
+)
+def test_a_vits_normalisation_where_its_names_tell_it(
+    arguments: dict[str, Any], mean: list[float] | None
+) -> None:
+    found = recognised(on_meta(width=64, heads=1, **arguments))
+    assert found.config["mean"] == mean
+    assert arguments.items() <= found.config["network"].items()
 
 
 # --- what is refused ---
@@ -323,6 +356,11 @@ SPOILED: dict[str, tuple[str, Spoil, str]] = {
         "kuangliu ResNet-18",
         lambda s: {k: v for k, v in s.items() if not k.startswith("layer2.1.")},
         r"\(2, 1, 2, 2\) units",
+    ),
+    "pre-activation": (
+        "kuangliu ResNet-18",
+        lambda s: {k: v for k, v in s.items() if not k.startswith("bn1.")},
+        "it has no bn1.weight",
     ),
     "groups of channels": (
         "torchvision ResNet-50",
