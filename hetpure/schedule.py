@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -42,11 +42,13 @@ class Schedule:
     """`alphas_cumprod[t]` is the signal's share of the variance at index t = 0..T-1, where
     q(x_t | x_0) = N(sqrt(alphas_cumprod[t]) x_0, 1 - alphas_cumprod[t]) (DDPM, eq. 4).
 
-    `times[t]` is what the network is told there; by default the index itself.
+    `times[t]` is what the network is told there; by default the index itself. `pairing` says in
+    words how time and level belong together, where published code has more than one way.
     """
 
     alphas_cumprod: tuple[float, ...]
     times: tuple[float, ...] | None = None
+    pairing: str = field(default="", compare=False)
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)

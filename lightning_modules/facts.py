@@ -77,12 +77,16 @@ def _weaker_than_full(run: "RobustnessEvaluation") -> list[str]:
 
 
 def _notes(run: "RobustnessEvaluation") -> list[str]:
-    """What attacks did otherwise than asked."""
+    """What attacks did otherwise than asked, and what published code does in several ways."""
     attacks = [run.attack, *(config.attack for config in run.attacks.values())]
     classes = {row.defense.classifier.num_classes for row in run.rows.values()}
     found = [note for attack in attacks for count in classes for note in attack.notes(count)]
     if len({_whole(row) for row in run.rows.values()}) > 1:
         found.append("Not every row was attacked by the same attacks: see the table of attacks")
+    for row in run.rows.values():
+        denoiser = row.defense.denoiser
+        if denoiser is not None and denoiser.schedule.pairing:
+            found.append(f"{row.name}, time and noise level: {denoiser.schedule.pairing}")
     return list(dict.fromkeys(found))
 
 

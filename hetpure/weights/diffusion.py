@@ -6,6 +6,7 @@ Both layouts are read: `unet/` and `scheduler/` inside, or everything at the roo
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,21 +39,20 @@ def denoiser_of(network: nn.Module, scheduler: Scheduler) -> Denoiser:
     schedule, config = schedule_of(scheduler), scheduler.config
     if isinstance(scheduler, EDMEulerScheduler):
         return Denoiser(network, schedule, "edm", config["sigma_data"])
+    schedule = replace(schedule, pairing=pairing_of(network, scheduler))
     return Denoiser(network, schedule, config["prediction_type"])
 
 
-def pairing_of(network: nn.Module, scheduler: Scheduler) -> str | None:
-    """How a network that was trained in continuous time is asked at an index of the schedule; None
-    where there is one way only."""
+def pairing_of(network: nn.Module, scheduler: Scheduler) -> str:
+    """How a network that was trained in continuous time is asked at an index of the schedule, in
+    words; nothing where there is one way only."""
     if isinstance(scheduler, VPScheduler):
-        first = "n / (T - 1)" if scheduler.config["pairing"] == "network" else "(n + 1) / T"
-        own = "its training's" if scheduler.config["pairing"] == "network" else "DiffPure's code's"
-        return f"index n is the time t = {first} at that time's noise level, {own} pairing"
+        if scheduler.config["pairing"] == "diffpure":
+            return "index n is the time t = (n + 1) / T with its own noise level, as in DiffPure"
+        return "index n is the time t = n / (T - 1) with its own noise level, as it was trained"
     if isinstance(network, SongUNet) and isinstance(scheduler, DDPMScheduler):
-        return (
-            "it is told the index n, at the noise level of DDPM's betas: HetPure's code's pairing"
-        )
-    return None
+        return "it is told the index n, at the noise level of DDPM's betas, as in HetPure's code"
+    return ""
 
 
 def set_dropout(network: nn.Module, share: float) -> None:

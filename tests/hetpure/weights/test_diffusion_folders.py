@@ -13,9 +13,10 @@ from hetpure.errors import InputError
 from hetpure.levels import LogNormalLevels
 from hetpure.noise import noise_for
 from hetpure.schedule import linear_schedule
-from hetpure.weights import load_denoiser, save_diffusion
+from hetpure.weights import folder_hash, load_denoiser, save_diffusion
 from hetpure.weights.diffusion import set_dropout
 from tests.hetpure.networks import tiny_unet
+from tests.hetpure.weights.files import Bomb
 from tests.hetpure.weights.folders import diffusion_folder, pixels
 
 
@@ -126,3 +127,30 @@ def test_we_read_what_diffusers_writes_and_nothing_is_a_pickle(tmp_path: Path) -
     folder, _ = diffusion_folder(tmp_path)
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert suffixes == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("layout", ["folders", "root"])
+def test_a_bin_is_read_with_tensors_only(tmp_path: Path, layout: str) -> None:
+    """As repositories of diffusers' first releases hold them; a program in it is not run."""
+    folder, unet = diffusion_folder(tmp_path)
+    place = folder / "unet"
+    if layout == "root":
+        place = folder = to_root_layout(folder)
+    (place / "diffusion_pytorch_model.safetensors").unlink()
+    path = place / "diffusion_pytorch_model.bin"
+    torch.save(unet.state_dict(), path)
+    assert same_as(load_denoiser(folder).network, unet)
+    before = folder_hash(folder)
+    bomb = Bomb(tmp_path / "exploded")
+    torch.save(unet.state_dict() | {"bomb": bomb}, path)
+    assert folder_hash(folder) != before
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_denoiser(folder)
+    assert not bomb.path.exists()
+
+
+def test_a_published_file_in_a_folders_place_says_how_to_convert_it(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint_8.pth"
+    torch.save({}, path)
+    with pytest.raises(InputError, match=f"python -m hetpure convert {path} FOLDER"):
+        load_denoiser(path)

@@ -3,7 +3,6 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 
 from hetpure.weights import load_classifier, load_denoiser, resolve
 from hetpure.weights.folders import weights_file
+from tests.hetpure.weights.files import Bomb
 from tests.hetpure.weights.folders import (
     UNET_WEIGHTS,
     Loader,
@@ -70,16 +70,6 @@ def test_corrupt_weights_are_named(stored: Stored, damage: Callable[[bytes], byt
     folder, load, weights = stored
     weights.write_bytes(damage(weights.read_bytes()))
     assert f"{weights} cannot be loaded: " in refusal(load, folder)
-
-
-class Bomb:
-    """Its pickle writes a file when it is loaded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize("kind", ["pickle-2", "pickle-5", "torch.save", "torch.save-legacy"])
