@@ -19,9 +19,10 @@ CHANNELS = (1, 3)
 def read_arrays(path: Path) -> dict[str, "np.ndarray[Any, Any]"]:
     """The arrays of an .npz file by name; one of objects, which are pickled, is refused."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("one array, not an archive of several")
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("it is one array, not an archive of several")
+        with archive as file:
             names = set(file.files)
             if not NEEDED <= names <= ALLOWED:
                 raise ValueError(f"it holds {', '.join(sorted(names))}")
