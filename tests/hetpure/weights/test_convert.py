@@ -23,7 +23,7 @@ from hetpure.weights.formats import Told
 from hetpure.weights.schedulers import load_scheduler
 from lightning_modules.cli import run
 from tests.hetpure.networks import tiny_unet
-from tests.hetpure.weights.files import Bomb
+from tests.hetpure.weights.files import Bomb, whole_module
 from tests.published import published_state, reference
 
 
@@ -218,3 +218,31 @@ def test_the_published_checkpoint_needs_less_than_2_5_gigabytes(tmp_path: Path) 
     peak = int(done.stdout.split()[-1]) * 1024
     print(f"peak memory {peak / 1e9:.2f} GB")
     assert peak < 2.5e9
+
+
+def nested(name: str, folder: Path) -> Path:
+    """The reduced classifier in the nesting in which its kind is published."""
+    weights, path = reference(name).weights, folder / name
+    if name == "classifier_meliketoy_wrn":  # a whole module of torch's older format
+        return whole_module(weights, path, zipped=False)
+    prefix = "module.0." if "deepmind" in name else "module."
+    state = {f"{prefix}{key}": value for key, value in weights.items()}
+    torch.save({"model_state_dict": state, "epoch": 3} if "deepmind" in name else state, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "classifier_deepmind_wrn_swish",
+        "classifier_diffpure_wrn_dropout",
+        "classifier_meliketoy_wrn",
+    ],
+)
+def test_published_classifiers_give_the_official_logits(tmp_path: Path, name: str) -> None:
+    official = reference(name)
+    given = {key: official.config[key] for key in ("mean", "std")}
+    convert(nested(name, tmp_path), tmp_path / "out", **given)
+    with torch.no_grad():
+        logits = load_classifier(tmp_path / "out")(official.values["pixels"])
+    assert (logits - official.values["logits"]).abs().max() < 1e-5
