@@ -76,6 +76,10 @@ def convert(
     head_channels: int | None = None,
     pairing: Pairing | None = None,
     part: str | None = None,
+    architecture: str | None = None,
+    num_classes: int | None = None,
+    network: dict[str, Any] | None = None,
+    attention_blocks: list[str] | None = None,
     check: bool = False,
 ) -> None:
     """Turns a published file of weights into a folder that evaluate.py and train.py read.
@@ -92,10 +96,23 @@ def convert(
         pairing: of time and noise level, of score_sde's networks: network is their training's and
             the default, table that of HetPure's code, diffpure that of DiffPure's.
         part: entry of the file to take where it holds several, as state_dict.
+        architecture: import path of the class of a classifier of your own (my_package.Net), or
+            another library's, as timm:NAME, in place of a format; its code is imported.
+        num_classes: logits of that classifier.
+        network: arguments of that class, as JSON.
+        attention_blocks: modules of that classifier that the attention mask reads.
         check: run what was written once; a wrong map shows in the numbers.
     """
-    told = Told(image_size, head_channels, pairing)
-    found = converting.convert(Path(source), Path(target), told, mean=mean, std=std, part=part)
+    told, own = Told(image_size, head_channels, pairing), None
+    if architecture is not None:
+        if num_classes is None:
+            raise InputError("--architecture needs --num_classes, the number of its logits")
+        own = converting.OwnNetwork(architecture, num_classes, network or {}, attention_blocks)
+    elif (num_classes, network, attention_blocks) != (None, None, None):
+        raise InputError("--num_classes, --network, --attention_blocks belong to --architecture")
+    found = converting.convert(
+        Path(source), Path(target), told, mean=mean, std=std, part=part, own=own
+    )
     print(f"{source}: {found.format}")
     for line in (*found.said, *(converting.check(found) if check else ())):
         print(f"  {line}")

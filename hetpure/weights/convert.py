@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ from hetpure.errors import InputError
 from hetpure.noise import Purpose, noise_for
 from hetpure.samplers import add_noise
 from hetpure.weights.checkpoint import parts_of, read_checkpoint
-from hetpure.weights.classifier import CONFIG, WEIGHTS, build_classifier, load_classifier
+from hetpure.weights.classifier import (
+    ARCHITECTURES,
+    CONFIG,
+    WEIGHTS,
+    build_classifier,
+    load_classifier,
+)
 from hetpure.weights.classifier_formats import ClassifierWeights, recognise_classifier
 from hetpure.weights.diffusion import SAFE, load_denoiser, meta_network, pairing_of
 from hetpure.weights.formats import DiffusionWeights, State, Told
@@ -32,6 +39,24 @@ KNOWN = (
     " classifiers of RobustBench, DeepMind, DiffPure, szagoruyko, meliketoy, kuangliu, torchvision"
     " and timm"
 )
+
+
+@dataclass(frozen=True)
+class OwnNetwork:
+    """A classifier that is recognised by nothing, because it is the user's own.
+
+    Args:
+        architecture: import path of its class, which is imported, or another library's, as
+            timm:NAME.
+        num_classes: its number of logits.
+        network: arguments of its class.
+        attention_blocks: its modules that the attention mask reads.
+    """
+
+    architecture: str
+    num_classes: int
+    network: Mapping[str, Any] = field(default_factory=dict)
+    attention_blocks: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,11 +77,13 @@ def convert(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     part: str | None = None,
+    own: OwnNetwork | None = None,
 ) -> Converted:
     """Recognises the file by its names and writes the folder. No pickle is executed.
 
     `mean` and `std` (pixel [0, 1], a number a channel) are a classifier's normalisation in place of
-    its format's; `part` names the entry of the file to take, where it holds several.
+    its format's; `part` names the entry of the file to take, where it holds several; `own` says
+    whose weights they are in place of their names.
     """
     if source.is_dir():
         raise InputError(
@@ -72,7 +99,7 @@ def convert(
         if part not in (None, name):
             continue
         try:
-            found = _recognise(tensors, told)
+            found = _recognise(tensors, told) if own is None else _own(tensors, own, mean)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
         if found is not None:
@@ -93,6 +120,23 @@ def _recognise(
         if found := read(part, told):
             return found
     return recognise_classifier(part)
+
+
+def _own(
+    part: State | list[Tensor], own: OwnNetwork, mean: Sequence[float] | None
+) -> ClassifierWeights | None:
+    if isinstance(part, list):
+        return None
+    config = {
+        "architecture": own.architecture,
+        "network": dict(own.network),
+        "mean": None,
+        "std": None,
+        "num_classes": own.num_classes,
+        "in_channels": len(mean or ()),
+        "attention_blocks": None if own.attention_blocks is None else list(own.attention_blocks),
+    }
+    return ClassifierWeights(own.architecture, config, dict(part), (), "your own")
 
 
 def _first_names(parts: dict[str, Any]) -> str:
@@ -120,7 +164,11 @@ def _write(
         config = found.config | {
             key: list(value) for key, value in (("mean", mean), ("std", std)) if value is not None
         }
-        said += [f"normalised by mean {config['mean']} and std {config['std']}", *found.remarks]
+        said += [f"normalised by mean {config['mean']} and std {config['std']}"]
+        said += (
+            [found.normalisation] if mean is None and std is None else ["these are the given ones"]
+        )
+        said += found.remarks
         _write_classifier(folder, found, config)
         kind, option = "classifier", "--model.classifier"
     origin = {
@@ -159,10 +207,11 @@ def _write_diffusion(folder: Path, found: DiffusionWeights) -> str | None:
 def _write_classifier(folder: Path, found: ClassifierWeights, config: dict[str, Any]) -> None:
     if config["mean"] is None or config["std"] is None:
         raise InputError(
-            f"{found.format}: the file does not hold its normalisation, and networks of this layout"
-            " differ in it: give --mean and --std (pixel [0, 1]; [0, 0, 0] and [1, 1, 1] for none)"
+            f"{found.format}: {found.normalisation}. Give --mean and --std, one number a channel for"
+            " pixels in [0, 1] (0 and 1 for none)"
         )
-    with torch.device("meta"):
+    ours = config["architecture"] in ARCHITECTURES  # another's constructor may look at numbers
+    with torch.device("meta") if ours else nullcontext():
         classifier = build_classifier(config, where=folder / CONFIG)
     _check_fits(found.state, classifier.network, found.format)
     folder.mkdir(parents=True, exist_ok=True)

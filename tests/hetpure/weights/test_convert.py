@@ -246,3 +246,45 @@ def test_published_classifiers_give_the_official_logits(tmp_path: Path, name: st
     with torch.no_grad():
         logits = load_classifier(tmp_path / "out")(official.values["pixels"])
     assert (logits - official.values["logits"]).abs().max() < 1e-5
+
+
+def test_a_network_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its import path; weights that do not fit it are refused."""
+    (tmp_path / "my_nets.py").write_text(OWN_NET)
+    monkeypatch.syspath_prepend(tmp_path)
+    state = {"conv.weight": torch.rand(4, 3, 1, 1), "fc.weight": torch.rand(5, 4)}
+    torch.save({"model": state, "epoch": 7}, tmp_path / "mine.pt")
+    options = ["--architecture=my_nets.Net", '--network={"width": 4}', "--num_classes=5"]
+    scaling = ["--mean", "0.5", "0.5", "0.5", "--std", "0.2", "0.2", "0.2"]
+    blocks = ["--attention_blocks", '["conv"]']
+    arguments = ["convert", str(tmp_path / "mine.pt"), str(tmp_path / "out")]
+    main([*arguments, *options, *scaling, *blocks, "--check"])
+    assert "(2, 5) logits" in capsys.readouterr().out
+    classifier = load_classifier(tmp_path / "out")
+    assert classifier.attention_blocks == ("conv",)
+    assert torch.equal(classifier.network.state_dict()["fc.weight"], state["fc.weight"])
+    arguments[2] = str(tmp_path / "other")
+    for wrong, says in (
+        ([*options[:2], "--num_classes=5"], "--mean and --std"),
+        ([*options[:2], *scaling], "--num_classes"),
+        (["--num_classes=5", *scaling], "belong to --architecture"),
+        ([options[0], '--network={"width": 5}', options[2], *scaling], "do not fit"),
+    ):
+        with pytest.raises(InputError, match=says):
+            main([*arguments, *wrong])
+
+
+OWN_NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 1, bias=False)
+        self.fc = nn.Linear(width, 5, bias=False)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)))
+"""
