@@ -21,6 +21,7 @@ from datamodules.dataset import (
 from datamodules.subsets import choose, published_512, read_ids, smallest_class
 from hetpure.errors import InputError, check_choice
 
+TestSplit = Literal["test", "validation"]
 Subset = Literal["all", "published_512", "balanced"]
 SAID: dict[str, str] = {
     "published_512": "the 512 of DiffPure and HetPure",
@@ -56,12 +57,13 @@ class ImageDataModule(L.LightningDataModule):
     origin: str  # where the images come from
     details: tuple[str, ...] = ()  # what titles say of the images besides
     splits: tuple[str, ...] = ("train", "validation", "test")
+    has_published_512 = False  # whether papers report on 512 of its test images
 
     def __init__(
         self,
         *,
         batch_size: int = 64,
-        test_split: Literal["test", "validation"] = "test",
+        test_split: TestSplit = "test",
         subset: Subset = "all",
         ids: str | None = None,
         limit: int | None = None,
@@ -94,10 +96,15 @@ class ImageDataModule(L.LightningDataModule):
                 raise InputError(f"--data.{flag} is {value}, allowed is 1 or more")
         if skip < 0:
             raise InputError(f"--data.skip is {skip}, allowed is 0 or more")
+        check_choice("--data.test_split", test_split, TestSplit)
         check_choice("--data.subset", subset, Subset)
         if ids is not None and subset != "all":
             raise InputError(
                 f"--data.ids contradicts --data.subset {subset}: leave one of them out"
+            )
+        if subset == "published_512" and not self.has_published_512:
+            raise InputError(
+                "--data.subset published_512 is of CIFAR, SVHN and ImageNet: take balanced or ids"
             )
         if subset == "published_512" and test_split != "test":
             raise InputError(

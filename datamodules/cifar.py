@@ -24,14 +24,14 @@ class Version:
     that folder by split, in the order of the images."""
 
     archive: str
-    bytes: int
+    size: int  # in bytes
     sha256: str
     folder: str
     files: dict[str, tuple[str, ...]]
 
     @property
     def remote(self) -> Remote:
-        return Remote(URL + self.archive, self.bytes, self.sha256)
+        return Remote(URL + self.archive, self.size, self.sha256)
 
     @property
     def names(self) -> list[str]:
@@ -91,6 +91,7 @@ class CIFAR(ImageDataModule):
 
     channels = 3
     image_size = 32
+    has_published_512 = True
     counts: ClassVar[dict[str, int]] = {"train": 50_000, "test": 10_000}
     binary: ClassVar[Version]
     python: ClassVar[Version]
@@ -181,7 +182,7 @@ class CIFAR10(CIFAR):
     label_key = "labels"
     binary = Version(
         archive="cifar-10-binary.tar.gz",
-        bytes=170_052_171,
+        size=170_052_171,
         sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
         folder="cifar-10-batches-bin",
         files={
@@ -191,7 +192,7 @@ class CIFAR10(CIFAR):
     )
     python = Version(
         archive="cifar-10-python.tar.gz",
-        bytes=170_498_071,
+        size=170_498_071,
         sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
         folder="cifar-10-batches-py",
         files={"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)},
@@ -217,14 +218,14 @@ class CIFAR100(CIFAR):
     label_key = "fine_labels"
     binary = Version(
         archive="cifar-100-binary.tar.gz",
-        bytes=168_513_733,
+        size=168_513_733,
         sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
         folder="cifar-100-binary",
         files={"train": ("train.bin",), "test": ("test.bin",)},
     )
     python = Version(
         archive="cifar-100-python.tar.gz",
-        bytes=169_001_437,
+        size=169_001_437,
         sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
         folder="cifar-100-python",
         files={"train": ("train",), "test": ("test",)},

@@ -175,7 +175,7 @@ class ImageFolder(FileDataModule):
                 f"--data.data_dir and --data.train_dir have other class folders: {min(only)} is in"
                 " one of them only"
             )
-        self.title = self._folders[first].name
+        self.title = self._folders[first].resolve().name
         self.class_names = tuple(classes[first])
         self.origin = " and ".join(map(str, self._folders.values()))
         if "train" not in self._folders:

@@ -63,6 +63,7 @@ class ImageNet(FileDataModule):
     """
 
     title = "ImageNet"
+    has_published_512 = True
     upright = False  # published accuracies were measured on pixels as they are stored
 
     def __init__(

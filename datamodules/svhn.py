@@ -51,6 +51,7 @@ class SVHN(ImageDataModule):
     class_names = tuple("0123456789")
     channels = 3
     image_size = 32
+    has_published_512 = True
     counts: ClassVar[dict[str, int]] = {"train": 73_257, "test": 26_032, "extra": 531_131}
 
     def __init__(

@@ -1,5 +1,8 @@
 """The data set's checks, and the order of an epoch."""
 
+import hashlib
+from typing import Any
+
 import pytest
 import torch
 
@@ -63,3 +66,35 @@ def test_bytes_and_floats_give_the_same_item() -> None:
         assert item["label"].dtype == item["sample"].dtype == torch.int64
         taken = ImageDataset(given, labels, samples).take(torch.tensor([2, 1]))
         assert taken.samples.tolist() == [8, 7] and taken.labels.tolist() == [6, 5]
+
+
+@pytest.mark.parametrize(
+    ("labels", "ids", "says"),
+    [
+        ([0.0, 1.0], [0, 1], "mine: torch.float32 labels"),
+        ([0, -1], [0, 1], "mine: label -1 at index 1, allowed is 0 or more"),
+        ([True, False], [0, 1], "mine: torch.bool labels"),
+        ([0, 1], [0.0, 1.0], "mine: torch.float32 ids"),
+        ([0, 1], [-1, 1], "mine: ids from -1 to 1, allowed are 0 to 4294967295"),
+        ([0, 1], [0, 2**32], "mine: ids from 0 to 4294967296"),
+        ([0, 1], [5, 5], "mine: id 5 is there more than once"),
+    ],
+)
+def test_labels_and_ids_are_integers_in_their_ranges(
+    labels: list[Any], ids: list[Any], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        ImageDataset(torch.zeros(2, 1, 4, 4), torch.tensor(labels), torch.tensor(ids), where="mine")
+    last = torch.tensor([2**32 - 1, 0])
+    assert ImageDataset(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), last)[0]["sample"] == last[0]
+
+
+def test_the_fingerprint_is_of_pixels_labels_and_ids() -> None:
+    """In pieces as in one: checkpoints hold it."""
+    images = torch.randint(0, 256, (5_000, 1, 2, 2), dtype=torch.uint8)
+    ids = torch.arange(5_000)
+    whole = images.numpy().tobytes() + (ids % 3).numpy().tobytes() + ids.numpy().tobytes()
+    dataset = ImageDataset(images, ids % 3, ids)
+    assert dataset.fingerprint == hashlib.sha256(whole).hexdigest()
+    images[4_999, 0, 1, 1] ^= 1
+    assert ImageDataset(images, ids % 3, ids).fingerprint != dataset.fingerprint

@@ -9,6 +9,7 @@ import torch
 
 from datamodules.base import ImageDataModule
 from datamodules.dataset import ImageDataset
+from datamodules.npz import NPZ
 from datamodules.subsets import published_512, read_ids
 from hetpure.errors import InputError
 
@@ -19,6 +20,7 @@ class Squares(ImageDataModule):
     title, origin = "squares", "memory"
     class_names = ("a", "b", "c")
     channels = image_size = 1
+    has_published_512 = True
     counts = {"train": 40, "test": 600}  # noqa: RUF012
 
     def _read(self, split: Literal["train", "test"]) -> ImageDataset:
@@ -73,6 +75,8 @@ def test_the_512_are_evaluated_by_ascending_ids_and_named() -> None:
     assert evaluated(subset="published_512", skip=10, limit=20) == expected[10:30]
     said = Squares(subset="published_512", skip=10).description
     assert said == "squares test images (the 512 of DiffPure and HetPure, after the first 10)"
+    with pytest.raises(InputError, match="is of CIFAR, SVHN and ImageNet"):
+        NPZ(3, "x.npz", subset="published_512")
     with pytest.raises(InputError, match="are test images"):
         Squares(subset="published_512", test_split="validation")
     with pytest.raises(InputError, match="needs 512 images, the test split has 511"):
@@ -169,7 +173,9 @@ def test_labels_outside_the_classes_are_refused_at_the_door() -> None:
         data.setup("test")
 
 
-def test_an_unknown_subset_is_refused() -> None:
+def test_an_unknown_choice_is_refused() -> None:
+    with pytest.raises(InputError, match="--data.test_split is 'train'"):
+        Squares(test_split="train")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="--data.subset is 'first'"):
         Squares(subset="first")  # type: ignore[arg-type]
 
