@@ -26,8 +26,9 @@ class ClassifierWeights:
         config: content of the folder's `config.json`; `mean` and `std` (pixel [0, 1]) are None
             where neither the file nor its layout tells them.
         state: exactly the state dict of the network that `config` describes.
-        remarks: what was dropped, what was assumed, and what has to be given.
+        remarks: what was dropped and what was assumed.
         licence: of the published source, or "not stated".
+        normalisation: whose `mean` and `std` are, or which are published where none were taken.
     """
 
     format: str
@@ -35,6 +36,7 @@ class ClassifierWeights:
     state: dict[str, Tensor]
     remarks: tuple[str, ...]
     licence: str
+    normalisation: str = "mean and std must be given"
 
 
 def recognise_classifier(state: State) -> ClassifierWeights | None:
@@ -67,8 +69,8 @@ def _convert(layout: Layout, state: State) -> ClassifierWeights:
         "mean": list(normalisation.mean) if normalisation else None,
         "std": list(normalisation.std) if normalisation else None,
     }
-    remarks = (*dropped, *assumed, *added, said)
-    return ClassifierWeights(layout.format, config, complete, remarks, layout.licence)
+    remarks = (*dropped, *assumed, *added)
+    return ClassifierWeights(layout.format, config, complete, remarks, layout.licence, said)
 
 
 def _held_normalisation(state: State) -> tuple[Normalisation | None, State]:
@@ -125,7 +127,7 @@ def _refuse(problem: str, names: list[str]) -> None:
 def _choose(
     held: Normalisation | None, published: Sequence[Normalisation], network: Network
 ) -> tuple[Normalisation | None, str]:
-    """The normalisation and a remark; None where the published ones differ or none fits."""
+    """The normalisation and a line about it; None where the published ones differ or none fits."""
     if held is not None:
         return held, f"mean and std are {held.whose}: {list(held.mean)}, {list(held.std)}"
     fits = [known for known in published if len(known.mean) == network["in_channels"]]

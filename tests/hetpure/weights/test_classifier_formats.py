@@ -87,7 +87,7 @@ def test_a_full_size_file_maps_without_a_rest(name: str) -> None:
     assert own == sorted(v.data_ptr() for v in state.values() if v.is_floating_point())
     known = (found.config["mean"], found.config["std"])
     assert known == ((None, None) if normalisation is None else normalisation)
-    assert found.remarks
+    assert found.normalisation
     assert found.licence
 
 
@@ -207,7 +207,7 @@ def test_a_normalisation_in_the_file_is_the_one(names: tuple[str, str]) -> None:
         found = recognised({**small(name), **held})
         assert found.config["mean"] == [0.25, 0.5, 0.75]
         assert found.config["std"] == [0.125, 0.25, 0.5]
-        assert "mean and std are of the file" in found.remarks[-1]
+        assert "mean and std are of the file" in found.normalisation
 
 
 def test_a_normalisation_that_differs_among_the_published_is_left_out() -> None:
@@ -215,7 +215,7 @@ def test_a_normalisation_that_differs_among_the_published_is_left_out() -> None:
     found = recognised(small("diffpure_wrn_dropout"))
     assert found.config["mean"] is None
     assert found.config["std"] is None
-    said = found.remarks[-1]
+    said = found.normalisation
     assert said.startswith("mean and std must be given")
     assert "RobustBench's Standard: mean [0.0, 0.0, 0.0], std [1.0, 1.0, 1.0]" in said
     assert "WRN-70-16-dropout: mean [0.4914, 0.4822, 0.4465], std [0.2471, 0.2435, 0.2616]" in said
@@ -232,7 +232,7 @@ def test_another_number_of_classes_or_channels_is_no_published_network() -> None
     for other in (fewer, grey):
         found = recognised(other)
         assert found.config["mean"] is None
-        assert "Published are none" in found.remarks[-1]
+        assert "Published are none" in found.normalisation
     assert recognised(fewer).config["network"]["num_classes"] == 7
     assert recognised(grey).config["network"]["in_channels"] == 1
     assert recognised(small("torchvision ResNet-50")).config["mean"] is None  # 5 classes
