@@ -207,7 +207,7 @@ def _write_diffusion(folder: Path, found: DiffusionWeights) -> str | None:
 def _write_classifier(folder: Path, found: ClassifierWeights, config: dict[str, Any]) -> None:
     if config["mean"] is None or config["std"] is None:
         raise InputError(
-            f"{found.format}: {found.normalisation}. Give --mean and --std, one number a channel for"
+            f"{found.format}: {found.normalisation}; give --mean and --std, a number a channel for"
             " pixels in [0, 1] (0 and 1 for none)"
         )
     ours = config["architecture"] in ARCHITECTURES  # another's constructor may look at numbers
