@@ -27,7 +27,8 @@ from lightning_modules.signals import say, stop_listening
 class ExportWeights(Callback):
     """Writes the trained network as a folder of safetensors when training ends, and beside it
     `checkpoints/end.ckpt` to go on from (`--ckpt_path`). A training that goes on from a checkpoint
-    with no update left (`--trainer.max_steps`) writes the network of that checkpoint.
+    with no update left (`--trainer.max_steps`) writes the network of that checkpoint; one that
+    never made an update is refused, for its weights are those that it began with.
 
     A diffusion goes to `<run>/diffusion` with its averaged weights, in the layout of diffusers'
     `DDPMPipeline`; a classifier to `<run>/classifier`. `option` is the
@@ -41,7 +42,7 @@ class ExportWeights(Callback):
         self._written = False
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        run = run_folder(trainer)
+        run = trained_folder(trainer)
         if run is None:
             return
         self.checkpoint = run / "checkpoints" / "end.ckpt"
@@ -51,7 +52,7 @@ class ExportWeights(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._written:
             return
-        run = run_folder(trainer)
+        run = trained_folder(trainer)
         if run is not None:
             self._write(run, trainer, pl_module)
 
@@ -79,6 +80,17 @@ def run_folder(trainer: L.Trainer) -> Path | None:
     run = Path(trainer.log_dir or trainer.default_root_dir)
     trial: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
     return None if trial else run
+
+
+def trained_folder(trainer: L.Trainer) -> Path | None:
+    """The same of a training that made an update; InputError where none was made."""
+    run = run_folder(trainer)
+    if run is not None and trainer.global_step == 0:
+        raise InputError(
+            "the training made no update: no weights are written; give it more time, or more of"
+            " --trainer.max_steps, --trainer.max_epochs or --trainer.limit_train_batches"
+        )
+    return run
 
 
 def announce(trainer: L.Trainer) -> None:

@@ -1,10 +1,10 @@
 """Training of a classifier: clean, the one to defend and the guide of ADDT, or adversarial."""
 
 from collections.abc import Sequence
+from math import isinf
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -13,13 +13,16 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from hetpure.adversarial_training import AdversarialTraining, adversarial_loss, perturb
 from hetpure.augmentation import flip, shift
+from hetpure.errors import InputError
 from hetpure.noise import Noise, RowNoise, Stream
 from hetpure.weights.classifier import build_classifier
 from lightning_modules.compatibility import check_classifier
-from lightning_modules.resume import go_on
+from lightning_modules.resume import comparable, described
+from lightning_modules.training import Training
+from lightning_modules.updates import count_updates
 
 
-class ClassifierTraining(L.LightningModule):
+class ClassifierTraining(Training):
     """Trains a classifier with Nesterov SGD and a one-cycle learning rate.
 
     Args:
@@ -35,6 +38,8 @@ class ClassifierTraining(L.LightningModule):
         adversarial: adversarial training; None trains on clean images.
         seed: of the addressed augmentation and perturbations.
     """
+
+    instead = "give the same, or train anew without --ckpt_path"
 
     def __init__(
         self,
@@ -67,11 +72,25 @@ class ClassifierTraining(L.LightningModule):
         self.seed = seed
         self.accuracy = MulticlassAccuracy(self.classifier.num_classes, average="micro")
         self.robust_accuracy = MulticlassAccuracy(self.classifier.num_classes, average="micro")
+        self.unasked = {"the classifier": self.classifier}
+        self.settings = comparable(
+            self.description
+            | {
+                "learning_rate": learning_rate,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "label_smoothing": label_smoothing,
+                "shift_pixels": shift_pixels,
+                "adversarial": described(adversarial),
+                "seed": seed,
+            }
+        )
 
     def on_fit_start(self) -> None:
         check_classifier(self.classifier, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        batch = self.checked(batch)
         noise = Noise.of(self.seed, Stream.TRAIN, self.global_step).on(batch["sample"])
         images = shift(flip(batch["image"], noise), noise, self.shift_pixels)
         loss = self._loss(images, batch["label"], noise)
@@ -87,6 +106,7 @@ class ClassifierTraining(L.LightningModule):
         )
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        batch = self.checked(batch)
         if self.adversarial is not None:
             # Before the clean images: autocast keeps the weights it has cast, and older releases of
             # torch cannot differentiate through those cast in Lightning's inference mode.
@@ -104,9 +124,6 @@ class ClassifierTraining(L.LightningModule):
             noise = Noise.of(self.seed, Stream.PROBE).on(sample)
             return perturb(self.classifier, image, label, noise, against)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        go_on(checkpoint, self._trainer)
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimiser = torch.optim.SGD(
             self.classifier.parameters(),
@@ -115,9 +132,13 @@ class ClassifierTraining(L.LightningModule):
             weight_decay=self.weight_decay,
             nesterov=True,
         )
+        updates = count_updates(self.trainer)
+        if isinf(updates):
+            raise InputError(
+                "the learning rate's cycle needs the number of updates: set --trainer.max_epochs or"
+                " --trainer.max_steps"
+            )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser,
-            max_lr=self.learning_rate,
-            total_steps=int(self.trainer.estimated_stepping_batches),
+            optimiser, max_lr=self.learning_rate, total_steps=int(updates)
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -10,11 +10,15 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     SingleDeviceStrategy,
 )
+from torch import Tensor
 
+from hetpure.adversarial_training import evaluating
 from hetpure.classifiers import Classifier
+from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 
+ASKED = 8  # images; more would take memory that nothing was reserved for
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")  # perturbations are ranked in float32 at least
 
 
@@ -30,13 +34,18 @@ class ImageData(Protocol):
 
 
 def check_data(data: Any) -> None:
-    """Raises InputError unless the data tells of itself what results say of it."""
-    for name in ("description", "class_names", "files_sha256"):
+    """Raises InputError unless the data tells of itself what an evaluation needs to know."""
+    for name in ("description", "class_names", "num_classes", "channels", "files_sha256"):
         if not hasattr(data, name):
             raise InputError(
                 f"--data: {type(data).__name__} has no {name}: docs/your_own.md says what an"
                 " evaluation asks of its data"
             )
+    if len(data.class_names) != data.num_classes:
+        raise InputError(
+            f"--data: {type(data).__name__} has {data.num_classes} classes (num_classes) and"
+            f" {len(data.class_names)} class_names"
+        )
 
 
 def check_classifier(classifier: Classifier, data: Any) -> None:
@@ -49,38 +58,76 @@ def check_classifier(classifier: Classifier, data: Any) -> None:
             raise InputError(f"the classifier has {mine} {what} and the data {theirs}")
 
 
+def check_answers(classifier: Classifier, images: Tensor, who: str, whose: str = "data") -> None:
+    """Raises InputError, which names the classifier (`who`) and the images (`whose`), unless it
+    gives finite logits for images (B, C, H, W), pixel [0, 1]. It is asked once, about a few."""
+    # Autocast would keep weights that were cast without a graph, for calls that need one.
+    full = torch.autocast(images.device.type, enabled=False)
+    try:
+        with torch.no_grad(), full, evaluating(classifier):
+            logits = classifier.forward(images[:ASKED])  # as written: nothing is compiled for it
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a foreign network raises
+        height, width = images.shape[2:]
+        line = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise InputError(
+            f"{who} cannot be used on the {whose}'s {height} x {width} images:"
+            f" {error if isinstance(error, InputError) else line + '; give one of that size'}"
+        ) from None
+    if not logits.isfinite().all():
+        raise InputError(
+            f"{who} gives logits of {float(logits[~logits.isfinite()][0]):g} for the {whose}'s"
+            " images, expected are finite ones: look at its weights, mean and std"
+        )
+
+
 def check_size(guide: Classifier, unet: Mapping[str, Any], device: torch.device) -> None:
     """Raises InputError unless the classifier takes the diffusion network's images."""
-    size = unet["sample_size"]
-    if size is None:
-        return
-    height, width = (size, size) if isinstance(size, int) else size
-    try:
-        with torch.no_grad():
-            guide(torch.zeros(1, unet["in_channels"], height, width, device=device))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise InputError(
-            f"the guide does not take the diffusion's {height} x {width} images"
-            f" ({str(error).splitlines()[0][:100]}): give one trained on that size"
-        ) from None
+    size = height_width(unet["sample_size"])
+    if size is not None:
+        black = torch.zeros(1, unet["in_channels"], *size, device=device)
+        check_answers(guide, black, "the guide", "diffusion")
 
 
-def check_denoiser(denoiser: Denoiser, data: Any) -> None:
-    """Raises InputError unless the diffusion network takes the data's channels and size."""
+def check_denoiser(denoiser: Denoiser, data: Any, purified_size: int | None = None) -> None:
+    """Raises InputError unless the diffusion network takes the data's channels and size, or the
+    size that images are purified in."""
     config = getattr(denoiser.network, "config", {})
-    for what, key, name in (
-        ("{} channels", "in_channels", "channels"),
-        ("{} channels of output", "out_channels", "channels"),
-        ("images of size {}", "sample_size", "image_size"),
+    channels = getattr(data, "channels", None)
+    size = height_width(purified_size or getattr(data, "image_size", None))
+    for what, mine, theirs in (
+        ("{} channels", config.get("in_channels"), channels),
+        ("{} channels of output", config.get("out_channels"), channels),
+        ("images of {0[0]} x {0[1]}", height_width(config.get("sample_size")), size),
     ):
-        mine, theirs = config.get(key), getattr(data, name, None)
         if None not in (mine, theirs) and mine != theirs:
-            raise InputError(f"the diffusion has {what.format(mine)} and the data {theirs}")
+            raise InputError(
+                f"the diffusion has {what.format(mine)} and the data {what.format(theirs)}"
+            )
     if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
         raise InputError(
             "the diffusion is told an image's class (class_embed_type, num_class_embeds), which a"
             " purifier does not know: give one that is not"
         )
+
+
+def check_defenses(defenses: Mapping[str, Defense], data: Any, images: Tensor) -> None:
+    """Raises InputError unless the networks of all rows go with the data, and each classifier gives
+    finite logits for some of its images (B, C, H, W), pixel [0, 1]."""
+    asked: set[Classifier] = set()  # rows share them
+    for name, defense in defenses.items():
+        if defense.denoiser is not None:
+            check_denoiser(defense.denoiser, data, defense.purified_size)
+        if defense.classifier not in asked:
+            asked.add(defense.classifier)
+            check_classifier(defense.classifier, data)
+            check_answers(defense.classifier, images, f"the classifier of row {name!r}")
+
+
+def height_width(size: Any) -> tuple[int, int] | None:
+    """Of one number, of a pair, or of nothing that is told."""
+    return (size, size) if isinstance(size, int) else size and tuple(size)
 
 
 def check_trainer(trainer: L.Trainer) -> None:

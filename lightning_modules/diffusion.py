@@ -8,7 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import lightning as L
 import torch
 from diffusers.training_utils import EMAModel
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -42,7 +41,9 @@ from lightning_modules.compatibility import (
 )
 from lightning_modules.learning_rate import learning_rate_schedule
 from lightning_modules.processes import everyones, parted, shard, whole
-from lightning_modules.resume import architecture, check_same, described, go_on, take_back
+from lightning_modules.resume import comparable, described, take_back
+from lightning_modules.training import Training
+from lightning_modules.updates import count_updates
 
 COMPILED_COSINE = 0.99
 
@@ -56,7 +57,7 @@ class Update:
     found: Found | None
 
 
-class DiffusionTraining(L.LightningModule):
+class DiffusionTraining(Training):
     """Trains a diffusion network, by ADDT where a perturbation is given, with EMA.
 
     Args:
@@ -84,6 +85,8 @@ class DiffusionTraining(L.LightningModule):
         horizontal_flip: mirror half of the training images.
         seed: of the addressed training noise.
     """
+
+    instead = "to start from its weights give its exported folder as --model.diffusion"
 
     def __init__(
         self,
@@ -156,10 +159,10 @@ class DiffusionTraining(L.LightningModule):
         self._failed = ""
         self._stopped = False
         self.gradient_norm: Tensor | None = None  # of the last update, before it was clipped
-        self._architecture = architecture(network.config) | architecture(self.scheduler.config)
+        self.settings = comparable(network.config) | comparable(self.scheduler.config)
         # The optimiser's are the checkpoint's own, another value would be ignored; the others make
         # the updates what they are.
-        self._architecture |= {
+        self.settings |= {
             "learning_rate": learning_rate,
             "learning_rate_schedule": learning_rate_schedule,
             "warmup_steps": warmup_steps,
@@ -213,6 +216,7 @@ class DiffusionTraining(L.LightningModule):
             like = next(self.unet.parameters())
             check_classifier(self.guide.to(like.device, like.dtype), data)
             check_size(self.guide, self.unet.config, self.device)
+            self.unasked = {"the guide": self.guide}
         skips = isinstance(self.perturbation, RankGaussian) and self.perturbation.skip_below > 0
         if self._sharded and skips:  # each call gathers weights of all, who would wait
             raise InputError(
@@ -221,6 +225,7 @@ class DiffusionTraining(L.LightningModule):
             )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        batch = self.checked(batch)
         noise = Noise.of(self.seed, Stream.TRAIN, self.global_step).on(batch["sample"])
         images = batch["image"]
         if self.horizontal_flip:
@@ -333,6 +338,7 @@ class DiffusionTraining(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Plain denoising loss of the averaged weights under fixed noise: comparable over time."""
+        batch = self.checked(batch)
         noise = Noise.of(0, Stream.PROBE).on(batch["sample"])  # whatever the training's seed
         x0 = to_model(batch["image"].float())
         (denoiser,) = self._validated
@@ -369,7 +375,7 @@ class DiffusionTraining(L.LightningModule):
             self.learning_rate_schedule,
             optimiser,
             self.warmup_steps,
-            self.trainer.estimated_stepping_batches,
+            count_updates(self.trainer),
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -378,16 +384,15 @@ class DiffusionTraining(L.LightningModule):
         self.ema.step(self.unet.parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         average = self.ema.state_dict()
         average["shadow_params"] = [whole(value).cpu() for value in average["shadow_params"]]
         checkpoint["ema"] = average
-        checkpoint["architecture"] = self._architecture
         if self._stopped:
             take_back(checkpoint, [len(batch) for batch in self._batches], self.trainer.world_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_same(self._architecture, checkpoint.get("architecture"))
-        go_on(checkpoint, self._trainer)
+        super().on_load_checkpoint(checkpoint)
         like = self.ema.shadow_params
         self.ema.load_state_dict(checkpoint["ema"])
         self.ema.shadow_params = [

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import default_pg_timeout
 from torch.utils.data import DataLoader
 
-from datamodules.dataset import check_images
 from hetpure.acceleration import Acceleration
 from hetpure.attacks import PGD, Attack
 from hetpure.attacks.gradient import GradientAttack
@@ -40,14 +39,15 @@ from hetpure.report.report import FIGURE, report
 from hetpure.saved_images import saved_images
 from hetpure.weights import folder_hash, load_classifier, load_denoiser, resolve
 from lightning_modules.attacks import AttackConfig, cells, check_further
+from lightning_modules.batches import block_of, first_block
 from lightning_modules.blocks import Blocks
-from lightning_modules.compatibility import ImageData, check_classifier, check_data, check_denoiser
+from lightning_modules.compatibility import ImageData, check_data, check_defenses
 from lightning_modules.defenses import DefenseConfig, Sweep
 from lightning_modules.facts import BOUND, COSINE_BOUND, facts
 from lightning_modules.progress import AttackProgress, block_work
 from lightning_modules.rows import Row, build_rows
 from lightning_modules.sessions import check_session, is_seen
-from lightning_modules.tasks import Claimed, Queue, Task, check_in_order, in_order, read_block
+from lightning_modules.tasks import Claimed, Queue, Task, check_in_order, in_order
 
 
 class RobustnessEvaluation(L.LightningModule):
@@ -151,15 +151,12 @@ class RobustnessEvaluation(L.LightningModule):
         """Checks that networks and data belong together, on the device where this module is. So
         many processes share the memory of the machine."""
         check_data(data)
-        for row in self.rows.values():
-            check_classifier(row.defense.classifier, data)
-            if row.defense.denoiser is not None:
-                check_denoiser(row.defense.denoiser, data)
         check_in_order(loader)
         self.data: ImageData = data
         self.loader = loader
-        batch = {key: value.to(self.device) for key, value in read_block(loader, 0).items()}
-        self.first = _block(batch)
+        self.first = first_block(loader, data, self.device)
+        defenses = {name: row.defense for name, row in self.rows.items()}
+        check_defenses(defenses, data, self.first.images)
         self.host_budget = self.memory_budget or budget_bytes(torch.device("cpu")) // sharing
         self.budget = self.host_budget
         if self.device.type != "cpu":
@@ -297,7 +294,7 @@ class RobustnessEvaluation(L.LightningModule):
         return block_work(self.rows[task.row], self.protocol, first, after - first)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._work(self.tasks[batch["task"]], _block(batch))
+        self._work(self.tasks[batch["task"]], block_of(batch, self.data, self.device))
 
     @torch.enable_grad()
     def _work(self, task: Task, block: Block) -> None:
@@ -381,8 +378,3 @@ class RobustnessEvaluation(L.LightningModule):
             self.folder.path / FIGURE,
         )
         report(self.folder)
-
-
-def _block(batch: dict[str, Any]) -> Block:
-    check_images(batch["image"], where="the data", samples=batch["sample"])
-    return Block(batch["image"], batch["label"], batch["sample"])

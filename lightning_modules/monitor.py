@@ -21,6 +21,8 @@ from hetpure.noise import Noise, Stream
 from hetpure.purifiers import Purifier, UniformPurifier
 from hetpure.sampling import draw_images
 from hetpure.weights import load_classifier
+from lightning_modules.batches import block_of, checked
+from lightning_modules.compatibility import check_answers, check_classifier
 from lightning_modules.diffusion import DiffusionTraining, Update
 
 BUCKETS = 4
@@ -179,8 +181,10 @@ class RobustProbe(Callback):
         # A copy: the guide has the training's precision.
         classifier = copy.deepcopy(classifier).float()
         defense = Defense(classifier, self.purifier, denoiser).to(pl_module.device)
-        keys = ("image", "label", "sample")
-        block = Block(*(batch[key].to(pl_module.device) for key in keys))
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        block = block_of(batch, data, pl_module.device)
+        check_classifier(defense.classifier, data)
+        check_answers(defense.classifier, block.images, "the RobustProbe's classifier")
         return {
             "probe/clean": self._accuracy(defense, NullAttack(), block),
             "probe/robust": self._accuracy(defense, self.attack, block),
@@ -277,10 +281,10 @@ class LastFeatures(nn.Module):
 
 def first_images(trainer: L.Trainer, count: int) -> dict[str, Tensor]:
     """The first validation images of the trainer's data: image, label and sample."""
-    loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+    data = trainer.datamodule  # type: ignore[attr-defined]
     found: list[dict[str, Tensor]] = []
-    for batch in loader:
-        found.append(batch)
+    for batch in data.val_dataloader():
+        found.append(checked(batch, data))
         if sum(len(one["image"]) for one in found) >= count:
             break
     return {key: torch.cat([one[key] for one in found])[:count] for key in found[0]}

@@ -82,7 +82,7 @@ def count_anew(loop: dict[str, Any], trainer: L.Trainer) -> None:
     current["completed"] = seen - behind
 
 
-def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree for one training to go on from another's checkpoint, as JSON holds it."""
     own = {key: value for key, value in config.items() if not key.startswith("_")}
     kept: dict[str, Any] = json.loads(json.dumps(own))
@@ -94,16 +94,16 @@ def described(part: object) -> str:
     return repr(part) if part is None or is_dataclass(part) else type(part).__name__
 
 
-def check_same(mine: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> None:
-    """Raises InputError where a checkpoint (`theirs`) is of another training than this one."""
+def check_same(mine: Mapping[str, Any], theirs: Mapping[str, Any] | None, instead: str) -> None:
+    """Raises InputError where a checkpoint (`theirs`) is of another training than this one, with
+    what to do `instead`."""
     if theirs is None:
-        raise InputError("--ckpt_path holds no diffusion training of this version")
+        raise InputError("--ckpt_path holds no training of this version")
     if missing := sorted(mine.keys() - theirs.keys()):
         raise InputError(f"--ckpt_path is of another version: it does not say its {missing[0]}")
     for name in sorted(mine.keys() | theirs.keys()):
         if mine.get(name) != theirs.get(name):
             raise InputError(
                 f"--ckpt_path is of another training: its {name} is {theirs.get(name)!r}, that of"
-                f" --model is {mine.get(name)!r}; to start from its weights give its exported"
-                " folder as --model.diffusion"
+                f" --model is {mine.get(name)!r}; {instead}"
             )

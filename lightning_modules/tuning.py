@@ -12,18 +12,17 @@ from typing import Any
 import lightning as L
 import torch
 from rich.console import Console
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.dataset import check_images
 from hetpure.attacks import Attack
 from hetpure.errors import InputError
 from hetpure.evaluation.frontier import Trial
-from hetpure.evaluation.protocol import CLEAN, Block, Protocol, Record, evaluate_block
+from hetpure.evaluation.protocol import CLEAN, Protocol, Record, evaluate_block
 from hetpure.evaluation.results import coverage, protocols
 from hetpure.memory import budget_bytes
 from hetpure.weights import load_classifier, load_denoiser
-from lightning_modules.compatibility import check_classifier, check_denoiser
+from lightning_modules.batches import block_of, check_unique
+from lightning_modules.compatibility import check_answers, check_classifier, check_denoiser
 from lightning_modules.defenses import DefenseConfig, with_setting
 from lightning_modules.rows import Row
 
@@ -97,9 +96,12 @@ def search(
     this one finished are read from there."""
     network, diffusion = load_classifier(classifier).to(device), load_denoiser(denoiser).to(device)
     check_classifier(network, data)
-    check_denoiser(diffusion, data)
+    check_denoiser(diffusion, data, base.purified_size)
+    data.prepare_data()
     data.setup("test")
-    blocks = [_block(batch, device) for batch in _loader(data)]
+    blocks = [block_of(batch, data, device) for batch in _loader(data)]
+    check_unique(torch.cat([block.samples for block in blocks]))
+    check_answers(network, blocks[0].images, "the classifier")
     candidates, refused = combinations(base, vary)
     for reason in refused:
         console.print(f"[dim]left out: {reason}[/dim]", soft_wrap=True)
@@ -214,11 +216,6 @@ def _trial(settings: Settings, records: list[Record], network_calls: int) -> Tri
         coverage(clean),
         network_calls,
     )
-
-
-def _block(batch: dict[str, Tensor], device: str) -> Block:
-    check_images(batch["image"], where="the data", samples=batch["sample"])
-    return Block(*(batch[key].to(device) for key in ("image", "label", "sample")))
 
 
 def _loader(data: L.LightningDataModule) -> DataLoader[dict[str, torch.Tensor]]:

@@ -135,7 +135,7 @@ def test_mask_reads_the_normalised_image() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten())
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
-    classifier = Classifier(network, num_classes=2, mean=mean, std=std, attention_blocks=["1"])
+    classifier = Classifier(network, num_classes=64, mean=mean, std=std, attention_blocks=["1"])
     pixels = torch.rand(4, 3, 8, 8)
 
     def by_hand(x: Tensor) -> Tensor:

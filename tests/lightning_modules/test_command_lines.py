@@ -83,7 +83,7 @@ def test_a_guide_of_another_size(tmp_path: Path, capsys: pytest.CaptureFixture[s
     guide = Classifier(VisionTransformer(**network), num_classes=10, mean=[0.5], std=[0.5])
     save_classifier(tmp_path / "guide", guide, config)
     line = refused(train.main, [f"--model.guide={tmp_path / 'guide'}"], capsys)
-    assert "the guide does not take the diffusion's 28 x 28 images" in line
+    assert "the guide cannot be used on the diffusion's 28 x 28 images" in line
 
 
 def test_missing_diffusion(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,12 @@ def refused(main: Main, *arguments: str) -> None:
         (evaluate.main, ["--model.defenses", "rows.yaml"], "rows.yaml, line 3", "a"),
         (evaluate.main, ["--config=model.yaml"], "model.yaml, line 3", "model"),
         (evaluate.main, ["--config=windows.yaml"], "windows.yaml, line 3", "model.seed"),
-        (train.main, ["--config=list.yaml"], "list.yaml, line 3", "trainer.callbacks.init_args.rows"),
+        (
+            train.main,
+            ["--config=list.yaml"],
+            "list.yaml, line 3",
+            "trainer.callbacks.init_args.rows",
+        ),
         (hetpure_main, ["tune", "--config=rows.yaml"], "rows.yaml, line 3", "a"),
         (hetpure_main, ["certify", "--config=model.yaml"], "model.yaml, line 3", "model"),
     ],

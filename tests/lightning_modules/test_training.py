@@ -354,14 +354,14 @@ def test_a_guide_of_another_size_is_refused() -> None:
     fixed = Classifier(
         nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 2)), num_classes=2, mean=[0.0], std=[1.0]
     )
-    with pytest.raises(InputError, match="does not take the diffusion's 28 x 28 images"):
+    with pytest.raises(InputError, match="cannot be used on the diffusion's 28 x 28 images"):
         check_size(fixed, UNET, torch.device("cpu"))
     check_size(fixed, UNET | {"sample_size": 32}, torch.device("cpu"))
 
 
 def test_data_of_another_size_is_refused() -> None:
     data = SimpleNamespace(channels=1, image_size=32)
-    with pytest.raises(InputError, match="the diffusion has images of size 28 and the data 32"):
+    with pytest.raises(InputError, match="has images of 28 x 28 and the data images of 32 x 32"):
         check_denoiser(load_denoiser("fashion_mnist_ddpm"), data)
 
 

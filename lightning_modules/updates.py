@@ -1,0 +1,49 @@
+"""How many updates a training makes."""
+
+from math import inf, isinf
+
+import lightning as L
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+from hetpure.errors import InputError
+
+
+def count_updates(trainer: L.Trainer) -> float:
+    """Updates of the whole training, infinite where nothing but time ends it. InputError where
+    there would be none.
+
+    Every update is of a whole window of `--trainer.accumulate_grad_batches`. The last batches of an
+    epoch that fill none are left out, as the last images are that fill no batch: Lightning would
+    make an update of them and divide their gradient by the whole window.
+    """
+    loop, window = trainer.fit_loop, trainer.accumulate_grad_batches
+    if any(isinstance(own, GradientAccumulationScheduler) for own in trainer.callbacks):  # type: ignore[attr-defined]
+        raise InputError(
+            "--trainer.callbacks: GradientAccumulationScheduler changes how many batches make an"
+            " update: set one number, --trainer.accumulate_grad_batches"
+        )
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        window = 1  # a trial of a batch or a few, which leaves nothing
+    loop.setup_data()
+    batches = trainer.num_training_batches if trainer.limit_train_batches else 0
+    if window > 1 and isinf(batches):
+        raise InputError(
+            "--trainer.accumulate_grad_batches needs a train_dataloader that knows its length:"
+            " whether an epoch ends within an update is not known otherwise"
+        )
+    if window > 1:
+        batches -= batches % window
+        trainer.limit_train_batches = batches
+    # Lightning then sets the data up again, with this limit and where a checkpoint says: loaders
+    # that are there before the checkpoint is read would begin their epoch anew.
+    loop._combined_loader = None
+    epochs = inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    steps = inf if trainer.max_steps == -1 else trainer.max_steps
+    if not (batches and epochs and steps):
+        raise InputError(
+            f"the training would make no update: it has {trainer.max_epochs} epochs"
+            f" (--trainer.max_epochs) of {batches} batches (--trainer.limit_train_batches,"
+            f" {window} to an update), and at most {trainer.max_steps} updates"
+            " (--trainer.max_steps); -1 is no limit"
+        )
+    return min(epochs * (batches if window == 1 else batches // window), steps)
