@@ -231,7 +231,7 @@ class ResumableLoader(DataLoader[Sample]):
         if state.get("data", own) != own:  # older checkpoints do not say
             raise InputError(
                 "--ckpt_path is of a training on other images than the"
-                f" {len(self.dataset)} of --data: give the same --data.source and folder"
+                f" {len(self.dataset)} of --data: give the same files and settings of --data"
             )
         if state["seed"] != self.sampler.seed:
             raise InputError(

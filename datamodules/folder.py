@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from datamodules.base import ImageDataModule, sha256
-from datamodules.dataset import ImageDataset
-from datamodules.image_files import ImageFiles, Size, resized
+from datamodules.dataset import ImageDataset, Sample
+from datamodules.image_files import ImageFiles, Size, resized_size
 from hetpure.errors import InputError
-from hetpure.images import open_image
+from hetpure.images import image_size
 
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")  # of any case
@@ -97,9 +98,8 @@ class FileDataModule(ImageDataModule):
         elif first is None:
             raise InputError("images of many sizes: give --data.crop, or --data.resize [224, 224]")
         else:
-            image = open_image(first, self.channels, upright=self.upright)
-            width, height = (image if self.resize is None else resized(image, self.resize)).size
-            self._size = height, width
+            stored = image_size(first, upright=self.upright)
+            self._size = stored if self.resize is None else resized_size(stored, self.resize)
         height, width = self._size
         self.image_size = height if height == width else (height, width)
 
@@ -120,6 +120,14 @@ class FileDataModule(ImageDataModule):
         )
         ids = torch.arange(len(names))
         return ImageDataset(files, torch.tensor(labels), ids, where=str(folder))
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """The images to evaluate in the order of their ids, each one's file opened and checked."""
+        loader = super().test_dataloader()
+        files = self._evaluated(self._splits[self.test_split]).images
+        assert isinstance(files, ImageFiles)
+        files.check()
+        return loader
 
     def files_sha256(self) -> dict[str, str]:
         """One SHA-256 for all evaluated images: of their files' names and sizes, labels and ids. To

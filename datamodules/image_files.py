@@ -9,24 +9,24 @@ from PIL import Image
 from torch import Tensor
 
 from hetpure.errors import InputError
-from hetpure.images import open_image, to_tensor
+from hetpure.images import image_size, open_image, to_tensor
 
 Size = tuple[int, int]  # height, width
 
 
-def resized(image: Image.Image, size: int | Size) -> Image.Image:
-    """Pillow's antialiased bilinear resize, which torchvision's `Resize` calls too.
+def resized_size(size: Size, to: int | Size) -> Size:
+    """Of an image of that size. A number is the shorter side's length, the other side keeps the
+    proportions and is rounded down; (height, width) does not keep them."""
+    if isinstance(to, tuple):
+        return to
+    height, width = size
+    return (int(to * height / width), to) if width <= height else (to, int(to * width / height))
 
-    A number is the shorter side's length, the other side keeps the proportions and is rounded
-    down; (height, width) does not keep them. An image of that size is left as it is.
-    """
-    width, height = image.size
-    if isinstance(size, tuple):
-        height, width = size
-    elif width <= height:
-        width, height = size, int(size * height / width)
-    else:
-        width, height = int(size * width / height), size
+
+def resized(image: Image.Image, to: int | Size) -> Image.Image:
+    """Pillow's antialiased bilinear resize, which torchvision's `Resize` calls too. An image of
+    that size is left as it is."""
+    height, width = resized_size((image.height, image.width), to)
     if (width, height) == image.size:
         return image
     return image.resize((width, height), Image.Resampling.BILINEAR)
@@ -80,18 +80,28 @@ class ImageFiles:
 
     def _read(self, path: Path) -> Tensor:
         image = open_image(path, self.channels, upright=self.upright)
+        self._check(path, (image.height, image.width))
         image = image if self.resize is None else resized(image, self.resize)
-        if self.crop is not None and min(image.size) >= self.crop:
-            image = center_cropped(image, self.crop)
-        pixels = to_tensor(image, self.channels)
-        if pixels.shape[1:] != self.size:
-            height, width = pixels.shape[1:]
+        image = image if self.crop is None else center_cropped(image, self.crop)
+        return to_tensor(image, self.channels)
+
+    def check(self) -> None:
+        """Raises InputError unless all files are images that get the one size. Of most only the
+        header is read."""
+        for name in self.names:
+            path = self.folder / str(name)
+            self._check(path, image_size(path, upright=self.upright))
+
+    def _check(self, path: Path, stored: Size) -> None:
+        size = stored if self.resize is None else resized_size(stored, self.resize)
+        if self.crop is not None and min(size) >= self.crop:
+            size = (self.crop, self.crop)
+        if size != self.size:
             raise InputError(
-                f"{path} is {height} x {width} in the end, expected {self.size[0]} x"
+                f"{path} is {size[0]} x {size[1]} in the end, expected {self.size[0]} x"
                 f" {self.size[1]}: set --data.resize and --data.crop so that all images get one"
                 " size"
             )
-        return pixels
 
     def listing(self) -> bytes:
         """How images are made of files, then a line for each file, in order: its name and its size

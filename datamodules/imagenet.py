@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from scipy.io import loadmat
 
-from datamodules.folder import FileDataModule, class_folders, image_names, labelled_names
+from datamodules.folder import FileDataModule, class_folders, labelled_names
 from hetpure.errors import InputError
 
 CLASSES = 1_000
 COUNTS = {"test": 50_000, "train": 1_281_167}
 DEVKIT = "ILSVRC2012_devkit_t12"
+FLAT = "ILSVRC2012_val_*"
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 WHERE = (
     "ImageNet is not downloaded: unpack ILSVRC2012_img_val.tar (6,744,924,160 bytes, MD5"
@@ -93,7 +94,7 @@ class ImageNet(FileDataModule):
         self._synsets: dict[int, str] = {}  # of the flat folder
         if _wnids(self._val):
             classes = _wnids(self._val)
-        elif self._val.is_dir() and next(self._val.glob("ILSVRC2012_val_*"), None) is not None:
+        elif self._val.is_dir() and next(self._val.glob(FLAT), None) is not None:
             self._synsets = read_synsets(self._devkit / META)
             classes = sorted(self._synsets.values())
         else:
@@ -133,10 +134,9 @@ class ImageNet(FileDataModule):
     def _flat(self) -> tuple[list[str], list[int]]:
         """Names of the flat folder and their labels, by class, then by name."""
         names = [f"ILSVRC2012_val_{k:08d}.JPEG" for k in range(1, COUNTS["test"] + 1)]
-        if image_names(self._val) != names:
+        if sorted(path.name for path in self._val.glob(FLAT)) != names:
             raise InputError(
-                f"{self._val}: not ILSVRC2012_val_00000001.JPEG to _{COUNTS['test']:08d}.JPEG and"
-                " nothing else"
+                f"{self._val}: not {names[0]} to {names[-1]}, none of them missing and no other"
             )
         rank = {wnid: k for k, wnid in enumerate(self.class_names)}
         truth = read_ground_truth(self._devkit / TRUTH)

@@ -108,10 +108,10 @@ class NPZ(ImageDataModule):
             )
         if "train" not in self._paths:
             self.splits = ("test",)
-        self.title = " and ".join(path.stem for path in self._paths.values())
         self.origin = " and ".join(map(str, self._paths.values()))
         self.class_names = tuple(map(str, range(num_classes)))
         first = next(iter(self._paths))
+        self.title = self._paths[first].stem
         self._whole = {first: read_npz(self._paths[first])}
         self._shape = self._whole[first][0]["image"].shape
         self.channels, height, width = self._shape

@@ -1,5 +1,7 @@
 """Image files to tensors and back."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ MODES = {1: "L", 3: "RGB"}
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I;16R")
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF and one of its values
+ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)  # a tag of EXIF, and where it exchanges the sides
 
 
 def open_image(path: str | Path, channels: int, *, upright: bool = True) -> Image.Image:
@@ -25,13 +28,29 @@ def open_image(path: str | Path, channels: int, *, upright: bool = True) -> Imag
     """
     if channels not in MODES:
         raise InputError(f"images of {channels} channels cannot be read from a file")
+    with _opened(path) as file:
+        sixteen_bits = _has_16_bits(file)
+        image = ImageOps.exif_transpose(file) if upright else file
+        if sixteen_bits:
+            return _scaled_16_bits(image)
+        return _before_black(image).convert(MODES[channels])
+
+
+def image_size(path: str | Path, *, upright: bool = True) -> tuple[int, int]:
+    """Height and width of what `open_image` would give. Of most files only the header is read;
+    what it shows to be unreadable is refused in the same words."""
+    with _opened(path) as file:
+        _has_16_bits(file)
+        turned = upright and file.getexif().get(ORIENTATION) in LYING
+        return file.size if turned else (file.height, file.width)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The file, its pixels not yet read. InputError where Pillow fails, then or later."""
     try:
         with Image.open(path) as file:
-            sixteen_bits = _has_16_bits(file)
-            image = ImageOps.exif_transpose(file) if upright else file
-            if sixteen_bits:
-                return _scaled_16_bits(image)
-            return _before_black(image).convert(MODES[channels])
+            yield file
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

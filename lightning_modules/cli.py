@@ -195,4 +195,5 @@ def _users_mistake(error: BaseException) -> BaseException | None:
 
 
 def _one_line(message: str) -> str:
-    return " ".join(message.split())
+    """A loader's process sends its traceback along: of that, what the error itself said."""
+    return " ".join(message.rpartition(f"{InputError.__name__}: ")[2].split())

@@ -12,6 +12,7 @@ from datamodules.dataset import ImageDataset
 from datamodules.folder import ImageFolder
 from datamodules.image_files import center_cropped, resized
 from hetpure.errors import InputError
+from lightning_modules.cli import run
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -129,6 +130,43 @@ def test_resize_and_crop_of_files(tmp_path: Path) -> None:
         batch(ImageFolder(str(tmp_path), resize=10))
     with pytest.raises(InputError, match=r"0.png is 30 x 20 in the end, expected 25 x 25"):
         batch(ImageFolder(str(tmp_path), crop=25))
+
+
+def test_every_evaluated_file_is_looked_at_before_the_first_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for k in range(4):
+        picture(8, 8, k).save(tmp_path / "a" / f"{k}.png")
+    for wrong, says in (
+        (picture(8, 9), "3.png is 8 x 9 in the end, expected 8 x 8"),
+        (Image.new("F", (8, 8)), "3.png cannot be read as an image: which of its values"),
+        (None, "3.png cannot be read as an image"),
+    ):
+        path = tmp_path / "a" / "3.png"
+        if wrong is None:
+            path.write_text("no image")
+        else:
+            wrong.save(path, format="TIFF")
+        data = ImageFolder(str(tmp_path))
+        data.setup("test")
+        with pytest.raises(InputError, match=says):
+            data.test_dataloader()
+        fewer = ImageFolder(str(tmp_path), limit=3)
+        assert len(batch(fewer)["label"]) == 3
+
+
+def test_a_loaders_process_passes_a_bad_file_on_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ImageFolder(str(folder), num_workers=1)
+    data.setup("test")
+    loader = data.test_dataloader()
+    whole = (folder / "cat" / "9.png").read_bytes()
+    (folder / "cat" / "9.png").write_bytes(whole[:-40])
+    with pytest.raises(SystemExit):
+        run(lambda arguments: next(None for _ in loader), [])
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {folder}/cat/9.png cannot be read as an image: ")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

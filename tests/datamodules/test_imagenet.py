@@ -208,7 +208,14 @@ def test_another_devkit_is_refused(flat: Path) -> None:
 
 def test_other_files_among_the_flat_ones_are_refused(flat: Path) -> None:
     os.rename(flat / "val" / name(8), flat / "val" / name(9))
-    assert "not ILSVRC2012_val_00000001.JPEG to _00000008.JPEG" in refused(flat)
+    assert f"not {name(1)} to {name(8)}" in refused(flat)
+
+
+def test_the_flat_files_may_lie_beside_the_devkit(flat: Path) -> None:
+    for path in (flat / "val").iterdir():
+        path.rename(flat / path.name)
+    (flat / "val").rmdir()
+    assert batch(ImageNet(str(flat)))["label"].tolist() == LABELS
 
 
 def test_inner_nodes_of_the_tree_are_no_classes(tmp_path: Path) -> None:
