@@ -1,9 +1,11 @@
 """The certificate of a gradient: that it is the gradient of what was computed."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hetpure.gradients import Execution, input_gradient
 
+M = TypeVar("M", bound=nn.Module)
 Loss = Callable[[nn.Module, Tensor, Execution], Tensor]
 STEP_SIZES = (1e-5, 1e-6, 1e-4, 1e-7)
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was checked of a gradient, in float64 on the CPU on a slice of the run's images.
+    """What was checked of a gradient, in float64 on a slice of the run's images.
+
+    Checked were `images` and, of a purifier's `of_steps` steps, `steps`: fewer where all of them
+    would cost too much. None, as older results have it, are all steps. `device` computed float64.
 
     `policies_equal`: the policies named in `compared` gave the same gradient bit for bit.
     `finite_difference_error` is the largest over directions of the smallest over step sizes of
@@ -26,8 +32,10 @@ class Certificate:
     discarded; `directions` counts those with a step size left. Both are of the exact gradient.
 
     `cosine_to_exact` is that of the gradient as an attack computes it (on the run's device, in its
-    precision and micro-batches, under its policy) to the exact one, mean over the slice. Below
-    `cosine_bound` it fails; of a named `approximation` it is told and not judged.
+    precision and micro-batches, under its policy) to the exact one, both of the steps checked, mean
+    over the slice. Below `cosine_bound` it fails. Of a named `approximation` it is told and not
+    judged, and always of all steps: of fewer it would look better than it is. Where not all were
+    checked, the exact gradient beside it is in the run's own precision.
     `substitute_cosines` are those of what some of the run's attacks follow in its place (a soft
     mask, BPDA, the classifier alone) to the attack's gradient with the mask held fixed, by name,
     mean over a block; told and not judged.
@@ -49,6 +57,9 @@ class Certificate:
     lowest_cosine_to_float32: float | None = None
     cosine_bound: float = 0.99
     substitute_cosines: Mapping[str, float] = field(default_factory=dict)
+    steps: int | None = None
+    of_steps: int | None = None
+    device: str = "cpu"
 
     @property
     def checks(self) -> dict[str, bool]:
@@ -87,15 +98,19 @@ def certify(
 
     `loss(module, images, execution)` is a scalar and must hold masks and noise fixed. `images` is
     an interior point (B, C, H, W) and `directions` (N, B, C, H, W). Step sizes are tried in order
-    until one is ten times better than the bound asks for.
+    until one is ten times better than the bound asks for. Computed on the images' device, or on
+    the CPU where that has no float64.
     """
-    double = copy.deepcopy(module).cpu().double().eval()
-    point = images.detach().cpu().double()
-    exact = gradient_at(double, loss, point, compared[0])
-    equal = [torch.equal(exact, gradient_at(double, loss, point, other)) for other in compared[1:]]
+    device = float64_device(images.device)
+    double = in_float64(module).eval()
+    point = images.detach().to(device).double()
+    with repeatable(device):
+        exact = gradient_at(double, loss, point, compared[0])
+        others = [gradient_at(double, loss, point, other) for other in compared[1:]]
+    equal = [torch.equal(exact, other) for other in others]
     errors = [
         error
-        for direction in directions.cpu().double()
+        for direction in directions.to(device).double()
         if (error := _difference_error(double, loss, point, exact, direction, step_sizes, bound))
         is not None
     ]
@@ -107,7 +122,37 @@ def certify(
         bound=bound,
         directions=len(errors),
         images=len(images),
+        device=device.type,
     )
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 is computed for a run on `device`."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def in_float64(module: M) -> M:
+    """A copy of a module that is on its run's device, in float64 where that is computed."""
+    own = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    return copy.deepcopy(module).to(float64_device(own)).double()
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Inside, an accelerator computes the same bits each time, wherever its libraries can. A CPU
+    does anyway."""
+    if device.type == "cpu":
+        yield
+        return
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what cannot makes policies differ, which is said
+            yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warned)
 
 
 def gradient_at(module: nn.Module, loss: Loss, point: Tensor, execution: Execution) -> Tensor:
@@ -169,5 +214,5 @@ class _Kinks(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before = args[0].clone() if watched else None  # an in-place operation changes it
         output = func(*args, **(kwargs or {}))
         if watched:
-            self.seen.append(hash((output == before).numpy().tobytes()))
+            self.seen.append(hash((output == before).cpu().numpy().tobytes()))
         return output

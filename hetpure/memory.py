@@ -1,6 +1,7 @@
 """How much memory a gradient takes, how much there is, and what fits."""
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 from hetpure.errors import InputError
 from hetpure.gradients import EXACT, Execution
 
-SHARE = 0.6  # of the free memory; the rest is for what is not counted and for allocators
+SHARE = 0.6  # of the free memory; the rest is for what is not counted
+# What an allocator takes beside what it is asked for (measured: 1.06 to 1.18 of it). In float64 a
+# CPU's convolutions copy their inputs out for a moment, and the heap keeps the holes (1.25 to 1.5).
+ALLOCATOR, ALLOCATOR_FLOAT64 = 1.2, 1.5
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 OWN_GROUP = Path("/proc/self/cgroup")
 
@@ -20,15 +24,26 @@ Seconds = Callable[[int], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that one row takes: activations of a taped step and of the classifier, and a state."""
+    """Bytes that one row takes: activations of a taped step and of the classifier, and a state;
+    beside them `fixed` bytes for all rows together, and the `allocator`'s share of the rows'."""
 
     step: int
     classifier: int
     state: int
+    fixed: int = 0
+    allocator: float = ALLOCATOR
 
-    def times(self, factor: int) -> "Footprint":
-        """In a wider number format."""
-        return Footprint(factor * self.step, factor * self.classifier, factor * self.state)
+    def in_float64(self, element: int, weights: int) -> "Footprint":
+        """Of a copy of the networks in float64, where a number has `element` bytes here and the
+        networks' numbers take `weights`."""
+        factor = 8 // element
+        return Footprint(
+            factor * self.step,
+            factor * self.classifier,
+            factor * self.state,
+            factor * weights,
+            ALLOCATOR_FLOAT64,
+        )
 
     def need(self, rows: int, steps: int, taped: int) -> int:
         """Bytes of one gradient of `rows` with the last `taped` of `steps` taped.
@@ -36,15 +51,25 @@ class Footprint:
         A step that is called again holds its activations too, so one is always counted; one more
         stands for what a step and its way back hold for a moment.
         """
-        states = steps * self.state
-        return rows * ((max(taped, 1) + 1) * self.step + self.classifier + states)
+        row = (max(taped, 1) + 1) * self.step + self.classifier + steps * self.state
+        return self.fixed + round(self.allocator * rows * row)
 
     def fitting(self, rows: int, steps: int, budget: int) -> int | None:
         """How many steps can be taped; None where not even a recomputed plan fits."""
-        if self.need(rows, steps, 0) > budget:
-            return None
-        free = budget - self.need(rows, steps, 1)
-        return min(steps, 1 + free // (rows * self.step)) if self.step else steps
+        needs = [self.need(rows, steps, taped) for taped in range(steps + 1)]
+        return bisect_right(needs, budget) - 1 if needs[0] <= budget else None
+
+
+def weight_bytes(modules: Iterable[nn.Module]) -> int:
+    """Bytes of the distinct weights and buffers of modules, counters left out."""
+    return sum(
+        {
+            tensor.data_ptr(): tensor.nbytes
+            for module in modules
+            for tensor in (*module.parameters(), *module.buffers())
+            if tensor.is_floating_point()
+        }.values()
+    )
 
 
 def saved_bytes(run: Callable[[], object], modules: Iterable[nn.Module]) -> int:

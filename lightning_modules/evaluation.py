@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from hetpure.acceleration import Acceleration
 from hetpure.attacks import PGD, Attack
 from hetpure.attacks.gradient import GradientAttack
+from hetpure.certificate import float64_device
 from hetpure.errors import InputError
 from hetpure.evaluation.audit import Audit, Check, audit_cells, base_cell, gradient_check
 from hetpure.evaluation.cost import latency
@@ -184,11 +185,18 @@ class RobustnessEvaluation(L.LightningModule):
         return row.certify(
             self.first.images,
             self.first.samples,
+            self.attack,
+            self.float64_budget,
             seed=self.seed,
             bound=self.certificate_bound,
-            budget=self.host_budget,  # float64, on the CPU
             cosine_bound=self.cosine_bound,
         )
+
+    @property
+    def float64_budget(self) -> int:
+        """Bytes that certificates may take where float64 is computed."""
+        own = float64_device(self.device) == self.device
+        return self.budget if own else self.host_budget
 
     def _needs_gradients(self, row: Row) -> bool:
         """Whether the main attack takes the row's own gradient: one that hides it can still be
@@ -199,8 +207,12 @@ class RobustnessEvaluation(L.LightningModule):
     def plan(self) -> dict[str, RowPlan]:
         """By row, what the whole evaluation costs."""
         images = len(self.loader.dataset)  # type: ignore[arg-type]
-        plan = partial(Row.plan, images=self.first.images, protocol=self.protocol, count=images)
-        return {name: plan(row) for name, row in self.rows.items()}
+        return {
+            name: row.plan(
+                self.first.images, self.protocol, images, self.attack, self.float64_budget
+            )
+            for name, row in self.rows.items()
+        }
 
     def tasks_claimed(self) -> Claimed:
         """What this process does, for Lightning's loop."""

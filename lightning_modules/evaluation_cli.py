@@ -18,8 +18,9 @@ from rich.console import Console
 
 from hetpure.errors import InputError
 from hetpure.evaluation.records import CONFIG, RunFolder
+from hetpure.memory import gigabytes, weight_bytes
 from hetpure.report.certificate import certificates_table
-from hetpure.report.plan import duration, plan_tables, total_seconds
+from hetpure.report.plan import RowPlan, duration, plan_tables, total_bytes, total_seconds
 from lightning_modules.cli import make_cli, with_default_config
 from lightning_modules.evaluation import RobustnessEvaluation
 from lightning_modules.run_config import chosen_before, same_or_new
@@ -169,8 +170,8 @@ def evaluation_cli(arguments: Sequence[str]) -> EvaluationCLI:
     return cli
 
 
-def print_plan(cli: EvaluationCLI) -> float:
-    """Prints what the evaluation costs; the predicted seconds."""
+def print_plan(cli: EvaluationCLI) -> dict[str, RowPlan]:
+    """Prints what the evaluation costs, which is given back too."""
     images = len(cli.model.loader.dataset)  # type: ignore[arg-type]
     rows = cli.model.plan()
     data = getattr(cli.datamodule, "description", "data")
@@ -179,8 +180,13 @@ def print_plan(cli: EvaluationCLI) -> float:
     for table in plan_tables(rows, title, cli.model.budget):
         console.print(table)
     seconds = total_seconds(rows)
-    console.print(f"the whole evaluation on one device: about {duration(seconds)}", highlight=False)
-    return seconds
+    beside, networks = total_bytes(rows), weight_bytes([cli.model.networks])
+    console.print(
+        f"the whole evaluation on one device: about {duration(seconds)}; memory: networks"
+        f" {gigabytes(networks)}, beside them up to {gigabytes(beside)}",
+        highlight=False,
+    )
+    return rows
 
 
 def print_certificates(cli: EvaluationCLI) -> dict[str, dict[str, Any]]:

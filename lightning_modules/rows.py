@@ -12,8 +12,15 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.evaluation.certificate import certify_defense
-from hetpure.evaluation.cost import Phase, Stopwatch, certificate_phase, phases, resolve
+from hetpure.evaluation.certificate import Subject, certify_defense
+from hetpure.evaluation.cost import (
+    REPEATS,
+    CertificatePlan,
+    Stopwatch,
+    phases,
+    plan_certificate,
+    resolve,
+)
 from hetpure.evaluation.protocol import Cell, Protocol
 from hetpure.gradients import APPROXIMATIONS, Execution
 from hetpure.report.plan import RowPlan
@@ -48,9 +55,19 @@ class Row:
         found = (self.defense, self.surrogate, *self.plain)
         return [defense for defense in found if defense is not None]
 
-    def _attacks(self, defense: Defense) -> list[Attack]:
-        """Those that differentiate this one of its defences."""
-        return [cell.attack for cell in self.cells] if defense is self.attacked else []
+    @property
+    def subjects(self) -> dict[str, Subject]:
+        """What is certified, by the names that results give the certificates."""
+        plain, plain_surrogate = self.plain
+        found = {"certificate": self._subject(self.defense, plain)}
+        if self.surrogate is not None and plain_surrogate is not None:
+            subject = self._subject(self.surrogate, plain_surrogate)
+            found["surrogate_certificate"] = replace(subject, defense=plain)
+        return found
+
+    def _subject(self, defense: Defense, plain: Defense) -> Subject:
+        attacks = [cell.attack for cell in self.cells] if defense is self.attacked else []
+        return Subject(defense, None if plain is defense else plain, attacks=attacks)
 
     def resolve(self, wish: Execution | None, images: Tensor, attack: Attack, budget: int) -> None:
         """Fixes how the row is computed, for blocks like `images` (B, C, H, W): what `wish` and
@@ -76,41 +93,45 @@ class Row:
             if surrogate is not None:
                 surrogate.execution = execution
 
+    def checks(
+        self, images: Tensor, attack: Attack, budget: int, repeats: int = REPEATS
+    ) -> dict[str, CertificatePlan]:
+        """How far its certificates go on a block like `images` (B, C, H, W), in `budget` bytes and
+        the time that the main attack allows; timed here with so many repeats."""
+        subjects = self.subjects
+        return {
+            name: plan_certificate(
+                subject,
+                Stopwatch(subject.attacked, images, repeats),
+                attack,
+                budget,
+                1 / len(subjects),
+            )
+            for name, subject in subjects.items()
+        }
+
     def certify(
-        self, images: Tensor, samples: Tensor, **settings: Any
+        self, images: Tensor, samples: Tensor, attack: Attack, budget: int, **settings: Any
     ) -> dict[str, dict[str, Any]]:
         """Certificates by the names that results give them."""
-        plain, plain_surrogate = self.plain
-        attacks = self._attacks(self.defense)
-        own = certify_defense(
-            self.defense, images, samples, plain=plain, attacks=attacks, **settings
-        )
-        found = {"certificate": own.as_dict()}
-        if self.surrogate is not None:
-            attacks = self._attacks(self.surrogate)
-            settings |= {"plain": plain_surrogate, "defense": plain, "attacks": attacks}
-            other = certify_defense(self.surrogate, images, samples, **settings)
-            found["surrogate_certificate"] = other.as_dict()
-        return found
+        checks = self.checks(images, attack, budget, repeats=1)
+        settings |= {"budget": budget}
+        return {
+            name: certify_defense(
+                subject, images, samples, extent=checks[name].extent, **settings
+            ).as_dict()
+            for name, subject in self.subjects.items()
+        }
 
-    def plan(self, images: Tensor, protocol: Protocol, count: int) -> RowPlan:
-        """What `count` images cost in blocks like `images` (B, C, H, W)."""
+    def plan(
+        self, images: Tensor, protocol: Protocol, count: int, attack: Attack, budget: int
+    ) -> RowPlan:
+        """What `count` images cost in blocks like `images` (B, C, H, W); certificates may take
+        `budget` bytes."""
         answering = attacked = Stopwatch(self.defense, images)
         if self.surrogate is not None:
             attacked = Stopwatch(self.surrogate, images)
         used = self.attacked
-        accelerated = self.plain[0] is not self.defense
-        attacks = self._attacks(self.defense)
-        own = certificate_phase(answering, answering, self.plain[0], accelerated, attacks)
-        if self.surrogate is not None and self.plain[1] is not None:
-            attacks = self._attacks(self.surrogate)
-            other = certificate_phase(answering, attacked, self.plain[1], accelerated, attacks)
-            own = Phase(
-                own.name,
-                own.network_calls + other.network_calls,
-                own.differentiated + other.differentiated,
-                own.seconds + other.seconds,
-            )
         size = used.execution.micro_batch or 1
         forward, both = attacked.step(size)
         return RowPlan(
@@ -119,7 +140,7 @@ class Row:
             call_seconds=(forward / size, both / size),
             footprint=used.footprint(images),
             steps=len(used.plan),
-            certificate=own,
+            certificates=self.checks(images, attack, budget),
         )
 
     def inexact(self) -> list[str]:

@@ -1,7 +1,6 @@
 """What an evaluation costs, known before it starts: network calls are counted on the plan, one call
 is timed here, and memory is measured on one."""
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -11,22 +10,25 @@ import torch
 from torch import Tensor
 
 from hetpure.attacks import Attack
+from hetpure.certificate import float64_device, in_float64
 from hetpure.defense import Defense
 from hetpure.evaluation.certificate import (
-    DIRECTIONS,
-    IMAGES,
     REFERENCE,
-    draws,
+    Subject,
+    float64_footprint,
     plain_execution,
     policies,
-    substitutes,
 )
+from hetpure.evaluation.extent import IMAGES, Extent, extents, said, thinned, widest
 from hetpure.evaluation.protocol import CLEAN, Cell, Protocol
 from hetpure.gradients import Execution
-from hetpure.memory import budget_bytes, choose
+from hetpure.memory import Footprint, choose
 from hetpure.noise import Group, noise_for
 
 REPEATS = 3
+# A certificate may cost as much as so many steps of the main attack on one block, or a minute.
+ATTACK_STEPS, MINUTE = 5, 60.0
+TRIES = 2  # step sizes of a finite difference, on average: at the first one a kink may be crossed
 # A row's time hardly falls beyond these rows (measured on a CPU, assumed of accelerators): larger
 # batches are not timed, but taken for as fast a row.
 TIMED_ROWS, TIMED_ROWS_ACCELERATOR = 64, 512
@@ -45,14 +47,16 @@ class Phase:
 
 class Stopwatch:
     """Times the pieces of one defence on this machine, each once for a batch size. Seconds are
-    medians after a first call."""
+    medians of `repeats` calls after a first one."""
 
-    def __init__(self, defense: Defense, images: Tensor) -> None:
+    def __init__(self, defense: Defense, images: Tensor, repeats: int = REPEATS) -> None:
         self.defense = defense
+        self.repeats = repeats
         self.images = images.detach()
         cap = TIMED_ROWS if images.device.type == "cpu" else TIMED_ROWS_ACCELERATOR
         self.cap = cap
         self._steps: dict[int, tuple[float, float]] = {}
+        self._classifier: tuple[float, float] | None = None
 
     def step(self, rows: int) -> tuple[float, float]:
         """Seconds of one network call within its step, noise and sampler included, for `rows`:
@@ -65,9 +69,11 @@ class Stopwatch:
 
     def classifier(self) -> tuple[float, float]:
         """Seconds a row of the classifier, forward, and forward with backward."""
-        images = self._rows(min(len(self.images), self.cap))
-        both = self._both(lambda x: self.defense.classifier(x), images)
-        return both[0] / len(images), both[1] / len(images)
+        if self._classifier is None:
+            images = self._rows(min(len(self.images), self.cap))
+            forward, both = self._both(lambda x: self.defense.classifier(x), images)
+            self._classifier = forward / len(images), both / len(images)
+        return self._classifier
 
     def mask(self) -> float:
         """Seconds an image of the attention mask."""
@@ -85,11 +91,11 @@ class Stopwatch:
         images = self._rows(rows)
         noise = noise_for(images)
         with torch.no_grad():
-            state = purifier.start(denoiser, images, noise)
-            mask = self.defense.mask(images, noise.samples)
+            known, mask = self.defense.resized(images), self.defense.mask(images, noise.samples)
+            state = purifier.start(denoiser, known, noise)
         step = max(self.defense.plan, key=lambda step: step.network_calls)
         forward, both = self._both(
-            lambda x: purifier.advance(denoiser, step, x, images, mask, noise), state
+            lambda x: purifier.advance(denoiser, step, x, known, mask, noise), state
         )
         return forward / step.network_calls, both / step.network_calls
 
@@ -107,7 +113,7 @@ class Stopwatch:
 
     def _median(self, run: Callable[[], object]) -> float:
         found = []
-        for _ in range(1 + REPEATS):
+        for _ in range(1 + self.repeats):
             start = time.perf_counter()
             run()
             if self.images.device.type == "cuda":
@@ -171,54 +177,111 @@ def _gradient(stopwatch: Stopwatch, attack: Attack, known: tuple[Group, ...]) ->
     defense = stopwatch.defense
     draws = attack.draws(defense, known)
     size = defense.execution.micro_batch or len(stopwatch.images) * draws
-    forward, both = (seconds / size for seconds in stopwatch.step(size))
-    calls, differentiated = defense.gradient_calls(attack.execution(defense))
-    purification = (calls - differentiated) * forward + differentiated * both
-    return purification + stopwatch.classifier()[1] + stopwatch.mask() / draws
+    calls = defense.gradient_calls(attack.execution(defense))
+    return _purification(stopwatch, size, *calls) + stopwatch.mask() / draws
+
+
+def _purification(clock: Stopwatch, size: int, forward: int, differentiated: int) -> float:
+    """Seconds of the gradient of one of `size` rows: so many forward network calls, so many of them
+    differentiated, and the classifier."""
+    once, both = (seconds / size for seconds in clock.step(size))
+    purified = (forward - differentiated) * once + differentiated * both
+    return purified + clock.classifier()[1]
+
+
+@dataclass(frozen=True)
+class CertificatePlan:
+    """What a certificate will look at, what that costs, and the bytes that float64 takes for it."""
+
+    extent: Extent
+    phase: Phase
+    memory: int
+
+
+def plan_certificate(
+    subject: Subject, attacked: Stopwatch, attack: Attack, budget: int, share: float = 1.0
+) -> CertificatePlan:
+    """The widest certificate that fits into `budget` bytes and into a `share` of the time that the
+    main attack allows. The stopwatch is of what the subject's attack differentiates, with a block
+    of the run's images."""
+    images, plain = attacked.images[:IMAGES], subject.unaccelerated
+    footprint = float64_footprint(plain, images)
+    point = images.to(float64_device(images.device)).double()
+    double = Stopwatch(in_float64(plain), point, attacked.repeats)
+    allowed = share * allowance(attacked, attack)
+    found: dict[Extent, CertificatePlan] = {}
+
+    def fits(extent: Extent) -> bool:
+        short = thinned(plain, extent.plan)
+        compared = policies(short, extent.images, footprint, budget)
+        memory = _memory(compared, extent, footprint)
+        phase = certificate_phase(subject, attacked, double, extent, compared)
+        found[extent] = CertificatePlan(extent, phase, memory)
+        return memory <= budget and phase.seconds <= allowed
+
+    return found[widest(extents(subject.attacked.plan, len(attacked.images)), fits)]
+
+
+def allowance(attacked: Stopwatch, attack: Attack) -> float:
+    """Seconds that a row's certificates may take: of five steps of the attack on a block like the
+    stopwatch's, or a minute, whichever is longer."""
+    rows = len(attacked.images) * attack.draws(attacked.defense)
+    return max(MINUTE, ATTACK_STEPS * rows * _gradient(attacked, attack, ()))
 
 
 def certificate_phase(
-    answering: Stopwatch,
+    subject: Subject,
     attacked: Stopwatch,
-    plain: Defense,
-    accelerated: bool,
-    attacks: Sequence[Attack] = (),
+    double: Stopwatch,
+    extent: Extent,
+    compared: Sequence[Execution],
 ) -> Phase:
-    """What certifying `attacked` costs; `plain` is the same with the network not accelerated, and
-    the exact gradient is that of the defence of `answering`. In float64 on the CPU: the policies
-    compared, finite differences of which each is settled by its first step size, and the exact
-    gradient of the attack's draws. On the run's device: the attack's gradient of a block, and what
-    `attacks` follow in its place.
-    """
-    count, images = len(answering.images), answering.images[:IMAGES]
-    number = draws(attacked.defense, plain if accelerated else attacked.defense, count)
-    double = Stopwatch(copy.deepcopy(plain).cpu().double(), images.cpu().double())
-    exact = copy.deepcopy(answering.defense).cpu().double()
-    truth = double if answering is attacked else Stopwatch(exact, images.cpu().double())
+    """A certificate as far as `extent` goes. In float64, by the stopwatch `double`: the policies
+    `compared`, finite differences, and mostly the exact gradient of the attack's draws. On the
+    run's device: the attack's gradient, and what attacks follow in its place."""
+    used, plain, count = subject.attacked, subject.unaccelerated, extent.images
+    short = thinned(plain, extent.plan)
     calls = [0, 0]
     seconds = 0.0
 
-    def spend(clock: Stopwatch, rows: int, forward: int, differentiated: int) -> None:
+    def spend(clock: Stopwatch, rows: int, defense: Defense, how: Execution | None) -> None:
+        """Gradients of so many rows."""
+        nonlocal seconds
+        forward, differentiated = defense.gradient_calls(how)
         calls[0] += rows * forward
         calls[1] += rows * differentiated
-        once, both = (taken / rows for taken in clock.step(rows))
-        nonlocal seconds
-        seconds += rows * ((forward - differentiated) * once + differentiated * both)
+        most = count if clock is double else used.execution.micro_batch or rows
+        seconds += rows * _purification(clock, min(rows, most), forward, differentiated)
 
-    for execution in policies(plain, images, budget_bytes(torch.device("cpu"))):
-        spend(double, len(images), *plain.gradient_calls(execution))
-    spend(double, len(images), DIRECTIONS * 2 * plain.network_calls, 0)
-    for _ in range(number):
-        spend(truth, len(images), *answering.defense.gradient_calls(REFERENCE))
-    rows = number * count
-    used = attacked.defense
-    spend(attacked, rows, *used.gradient_calls())
-    for attack in substitutes(attacks, used).values():
-        spend(attacked, rows, *used.gradient_calls(attack.execution(used)))
-    if accelerated:
-        how = plain_execution(used.execution)
-        spend(attacked, rows, *plain.gradient_calls(how))
-    return Phase("certificate", calls[0], calls[1], seconds)
+    for execution in compared:
+        spend(double, count, short, execution)
+    answers = 2 * TRIES * extent.directions * count
+    calls[0] += answers * short.network_calls
+    each = short.network_calls * double.step(count)[0] / count + double.classifier()[0]
+    seconds += answers * each
+
+    asked, exact, in_double = subject.compared(extent)
+    draws = subject.draws(extent, asked)
+    spend(attacked, draws * extent.block, asked, None)
+    spend(double if in_double else attacked, draws * count, exact, REFERENCE)
+
+    substitutes = subject.substitutes.values()
+    rows = subject.draws(extent, used) * extent.block
+    if asked is not used and (substitutes or plain is not used):
+        spend(attacked, rows, used, None)
+    for attack in substitutes:
+        spend(attacked, rows, used, attack.execution(used))
+    if plain is not used:
+        spend(attacked, rows, plain, plain_execution(used.execution))
+    words = said(count, extent.directions, len(extent.plan), len(used.plan))
+    return Phase(words, calls[0], calls[1], seconds)
+
+
+def _memory(compared: Sequence[Execution], extent: Extent, footprint: Footprint) -> int:
+    """Bytes of the policy that takes most of them, in float64."""
+    steps = len(extent.plan)
+    taped = steps - min(execution.recomputed(steps) for execution in compared)
+    return footprint.need(extent.images, steps, taped)
 
 
 @torch.no_grad()

@@ -90,12 +90,17 @@ def check_complete(
 
 
 def inexact(name: str, row: Facts, certificates: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Where the gradient of a row's attack is not that of the defence, given its certificates."""
+    """Where the gradient of a row's attack is not that of the defence, or not all of it was
+    certified, given its certificates."""
     own = certificates.get(row["certificate"])
     if own is None:
         return [f"{name}: its gradient has no certificate"]
     cosine = f"cosine {own['cosine_to_exact']:.3f} to the exact one"
-    return [f"{name}: {said} {cosine}" for said in row["inexact"]]
+    found = [f"{name}: {said} {cosine}" for said in row["inexact"]]
+    steps, of_steps = own.get("steps"), own.get("of_steps")
+    if steps != of_steps:
+        found.append(f"{name}: its gradient is certified on {steps} of {of_steps} steps")
+    return found
 
 
 def eot_agreements(folder: RunFolder) -> dict[tuple[str, str], float]:

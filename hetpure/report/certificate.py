@@ -6,11 +6,14 @@ from typing import Any
 
 from rich.table import Table
 
+from hetpure.evaluation.extent import said
+
 HEADS = (
     "defence",
     "gradient",
-    "equal bit for bit (float64, CPU)",
-    "finite differences (bound; directions)",
+    "checked in float64",
+    "equal bit for bit",
+    "finite differences (bound)",
     "attack's cosine to exact (bound)",
     "cosine to float32 (lowest)",
     "cosine of what attacks follow in its place",
@@ -60,6 +63,12 @@ def failure(name: str, found: dict[str, Any]) -> str:
             f"the gradient of defence {name!r} failed its certificate: the policies"
             f" {', '.join(found['compared'])} disagree, so a step does something else when it is"
             " called again (noise that is not by address?)"
+            + (
+                ""
+                if found.get("device", "cpu") == "cpu"
+                else f", or an operation of it does not repeat its bits on {found['device']}: there"
+                " --trainer.accelerator=cpu tells them apart"
+            )
         )
     cosine = found["cosine_to_float32"]
     if cosine is not None and not cosine >= found["cosine_bound"]:
@@ -91,8 +100,9 @@ def _cells(found: dict[str, Any]) -> tuple[str, ...]:
     approximation = found["approximation"]
     return (
         found["policy"],
+        _checked(found),
         ("yes: " if found["policies_equal"] else "NO: ") + "; ".join(found["compared"]),
-        f"{found['finite_difference_error']:.1e} ({found['bound']:.0e}; {found['directions']})",
+        f"{found['finite_difference_error']:.1e} ({found['bound']:.0e})",
         f"{found['cosine_to_exact']:.6f}"
         + ("" if approximation else f" ({found['cosine_bound']:g})"),
         "-"
@@ -102,6 +112,14 @@ def _cells(found: dict[str, Any]) -> tuple[str, ...]:
         or "-",
         ("approximation" if approximation else "PASS") if found["passed"] else "FAIL",
     )
+
+
+def _checked(found: dict[str, Any]) -> str:
+    """How much was: results that do not say of how many steps had all."""
+    steps = found.get("steps")
+    words = said(found["images"], found["directions"], steps, found.get("of_steps"))
+    device = found.get("device", "cpu")
+    return words if device == "cpu" else f"{words}, on {device}"
 
 
 def _line(cells: Iterable[str]) -> str:

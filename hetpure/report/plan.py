@@ -1,11 +1,11 @@
 """What an evaluation will cost, for people: `python evaluate.py --plan`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.table import Table
 
-from hetpure.evaluation.cost import Phase
+from hetpure.evaluation.cost import CertificatePlan, Phase
 from hetpure.gradients import Execution
 from hetpure.memory import Footprint, gigabytes
 
@@ -14,19 +14,39 @@ from hetpure.memory import Footprint, gigabytes
 class RowPlan:
     """One defence's part of a plan: its phases, how it is computed, seconds of one network call for
     one row (forward, forward with backward), what it takes in memory, and the steps of the purifier
-    that is attacked."""
+    that is attacked; and its certificates by name."""
 
     phases: Sequence[Phase]
     execution: Execution
     call_seconds: tuple[float, float]
     footprint: Footprint
     steps: int
-    certificate: Phase
+    certificates: Mapping[str, CertificatePlan]
 
     @property
     def seconds(self) -> float:
-        """Of the whole defence, its certificate included."""
-        return self.certificate.seconds + sum(phase.seconds for phase in self.phases)
+        """Of the whole defence, its certificates included."""
+        return sum(phase.seconds for phase in self.all_phases)
+
+    @property
+    def all_phases(self) -> list[Phase]:
+        """In order, certificates first."""
+        named = [
+            replace(plan.phase, name=f"{name.replace('_', ' ')} ({plan.phase.name})")
+            for name, plan in self.certificates.items()
+        ]
+        return [*named, *self.phases]
+
+    @property
+    def certificate_bytes(self) -> int:
+        """What its certificates take in memory, their networks in float64 included."""
+        return max(plan.memory for plan in self.certificates.values())
+
+    @property
+    def gradient_bytes(self) -> int:
+        """What one gradient takes in memory as it is computed."""
+        taped = self.steps - self.execution.recomputed(self.steps)
+        return self.footprint.need(self.execution.micro_batch or 1, self.steps, taped)
 
 
 def duration(seconds: float) -> str:
@@ -46,6 +66,11 @@ def total_seconds(rows: Mapping[str, RowPlan]) -> float:
     return sum(row.seconds for row in rows.values())
 
 
+def total_bytes(rows: Mapping[str, RowPlan]) -> int:
+    """The most that is taken at once beside the networks."""
+    return max(max(row.gradient_bytes, row.certificate_bytes) for row in rows.values())
+
+
 def _costs(rows: Mapping[str, RowPlan], title: str) -> Table:
     note = (
         "network calls: forward calls of all images together, recomputed ones included. one call:"
@@ -59,17 +84,16 @@ def _costs(rows: Mapping[str, RowPlan], title: str) -> Table:
     for name, row in rows.items():
         forward, both = (f"{1000 * seconds:.2f}" for seconds in row.call_seconds)
         one = f"{forward} / {both}" if row.steps else "-"
-        for phase in (row.certificate, *row.phases):
-            first = phase is row.certificate
+        for place, phase in enumerate(row.all_phases):
             table.add_row(
-                name if first else "",
+                name if place == 0 else "",
                 phase.name,
                 f"{phase.network_calls:,}",
                 f"{phase.differentiated:,}",
                 one if phase is row.phases[0] else "",
                 duration(phase.seconds),
             )
-        calls = sum(phase.network_calls for phase in row.phases) + row.certificate.network_calls
+        calls = sum(phase.network_calls for phase in row.all_phases)
         table.add_row("", "all", f"{calls:,}", "", "", duration(row.seconds), end_section=True)
     table.add_row("total", "", "", "", "", duration(total_seconds(rows)))
     return table
@@ -78,11 +102,12 @@ def _costs(rows: Mapping[str, RowPlan], title: str) -> Table:
 def _memory(rows: Mapping[str, RowPlan], budget: int) -> Table:
     table = Table(
         title=f"Memory of a gradient; budget {gigabytes(budget)}",
-        caption="rows: images x noise draws computed at once.",
+        caption="rows: images x noise draws computed at once. certificate: in float64, with a copy"
+        " of the networks.",
         caption_justify="left",
     )
     table.add_column("defence", overflow="fold")
-    for head in ("rows", "tape", "checkpoint", "chosen", "takes"):
+    for head in ("rows", "tape", "checkpoint", "chosen", "takes", "certificate"):
         table.add_column(head, justify="right")
     for name, row in rows.items():
         size = row.execution.micro_batch or 1
@@ -90,7 +115,13 @@ def _memory(rows: Mapping[str, RowPlan], budget: int) -> Table:
         def need(taped: int, row: RowPlan = row, size: int = size) -> str:
             return gigabytes(row.footprint.need(size, row.steps, taped))
 
-        taped = row.steps - row.execution.recomputed(row.steps)
-        chosen = row.execution.describe(row.steps)
-        table.add_row(name, str(size), need(row.steps), need(0), chosen, need(taped))
+        table.add_row(
+            name,
+            str(size),
+            need(row.steps),
+            need(0),
+            row.execution.describe(row.steps),
+            gigabytes(row.gradient_bytes),
+            gigabytes(row.certificate_bytes),
+        )
     return table

@@ -16,7 +16,15 @@ from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.gradients import APPROXIMATIONS, EXACT, Execution, Policy
-from hetpure.memory import Footprint, Seconds, choose, free_bytes, gigabytes, saved_bytes
+from hetpure.memory import (
+    Footprint,
+    Seconds,
+    choose,
+    free_bytes,
+    gigabytes,
+    saved_bytes,
+    weight_bytes,
+)
 from hetpure.noise import noise_for
 from hetpure.purifiers import EDMPurifier, HeterogeneousPurifier, Purifier, UniformPurifier
 from hetpure.samplers import VPSDE
@@ -124,7 +132,19 @@ def test_what_fits_agrees_with_what_is_needed() -> None:
         assert 0 <= taped <= steps
         assert size.need(rows, steps, taped) <= budget
         assert taped == steps or size.need(rows, steps, taped + 1) > budget
-    assert SIZE.times(2) == Footprint(200, 100, 2)
+
+
+def test_a_copy_in_float64_takes_its_weights_and_more_of_the_heap() -> None:
+    """From float32, 1,000 bytes of weights; of two rows, six of ten steps taped."""
+    assert SIZE.need(2, 10, 6) == 1.2 * 2 * (7 * 100 + 50 + 10)
+    assert SIZE.in_float64(4, 1000).need(2, 10, 6) == 2000 + 1.5 * 2 * (7 * 200 + 100 + 20)
+    assert SIZE.in_float64(8, 1000).need(2, 10, 6) == 1000 + 1.5 * 2 * (7 * 100 + 50 + 10)
+
+
+def test_weights_are_counted_once() -> None:
+    shared = nn.Linear(3, 5)
+    both = nn.Sequential(shared, shared, nn.BatchNorm1d(5))
+    assert weight_bytes([both, shared]) == 4 * (15 + 5 + 4 * 5)
 
 
 # What there is.
@@ -234,7 +254,8 @@ def test_the_choice_fits_and_is_the_fastest_that_does() -> None:
     ids=["auto", "tape", "hybrid", "bpda", "micro_batch"],
 )
 def test_too_small_a_budget_is_one_line(wish: Execution, need: int, advice: str) -> None:
-    size, need, less = SIZE.times(10**6), need * 10**6, (need - 1) * 10**6
+    size = Footprint(100_000_000, 50_000_000, 1_000_000)
+    need, less = need * 10**6, (need - 1) * 10**6
     with pytest.raises(InputError) as error:
         choose(wish, STEPS, ROWS, size, less, never)
     line = str(error.value)

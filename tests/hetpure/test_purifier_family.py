@@ -12,7 +12,7 @@ from torch import Tensor
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser, to_pixels
-from hetpure.evaluation.certificate import certify_defense
+from hetpure.evaluation.certificate import Subject, certify_defense
 from hetpure.gradients import Execution, Policy, input_gradient, run_plan
 from hetpure.noise import (
     FORWARD_GROUP,
@@ -174,7 +174,7 @@ def test_its_certificate_passes(
     """As an evaluation asks for it: ReLUs, the final clamp, the classifier's own mask. One of each
     kind of step: it takes 30 purifications."""
     defense = Defense(classifier, FAMILY[name], denoiser)
-    found = certify_defense(defense, images, IDS, seed=7, bound=1e-5)
+    found = certify_defense(Subject(defense), images, IDS, seed=7, bound=1e-5)
     assert found.passed, found
     assert found.directions == 3
 

@@ -11,9 +11,10 @@ from lightning import LightningModule
 
 import evaluate
 from hetpure import __main__ as hetpure_command
+from hetpure.evaluation import cost
 from hetpure.gradients import Execution
 from lightning_modules.cli import run
-from lightning_modules.evaluation_cli import evaluation_cli
+from lightning_modules.evaluation_cli import evaluation_cli, print_certificates
 
 CONFIG = """
 seed_everything: 0
@@ -77,9 +78,11 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:
 
 def test_a_plan_is_printed_and_nothing_is_run(capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.main(["--config=config.yaml", "--plan"])
-    printed = capsys.readouterr().out
-    for part in ("certificate", "clean", "null", "pgd_linf", "black box", "n = 3", "Memory"):
+    printed = " ".join(capsys.readouterr().out.split())
+    for part in ("clean", "null", "pgd_linf", "black box", "n = 3", "Memory of a gradient"):
         assert part in printed
+    assert printed.count("certificate (2 images, 3 directions)") == 2
+    assert "; memory: networks 5.9 MB, beside them up to" in printed
     assert "the whole evaluation on one device: about" in printed
     assert not Path("runs").exists()
 
@@ -90,6 +93,9 @@ def test_a_plan_counts_the_calls_of_the_run() -> None:
     rows = cli.model.plan()
     _, results = evaluated("--model.memory_budget=12MB")
     assert rows["purified"].execution == Execution("hybrid", 1, 1), "two taped steps take 12.7 MB"
+    purified = rows["purified"]
+    assert purified.gradient_bytes <= 12_000_000 < purified.footprint.need(1, 3, 2)
+    assert purified.certificate_bytes > purified.gradient_bytes, "the least of it in float64"
     for name, row in rows.items():
         spent = results["defenses"][name]["cost"]["network_calls"]
         assert sum(phase.network_calls for phase in row.phases) == spent
@@ -214,6 +220,18 @@ def test_certify_says_pass_and_runs_nothing(capsys: pytest.CaptureFixture[str]) 
     assert printed.count("PASS") == 2 and "FAIL" not in printed
     assert "purified" in printed
     assert not Path("runs").exists()
+
+
+def test_a_certificate_that_costs_too_much_looks_at_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing may be spent: of 15 steps one of each kind."""
+    monkeypatch.setattr(cost, "MINUTE", 0.0)
+    monkeypatch.setattr(cost, "ATTACK_STEPS", 0)
+    steps = "--model.defenses.purified.purifier.init_args.steps=100"
+    cli = evaluation_cli(["--config=config.yaml", steps])
+    cli.prepare()
+    found = print_certificates(cli)["purified"]["certificate"]
+    assert found["passed"] and (found["images"], found["directions"]) == (1, 1)
+    assert (found["steps"], found["of_steps"]) == (4, 15)
 
 
 def test_certify_fails_with_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ import lightning_modules.rows as rows_module
 from datamodules.fashion_mnist import FashionMNIST
 from hetpure.attacks import PGD
 from hetpure.defense import Defense
-from hetpure.evaluation.certificate import certify_defense
+from hetpure.evaluation.certificate import Subject, certify_defense
 from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_attack, evaluate_clean
 from hetpure.evaluation.records import RunFolder
 from hetpure.evaluation.results import summarise
@@ -103,9 +103,9 @@ class Run:
         return test
 
     def _certify(self, original: Any) -> Any:
-        def certify(attacked: Defense, *rest: Any, **more: Any) -> Any:
-            self.certified.append(attacked)
-            return original(attacked, *rest, **more)
+        def certify(subject: Subject, *rest: Any, **more: Any) -> Any:
+            self.certified.append(subject.attacked)
+            return original(subject, *rest, **more)
 
         return certify
 

@@ -22,7 +22,7 @@ from hetpure.evaluation.audit import (
     saved_check,
     verdicts,
 )
-from hetpure.evaluation.certificate import certify_defense
+from hetpure.evaluation.certificate import Subject, certify_defense
 from hetpure.evaluation.protocol import (
     AUDIT,
     NULL,
@@ -117,7 +117,8 @@ def audit(defense: Fraud, attack: Attack = ATTACK) -> dict[str, Check]:
     """All that an evaluation does for one row."""
     block = defense.block()
     shape = block.images.shape[1:]
-    certificate = certify_defense(defense, block.images, block.samples, 0, bound=1e-5).as_dict()
+    subject = Subject(defense)
+    certificate = certify_defense(subject, block.images, block.samples, 0, bound=1e-5).as_dict()
     cells = [Cell("main", attack), Cell(NULL, NullAttack(), report_from=PROTOCOL.report_draws)]
     base = base_cell(cells)
     cells += audit_cells(base, defense, SETTINGS, shape, lambda: (found, block.samples))

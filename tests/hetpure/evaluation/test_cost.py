@@ -1,6 +1,7 @@
 """What an evaluation is said to cost is what it costs, in network calls to the last one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +12,27 @@ from hetpure.attacks.apgd import APGD
 from hetpure.attacks.bpda import BPDA
 from hetpure.attacks.null import NullAttack
 from hetpure.attacks.square import Square
+from hetpure.certificate import in_float64
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
-from hetpure.evaluation.certificate import certify_defense
-from hetpure.evaluation.cost import Stopwatch, certificate_phase, phases, resolve
+from hetpure.evaluation.certificate import (
+    Subject,
+    certify_defense,
+    float64_footprint,
+    policies,
+)
+from hetpure.evaluation.cost import (
+    TRIES,
+    Phase,
+    Stopwatch,
+    allowance,
+    certificate_phase,
+    phases,
+    plan_certificate,
+    resolve,
+)
+from hetpure.evaluation.extent import Extent, extents, thinned
 from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_attack, evaluate_block
 from hetpure.gradients import Execution, Policy
 from hetpure.noise import Group
@@ -134,40 +151,44 @@ def test_a_surrogate_is_what_the_attack_costs(
     assert found[1].network_calls == 4 * 12 * surrogate.network_calls + answered
 
 
+def foreseen(subject: Subject, images: Tensor, extent: Extent) -> Phase:
+    plain = subject.unaccelerated
+    footprint = float64_footprint(plain, images)
+    compared = policies(thinned(plain, extent.plan), extent.images, footprint, 10**9)
+    double = Stopwatch(in_float64(plain), images[:2], repeats=1)
+    attacked = Stopwatch(subject.attacked, images, repeats=1)
+    return certificate_phase(subject, attacked, double, extent, compared)
+
+
+@pytest.mark.parametrize("far", [0, -1], ids=["all", "least"])
 @pytest.mark.parametrize("policy", ["tape", Execution("hybrid", 1), "bpda"], ids=str)
 @pytest.mark.parametrize("what", ["plain", "accelerated", "surrogate"])
 def test_the_certificates_calls_are_foreseen(
     what: str,
     policy: Policy | Execution,
+    far: int,
     make: Make,
     images: Tensor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With a bound at which every first difference is good enough."""
+    """With a bound at which every first difference is good enough: half of what is foreseen."""
     defense = make(HeterogeneousPurifier(steps=20), policy)
-    attacked = plain = defense
-    if what == "accelerated":
-        attacked = make(HeterogeneousPurifier(steps=20), policy)
-    elif what == "surrogate":
-        attacked = plain = make(UniformPurifier(steps=10), policy)
-    answering = Stopwatch(defense, images)
-    clock = answering if attacked is defense else Stopwatch(attacked, images)
     attacks = [PGD(mask="soft"), PGD(mask="recomputed"), BPDA(), BPDA()]
-    found = certificate_phase(answering, clock, plain, what == "accelerated", attacks)
+    subject = Subject(defense, attacks=attacks)
+    if what == "accelerated":
+        subject = replace(subject, plain=make(HeterogeneousPurifier(steps=20), policy))
+    elif what == "surrogate":
+        subject = Subject(make(UniformPurifier(steps=30), policy), None, defense, attacks)
+    extent = extents(subject.attacked.plan, len(images))[far]
+    assert (len(extent.plan) < len(subject.attacked.plan)) is (far == -1)
+    found = foreseen(subject, images, extent)
     calls = Calls(monkeypatch)
-    certify_defense(
-        attacked,
-        images,
-        SAMPLES,
-        seed=0,
-        bound=1.0,
-        plain=plain,
-        defense=defense if what == "surrogate" else None,
-        cosine_bound=-1.0,
-        attacks=attacks,
-    )
+    settings = {"seed": 0, "bound": 1.0, "cosine_bound": -1.0, "extent": extent}
+    certified = certify_defense(subject, images, SAMPLES, **settings)  # type: ignore[arg-type]
+    assert certified.directions == extent.directions
     measured = 2  # rows of the one call by which memory is measured
-    assert found.network_calls == calls.rows - measured
+    of_differences = 2 * extent.directions * extent.images * len(extent.plan)
+    assert found.network_calls == calls.rows - measured + (TRIES - 1) * of_differences
     assert found.differentiated == calls.differentiated - measured
 
 
@@ -207,6 +228,87 @@ def test_seconds_are_calls_times_what_a_call_takes(
     # and four candidates on three draws.
     told = 4 * answer + 0.5 + 4 * (3 * answer + 0.5)
     assert attack.seconds == pytest.approx(100 * (12 * gradient + 6 * 0.5 + told))
+
+
+@pytest.mark.parametrize(
+    ("attack", "images", "seconds"),
+    [
+        (PGD(eot_samples=2), 4, 5 * 4 * 2 * (6 * 3 + 0.3 + 0.5 / 2)),
+        (PGD(eot_samples=2), 1, 5 * 2 * (6 * 3 + 0.3 + 0.5 / 2)),
+        (BPDA(eot_samples=1), 4, 5 * 4 * (6 * 1 + 0.3 + 0.5)),
+        (BPDA(eot_samples=1), 1, 60),
+    ],
+    ids=["four images", "one image", "bpda", "a minute"],
+)
+def test_a_certificate_may_take_five_steps_of_the_attack_or_a_minute(
+    attack: Attack, images: int, seconds: float, make: Make
+) -> None:
+    defense = make(HeterogeneousPurifier(steps=20), "tape")
+    found = allowance(Known(defense, torch.rand(images, 1, 8, 8)), attack)
+    assert found == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("call", "share", "images", "directions", "steps"),
+    [
+        (1e-6, 1, 2, 3, 24),
+        (0.025, 1, 2, 3, 24),
+        (0.026, 1, 2, 1, 24),
+        (0.034, 1, 1, 1, 24),
+        (0.02, 0.5, 1, 1, 24),
+        (0.1, 1, 1, 1, 12),
+        (0.2, 1, 1, 1, 6),
+        (99, 1, 1, 1, 2),
+    ],
+)
+def test_what_is_certified_fits_the_time(
+    call: float,
+    share: float,
+    images: int,
+    directions: int,
+    steps: int,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 24 steps, `call` seconds each, under an attack so cheap that the minute counts. All of
+    it: 504 calls of two images for three policies, 576 of three directions twice, 384 of the exact
+    gradient and 576 of the attack's of four images; and the classifier, 7.8 s."""
+
+    def step(clock: Stopwatch, rows: int) -> tuple[float, float]:
+        return rows * call, rows * 3 * call
+
+    monkeypatch.setattr(Stopwatch, "step", step)
+    monkeypatch.setattr(Stopwatch, "classifier", Known.classifier)
+    defense = make(UniformPurifier(steps=240, strength=0.1), "tape")
+    assert len(defense.plan) == 24
+    four = torch.rand(4, 1, 8, 8, dtype=torch.float64)
+    clock = Stopwatch(defense, four)
+    attack = PGD(eot_samples=1, approximation="classifier_only")
+    found = plan_certificate(Subject(defense), clock, attack, 10**9, share)
+    extent = found.extent
+    assert (extent.images, extent.directions, len(extent.plan)) == (images, directions, steps)
+    assert (found.phase.seconds <= 60 * share) is (call < 99)
+    if steps == 24 and directions == 3:
+        assert found.phase.seconds == pytest.approx(2040 * call + 7.8)
+
+
+def test_a_certificate_keeps_to_the_memory(make: Make, images: Tensor) -> None:
+    """Policies are left out first, then an image; of the least it takes what that needs."""
+    defense = make(HeterogeneousPurifier(steps=20), "tape")
+    footprint = float64_footprint(defense, images)
+    clock = Stopwatch(defense, images, repeats=1)
+
+    def planned(rows: int, taped: int, less: int) -> tuple[int, int]:
+        budget = footprint.need(rows, 6, taped) - less
+        found = plan_certificate(Subject(defense), clock, ATTACK, budget)
+        assert found.memory <= budget or found.extent == extents(defense.plan, len(images))[-1]
+        return found.extent.images, found.memory
+
+    assert planned(2, 6, 0) == (2, footprint.need(2, 6, 6))
+    assert planned(2, 6, 1) == (2, footprint.need(2, 6, 3))
+    assert planned(2, 1, 0) == (2, footprint.need(2, 6, 1))
+    assert planned(2, 1, 1)[0] == 1
+    assert planned(1, 1, footprint.need(1, 6, 1))[0] == 1
 
 
 def test_a_stopwatch_measures_once_and_does_not_time_huge_batches(

@@ -14,7 +14,7 @@ from hetpure.certificate import Certificate
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
-from hetpure.evaluation.certificate import certify_defense, policies
+from hetpure.evaluation.certificate import Subject, certify_defense, float64_footprint, policies
 from hetpure.expectation import Query
 from hetpure.gradients import Execution, Policy
 from hetpure.noise import Noise, Purpose, Stream
@@ -45,7 +45,7 @@ def test_all_exact_policies_are_compared_and_the_one_in_use_is_among_them(
     images: Tensor,
 ) -> None:
     defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser, policy=policy)
-    found = certify_defense(defense, images, SAMPLES, seed=7, bound=1e-5)
+    found = certify_defense(Subject(defense), images, SAMPLES, seed=7, bound=1e-5)
     assert found.passed
     assert found.policy == defense.execution.describe(6)
     assert set(found.compared) == compared
@@ -61,15 +61,14 @@ def test_what_does_not_fit_in_double_precision_is_left_out(
     denoiser: Denoiser, classifier: Classifier, images: Tensor
 ) -> None:
     defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
-    footprint = defense.footprint(images)
+    footprint = float64_footprint(defense, images)
     for taped, names in ((6, ["checkpoint", "hybrid", "tape"]), (2, ["checkpoint", "hybrid"])):
-        found = policies(defense, images, footprint.need(4, 6, taped))
+        found = policies(defense, 4, footprint, footprint.need(4, 6, taped))
         assert [how.policy for how in found] == names
     assert found[1].taped_steps == 2
-    least = policies(defense, images, 1)
+    least = policies(defense, 4, footprint, 1)
     assert [(how.policy, how.taped_steps) for how in least] == [("checkpoint", None), ("hybrid", 1)]
-    single = policies(defense.float(), images.float(), footprint.need(4, 6, 2))
-    assert single == found, "what a float32 network takes in double precision is counted"
+    assert float64_footprint(defense.float(), images.float()) == footprint
 
 
 def test_a_surrogate_tells_its_cosine_to_the_defence(
@@ -79,7 +78,7 @@ def test_a_surrogate_tells_its_cosine_to_the_defence(
     coarse = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser)
     settings = {"seed": 7, "bound": 1e-5}
     for surrogate, low, high in ((coarse, -1, 0.999), (defense, 1 - 1e-12, 1 + 1e-12)):
-        found = certify_defense(surrogate, images, SAMPLES, defense=defense, **settings)  # type: ignore[arg-type]
+        found = certify_defense(Subject(surrogate, defense=defense), images, SAMPLES, **settings)  # type: ignore[arg-type]
         assert found.passed and found.approximation
         assert low <= found.cosine_to_exact <= high
 
@@ -91,11 +90,12 @@ def test_cosines_of_what_attacks_follow_in_the_gradients_place(
     the soft mask."""
     attacks = [PGD(mask=mask) for mask in ("frozen", "recomputed", "soft")]
     attacks += [PGD(mask="soft", loss="margin"), BPDA(), PGD(approximation="classifier_only")]
-    settings = {"seed": 7, "bound": 1e-5, "attacks": attacks}
+    settings = {"seed": 7, "bound": 1e-5}
 
     def certified(purifier: Purifier | None) -> Certificate:
         defense = Defense(classifier, purifier, denoiser if purifier else None)
-        return certify_defense(defense, images, SAMPLES, **settings)  # type: ignore[arg-type]
+        subject = Subject(defense, attacks=attacks)
+        return certify_defense(subject, images, SAMPLES, **settings)  # type: ignore[arg-type]
 
     assert certified(None).substitute_cosines == {}
     uniform = certified(UniformPurifier(steps=10)).substitute_cosines
@@ -143,15 +143,14 @@ def test_an_accelerated_gradient_is_judged_and_exactness_is_shown_on_the_plain_o
     network = Coarse(denoiser.network, noise)
     fast = Defense(classifier, plain.purifier, Denoiser(network, denoiser.schedule))
     fast.execution = Execution("checkpoint", micro_batch=6)
-    found = certify_defense(fast, images, SAMPLES, seed=7, bound=1e-5, plain=plain)
+    subject = Subject(fast, plain=plain)
+    found = certify_defense(subject, images, SAMPLES, seed=7, bound=1e-5)
     assert found.policies_equal and found.finite_difference_error <= 1e-5
     assert found.cosine_to_float32 is not None and found.lowest_cosine_to_float32 is not None
     assert found.lowest_cosine_to_float32 <= found.cosine_to_float32
     assert (found.cosine_to_float32 >= 0.99) is found.passed is passed
     if not passed:
-        told = certify_defense(
-            fast, images, SAMPLES, seed=7, bound=1e-5, plain=plain, cosine_bound=-1.0
-        )
+        told = certify_defense(subject, images, SAMPLES, seed=7, bound=1e-5, cosine_bound=-1.0)
         assert told.passed, "unless told"
         assert "--model.cosine_bound" in failure("row", found.as_dict())
 
@@ -168,7 +167,7 @@ def test_what_the_attack_computes_is_certified_and_not_only_the_defence(
     asked by itself, is exact in all cases."""
     defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
     defense.execution = Execution("tape", micro_batch=3)
-    assert certify_defense(defense, images, SAMPLES, seed=7, bound=1e-5).passed
+    assert certify_defense(Subject(defense), images, SAMPLES, seed=7, bound=1e-5).passed
     pieces = Query.pieces
 
     def wrong(query: Query, size: int) -> Any:
@@ -185,7 +184,7 @@ def test_what_the_attack_computes_is_certified_and_not_only_the_defence(
                 yield index, rows.flip(3), noise, mask
 
     monkeypatch.setattr(Query, "pieces", wrong)
-    found = certify_defense(defense, images, SAMPLES, seed=7, bound=1e-5)
+    found = certify_defense(Subject(defense), images, SAMPLES, seed=7, bound=1e-5)
     assert found.policies_equal and found.finite_difference_error <= 1e-5
     assert not found.passed and found.cosine_to_exact < 0.99
 
@@ -205,6 +204,6 @@ def test_a_cut_state_fails_in_one_line_under_every_policy(
 ) -> None:
     """Under recomputation no gradient comes back to the steps before: no traceback of that."""
     defense = Defense(smooth_classifier, Cut(steps=20), denoiser, policy=policy)
-    found = certify_defense(defense, images, SAMPLES, seed=7, bound=1e-5)
+    found = certify_defense(Subject(defense), images, SAMPLES, seed=7, bound=1e-5)
     assert found.policies_equal
     assert found.finite_difference_error > 1e-2 and not found.passed

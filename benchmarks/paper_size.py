@@ -1,0 +1,141 @@
+"""Whether an evaluation of the papers' size fits into the memory that it is given, and how long its
+gradient certificate takes: what `--plan` says of both, and what they are.
+
+Networks of the papers' architectures, google/ddpm-cifar10-32 (35.7M weights) and WRN-28-10 (36.5M),
+with random weights; HetPure's purifier of 100 network calls; two random images, a block each, and
+one step of PGD. All is written to a temporary folder.
+
+    python benchmarks/paper_size.py --memory_budget 3GB
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import lightning
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler
+from gradients import denoiser_of
+from torch.utils.data import DataLoader
+
+from datamodules.dataset import ImageDataset
+from hetpure.evaluation.results import peak_memory
+from hetpure.memory import gigabytes, weight_bytes
+from hetpure.report.certificate import certificates_markdown
+from hetpure.report.plan import total_bytes
+from hetpure.weights.classifier import build_classifier, save_classifier
+from lightning_modules.cli import run
+from lightning_modules.evaluation_cli import evaluation_cli, print_plan
+
+CPU = torch.device("cpu")
+CONFIG = """
+seed_everything: 0
+model:
+  classifier: {folder}/classifier
+  denoisers: {{ddpm: {folder}/denoiser}}
+  defenses:
+    heterogeneous:
+      denoiser: ddpm
+      purifier:
+        class_path: hetpure.purifiers.HeterogeneousPurifier
+        init_args: {{steps: 500, resampling: fused, resample_jump: 3, output: state}}
+  attack:
+    class_path: hetpure.attacks.PGD
+    init_args: {{steps: 1, eot_samples: 1, mask: recomputed}}
+  protocol: {{report_draws: 1, selection_draws: 1}}
+  audit: null
+  memory_budget: {budget}
+  folder: {folder}/runs
+data:
+  class_path: paper_size.RandomImages
+  init_args: {{count: 2}}
+trainer:
+  accelerator: cpu
+  devices: 1
+  inference_mode: false
+  logger: false
+  enable_checkpointing: false
+  enable_progress_bar: false
+  enable_model_summary: false
+"""
+
+
+class RandomImages(lightning.LightningDataModule):
+    """Images of CIFAR-10's shape with random labels, a block each."""
+
+    description = "random images"
+    class_names = tuple("0123456789")
+    num_classes, channels, image_size = 10, 3, 32
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        shape = (count, self.channels, self.image_size, self.image_size)
+        images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        labels = torch.randint(self.num_classes, (count,), generator=generator)
+        self.images = ImageDataset(images, labels, torch.arange(count), where=self.description)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.images, batch_size=1)
+
+    def files_sha256(self) -> dict[str, str]:
+        return {}
+
+
+def write_networks(folder: Path) -> None:
+    """Random weights of both networks, in the layouts that an evaluation reads."""
+    unet = denoiser_of("cifar10").network
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder / "denoiser")
+    torch.manual_seed(1)
+    config = {
+        "architecture": "WideResNet",
+        "network": {"depth": 28, "widen_factor": 10, "num_classes": 10, "in_channels": 3},
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+    }
+    classifier = build_classifier(config, where=folder)
+    save_classifier(folder / "classifier", classifier, config)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--memory_budget", default="3GB")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_networks(folder)
+        config = folder / "config.yaml"
+        config.write_text(CONFIG.format(folder=folder, budget=options.memory_budget))
+        cli = evaluation_cli([f"--config={config}"])
+        cli.prepare()
+        model = cli.model
+        before = peak_memory(CPU)
+        plan = print_plan(cli)
+        row = plan["heterogeneous"]
+        start = time.perf_counter()
+        certificates = model.certificates(model.rows["heterogeneous"])
+        seconds = time.perf_counter() - start
+        print(certificates_markdown({"heterogeneous": certificates}))
+        certified = peak_memory(CPU)
+        start = time.perf_counter()
+        cli.evaluate()
+        whole = time.perf_counter() - start
+    predicted = row.certificates["certificate"].phase.seconds
+    print(
+        f"budget {options.memory_budget}; networks {gigabytes(weight_bytes([model.networks]))};"
+        f" {gigabytes(before)} in use before anything was computed",
+        "| part | predicted | real |\n| --- | --- | --- |",
+        f"| certificate, s | {predicted:.0f} | {seconds:.0f} |",
+        f"| certificate, memory | {gigabytes(row.certificate_bytes)} |"
+        f" {gigabytes(certified - before)} |",
+        f"| evaluation, s | {row.seconds:.0f} | {whole:.0f} |",
+        f"| evaluation, memory | {gigabytes(total_bytes(plan))} |"
+        f" {gigabytes(peak_memory(CPU) - before)} |",
+        sep="\n",
+    )
+
+
+if __name__ == "__main__":
+    run(main, sys.argv[1:])

@@ -1,0 +1,98 @@
+"""How much of a gradient is certified: all of it where that is cheap, and less of it beyond."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hetpure.defense import Defense
+from hetpure.gradients import Execution
+from hetpure.purifiers import Plan, Step
+from hetpure.schedule import CLEAN
+
+IMAGES, DIRECTIONS = 2, 3
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a certificate looks at.
+
+    Args:
+        images: the first so many are computed in float64.
+        directions: of finite differences.
+        plan: the steps that are taken in float64, and by the attack's gradient beside it.
+        block: the first so many images are computed on the run's device.
+    """
+
+    images: int
+    directions: int
+    plan: Plan
+    block: int
+
+
+def said(images: int, directions: int, steps: int | None, of_steps: int | None) -> str:
+    """An extent in words."""
+    parts = [
+        f"{images} image{'s'[: images != 1]}",
+        f"{directions} direction{'s'[: directions != 1]}",
+    ]
+    if steps != of_steps:
+        parts.append(f"{steps} of {of_steps} steps")
+    return ", ".join(parts)
+
+
+def extents(plan: Plan, block: int) -> list[Extent]:
+    """For a plan and a block of images, from everything down to one image and one step of every
+    kind: directions go first, then images, then half of the steps and of the block again and
+    again."""
+    found = [Extent(min(IMAGES, block), DIRECTIONS, plan, block)]
+    found += [Extent(images, 1, plan, block) for images in range(found[0].images, 0, -1)]
+    count = len(plan)
+    while count > 1 or block > 1:
+        count, block = -(-count // 2), -(-block // 2)
+        found.append(Extent(1, 1, thinned_plan(plan, count), block))
+    return list(dict.fromkeys(found))
+
+
+def widest(candidates: Sequence[Extent], fits: Callable[[Extent], bool]) -> Extent:
+    """The first that fits. The last one is the least that is worth a certificate, and is taken
+    where nothing fits."""
+    return next((extent for extent in candidates if fits(extent)), candidates[-1])
+
+
+def thinned_plan(plan: Plan, count: int) -> Plan:
+    """About `count` steps of the plan, evenly spread, each as it is and in their order. The first
+    step of every kind is always among them, and so is the one that ends at the clean image.
+
+    The result purifies worse: steps that are left out take away no noise. For a gradient that does
+    not matter, each step is computed as in the whole plan.
+    """
+    first: dict[object, int] = {}
+    for place, step in enumerate(plan):
+        first.setdefault(_kind(step), place)
+    last, count = len(plan) - 1, min(count, len(plan))
+    even = (k * last // (count - 1) for k in range(1, count))
+    return tuple(plan[place] for place in sorted({*first.values(), *even}))
+
+
+def thinned(defense: Defense, plan: Plan) -> Defense:
+    """The same defence with these of its steps, as large a share of them taped."""
+    if plan == defense.plan:
+        return defense
+    used = defense.execution
+    if used.taped_steps is not None:
+        taped = -(-used.taped_steps * len(plan) // len(defense.plan))
+        used = Execution(used.policy, min(taped, len(plan)), used.micro_batch)
+    short = Defense(
+        defense.classifier, defense.purifier, defense.denoiser, defense.attention_mask, used
+    )
+    short.plan = plan
+    return short
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _kind(step: Step) -> object:
+    """Steps of one kind run the same code."""
+    ends = step.to == CLEAN
+    return step.via > step.at, step.known, step.corrected, step.repeat > 0, ends
