@@ -1,0 +1,397 @@
+"""Classifiers and data of somebody else's: asked before anything is computed, none gives a wrong
+number."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import LightningDataModule, Trainer
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+import evaluate
+from hetpure.__main__ import main as hetpure_main
+from hetpure.addt import RankGaussian
+from hetpure.attacks import PGD
+from hetpure.errors import InputError
+from hetpure.evaluation.protocol import Protocol
+from lightning_modules.classifier import ClassifierTraining
+from lightning_modules.cli import run
+from lightning_modules.diffusion import DiffusionTraining
+from lightning_modules.evaluation import DefenseConfig, RobustnessEvaluation
+from lightning_modules.monitor import RobustProbe
+from lightning_modules.tuning import search
+
+HERE = "tests.lightning_modules.test_foreign"
+NAMES = tuple("abcdefghij")
+
+
+class Network(nn.Module):
+    """Somebody's classifier of ten classes, which gives its logits in many a form."""
+
+    def __init__(
+        self, gives: str = "logits", size: int = 28, num_classes: int = 10, in_channels: int = 1
+    ) -> None:
+        super().__init__()
+        self.gives = gives
+        self.linear = nn.Linear(in_channels * size**2, num_classes)
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.linear(x.flatten(1))
+        forms: dict[str, Callable[[], Any]] = {
+            "logits": lambda: logits,
+            "one logit": lambda: logits[:, :1],
+            "nine logits": lambda: logits[:, :9],
+            "a map": lambda: logits[:, :, None],
+            "a tuple": lambda: (logits, logits),
+            "a dict": lambda: {"logits": logits},
+            "integers": lambda: logits.long(),
+            "NaN": lambda: logits * torch.nan,
+            "infinity": lambda: logits / 0,
+            "infinity where bright": lambda: logits / (x.amax() < -0.9),
+            "the batch's sum": lambda: logits.sum(0, keepdim=True),
+        }
+        return forms[self.gives]()
+
+
+def classifier(folder: Path, **network: Any) -> str:
+    """Its folder, as docs/your_own.md says."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    config = {"architecture": f"{HERE}.Network", "network": network, "mean": [0.5], "std": [0.5]}
+    config |= {"num_classes": 10, "in_channels": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(Network(**network).state_dict(), folder / "model.safetensors")
+    return str(folder)
+
+
+class Items(Dataset[dict[str, Any]]):
+    """Five grey images, read one by one; `changed` is put in place of what an item holds."""
+
+    def __init__(self, changed: dict[int, dict[str, Any]], every: dict[str, Any]) -> None:
+        self.changed, self.every = changed, every
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.read.append(index)
+        torch.manual_seed(index)
+        image = torch.rand(1, 28, 28)
+        item = {"image": image, "label": torch.tensor(index), "sample": torch.tensor(index)}
+        changes = self.every | self.changed.get(index, {})
+        return item | {k: new(item[k]) if callable(new) else new for k, new in changes.items()}
+
+
+class Data(LightningDataModule):
+    """Somebody's data, in batches of two: the third is the last."""
+
+    description, class_names, num_classes, channels, image_size = "mine", NAMES, 10, 1, 28
+
+    def __init__(self, changed: dict[int, dict[str, Any]] | None = None, **every: Any) -> None:
+        super().__init__()
+        self.items = Items(changed or {}, every)
+
+    def files_sha256(self) -> dict[str, str]:
+        return {}
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return DataLoader(self.items, batch_size=2)
+
+    train_dataloader = val_dataloader = test_dataloader
+
+
+def prepared(data: LightningDataModule, network: str = "fashion_mnist_wrn") -> RobustnessEvaluation:
+    module = RobustnessEvaluation(network, {}, {"plain": DefenseConfig()})
+    module.prepare(data, data.test_dataloader())
+    return module
+
+
+WRONG = {
+    "one logit": r"torch.float32 of shape \(2, 1\), expected are float logits of shape \(2, 10\)",
+    "nine logits": r"torch.float32 of shape \(2, 9\), expected",
+    "a map": r"torch.float32 of shape \(2, 10, 1\), expected",
+    "a tuple": "gives a tuple, expected",
+    "a dict": "gives a dict, expected",
+    "integers": r"torch.int64 of shape \(2, 10\), expected",
+    "the batch's sum": r"torch.float32 of shape \(1, 10\), expected",
+    "NaN": "gives logits of nan for the data's images",
+    "infinity": "gives logits of -?inf for the data's images",
+}
+
+
+@pytest.mark.parametrize("gives", WRONG)
+def test_a_classifier_that_gives_no_logits(gives: str, tmp_path: Path) -> None:
+    network = classifier(tmp_path / "mine", gives=gives)
+    with pytest.raises(InputError, match=f"the classifier of row 'plain' .*{WRONG[gives]}"):
+        prepared(Data(), network)
+
+
+def test_a_classifier_that_takes_no_such_images(tmp_path: Path) -> None:
+    network = classifier(tmp_path / "mine", size=32)
+    with pytest.raises(InputError, match="row 'plain' cannot be used on the data's 28 x 28 images"):
+        prepared(Data(), network)
+
+
+def test_a_right_one_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    forward = Network.forward
+    folder = classifier(tmp_path / "mine")
+
+    def counted(self: Network, x: Tensor) -> Any:
+        asked.append(len(x))
+        return forward(self, x)
+
+    monkeypatch.setattr(f"{HERE}.Network.forward", counted)
+    module = RobustnessEvaluation(folder, {}, {"a": DefenseConfig(), "b": DefenseConfig()})
+    module.prepare(Data(), Data().test_dataloader())
+    assert asked == [2], "rows share it"
+
+
+@pytest.mark.parametrize(
+    ("command", "first"), [(evaluate.main, "--plan"), (hetpure_main, "certify")]
+)
+def test_every_command_asks_first(
+    command: Callable[[list[str]], None],
+    first: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also of a row's own classifier; one line, and no folder of a run."""
+    monkeypatch.chdir(tmp_path)
+    own = classifier(tmp_path / "mine", gives="one logit")
+    rows = f"--model.defenses={{plain: {{}}, other: {{classifier: {own}}}}}"
+    with pytest.raises(SystemExit) as stop:
+        run(command, [first, rows, "--data.limit=2"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: the classifier of row 'other' ") and "(2, 1)" in error
+    assert not Path("runs").exists()
+
+
+BATCHES: list[tuple[dict[str, Any], str]] = [
+    ({"label": lambda label: label.float()}, "labels are torch.float32 of shape"),
+    ({"label": lambda label: label > 2}, "labels are torch.bool"),
+    ({"label": lambda label: label[None]}, r"labels are torch.int64 of shape \(2, 1\)"),
+    ({"sample": lambda sample: sample.double()}, "ids are torch.float64"),
+    ({"image": lambda image: image.expand(3, 28, 28)}, "images have channels 3, .* declares 1"),
+    ({"image": lambda image: image[:, 2:]}, r"images have size \(26, 28\), .* \(28, 28\)"),
+    ({"image": lambda image: image * 255}, r"sample 0 has the pixel value .* allowed is \[0, 1\]"),
+    ({"image": lambda image: image * 2 - 1}, r"allowed is \[0, 1\]"),
+    ({"image": lambda image: (image * 255).int()}, "torch.int32 images, expected uint8 or float"),
+    ({"image": lambda image: image[0]}, r"shape \(2, 28, 28\), expected \(N, C, H, W\)"),
+    ({"image": "cat.png"}, "is a dict of image, label, sample, expected is a dict of the tensors"),
+]
+
+
+@pytest.mark.parametrize(("every", "said"), BATCHES, ids=[said[:24] for _, said in BATCHES])
+def test_a_batch_of_another_kind(every: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=f"the data.*{said}"):
+        prepared(Data(**every))
+
+
+ITEMS: list[tuple[dict[str, Any], str]] = [
+    ({"label": torch.tensor(10)}, "labels: sample 4 has 10, allowed are 0 to 9"),
+    ({"label": torch.tensor(-100)}, "labels: sample 4 has -100, allowed are 0 to 9"),
+    ({"sample": torch.tensor(-1)}, "ids: sample -1 has -1, allowed are 0 to 4294967295"),
+    ({"sample": torch.tensor(2**32)}, "ids: sample 4294967296 has 4294967296, allowed"),
+    ({"sample": torch.tensor(1)}, "gives the id 1 to several samples"),
+    ({"image": lambda image: image * torch.nan}, "sample 4 has the pixel value nan"),
+]
+
+
+@pytest.mark.parametrize(("item", "said"), ITEMS, ids=[said[:24] for _, said in ITEMS])
+def test_the_last_item_is_asked_too(item: dict[str, Any], said: str) -> None:
+    """Of a dataset that tells nothing of itself, all is read once."""
+    with pytest.raises(InputError, match=said):
+        prepared(Data({4: item}))
+
+
+@pytest.mark.parametrize(
+    ("labels", "samples", "said"),
+    [
+        ([0, 1, 2, 3, 10], [0, 1, 2, 3, 4], "labels: sample 4 has 10"),
+        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 1], "gives the id 1 to several"),
+        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 2**32], "ids: sample 4294967296"),
+        ([0, 1, 2, 3, 4.0], [0, 1, 2, 3, 4], "labels are torch.float32"),
+        ([0, 1, 2, 3], [0, 1, 2, 3, 4], r"labels are torch.int64 of shape \(4,\), expected are 5"),
+        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], ""),
+    ],
+    ids=["label", "repeated", "id", "float", "too few", "right"],
+)
+def test_what_a_dataset_tells_of_itself_is_not_read(
+    labels: list[float], samples: list[int], said: str
+) -> None:
+    data = Data()
+    data.items.labels, data.items.samples = torch.tensor(labels), torch.tensor(samples)  # type: ignore[attr-defined]
+    if said:
+        with pytest.raises(InputError, match=said):
+            prepared(data)
+    else:
+        prepared(data)
+    assert data.items.read == [0, 1], "the first batch"
+
+
+class Pairs(Data):
+    def test_dataloader(self) -> DataLoader[Any]:
+        return DataLoader([(torch.zeros(1, 28, 28), 0)] * 2, batch_size=2)  # type: ignore[arg-type]
+
+
+def test_pairs_of_image_and_label() -> None:
+    with pytest.raises(InputError, match="batch is a list, expected is a dict of the tensors"):
+        prepared(Pairs())
+
+
+@pytest.mark.parametrize("name", ["num_classes", "channels", "class_names"])
+def test_data_that_does_not_say_what_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Data, name)
+    with pytest.raises(InputError, match=f"--data: Data has no {name}"):
+        prepared(Data())
+
+
+def test_names_of_other_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Data, "class_names", NAMES[:9])
+    with pytest.raises(InputError, match="10 classes .* and 9 class_names"):
+        prepared(Data())
+
+
+def test_bytes_small_labels_and_doubles_are_read_as_what_they_are() -> None:
+    """8-bit images are scaled, and all is in the types that hetpure computes with."""
+    every = {"image": lambda image: (image * 255).byte(), "label": lambda label: label.byte()}
+    first = prepared(Data(**every)).first
+    expected = torch.stack([Items({}, every)[index]["image"] / 255 for index in range(2)])
+    assert torch.equal(first.images, expected) and first.images.dtype == torch.float32
+    assert 0.9 < first.images.max() <= 1
+    assert first.labels.dtype == first.samples.dtype == torch.int64
+    doubles = prepared(Data(image=lambda image: image.double())).first.images
+    assert torch.equal(doubles, prepared(Data()).first.images)
+
+
+UNET: dict[str, Any] = {
+    "sample_size": 28,
+    "in_channels": 1,
+    "out_channels": 1,
+    "layers_per_block": 1,
+    "block_out_channels": [4, 8],
+    "norm_num_groups": 2,
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    "add_attention": False,
+}
+
+
+def trained(module: Any, data: LightningDataModule, folder: Path, **options: Any) -> Any:
+    trainer = Trainer(
+        **{"max_steps": 2, "limit_val_batches": 0} | options,
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, data)
+    return module
+
+
+def own(gives: str = "logits") -> ClassifierTraining:
+    torch.manual_seed(0)
+    return ClassifierTraining(f"{HERE}.Network", {"gives": gives}, shift_pixels=0)
+
+
+def addt(guide: str = "fashion_mnist_wrn") -> DiffusionTraining:
+    torch.manual_seed(0)
+    return DiffusionTraining(unet=UNET, guide=guide, perturbation=RankGaussian(steps=1))
+
+
+@pytest.mark.parametrize("kind", [own, addt], ids=["classifier", "diffusion"])
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ({"label": torch.tensor(-100)}, "labels: sample 1 has -100, allowed are 0 to 9"),
+        ({"sample": torch.tensor(2**32)}, "ids: sample 4294967296"),
+        ({"image": lambda image: image * 255}, "sample 1 has the pixel value"),
+    ],
+    ids=["a label that cross-entropy leaves out", "id", "0..255"],
+)
+def test_a_training_refuses_its_batch(
+    kind: Callable[[], Any], item: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    module = kind()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(InputError, match=f"the data.*{said}"):
+        trained(module, Data({1: item}), tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("validations", [0, 1])
+@pytest.mark.parametrize("gives", ["one logit", "NaN"])
+def test_a_training_asks_its_classifier_first(gives: str, validations: int, tmp_path: Path) -> None:
+    """Before the validation that Lightning begins with, too."""
+    with pytest.raises(InputError, match=f"the classifier .*{WRONG[gives]}"):
+        trained(own(gives), Data(), tmp_path, limit_val_batches=validations)
+
+
+@pytest.mark.parametrize("gives", ["a tuple", "NaN"])
+def test_a_training_asks_its_guide_first(gives: str, tmp_path: Path) -> None:
+    guide = classifier(tmp_path / "guide", gives=gives)
+    said = WRONG[gives].replace("data", "diffusion")  # on black images of its size, at once
+    with pytest.raises(InputError, match=f"the guide .*{said}"):
+        trained(addt(guide), Data(), tmp_path)
+
+
+def test_a_guide_is_asked_about_the_datas_own_images(tmp_path: Path) -> None:
+    """Which are not black: one may be finite there alone."""
+    guide = classifier(tmp_path / "guide", gives="infinity where bright")
+    with pytest.raises(InputError, match="the guide gives logits of -?inf for the data's images"):
+        trained(addt(guide), Data(), tmp_path)
+
+
+def test_a_probe_asks_its_classifier(tmp_path: Path) -> None:
+    probe = RobustProbe(classifier(tmp_path / "probe", gives="NaN"), images=2)
+    with pytest.raises(InputError, match="the RobustProbe's classifier gives logits of nan"):
+        trained(addt(), Data(), tmp_path, callbacks=[probe])
+
+
+@pytest.mark.parametrize("kind", [own, addt], ids=["classifier", "diffusion"])
+def test_bytes_train_as_pixels_do(kind: Callable[[], Any], tmp_path: Path) -> None:
+    """Bit for bit."""
+    bytes_ = trained(kind(), Data(image=lambda image: (image * 255).byte()), tmp_path)
+    pixels = trained(kind(), Data(image=lambda image: (image * 255).byte() / 255), tmp_path)
+    expected = pixels.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in bytes_.state_dict().items())
+
+
+def test_asking_takes_no_gradient_away(tmp_path: Path) -> None:
+    """Autocast keeps the weights that it has cast, those of a call without gradients too."""
+    module = own()
+    before = module.classifier.network.linear.weight.clone()
+    trained(module, Data(), tmp_path, max_steps=1, precision="bf16-mixed")
+    assert not torch.equal(module.classifier.network.linear.weight, before)
+
+
+def test_a_search_asks_as_an_evaluation_does(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "denoiser": "fashion_mnist_ddpm",
+        "base": DefenseConfig(),
+        "vary": {},
+        "attack": PGD(),
+        "protocol": Protocol(),
+        "seed": 0,
+        "folder": tmp_path,
+        "device": "cpu",
+        "console": Console(),
+    }
+    wrong = classifier(tmp_path / "mine", gives="nine logits")
+    with pytest.raises(InputError, match=f"the classifier .*{WRONG['nine logits']}"):
+        next(search(classifier=wrong, data=Data(), **settings))
+    repeated = Data({4: {"sample": torch.tensor(1)}})
+    with pytest.raises(InputError, match="gives the id 1 to several samples"):
+        next(search(classifier="fashion_mnist_wrn", data=repeated, **settings))
