@@ -27,6 +27,7 @@ from hetpure.schedule import Level
 from hetpure.weights import folder_hash, load_classifier, resolve
 from hetpure.weights.diffusion import (
     Network,
+    another,
     denoiser_of,
     fresh_unet,
     load_unet,
@@ -355,8 +356,7 @@ class DiffusionTraining(Training):
         """A whole copy with the averaged weights, in eval mode and float32 whatever the training is
         in. Where weights are sharded it takes all processes to make one."""
         if self._sharded:
-            network = type(self.unet).from_config(self.unet.config)
-            denoiser = denoiser_of(network, self.scheduler).to(self.device)
+            denoiser = denoiser_of(another(self.unet), self.scheduler).to(self.device)
         else:
             denoiser = copy.deepcopy(self.denoiser)
         averages = zip(denoiser.network.parameters(), self.ema.shadow_params, strict=True)

@@ -65,6 +65,13 @@ def set_dropout(network: nn.Module, share: float) -> None:
     network.register_to_config(dropout=share)  # type: ignore[operator]
 
 
+def another(network: Network) -> Network:
+    """A network of the same settings with fresh weights, whole also where this one is sharded."""
+    kind = SongUNet if isinstance(network, SongUNet) else UNet2DModel
+    found: Network = kind.from_config(network.config)
+    return found
+
+
 def blocks_of(network: Network) -> list[nn.Module]:
     """The large parts that a network is made of, in the order in which they are called."""
     if isinstance(network, SongUNet):
