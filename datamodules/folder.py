@@ -124,9 +124,9 @@ class FileDataModule(ImageDataModule):
     def test_dataloader(self) -> DataLoader[Sample]:
         """The images to evaluate in the order of their ids, each one's file opened and checked."""
         loader = super().test_dataloader()
-        files = self._evaluated(self._splits[self.test_split]).images
-        assert isinstance(files, ImageFiles)
-        files.check()
+        dataset = loader.dataset
+        assert isinstance(dataset, ImageDataset) and isinstance(dataset.images, ImageFiles)
+        dataset.images.check()
         return loader
 
     def files_sha256(self) -> dict[str, str]:

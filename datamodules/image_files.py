@@ -1,6 +1,6 @@
 """Image files in place of a tensor of images: each is read, resized and cropped when asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -74,9 +74,7 @@ class ImageFiles:
         if isinstance(index, int):
             return self._read(self.folder / str(self.names[index]))
         names = self.names[index.numpy() if isinstance(index, Tensor) else index]
-        return ImageFiles(
-            self.folder, names, self.channels, self.size, self.resize, self.crop, self.upright
-        )
+        return replace(self, names=names)
 
     def _read(self, path: Path) -> Tensor:
         image = open_image(path, self.channels, upright=self.upright)

@@ -144,10 +144,10 @@ def archive(members: dict[str, bytes], links: dict[str, str] | None = None) -> b
 
 def test_only_expected_regular_files_are_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "x.tar.gz"
-    path.write_bytes(archive({"f/a": b"1", "f/b": b"2", "../out": b"3", "/tmp/abs": b"4"}))
+    path.write_bytes(archive({"f/a": b"1", "f/b": b"2", "../out": b"3", "/absolute": b"4"}))
     unpack(path, ["f/a", "f/b"], tmp_path / "f")
     assert sorted(p.name for p in (tmp_path / "f").iterdir()) == ["a", "b"]
-    assert not (tmp_path.parent / "out").exists()
+    assert not (tmp_path.parent / "out").exists() and not Path("/absolute").exists()
     path.write_bytes(archive({"f/a": b"1"}, links={"f/b": "/etc/passwd"}))
     with pytest.raises(InputError, match="x.tar.gz has no file f/b"):
         unpack(path, ["f/a", "f/b"], tmp_path / "g")
