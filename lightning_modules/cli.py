@@ -146,8 +146,24 @@ class TrainingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         path = self.config.ckpt_path
-        if path is not None and not Path(path).exists():  # a sharded one is a folder
-            raise InputError(f"--ckpt_path {path}: there is no such file")
+        if path is not None:
+            check_checkpoint(Path(path))
+
+
+def check_checkpoint(path: Path) -> None:
+    """InputError unless a checkpoint is there and holds tensors and plain values only: Lightning
+    would run whatever else its pickle holds. A folder is torch's distributed format."""
+    if not path.exists():
+        raise InputError(f"--ckpt_path {path}: there is no such file")
+    if path.is_dir():
+        return
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # of whatever kind the file's damage is
+        raise InputError(
+            f"--ckpt_path {path} is no checkpoint of tensors and plain values"
+            f" ({_one_line(str(error))[:100]}): give one that train.py wrote"
+        ) from None
 
 
 def make_cli(kind: type[LightningCLI], arguments: list[str], **settings: Any) -> LightningCLI:
