@@ -11,7 +11,7 @@ from diffusers import UNet2DModel
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
@@ -61,6 +61,8 @@ class ExportWeights(Callback):
         denoiser = None
         if isinstance(pl_module, DiffusionTraining):
             denoiser = pl_module.averaged_denoiser()  # may be a collective too
+        if isinstance(pl_module, ClassifierTraining):
+            check_finite(pl_module.classifier)  # a diffusion's training stops at its first NaN
         if not trainer.is_global_zero:
             return
         if isinstance(pl_module, DiffusionTraining) and denoiser is not None:
@@ -91,6 +93,15 @@ def trained_folder(trainer: L.Trainer) -> Path | None:
             " --trainer.max_steps, --trainer.max_epochs or --trainer.limit_train_batches"
         )
     return run
+
+
+def check_finite(network: nn.Module) -> None:
+    """Raises InputError where weights are no numbers any more."""
+    if not all(weight.isfinite().all() for weight in network.state_dict().values()):
+        raise InputError(
+            "the trained weights hold NaN or infinity: they are not written; train anew with a"
+            " smaller --model.learning_rate"
+        )
 
 
 def announce(trainer: L.Trainer) -> None:

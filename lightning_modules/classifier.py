@@ -19,7 +19,6 @@ from hetpure.weights.classifier import build_classifier
 from lightning_modules.compatibility import check_classifier
 from lightning_modules.resume import comparable, described
 from lightning_modules.training import Training
-from lightning_modules.updates import count_updates
 
 
 class ClassifierTraining(Training):
@@ -132,7 +131,7 @@ class ClassifierTraining(Training):
             weight_decay=self.weight_decay,
             nesterov=True,
         )
-        updates = count_updates(self.trainer)
+        updates = self.count_updates(shape_the_rate=True)
         if isinf(updates):
             raise InputError(
                 "the learning rate's cycle needs the number of updates: set --trainer.max_epochs or"

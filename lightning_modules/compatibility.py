@@ -61,7 +61,7 @@ def check_classifier(classifier: Classifier, data: Any) -> None:
 def check_answers(classifier: Classifier, images: Tensor, who: str, whose: str = "data") -> None:
     """Raises InputError, which names the classifier (`who`) and the images (`whose`), unless it
     gives finite logits for images (B, C, H, W), pixel [0, 1]. It is asked once, about a few."""
-    # Autocast would keep weights that were cast without a graph, for calls that need one.
+    # Of older releases autocast keeps weights cast without a graph, for calls that need one.
     full = torch.autocast(images.device.type, enabled=False)
     try:
         with torch.no_grad(), full, evaluating(classifier):

@@ -44,7 +44,6 @@ from lightning_modules.learning_rate import learning_rate_schedule
 from lightning_modules.processes import everyones, parted, shard, whole
 from lightning_modules.resume import comparable, described, take_back
 from lightning_modules.training import Training
-from lightning_modules.updates import count_updates
 
 COMPILED_COSINE = 0.99
 
@@ -375,7 +374,7 @@ class DiffusionTraining(Training):
             self.learning_rate_schedule,
             optimiser,
             self.warmup_steps,
-            count_updates(self.trainer),
+            self.count_updates(shape_the_rate=self.learning_rate_schedule != "constant"),
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -63,12 +63,17 @@ class Kept(Callback):
         self.validations += not trainer.sanity_checking
 
 
-def training(kind: str) -> Training:
+def training(kind: str, **settings: Any) -> Training:
     """Of networks in which no image of a batch matters to another."""
     torch.manual_seed(0)
     if kind == "diffusion":
-        return DiffusionTraining(unet=UNET, learning_rate=1e-3)
-    return ClassifierTraining("VisionTransformer", network=VIT, learning_rate=0.01)
+        return DiffusionTraining(**{"unet": UNET, "learning_rate": 1e-3} | settings)
+    own = {"architecture": "VisionTransformer", "network": VIT, "learning_rate": 0.01}
+    return ClassifierTraining(**own | settings)
+
+
+def saving(folder: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)
 
 
 def fit(
@@ -77,6 +82,7 @@ def fit(
     *more: Callback,
     batch: int = 4,
     resume: Path | None = None,
+    settings: dict[str, Any] | None = None,
     **options: Any,
 ) -> tuple[Kept, Trainer]:
     kept = Kept()
@@ -90,7 +96,8 @@ def fit(
         callbacks=[kept, *more],
     )
     data = FewImages(source="packaged", batch_size=batch)
-    trainer.fit(training(kind), data, ckpt_path=resume, weights_only=True)
+    module = training(kind, **(settings or {}))
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     return kept, trainer
 
 
@@ -121,8 +128,7 @@ def test_a_training_of_windows_goes_on_bit_for_bit(
     kind: str, limit: dict[str, int], stopped: int, tmp_path: Path
 ) -> None:
     """Also where epochs limit it: then Lightning looks at the data before at the checkpoint."""
-    saving = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
-    whole, trainer = fit(tmp_path, kind, saving, accumulate_grad_batches=2, **limit)
+    whole, trainer = fit(tmp_path, kind, saving(tmp_path), accumulate_grad_batches=2, **limit)
     checkpoint = tmp_path / f"step={stopped}.ckpt"
     rest, resumed = fit(tmp_path, kind, resume=checkpoint, accumulate_grad_batches=2, **limit)
     assert rest.samples == {n: seen for n, seen in whole.samples.items() if n >= stopped}
@@ -134,6 +140,17 @@ def test_a_training_of_windows_goes_on_bit_for_bit(
 def test_the_learning_rates_cycle_ends_with_the_training(tmp_path: Path) -> None:
     kept, _ = fit(tmp_path, "classifier", accumulate_grad_batches=2)
     assert kept.rates[-1] == pytest.approx(0.01 / 25 / 1e4)  # OneCycleLR's lowest
+
+
+def test_half_a_curve_and_half_of_another_are_neither(tmp_path: Path) -> None:
+    """A learning rate that follows the number of updates goes on with that number."""
+    fit(tmp_path, "classifier", saving(tmp_path), max_epochs=1)
+    with pytest.raises(InputError, match="of a training of 5 updates, this one is of 10"):
+        fit(tmp_path, "classifier", resume=tmp_path / "step=2.ckpt", max_epochs=2)
+    cosine, folder = {"learning_rate_schedule": "cosine"}, tmp_path / "cosine"
+    fit(folder, "diffusion", saving(folder), max_steps=2, settings=cosine)
+    with pytest.raises(InputError, match="of a training of 2 updates, this one is of 3"):
+        fit(folder, "diffusion", resume=folder / "step=1.ckpt", max_steps=3, settings=cosine)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,6 +182,12 @@ def test_a_training_that_came_to_no_update_exports_nothing(tmp_path: Path) -> No
     with pytest.raises(InputError, match="made no update: no weights are written"):
         fit(tmp_path, "diffusion", Stopping(), ExportWeights())
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the trained weights hold NaN or infinity"):
+        fit(tmp_path, "classifier", ExportWeights(), settings={"learning_rate": 1e30})
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_untrained_weights_are_not_recommended(
