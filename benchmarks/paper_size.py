@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> None:
         model = cli.model
         before = peak_memory(CPU)
         plan = print_plan(cli)
-        row = plan["heterogeneous"]
+        row, planned = plan["heterogeneous"], peak_memory(CPU)
         start = time.perf_counter()
         certificates = model.certificates(model.rows["heterogeneous"])
         seconds = time.perf_counter() - start
@@ -127,6 +127,7 @@ def main(arguments: list[str]) -> None:
         f"budget {options.memory_budget}; networks {gigabytes(weight_bytes([model.networks]))};"
         f" {gigabytes(before)} in use before anything was computed",
         "| part | predicted | real |\n| --- | --- | --- |",
+        f"| the plan itself, memory | - | {gigabytes(planned - before)} |",
         f"| certificate, s | {predicted:.0f} | {seconds:.0f} |",
         f"| certificate, memory | {gigabytes(row.certificate_bytes)} |"
         f" {gigabytes(certified - before)} |",

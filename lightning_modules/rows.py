@@ -23,6 +23,7 @@ from hetpure.evaluation.cost import (
 )
 from hetpure.evaluation.protocol import Cell, Protocol
 from hetpure.gradients import APPROXIMATIONS, Execution
+from hetpure.memory import trim_heap
 from hetpure.report.plan import RowPlan
 from lightning_modules.defenses import DefenseConfig, differing
 
@@ -93,35 +94,36 @@ class Row:
             if surrogate is not None:
                 surrogate.execution = execution
 
-    def checks(
+    def certificate_plans(
         self, images: Tensor, attack: Attack, budget: int, repeats: int = REPEATS
     ) -> dict[str, CertificatePlan]:
         """How far its certificates go on a block like `images` (B, C, H, W), in `budget` bytes and
         the time that the main attack allows; timed here with so many repeats."""
-        subjects = self.subjects
-        return {
-            name: plan_certificate(
-                subject,
-                Stopwatch(subject.attacked, images, repeats),
-                attack,
-                budget,
-                1 / len(subjects),
-            )
-            for name, subject in subjects.items()
-        }
+        found, subjects = {}, self.subjects
+        for name, subject in subjects.items():
+            stopwatch = Stopwatch(subject.attacked, images, repeats)
+            share = 1 / len(subjects)
+            found[name] = plan_certificate(subject, stopwatch, attack, budget, share)
+            trim_heap()
+        return found
 
     def certify(
         self, images: Tensor, samples: Tensor, attack: Attack, budget: int, **settings: Any
     ) -> dict[str, dict[str, Any]]:
         """Certificates by the names that results give them."""
-        checks = self.checks(images, attack, budget, repeats=1)
-        settings |= {"budget": budget}
-        return {
-            name: certify_defense(
-                subject, images, samples, extent=checks[name].extent, **settings
-            ).as_dict()
-            for name, subject in self.subjects.items()
-        }
+        found = {}
+        for name, plan in self.certificate_plans(images, attack, budget, repeats=1).items():
+            certificate = certify_defense(
+                self.subjects[name],
+                images,
+                samples,
+                extent=plan.extent,
+                budget=budget,
+                **settings,
+            )
+            found[name] = certificate.as_dict()
+            trim_heap()
+        return found
 
     def plan(
         self, images: Tensor, protocol: Protocol, count: int, attack: Attack, budget: int
@@ -140,7 +142,7 @@ class Row:
             call_seconds=(forward / size, both / size),
             footprint=used.footprint(images),
             steps=len(used.plan),
-            certificates=self.checks(images, attack, budget),
+            certificates=self.certificate_plans(images, attack, budget),
         )
 
     def inexact(self) -> list[str]:

@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetpure.certificate import Certificate, certify, cosines
+from hetpure.certificate import (
+    Certificate,
+    certify,
+    cosines,
+    float64_device,
+    in_float64,
+    repeatable,
+)
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser, to_pixels
@@ -245,3 +252,34 @@ def test_cosines_are_by_image(size: float) -> None:
     ours = torch.tensor([[100.0, 0.0], [0.0, 1.0]])
     assert cosines(size * ours, exact).tolist() == pytest.approx([1, 0])
     assert cosines(3 * exact, size * exact).tolist() == pytest.approx([1, 1])
+
+
+def test_where_float64_is_computed() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 1)
+    assert [float64_device(d) for d in (cpu, cuda, torch.device("mps"))] == [cpu, cuda, cpu]
+    module = nn.Linear(2, 3)
+    double = in_float64(module)
+    assert (double.weight.dtype, module.weight.dtype) == (torch.float64, torch.float32)
+    assert torch.equal(double.weight.float(), module.weight)
+
+
+def test_an_accelerator_is_asked_for_the_same_bits_inside_only() -> None:
+    def asked() -> tuple[bool, bool]:
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        return torch.are_deterministic_algorithms_enabled(), warn_only
+
+    with repeatable(torch.device("cpu")):
+        assert asked() == (False, False)
+    with repeatable(torch.device("cuda")):
+        assert asked() == (True, True)
+    assert asked() == (False, False)
+
+
+@pytest.mark.parametrize(("device", "named"), [("cpu", False), ("cuda", True)])
+def test_on_an_accelerator_bits_that_do_not_repeat_are_named(device: str, named: bool) -> None:
+    found = replace(FINE, policies_equal=False, device=device).as_dict()
+    assert ("--trainer.accelerator=cpu" in failure("row", found)) is named
+    table = certificates_markdown({"row": {"certificate": found}})
+    assert ("3 directions, on cuda" in table) is named
+    del found["device"], found["steps"], found["of_steps"]  # as older results are
+    assert "| 2 images, 3 directions |" in certificates_markdown({"row": {"certificate": found}})
