@@ -43,8 +43,9 @@ def check_images(images: Tensor, where: str, *, samples: Tensor | None = None) -
         )
 
 
-def check_ids(samples: Tensor, where: str) -> None:
-    """Raises InputError unless ids (N,) are integers from 0 to 2**32 - 1, none of them twice."""
+def check_ids(samples: Tensor, where: str, *, unique: bool = True) -> None:
+    """Raises InputError unless ids (N,) are integers from 0 to 2**32 - 1, none of them twice unless
+    that is allowed."""
     if samples.is_floating_point() or samples.is_complex() or samples.dtype == torch.bool:
         raise InputError(f"{where}: {samples.dtype} ids, expected integers")
     if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < IDS:
@@ -54,27 +55,28 @@ def check_ids(samples: Tensor, where: str) -> None:
         )
     ordered = samples.sort().values
     twice = ordered[1:][ordered.diff() == 0]
-    if len(twice):
+    if unique and len(twice):
         raise InputError(
             f"{where}: id {int(twice[0])} is there more than once: an id is the address of an"
             " image's noise, give each image its own"
         )
 
 
-def check_labels(labels: Tensor, where: str, classes: int | None = None) -> None:
+def check_labels(
+    labels: Tensor, where: str, classes: int | None = None, *, samples: Tensor | None = None
+) -> None:
     """Raises InputError unless labels (N,) are integers from 0, and below `classes` if it is given.
 
-    `where` names them in the message.
+    `where` names them in the message; `samples` (N,) are their ids, by default 0 to N - 1.
     """
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise InputError(f"{where}: {labels.dtype} labels, expected integers")
     bad = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
     if bad.any():
         position = int(bad.nonzero()[0])
+        place = f"at index {position}" if samples is None else f"of sample {int(samples[position])}"
         allowed = "0 or more" if classes is None else f"0 to {classes - 1}"
-        raise InputError(
-            f"{where}: label {int(labels[position])} at index {position}, allowed is {allowed}"
-        )
+        raise InputError(f"{where}: label {int(labels[position])} {place}, allowed is {allowed}")
 
 
 class ImageDataset(Dataset[Sample]):

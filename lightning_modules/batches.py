@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.dataset import check_images
+from datamodules.dataset import check_ids, check_images, check_labels
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Block
 from lightning_modules.compatibility import height_width
 from lightning_modules.tasks import read_block
 
 KEYS = ("image", "label", "sample")
-SAMPLES = 2**32  # hetpure.noise packs an id into 32 bits
+WHERE = "the data"
 
 
 def checked(batch: Any, data: Any) -> dict[str, Tensor]:
@@ -31,9 +31,8 @@ def checked(batch: Any, data: Any) -> dict[str, Tensor]:
             f" {', '.join(KEYS)}"
         )
     images, labels, samples = (batch[key] for key in KEYS)
-    check_samples(samples, len(images))
-    check_labels(labels, samples, getattr(data, "num_classes", None))
-    check_images(images, "the data", samples=samples)
+    check_told(labels, samples, len(images), data)
+    check_images(images, WHERE, samples=samples)
     for what, found, declared in (
         ("channels", images.shape[1], getattr(data, "channels", None)),
         ("size", tuple(images.shape[2:]), height_width(getattr(data, "image_size", None))),
@@ -63,52 +62,22 @@ def first_block(loader: DataLoader[Any], data: Any, device: torch.device) -> Blo
     dataset: Any = loader.dataset
     labels, samples = getattr(dataset, "labels", None), getattr(dataset, "samples", None)
     if isinstance(labels, Tensor) and isinstance(samples, Tensor):
-        check_samples(samples, len(dataset))
-        check_labels(labels, samples, getattr(data, "num_classes", None))
+        check_told(labels, samples, len(dataset), data)
     else:
         others = (checked(read_block(loader, number), data) for number in range(1, len(loader)))
         samples = torch.cat([first.samples.cpu(), *(other["sample"] for other in others)])
-    check_unique(samples)
+    check_ids(samples, WHERE)
     return first
 
 
-def check_samples(samples: Tensor, count: int) -> None:
-    """Raises InputError unless ids are (count,) integers that a noise's address can hold."""
-    _check_integers("ids", samples, count)
-    _check_range("ids", samples, samples, SAMPLES)
-
-
-def check_labels(labels: Tensor, samples: Tensor, classes: int | None) -> None:
-    """Raises InputError unless labels are one integer for each id, in 0 to classes - 1."""
-    _check_integers("labels", labels, len(samples))
-    _check_range("labels", labels, samples, classes or SAMPLES)
-
-
-def check_unique(samples: Tensor) -> None:
-    """Raises InputError where ids (N,) repeat: by its id a sample has its noise and its record."""
-    ordered = samples.sort().values
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(repeated):
-        raise InputError(
-            f"the data gives the id {int(repeated[0])} to several samples: a sample needs an id of"
-            " its own, as its index in the data set"
-        )
-
-
-def _check_integers(what: str, values: Tensor, count: int) -> None:
-    integers = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
-    if not integers or values.shape != (count,):
-        raise InputError(
-            f"the data's {what} are {values.dtype} of shape {tuple(values.shape)}, expected are"
-            f" {count} integers, one for each image"
-        )
-
-
-def _check_range(what: str, values: Tensor, samples: Tensor, count: int) -> None:
-    bad = (values < 0) | (values.long() >= count)
-    if bad.any():
-        position = int(bad.nonzero()[0])
-        raise InputError(
-            f"the data's {what}: sample {int(samples[position])} has {int(values[position])},"
-            f" allowed are 0 to {count - 1}"
-        )
+def check_told(labels: Tensor, samples: Tensor, count: int, data: Any) -> None:
+    """Raises InputError unless labels and ids are (count,) integers, of the data's classes and that
+    an address of noise can hold. A training may see an image twice."""
+    for what, values in (("labels", labels), ("ids", samples)):
+        if values.shape != (count,):
+            raise InputError(
+                f"{WHERE}: {what} of shape {tuple(values.shape)}, expected is one for each of"
+                f" {count} images"
+            )
+    check_ids(samples, WHERE, unique=False)
+    check_labels(labels, WHERE, getattr(data, "num_classes", None), samples=samples)

@@ -112,17 +112,20 @@ def check_denoiser(denoiser: Denoiser, data: Any, purified_size: int | None = No
         )
 
 
-def check_defenses(defenses: Mapping[str, Defense], data: Any, images: Tensor) -> None:
-    """Raises InputError unless the networks of all rows go with the data, and each classifier gives
-    finite logits for some of its images (B, C, H, W), pixel [0, 1]."""
-    asked: set[Classifier] = set()  # rows share them
-    for name, defense in defenses.items():
-        if defense.denoiser is not None:
-            check_denoiser(defense.denoiser, data, defense.purified_size)
-        if defense.classifier not in asked:
-            asked.add(defense.classifier)
-            check_classifier(defense.classifier, data)
-            check_answers(defense.classifier, images, f"the classifier of row {name!r}")
+def check_defense(defense: Defense, data: Any) -> None:
+    """Raises InputError unless its networks are of the data's kind."""
+    check_classifier(defense.classifier, data)
+    if defense.denoiser is not None:
+        check_denoiser(defense.denoiser, data, defense.purified_size)
+
+
+def check_all_answers(defenses: dict[str, Defense], images: Tensor) -> None:
+    """Raises InputError unless the classifier of every row gives finite logits for images
+    (B, C, H, W), pixel [0, 1]."""
+    # Rows share classifiers: the first one's name is told.
+    owners = {defense.classifier: name for name, defense in reversed(defenses.items())}
+    for classifier, name in owners.items():
+        check_answers(classifier, images, f"the classifier of row {name!r}")
 
 
 def height_width(size: Any) -> tuple[int, int] | None:

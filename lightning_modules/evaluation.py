@@ -42,7 +42,12 @@ from hetpure.weights import folder_hash, load_classifier, load_denoiser, resolve
 from lightning_modules.attacks import AttackConfig, cells, check_further
 from lightning_modules.batches import block_of, first_block
 from lightning_modules.blocks import Blocks
-from lightning_modules.compatibility import ImageData, check_data, check_defenses
+from lightning_modules.compatibility import (
+    ImageData,
+    check_all_answers,
+    check_data,
+    check_defense,
+)
 from lightning_modules.defenses import DefenseConfig, Sweep
 from lightning_modules.facts import BOUND, COSINE_BOUND, facts
 from lightning_modules.progress import AttackProgress, block_work
@@ -152,12 +157,14 @@ class RobustnessEvaluation(L.LightningModule):
         """Checks that networks and data belong together, on the device where this module is. So
         many processes share the memory of the machine."""
         check_data(data)
+        defenses = {name: row.defense for name, row in self.rows.items()}
+        for defense in defenses.values():
+            check_defense(defense, data)
         check_in_order(loader)
         self.data: ImageData = data
         self.loader = loader
         self.first = first_block(loader, data, self.device)
-        defenses = {name: row.defense for name, row in self.rows.items()}
-        check_defenses(defenses, data, self.first.images)
+        check_all_answers(defenses, self.first.images)
         self.host_budget = self.memory_budget or budget_bytes(torch.device("cpu")) // sharing
         self.budget = self.host_budget
         if self.device.type != "cpu":

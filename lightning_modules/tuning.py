@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from datamodules.dataset import check_ids
 from hetpure.attacks import Attack
 from hetpure.errors import InputError
 from hetpure.evaluation.frontier import Trial
@@ -21,7 +22,7 @@ from hetpure.evaluation.protocol import CLEAN, Protocol, Record, evaluate_block
 from hetpure.evaluation.results import coverage, protocols
 from hetpure.memory import budget_bytes
 from hetpure.weights import load_classifier, load_denoiser
-from lightning_modules.batches import block_of, check_unique
+from lightning_modules.batches import WHERE, block_of
 from lightning_modules.compatibility import check_answers, check_classifier, check_denoiser
 from lightning_modules.defenses import DefenseConfig, with_setting
 from lightning_modules.rows import Row
@@ -100,7 +101,7 @@ def search(
     data.prepare_data()
     data.setup("test")
     blocks = [block_of(batch, data, device) for batch in _loader(data)]
-    check_unique(torch.cat([block.samples for block in blocks]))
+    check_ids(torch.cat([block.samples for block in blocks]), WHERE)
     check_answers(network, blocks[0].images, "the classifier")
     candidates, refused = combinations(base, vary)
     for reason in refused:

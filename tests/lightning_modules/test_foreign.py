@@ -177,10 +177,13 @@ def test_every_command_asks_first(
 
 
 BATCHES: list[tuple[dict[str, Any], str]] = [
-    ({"label": lambda label: label.float()}, "labels are torch.float32 of shape"),
-    ({"label": lambda label: label > 2}, "labels are torch.bool"),
-    ({"label": lambda label: label[None]}, r"labels are torch.int64 of shape \(2, 1\)"),
-    ({"sample": lambda sample: sample.double()}, "ids are torch.float64"),
+    ({"label": lambda label: label.float()}, "torch.float32 labels, expected integers"),
+    ({"label": lambda label: label > 2}, "torch.bool labels, expected integers"),
+    (
+        {"label": lambda label: label[None]},
+        r"labels of shape \(2, 1\), expected is one for each",
+    ),
+    ({"sample": lambda sample: sample.double()}, "torch.float64 ids, expected integers"),
     ({"image": lambda image: image.expand(3, 28, 28)}, "images have channels 3, .* declares 1"),
     ({"image": lambda image: image[:, 2:]}, r"images have size \(26, 28\), .* \(28, 28\)"),
     ({"image": lambda image: image * 255}, r"sample 0 has the pixel value .* allowed is \[0, 1\]"),
@@ -198,11 +201,11 @@ def test_a_batch_of_another_kind(every: dict[str, Any], said: str) -> None:
 
 
 ITEMS: list[tuple[dict[str, Any], str]] = [
-    ({"label": torch.tensor(10)}, "labels: sample 4 has 10, allowed are 0 to 9"),
-    ({"label": torch.tensor(-100)}, "labels: sample 4 has -100, allowed are 0 to 9"),
-    ({"sample": torch.tensor(-1)}, "ids: sample -1 has -1, allowed are 0 to 4294967295"),
-    ({"sample": torch.tensor(2**32)}, "ids: sample 4294967296 has 4294967296, allowed"),
-    ({"sample": torch.tensor(1)}, "gives the id 1 to several samples"),
+    ({"label": torch.tensor(10)}, "label 10 of sample 4, allowed is 0 to 9"),
+    ({"label": torch.tensor(-100)}, "label -100 of sample 4, allowed is 0 to 9"),
+    ({"sample": torch.tensor(-1)}, "ids from -1 to -1, allowed are 0 to 4294967295"),
+    ({"sample": torch.tensor(2**32)}, "ids from 4294967296 to 4294967296, allowed"),
+    ({"sample": torch.tensor(1)}, "id 1 is there more than once"),
     ({"image": lambda image: image * torch.nan}, "sample 4 has the pixel value nan"),
 ]
 
@@ -217,11 +220,11 @@ def test_the_last_item_is_asked_too(item: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("labels", "samples", "said"),
     [
-        ([0, 1, 2, 3, 10], [0, 1, 2, 3, 4], "labels: sample 4 has 10"),
-        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 1], "gives the id 1 to several"),
-        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 2**32], "ids: sample 4294967296"),
-        ([0, 1, 2, 3, 4.0], [0, 1, 2, 3, 4], "labels are torch.float32"),
-        ([0, 1, 2, 3], [0, 1, 2, 3, 4], r"labels are torch.int64 of shape \(4,\), expected are 5"),
+        ([0, 1, 2, 3, 10], [0, 1, 2, 3, 4], "label 10 of sample 4"),
+        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 1], "id 1 is there more than once"),
+        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 2**32], "ids from 0 to 4294967296"),
+        ([0, 1, 2, 3, 4.0], [0, 1, 2, 3, 4], "torch.float32 labels, expected integers"),
+        ([0, 1, 2, 3], [0, 1, 2, 3, 4], r"labels of shape \(4,\), expected is one for each of 5"),
         ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], ""),
     ],
     ids=["label", "repeated", "id", "float", "too few", "right"],
@@ -315,8 +318,8 @@ def addt(guide: str = "fashion_mnist_wrn") -> DiffusionTraining:
 @pytest.mark.parametrize(
     ("item", "said"),
     [
-        ({"label": torch.tensor(-100)}, "labels: sample 1 has -100, allowed are 0 to 9"),
-        ({"sample": torch.tensor(2**32)}, "ids: sample 4294967296"),
+        ({"label": torch.tensor(-100)}, "label -100 of sample 1, allowed is 0 to 9"),
+        ({"sample": torch.tensor(2**32)}, "ids from 0 to 4294967296"),
         ({"image": lambda image: image * 255}, "sample 1 has the pixel value"),
     ],
     ids=["a label that cross-entropy leaves out", "id", "0..255"],
@@ -393,5 +396,5 @@ def test_a_search_asks_as_an_evaluation_does(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"the classifier .*{WRONG['nine logits']}"):
         next(search(classifier=wrong, data=Data(), **settings))
     repeated = Data({4: {"sample": torch.tensor(1)}})
-    with pytest.raises(InputError, match="gives the id 1 to several samples"):
+    with pytest.raises(InputError, match="id 1 is there more than once"):
         next(search(classifier="fashion_mnist_wrn", data=repeated, **settings))
