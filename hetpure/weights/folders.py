@@ -59,9 +59,17 @@ def weights_file(folder: Path, safe: str, pickled: str | None = None) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an error naming the file."""
+    """A JSON object, in which no key is twice, or an error naming the file."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # JSON would keep the last
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"{path}: {name!r} is there twice: take one away")
+        return dict(pairs)
+
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(), object_pairs_hook=once)
     except FileNotFoundError:
         raise InputError(f"{path.parent} holds no {path.name}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -85,8 +85,9 @@ def test_a_classifier_config_without_a_key_names_both(tmp_path: Path, key: str) 
         (b"{", "not JSON"),
         (b"\xff\xfe", "not JSON"),
         (b"[1]", "no JSON object"),
+        (b'{"network": {"depth": 10, "depth": 16}}', "'depth' is there twice"),
     ],
-    ids=["missing", "torn", "binary", "list"],
+    ids=["missing", "torn", "binary", "list", "twice"],
 )
 def test_an_unreadable_json_file_is_named(
     tmp_path: Path, file: str, loader: Callable[[Path], object], content: bytes | None, says: str
