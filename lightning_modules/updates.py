@@ -31,19 +31,19 @@ def count_updates(trainer: L.Trainer) -> float:
             "--trainer.accumulate_grad_batches needs a train_dataloader that knows its length:"
             " whether an epoch ends within an update is not known otherwise"
         )
+    an_epoch = batches if window == 1 else int(batches // window)
     if window > 1:
-        batches -= batches % window
-        trainer.limit_train_batches = batches
+        trainer.limit_train_batches = an_epoch * window
     # Lightning then sets the data up again, with this limit and where a checkpoint says: loaders
     # that are there before the checkpoint is read would begin their epoch anew.
     loop._combined_loader = None
     epochs = inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
     steps = inf if trainer.max_steps == -1 else trainer.max_steps
-    if not (batches and epochs and steps):
+    if not (an_epoch and epochs and steps):
         raise InputError(
             f"the training would make no update: it has {trainer.max_epochs} epochs"
-            f" (--trainer.max_epochs) of {batches} batches (--trainer.limit_train_batches,"
-            f" {window} to an update), and at most {trainer.max_steps} updates"
-            " (--trainer.max_steps); -1 is no limit"
+            f" (--trainer.max_epochs) of {batches} batches (--trainer.limit_train_batches),"
+            f" {window} to an update (--trainer.accumulate_grad_batches), and at most"
+            f" {trainer.max_steps} updates (--trainer.max_steps); -1 is no limit"
         )
-    return min(epochs * (batches if window == 1 else batches // window), steps)
+    return min(epochs * an_epoch, steps)

@@ -365,9 +365,11 @@ def test_a_probe_asks_its_classifier(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [own, addt], ids=["classifier", "diffusion"])
 def test_bytes_train_as_pixels_do(kind: Callable[[], Any], tmp_path: Path) -> None:
-    """Bit for bit."""
-    bytes_ = trained(kind(), Data(image=lambda image: (image * 255).byte()), tmp_path)
-    pixels = trained(kind(), Data(image=lambda image: (image * 255).byte() / 255), tmp_path)
+    """Bit for bit, in the training's precision."""
+    eight = {"image": lambda image: (image * 255).byte()}
+    scaled = {"image": lambda image: (image * 255).byte().double() / 255}
+    bytes_ = trained(kind(), Data(**eight), tmp_path, precision="64-true")
+    pixels = trained(kind(), Data(**scaled), tmp_path, precision="64-true")
     expected = pixels.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in bytes_.state_dict().items())
 

@@ -160,7 +160,7 @@ def test_half_a_curve_and_half_of_another_are_neither(tmp_path: Path) -> None:
         ({"limit_train_batches": 0}, "2 epochs .* of 0 batches"),
         ({"max_steps": 0}, "at most 0 updates"),
         ({"max_epochs": 0}, "0 epochs"),
-        ({"accumulate_grad_batches": 6}, "of 0 batches .* 6 to an update"),
+        ({"accumulate_grad_batches": 6}, "of 5 batches .* 6 to an update"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
