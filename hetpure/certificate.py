@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hetpure.gradients import Execution, input_gradient
+from hetpure.memory import trim_heap
 
 M = TypeVar("M", bound=nn.Module)
 Loss = Callable[[nn.Module, Tensor, Execution], Tensor]
@@ -104,10 +105,13 @@ def certify(
     device = float64_device(images.device)
     double = in_float64(module).eval()
     point = images.detach().to(device).double()
+    gradients = []
     with repeatable(device):
-        exact = gradient_at(double, loss, point, compared[0])
-        others = [gradient_at(double, loss, point, other) for other in compared[1:]]
-    equal = [torch.equal(exact, other) for other in others]
+        for execution in compared:
+            gradients.append(gradient_at(double, loss, point, execution))
+            trim_heap()
+    exact = gradients[0]
+    equal = [torch.equal(exact, other) for other in gradients[1:]]
     errors = [
         error
         for direction in directions.to(device).double()

@@ -17,6 +17,8 @@ from hetpure.evaluation.cost import (
     REPEATS,
     CertificatePlan,
     Stopwatch,
+    allowance,
+    gradient_phase,
     phases,
     plan_certificate,
     resolve,
@@ -99,11 +101,14 @@ class Row:
     ) -> dict[str, CertificatePlan]:
         """How far its certificates go on a block like `images` (B, C, H, W), in `budget` bytes and
         the time that the main attack allows; timed here with so many repeats."""
-        found, subjects = {}, self.subjects
-        for name, subject in subjects.items():
-            stopwatch = Stopwatch(subject.attacked, images, repeats)
-            share = 1 / len(subjects)
-            found[name] = plan_certificate(subject, stopwatch, attack, budget, share)
+        subjects, found = self.subjects, {}
+        clocks = {
+            name: Stopwatch(subject.attacked, images, repeats) for name, subject in subjects.items()
+        }
+        *_, attacked = clocks.values()
+        seconds = allowance(attacked, attack) / len(clocks)
+        for name, clock in clocks.items():
+            found[name] = plan_certificate(subjects[name], clock, budget, seconds)
             trim_heap()
         return found
 
@@ -142,6 +147,7 @@ class Row:
             call_seconds=(forward / size, both / size),
             footprint=used.footprint(images),
             steps=len(used.plan),
+            gradients=gradient_phase(attacked, attack),
             certificates=self.certificate_plans(images, attack, budget),
         )
 

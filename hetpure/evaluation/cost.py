@@ -199,16 +199,14 @@ class CertificatePlan:
 
 
 def plan_certificate(
-    subject: Subject, attacked: Stopwatch, attack: Attack, budget: int, share: float = 1.0
+    subject: Subject, attacked: Stopwatch, budget: int, seconds: float
 ) -> CertificatePlan:
-    """The widest certificate that fits into `budget` bytes and into a `share` of the time that the
-    main attack allows. The stopwatch is of what the subject's attack differentiates, with a block
-    of the run's images."""
+    """The widest certificate that fits into `budget` bytes and so many seconds. The stopwatch is of
+    what the subject's attack differentiates, with a block of the run's images."""
     images, plain = attacked.images[:IMAGES], subject.unaccelerated
     footprint = float64_footprint(plain, images)
     point = images.to(float64_device(images.device)).double()
     double = Stopwatch(in_float64(plain), point, attacked.repeats)
-    allowed = share * allowance(attacked, attack)
     found: dict[Extent, CertificatePlan] = {}
 
     def fits(extent: Extent) -> bool:
@@ -217,16 +215,25 @@ def plan_certificate(
         memory = _memory(compared, extent, footprint)
         phase = certificate_phase(subject, attacked, double, extent, compared)
         found[extent] = CertificatePlan(extent, phase, memory)
-        return memory <= budget and phase.seconds <= allowed
+        return memory <= budget and phase.seconds <= seconds
 
     return found[widest(extents(subject.attacked.plan, len(attacked.images)), fits)]
 
 
 def allowance(attacked: Stopwatch, attack: Attack) -> float:
-    """Seconds that a row's certificates may take: of five steps of the attack on a block like the
-    stopwatch's, or a minute, whichever is longer."""
+    """Seconds that a row's certificates may take: with `gradient_phase`, those of five steps of the
+    attack on a block like the stopwatch's, or a minute, whichever is longer."""
     rows = len(attacked.images) * attack.draws(attacked.defense)
-    return max(MINUTE, ATTACK_STEPS * rows * _gradient(attacked, attack, ()))
+    five = ATTACK_STEPS * rows * _gradient(attacked, attack, ())
+    return max(MINUTE, five) - gradient_phase(attacked, attack).seconds
+
+
+def gradient_phase(attacked: Stopwatch, attack: Attack) -> Phase:
+    """The look at whether every image of a block has a gradient, on one draw."""
+    images, defense = len(attacked.images), attacked.defense
+    forward, differentiated = defense.gradient_calls(attack.execution(defense))
+    seconds = images * _gradient(attacked, attack, ())
+    return Phase("first gradients", images * forward, images * differentiated, seconds)
 
 
 def certificate_phase(

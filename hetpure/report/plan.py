@@ -14,13 +14,14 @@ from hetpure.memory import Footprint, gigabytes
 class RowPlan:
     """One defence's part of a plan: its phases, how it is computed, seconds of one network call for
     one row (forward, forward with backward), what it takes in memory, and the steps of the purifier
-    that is attacked; and its certificates by name."""
+    that is attacked; the first look at its gradients, and its certificates by name."""
 
     phases: Sequence[Phase]
     execution: Execution
     call_seconds: tuple[float, float]
     footprint: Footprint
     steps: int
+    gradients: Phase
     certificates: Mapping[str, CertificatePlan]
 
     @property
@@ -30,12 +31,19 @@ class RowPlan:
 
     @property
     def all_phases(self) -> list[Phase]:
-        """In order, certificates first."""
+        """In order, gradients and certificates first."""
         named = [
             replace(plan.phase, name=f"{name.replace('_', ' ')} ({plan.phase.name})")
             for name, plan in self.certificates.items()
         ]
-        return [*named, *self.phases]
+        return [self.gradients, *named, *self.phases]
+
+    @property
+    def certificate_seconds(self) -> float:
+        """Of the first gradients and of all certificates."""
+        return self.gradients.seconds + sum(
+            plan.phase.seconds for plan in self.certificates.values()
+        )
 
     @property
     def certificate_bytes(self) -> int:

@@ -94,6 +94,7 @@ def test_a_plan_counts_the_calls_of_the_run() -> None:
     _, results = evaluated("--model.memory_budget=12MB")
     assert rows["purified"].execution == Execution("hybrid", 1, 1), "two taped steps take 12.7 MB"
     purified = rows["purified"]
+    assert purified.gradients.network_calls == 2 * (3 + 2) and purified.gradients.seconds > 0
     assert purified.gradient_bytes <= 12_000_000 < purified.footprint.need(1, 3, 2)
     assert purified.certificate_bytes > purified.gradient_bytes, "the least of it in float64"
     for name, row in rows.items():
