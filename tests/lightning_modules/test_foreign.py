@@ -368,18 +368,20 @@ def test_bytes_train_as_pixels_do(kind: Callable[[], Any], tmp_path: Path) -> No
     """Bit for bit, in the training's precision."""
     eight = {"image": lambda image: (image * 255).byte()}
     scaled = {"image": lambda image: (image * 255).byte().double() / 255}
-    bytes_ = trained(kind(), Data(**eight), tmp_path, precision="64-true")
-    pixels = trained(kind(), Data(**scaled), tmp_path, precision="64-true")
-    expected = pixels.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in bytes_.state_dict().items())
+    found, expected = (
+        trained(kind(), Data(**every), tmp_path, precision="64-true").state_dict()
+        for every in (eight, scaled)
+    )
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
 def test_asking_takes_no_gradient_away(tmp_path: Path) -> None:
     """Autocast keeps the weights that it has cast, those of a call without gradients too."""
     module = own()
-    before = module.classifier.network.linear.weight.clone()
+    weight = module.classifier.network.linear.weight
+    before = weight.clone()
     trained(module, Data(), tmp_path, max_steps=1, precision="bf16-mixed")
-    assert not torch.equal(module.classifier.network.linear.weight, before)
+    assert not torch.equal(weight, before)
 
 
 def test_a_search_asks_as_an_evaluation_does(tmp_path: Path) -> None:
