@@ -29,7 +29,8 @@ from hetpure.report.purification import purification_panels
 from hetpure.report.report import report as write_and_print
 from hetpure.weights import convert as converting
 from hetpure.weights import folder_hash, resolve
-from hetpure.weights.formats import Pairing, Told
+from hetpure.weights.check import check_classifier, check_denoiser
+from hetpure.weights.formats import Betas, PublishedPairing, Told
 from lightning_modules.cli import quiet, run
 from lightning_modules.defenses import DefenseConfig
 from lightning_modules.evaluation_cli import evaluation_cli, print_certificates
@@ -72,9 +73,11 @@ def convert(
     target: str,
     mean: list[float] | None = None,
     std: list[float] | None = None,
-    image_size: int | None = None,
+    sample_size: int | None = None,
     head_channels: int | None = None,
-    pairing: Pairing | None = None,
+    beta_schedule: Betas | None = None,
+    steps: int | None = None,
+    pairing: PublishedPairing | None = None,
     part: str | None = None,
     architecture: str | None = None,
     num_classes: int | None = None,
@@ -91,8 +94,11 @@ def convert(
         target: folder to write.
         mean: a classifier's normalisation, pixel [0, 1], where not its format's.
         std: as mean.
-        image_size: height and width of a diffusion's images, where not the published network's.
+        sample_size: height and width of a diffusion's images, where not the published network's; of
+            a classifier's, for check.
         head_channels: channels of an attention head of OpenAI's networks, where not published.
+        beta_schedule: noise schedule of OpenAI's networks, where not published.
+        steps: of that schedule.
         pairing: of time and noise level, of score_sde's networks: network is their training's and
             the default, table that of HetPure's code, diffpure that of DiffPure's.
         part: entry of the file to take where it holds several, as state_dict.
@@ -103,7 +109,7 @@ def convert(
         attention_blocks: modules of that classifier that the attention mask reads.
         check: run what was written once; a wrong map shows in the numbers.
     """
-    told, own = Told(image_size, head_channels, pairing), None
+    told, own = Told(sample_size, head_channels, beta_schedule, steps, pairing), None
     if architecture is not None:
         if num_classes is None:
             raise InputError("--architecture needs --num_classes, the number of its logits")
@@ -114,8 +120,13 @@ def convert(
         Path(source), Path(target), told, mean=mean, std=std, part=part, own=own
     )
     print(f"{source}: {found.format}")
-    for line in (*found.said, *(converting.check(found) if check else ())):
+    for line in found.said:
         print(f"  {line}")
+    if check:
+        diffusion = found.kind == "diffusion"
+        folder = found.folder
+        lines = check_denoiser(folder) if diffusion else check_classifier(folder, sample_size)
+        print(*(f"  {line}" for line in lines), sep="\n")
     option = "--model.classifier" if found.kind == "classifier" else "--model.denoisers.ddpm"
     print(f"{target}: a {found.kind}, for evaluate.py {option} {target}")
 

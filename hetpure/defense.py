@@ -161,6 +161,7 @@ class Defense(nn.Module):
             equation = adjoint.equation(purifier)
             state = _finite(adjoint.solve(equation, denoiser, self.plan, state, noise))
         else:
+            execution = self.resolved(execution, images)
             state = self.run_steps(advance, state, known, mask, execution)
         return resized(purifier.finish(state), images.shape[-2:])
 
@@ -173,7 +174,8 @@ class Defense(nn.Module):
         execution: Execution,
     ) -> Tensor:
         """The state (B, ...) after all steps of the plan, advance(step, state, images, mask) each;
-        differentiable by an exact policy in all three."""
+        differentiable in all three by an exact policy that is `resolved`. The images are at the
+        size at which they are purified."""
 
         def own(step: Step, state: Tensor, *inputs: Tensor | None) -> Tensor:
             # Under names of the step's own, so that what several uses inside a step give an input's
@@ -182,8 +184,6 @@ class Defense(nn.Module):
 
         if not _differentiated(state, images, mask):
             execution = Execution("tape")
-        if not execution.resolved:
-            execution = self._resolved(execution, images)
         recomputed = execution.recomputed(len(self.plan))
         return _finite(run_plan(self.plan, own, state, (images, mask), recomputed))
 
@@ -207,8 +207,10 @@ class Defense(nn.Module):
         )
         return Footprint(taped // 2, classifier // 2, state[0].nbytes)
 
-    def _resolved(self, execution: Execution, images: Tensor) -> Execution:
-        """How many steps of this batch are taped: chosen once for a shape."""
+    def resolved(self, execution: Execution, images: Tensor) -> Execution:
+        """The execution with as many steps of this batch taped as fit, chosen once for a shape."""
+        if execution.resolved:
+            return execution
         key = execution, images.shape, images.dtype, images.device
         if key not in self._chosen:
             fitting = self.footprint(images.detach()).fitting(

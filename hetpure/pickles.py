@@ -80,6 +80,13 @@ class Array(Inert):
             raise InputError(f"the pickle holds an array that is none: {error}") from None
 
 
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Array:
+    """Stands for the function by which numpy writes arrays since protocol 5."""
+    found = Array()
+    found.state = (1, shape, dtype, order == "F", bytes(data))
+    return found
+
+
 def _scalar(dtype: Any, data: Any) -> Any:
     """Stands for numpy's `scalar`."""
     if not isinstance(dtype, Dtype):
@@ -101,6 +108,8 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "numpy.ndarray": Array,
     "numpy.core.multiarray._reconstruct": lambda *arguments: Array(),
     "numpy._core.multiarray._reconstruct": lambda *arguments: Array(),
+    "numpy.core.numeric._frombuffer": _from_buffer,
+    "numpy._core.numeric._frombuffer": _from_buffer,
     "numpy.core.multiarray.scalar": _scalar,
     "numpy._core.multiarray.scalar": _scalar,
 }

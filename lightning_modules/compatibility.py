@@ -105,11 +105,12 @@ def check_denoiser(denoiser: Denoiser, data: Any, purified_size: int | None = No
             raise InputError(
                 f"the diffusion has {what.format(mine)} and the data {what.format(theirs)}"
             )
-    if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
-        raise InputError(
-            "the diffusion is told an image's class (class_embed_type, num_class_embeds), which a"
-            " purifier does not know: give one that is not"
-        )
+    for key in ("class_embed_type", "num_class_embeds", "label_dim"):
+        if config.get(key):
+            raise InputError(
+                f"the diffusion is told an image's class ({key}), which a purifier does not know:"
+                " give one that is not"
+            )
 
 
 def check_defense(defense: Defense, data: Any) -> None:

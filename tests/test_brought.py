@@ -148,7 +148,7 @@ def test_cifar_robustbench_and_googles_ddpm() -> None:
 
 def guided() -> None:
     torch.save(reference("guided_diffusion_uncond").weights, "guided.pt")
-    convert(Path("guided.pt"), Path("guided"), Told(16, 16))
+    convert(Path("guided.pt"), Path("guided"), Told(16, 16, "linear", 1000))
 
 
 def photos(classes: int) -> None:

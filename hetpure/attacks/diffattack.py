@@ -77,6 +77,7 @@ class Deviated(Defense):
         known = self.resized(images)
         state = purifier.start(denoiser, known, noise).flatten(1)
         state = torch.cat([state, state.new_zeros(len(state), 1)], 1)
+        execution = self.resolved(execution, images)
         state = self.run_steps(advance, state, known, mask, execution)
         purified = resized(purifier.finish(state[:, :-1].reshape(known.shape)), images.shape[-2:])
         return torch.cat([self.classifier(purified), state[:, -1:]], 1)

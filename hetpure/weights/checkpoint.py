@@ -8,18 +8,20 @@ only tensors are taken: every class is replaced by an inert one and nothing is i
 import collections
 import io
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from hetpure.errors import InputError
 from hetpure.pickles import NUMPY, Inert, Reader
+from hetpure.weights.folders import in_one_line
 
 Storage = Callable[[str, torch.dtype, int], Tensor]  # the numbers of a name, so many of a kind
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch's older format
@@ -35,43 +37,41 @@ KINDS = {
     "Byte": torch.uint8,
     "Bool": torch.bool,
 }
-# Where published files keep their weights, averages before what they were averaged from.
-PARTS = ("ema", "model_ema", "state_dict", "model_state_dict", "model", "params", "net", "0")
-PREFIXES = ("module.", "_orig_mod.", "model.", "0.")  # of wrappers around a network
+# Where published files keep their weights; an average comes before what it was averaged from.
+PARTS = ("state_dict", "model_state_dict", "model", "params", "net", "0")
+AVERAGE = re.compile(r"(^|[_.])ema([_.]|$)")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "0.", "1.")  # of wrappers of a network
+NORMALISER = re.compile(r"(?:.*\.)?(mean|std|mu|sigma)")  # of a wrapper that normalises
+
+Part = dict[str, Tensor] | list[Tensor]
 
 
-def read_checkpoint(path: Path) -> Any:
-    """What the file holds: dicts, lists, tensors and inert objects."""
+def read_parts(path: Path) -> dict[str, Part]:
+    """Everything in a file that could be a network's weights: see `parts_of`."""
     try:
-        with path.open("rb") as file:
-            head = file.read(9)
-            if head[8:] == b"{":
-                return load_file(path)
-            if head[:2] == b"PK":
-                _refuse_programs(path)
-                return _read_zip(path)
-            file.seek(0)
-            return _read_stream(path, file)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        return parts_of(read_content(path))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except (
-        pickle.UnpicklingError,
-        SafetensorError,
-        zipfile.BadZipFile,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-    ) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # a damaged or hostile pickle raises anything
         raise InputError(
-            f"{path} is no file of weights that can be read ({_short(error)}): give safetensors or"
-            " what torch.save wrote"
+            f"{path} is no file of weights that can be read ({in_one_line(error)[:100]}): give"
+            " safetensors or what torch.save wrote"
         ) from None
+
+
+def read_content(path: Path) -> Any:
+    """What the file holds: dicts, lists, tensors and inert objects."""
+    with path.open("rb") as file:
+        head = file.read(9)
+        if head[8:] == b"{":
+            return load_file(path)
+        if head[:2] == b"PK":
+            _refuse_programs(path)
+            return _read_zip(path)
+        file.seek(0)
+        return _read_stream(path, file)
 
 
 def _refuse_programs(path: Path) -> None:
@@ -82,7 +82,7 @@ def _refuse_programs(path: Path) -> None:
     elif "archive_format" in names or any(name.startswith("models/") for name in names):
         kind = "a torch.export program"
     elif "data.pkl" not in names:
-        kind = "a zip archive without weights of torch.save"
+        raise InputError("a zip archive, but not one of torch.save")
     else:
         return
     raise InputError(
@@ -103,6 +103,7 @@ def _read_zip(path: Path) -> Any:
                     "its numbers are big-endian: save it again on this machine"
                 ) from None
 
+            @cache  # tensors share their numbers
             def storage(key: str, kind: torch.dtype, count: int) -> Tensor:
                 return _numbers(archive.read(f"{root}data/{key}"), kind)
 
@@ -112,7 +113,7 @@ def _read_zip(path: Path) -> Any:
 def _read_stream(path: Path, file: BinaryIO) -> Any:
     """A plain pickle, or torch's older format: pickles one after another, then the numbers."""
     first = _TensorReader(file).load()
-    if first != MAGIC:
+    if not (isinstance(first, int) and first == MAGIC):
         return first
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -139,12 +140,10 @@ def _numbers(data: bytes, kind: torch.dtype) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=kind) if data else torch.empty(0, dtype=kind)
 
 
-class _Persistent(Inert):
-    """An object of NVIDIA's `torch_utils.persistence`: the source that it carries is never run."""
-
-
-def _persistent(told: Any) -> _Persistent:
-    found = _Persistent()
+def _persistent(told: Any) -> Inert:
+    """Stands for an object of NVIDIA's `torch_utils.persistence`, under the name of its class: the
+    source that it carries is never run."""
+    found: Inert = type(str(told["class_name"]), (Inert,), {})()
     found.state = told["state"]
     return found
 
@@ -192,7 +191,8 @@ class _TensorReader(Reader):
         if kind == "module":  # the older format: a class, its file, its source
             return rest[0]
         name = getattr(rest[0], "__name__", "").removesuffix("Storage")
-        if self.storage is None or kind != "storage" or name not in KINDS:
+        views = rest[4:]  # the older format's parts of other numbers, written no more
+        if self.storage is None or kind != "storage" or name not in KINDS or any(views):
             raise InputError(f"it holds numbers of a kind that is not read ({name or kind})")
         return self.storage(str(rest[1]), KINDS[name], int(rest[3]))
 
@@ -213,48 +213,67 @@ def state_of(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from state_of(part, f"{prefix}{name}.")
 
 
-def parts_of(content: Any, deeper: int = 1) -> dict[str, dict[str, Tensor] | list[Tensor]]:
+def parts_of(content: Any, deeper: int = 1) -> dict[str, Part]:
     """Everything in a file that could be a network's weights, by where it lies ("" at the top): a
-    state dict without its wrappers' prefixes, or the list of an average, whose tensors have no
-    names. Averages come first.
+    state dict, or the list of an average, whose tensors have no names. Averages come first.
     """
-    found: dict[str, dict[str, Tensor] | list[Tensor]] = {}
+    found: dict[str, Part] = {}
     if isinstance(content, (list, tuple)):
         content = {str(number): part for number, part in enumerate(content)}
     if (own := _weights(content)) is not None:
         found[""] = own
     if isinstance(content, Mapping):
-        known = [name for name in PARTS if name in content]
-        for name in [*known, *(name for name in content if name not in known)]:
-            part = content[name]
+        names = [str(name) for name in content]
+        order = {name: number for number, name in reversed([*enumerate((*PARTS, *names))])}
+        named = dict(zip(names, content.values(), strict=True))
+        for name in sorted(names, key=lambda name: (not AVERAGE.search(name), order[name])):
+            part = named[name]
             if (weights := _weights(part)) is not None:
-                found[str(name)] = weights
+                found[name] = weights
             elif isinstance(part, Mapping) and deeper:
                 for inner, weights in parts_of(part, deeper - 1).items():
                     found[f"{name}.{inner}"] = weights
     return found
 
 
-def _weights(part: Any) -> dict[str, Tensor] | list[Tensor] | None:
+def _weights(part: Any) -> Part | None:
     if isinstance(part, Inert):
+        _check_class(part)
         part = dict(state_of(part))
     if not isinstance(part, Mapping):
         return None
     if isinstance(shadow := part.get("shadow_params"), (list, tuple)):
+        if not all(isinstance(tensor, Tensor) for tensor in shadow):
+            raise InputError("its average (shadow_params) holds what is no tensor")
         return list(shadow)
     tensors = {str(key): value for key, value in part.items() if isinstance(value, Tensor)}
-    return without_prefix(tensors) if tensors else None
+    return tensors or None
 
 
-def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a network, where all names begin with its wrappers' names."""
-    found = dict(state)
+def _check_class(module: Inert) -> None:
+    """InputError for those of EDM's preconditionings that are not EDM's own, whose names are the
+    same, and for another sigma_data."""
+    name = type(module).__name__
+    if name.endswith("Precond") and name != "EDMPrecond":
+        raise InputError(f"a network inside {name}: of EDM's snapshots only EDMPrecond is read")
+    sigma_data = module.state.get("sigma_data", 0.5) if isinstance(module.state, dict) else 0.5
+    if name == "EDMPrecond" and sigma_data != 0.5:
+        raise InputError(f"an EDMPrecond of sigma_data {sigma_data}: only 0.5 is read")
+
+
+def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a network whose names all begin with its wrappers' names. A wrapper's own
+    mean and std, of pixels, are kept under these names."""
+    held = {}
+    for name, value in state.items():
+        match = NORMALISER.fullmatch(name)
+        if match and value.numel() in (1, 3):
+            held[match[1]] = value
+    found = {name: value for name, value in state.items() if not NORMALISER.fullmatch(name)}
+    if len(held) + len(found) != len(state):  # names that only end so
+        held, found = {}, dict(state)
     while prefix := next(
-        (one for one in PREFIXES if all(name.startswith(one) for name in found)), None
+        (one for one in PREFIXES if found and all(name.startswith(one) for name in found)), None
     ):
         found = {name.removeprefix(prefix): value for name, value in found.items()}
-    return found
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    return held | found

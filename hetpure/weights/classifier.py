@@ -28,7 +28,13 @@ from hetpure.classifiers import (
 )
 from hetpure.classifiers.adapters import ADAPTERS, advice
 from hetpure.errors import InputError
-from hetpure.weights.folders import in_one_line, read_json, resolve, weights_file
+from hetpure.weights.folders import (
+    check_numbers,
+    in_one_line,
+    read_json,
+    resolve,
+    weights_file,
+)
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "DeepMindWideResNet": DeepMindWideResNet,
@@ -50,6 +56,7 @@ def load_classifier(name: str | Path) -> Classifier:
         classifier.network.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
         raise InputError(f"{path} cannot be loaded: {in_one_line(error)}") from None
+    check_numbers(path, classifier.network)
     return classifier.eval().requires_grad_(False)
 
 

@@ -2,38 +2,31 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from diffusers import DDPMScheduler
 from diffusers import __version__ as diffusers_version
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hetpure.classifiers import Classifier
-from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.noise import Purpose, noise_for
-from hetpure.samplers import add_noise
-from hetpure.weights.checkpoint import parts_of, read_checkpoint
-from hetpure.weights.classifier import (
-    ARCHITECTURES,
-    CONFIG,
-    WEIGHTS,
-    build_classifier,
-    load_classifier,
-)
+from hetpure.weights.checkpoint import Part, read_parts, without_wrappers
+from hetpure.weights.classifier import ARCHITECTURES, CONFIG, WEIGHTS, build_classifier
 from hetpure.weights.classifier_formats import ClassifierWeights, recognise_classifier
-from hetpure.weights.diffusion import SAFE, load_denoiser, meta_network, pairing_of
+from hetpure.weights.diffusion import SAFE, meta_network, pairing_of
+from hetpure.weights.folders import in_one_line
 from hetpure.weights.formats import DiffusionWeights, State, Told
 from hetpure.weights.schedulers import build_scheduler
 from hetpure.weights.song_formats import read_edm, read_score_sde
 from hetpure.weights.unet_formats import read_ho, read_openai
 
-CHECKED = (0.05, 0.2, 0.6)  # strengths at which a converted diffusion is asked once
 KNOWN = (
     "score_sde's DDPM++, EDM's VP networks, Ho's DDPM, OpenAI's improved and guided diffusion, and"
     " classifiers of RobustBench, DeepMind, DiffPure, szagoruyko, meliketoy, kuangliu, torchvision"
@@ -69,6 +62,9 @@ class Converted:
     said: tuple[str, ...]
 
 
+Found: TypeAlias = DiffusionWeights | ClassifierWeights
+
+
 def convert(
     source: Path,
     folder: Path,
@@ -89,44 +85,72 @@ def convert(
         raise InputError(
             f"{source} is a folder: one of diffusers or of a classifier is read as it is"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}") from None
+    if taken:
         raise InputError(f"{folder} exists already: give another folder")
-    parts = parts_of(read_checkpoint(source))
+    parts = read_parts(source)
     if part is not None and part not in parts:
-        known = ", ".join(repr(name) for name in parts)
-        raise InputError(f"{source} has no part {part!r} of tensors, it has {known or 'none'}")
-    for name, tensors in parts.items():
-        if part not in (None, name):
-            continue
+        raise InputError(f"{source} has no part {part!r} of tensors, it has {_names(parts)}")
+    asked = parts if part is None else {part: parts[part]}
+    try:
+        name, found = _recognise(asked, told) if own is None else _own(asked, own, told, mean)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    large = [k for k, v in parts.items() if k != name and 2 * len(v) > len(parts[name])]
+    said = [f"taken from {name!r} in the file"] if name else []
+    said += [f"not taken: {_names(large)}; --part takes another"] if large and not part else []
+    return _write(source, folder, name, found, mean, std, said)
+
+
+def _recognise(parts: Mapping[str, Part], told: Told) -> tuple[str, Found]:
+    """The first part that is of a known format. An average that is not is an error: the weights
+    that it is of would be taken in its place."""
+    for name, part in parts.items():
         try:
-            found = _recognise(tensors, told) if own is None else _own(tensors, own, mean)
-        except InputError as error:
-            raise InputError(f"{source}: {error}") from None
+            found = _read(part, told)
+        except InputError:
+            raise
+        except Exception as error:  # a reader looks at shapes before they are compared
+            raise InputError(
+                f"{name or 'it'} has the names of a known format, but not its shapes"
+                f" ({in_one_line(error)[:80]})"
+            ) from None
         if found is not None:
-            return _write(source, folder, name, found, mean, std)
-    raise InputError(f"{source} is of no known format ({_first_names(parts)}); known are {KNOWN}")
+            return name, found
+        if isinstance(part, list):
+            raise InputError(
+                f"{name!r} is an average of {len(part)} tensors in no order that is known: --part"
+                f" takes another of {_names(parts)}"
+            )
+    raise InputError(f"it is of no known format ({_first_names(parts)}); known are {KNOWN}")
 
 
-def _recognise(
-    part: State | list[Tensor], told: Told
-) -> DiffusionWeights | ClassifierWeights | None:
+def _read(part: Part, told: Told) -> Found | None:
     if isinstance(part, list):
         return read_score_sde(part, told)
-    if {"time_embedding.linear_1.weight", "conv_norm_out.weight"} <= part.keys():
+    state = without_wrappers(part)
+    if {"time_embedding.linear_1.weight", "conv_norm_out.weight"} <= state.keys():
         raise InputError(
             "these are diffusers' names: give the folder that they come from, with its config.json"
         )
     for read in (read_score_sde, read_edm, read_ho, read_openai):
-        if found := read(part, told):
-            return found
-    return recognise_classifier(part)
+        if diffusion := read(state, told):
+            return diffusion
+    classifier = recognise_classifier(state)
+    if classifier is not None:
+        told.only("sample_size")
+    return classifier
 
 
 def _own(
-    part: State | list[Tensor], own: OwnNetwork, mean: Sequence[float] | None
-) -> ClassifierWeights | None:
-    if isinstance(part, list):
-        return None
+    parts: Mapping[str, Part], own: OwnNetwork, told: Told, mean: Sequence[float] | None
+) -> tuple[str, ClassifierWeights]:
+    """The first part that fits the user's own network, by its names as they are or without those of
+    wrappers."""
+    told.only("sample_size")
     config = {
         "architecture": own.architecture,
         "network": dict(own.network),
@@ -136,10 +160,26 @@ def _own(
         "in_channels": len(mean or ()),
         "attention_blocks": None if own.attention_blocks is None else list(own.attention_blocks),
     }
-    return ClassifierWeights(own.architecture, config, dict(part), (), "your own")
+    channels = {"mean": [0.0] * len(mean or ()), "std": [1.0] * len(mean or ())}
+    if mean is None:
+        raise InputError("a network of your own needs --mean and --std, pixel [0, 1]")
+    network = build_classifier(config | channels, where=Path(own.architecture)).network
+    problem = f"it holds no named tensors for {own.architecture}"
+    for name, part in parts.items():
+        for state in () if isinstance(part, list) else (part, without_wrappers(part)):
+            if (misfit := _misfit(state, network)) is None:
+                return name, ClassifierWeights(own.architecture, config, state, (), "your own")
+            problem = (
+                f"the last of its parts ({_names(parts)}) is not of {own.architecture}: {misfit}"
+            )
+    raise InputError(problem)
 
 
-def _first_names(parts: dict[str, Any]) -> str:
+def _names(parts: Iterable[str]) -> str:
+    return ", ".join(repr(name) if name else "the file itself" for name in parts) or "none"
+
+
+def _first_names(parts: Mapping[str, Part]) -> str:
     names = [name for part in parts.values() if isinstance(part, dict) for name in part]
     return f"its first tensors are {', '.join(names[:3])}" if names else "it holds no named tensors"
 
@@ -148,57 +188,78 @@ def _write(
     source: Path,
     folder: Path,
     part: str,
-    found: DiffusionWeights | ClassifierWeights,
+    found: Found,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    said: list[str],
 ) -> Converted:
-    said = [f"taken from {part!r} in the file"] if part else []
+    given = {key: list(value) for key, value in (("mean", mean), ("std", std)) if value is not None}
     if isinstance(found, DiffusionWeights):
-        if mean is not None or std is not None:
+        if given:
             raise InputError("--mean and --std are a classifier's: a diffusion has none")
-        said += found.remarks
-        pairing = _write_diffusion(folder, found)
-        said += [f"time and noise level: {pairing}"] if pairing else []
         kind, option = "diffusion", "--model.denoisers.ddpm"
-    else:
-        config = found.config | {
-            key: list(value) for key, value in (("mean", mean), ("std", std)) if value is not None
-        }
-        said += [f"normalised by mean {config['mean']} and std {config['std']}"]
-        said += (
-            [found.normalisation] if mean is None and std is None else ["these are the given ones"]
-        )
         said += found.remarks
-        _write_classifier(folder, found, config)
+    else:
         kind, option = "classifier", "--model.classifier"
-    origin = {
-        "file": source.name,
-        "bytes": source.stat().st_size,
-        "sha256": _sha256(source),
-        "format": found.format,
-        "part": part,
-        "licence": found.licence,
-        "remarks": said,
-    }
-    (folder / "source.json").write_text(json.dumps(origin, indent=2) + "\n")
-    (folder / "README.md").write_text(_card(origin, option))
+        config = found.config | given
+        said += [f"normalised by mean {config['mean']} and std {config['std']}"]
+        said += ["these are the given ones"] if given else [found.normalisation]
+        said += found.remarks
+    with written_whole(folder) as place:
+        if isinstance(found, DiffusionWeights):
+            pairing = _write_diffusion(place, found)
+            said += [f"time and noise level: {pairing}"] if pairing else []
+        else:
+            _write_classifier(place, found, config)
+        origin = {
+            "file": source.name,
+            "bytes": source.stat().st_size,
+            "sha256": _sha256(source),
+            "format": found.format,
+            "part": part,
+            "licence": found.licence,
+            "remarks": said,
+        }
+        (place / "source.json").write_text(json.dumps(origin, indent=2) + "\n")
+        (place / "README.md").write_text(_card(origin, option))
     return Converted(folder, kind, found.format, (*said, f"licence of the source: {found.licence}"))
 
 
-def _write_diffusion(folder: Path, found: DiffusionWeights) -> str | None:
-    network = meta_network(found.network, found.config)
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A folder beside the one to write, which takes its place when all of it is written."""
+    place = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        place.mkdir(parents=True)
+        yield place
+        os.replace(place, folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _write_diffusion(folder: Path, found: DiffusionWeights) -> str:
+    config = found.config
+    halvings = len(config.get("channel_mult") or config["block_out_channels"]) - 1
+    if config["sample_size"] % 2**halvings:
+        raise InputError(
+            f"images of {config['sample_size']} pixels cannot be halved {halvings} times, as this"
+            " network does: give another --sample_size"
+        )
+    network = meta_network(found.network, config)
     _check_fits(found.state, network, found.format)
     scheduler = build_scheduler(found.scheduler)
-    (folder / "unet").mkdir(parents=True)
+    (folder / "unet").mkdir()
     network.save_config(folder / "unet")
     _save(found.state, folder / "unet" / SAFE)
     scheduler.save_pretrained(folder / "scheduler")
-    if found.network == "UNet2DModel":  # diffusers reads it as a whole too
-        index = {
+    if found.network == "UNet2DModel" and isinstance(scheduler, DDPMScheduler):
+        index = {  # diffusers reads it as a whole too
             "_class_name": "DDPMPipeline",
             "_diffusers_version": diffusers_version,
-            "scheduler": ["diffusers", type(scheduler).__name__],
-            "unet": ["diffusers", found.network],
+            "scheduler": ["diffusers", "DDPMScheduler"],
+            "unet": ["diffusers", "UNet2DModel"],
         }
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     return pairing_of(network, scheduler)
@@ -212,33 +273,44 @@ def _write_classifier(folder: Path, found: ClassifierWeights, config: dict[str, 
         )
     ours = config["architecture"] in ARCHITECTURES  # another's constructor may look at numbers
     with torch.device("meta") if ours else nullcontext():
-        classifier = build_classifier(config, where=folder / CONFIG)
+        classifier = build_classifier(config, where=Path(CONFIG))
     _check_fits(found.state, classifier.network, found.format)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     _save(found.state, folder / WEIGHTS)
 
 
 def _check_fits(state: State, network: torch.nn.Module, format: str) -> None:
-    """InputError unless the state is exactly the network's, by names and shapes."""
-    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in state.items()}
-    if wrong := sorted(
-        name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)
-    ):
-        name = wrong[0]
-        raise InputError(
-            f"it looks like {format}, but {len(wrong)} tensors do not fit; {name} is"
-            f" {given.get(name, 'missing')}, expected {wanted.get(name, 'nothing')}"
-        )
+    if misfit := _misfit(state, network):
+        raise InputError(f"it looks like {format}, but {misfit}")
+
+
+def _misfit(state: State, network: torch.nn.Module) -> str | None:
+    """Where a state is not exactly the network's, by names, shapes and kinds of number."""
+
+    def kind(value: Tensor) -> str:
+        plain = value.layout == torch.strided and not value.is_quantized
+        number = "floats" if value.is_floating_point() else f"{value.dtype}"
+        return f"{number} {tuple(value.shape)}" if plain else f"{value.layout} {value.dtype}"
+
+    wanted = {name: kind(value) for name, value in network.state_dict().items()}
+    given = {name: kind(value) for name, value in state.items()}
+    names = wanted.keys() | given.keys()
+    wrong = sorted(name for name in names if wanted.get(name) != given.get(name))
+    if not wrong:
+        return None
+    return (
+        f"{len(wrong)} tensors do not fit; {wrong[0]} is {given.get(wrong[0], 'missing')}, expected"
+        f" {wanted.get(wrong[0], 'nothing')}"
+    )
 
 
 def _save(state: State, path: Path) -> None:
-    """In float32 where they are floats."""
-    plain = {
-        name: (value.float() if value.is_floating_point() else value).detach().contiguous()
-        for name, value in state.items()
-    }
+    """In float32 where they are floats. InputError where one is no number."""
+    plain = {}
+    for name, value in state.items():
+        plain[name] = (value.float() if value.is_floating_point() else value).detach().contiguous()
+        if value.is_meta or not plain[name].isfinite().all():
+            raise InputError(f"its {name} holds no numbers, or NaN or infinite ones: no weights")
     save_file(plain, path, metadata={"format": "pt"})
 
 
@@ -265,40 +337,3 @@ Licence of the source: {origin["licence"]}.
 python evaluate.py --config YOURS.yaml {option} THIS_FOLDER
 ```
 """
-
-
-@torch.no_grad()
-def check(converted: Converted) -> list[str]:
-    """Runs what was written once. Of a diffusion, at three levels: mean and std of the predicted
-    noise, and how far it is the noise that was put in; a wrong map shows in them."""
-    if converted.kind == "classifier":
-        return [_check_classifier(load_classifier(converted.folder))]
-    return _check_denoiser(load_denoiser(converted.folder))
-
-
-def _check_denoiser(denoiser: Denoiser) -> list[str]:
-    config: Any = denoiser.network.config
-    grey = torch.zeros(2, config["in_channels"], config["sample_size"], config["sample_size"])
-    noise = noise_for(grey).normal(Purpose.FORWARD, grey)
-    lines = []
-    for strength in CHECKED:
-        index = denoiser.schedule.index(strength)
-        x = add_noise(grey, denoiser.schedule.alpha_cumprod(index), noise)
-        _, found = denoiser.predict(x, index)
-        alike = float(torch.corrcoef(torch.stack([found.flatten(), noise.flatten()]))[0, 1])
-        lines.append(
-            f"index {index}, sigma {denoiser.schedule.sigma(index):.3f}: predicted noise of mean"
-            f" {float(found.mean()):+.3f} and std {float(found.std()):.3f}, correlation with the"
-            f" true noise {alike:.3f}"
-        )
-    return [*lines, "a trained network's are near 0, 1 and 1: else a name is mapped wrong"]
-
-
-def _check_classifier(classifier: Classifier) -> str:
-    size = getattr(classifier.network, "image_size", 224 if classifier.num_classes > 200 else 32)
-    pixels = torch.full((2, classifier.channels, size, size), 0.5)
-    logits = classifier(pixels + 0.1 * noise_for(pixels).normal(Purpose.FORWARD, pixels))
-    return (
-        f"{tuple(logits.shape)} logits of two grey, noisy images of {size} x {size} pixels, from"
-        f" {float(logits.min()):.3f} to {float(logits.max()):.3f}"
-    )

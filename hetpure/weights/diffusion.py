@@ -19,7 +19,13 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.networks import SongUNet
 from hetpure.networks.song_unet import Block
-from hetpure.weights.folders import in_one_line, read_json, resolve, weights_file
+from hetpure.weights.folders import (
+    check_numbers,
+    in_one_line,
+    read_json,
+    resolve,
+    weights_file,
+)
 from hetpure.weights.schedulers import Scheduler, VPScheduler, load_scheduler, schedule_of
 
 SAFE, PICKLED = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
@@ -110,6 +116,7 @@ def load_unet(folder: Path) -> Network:
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise InputError(f"{path} does not fit its config.json: {problem} {info[problem][:3]}")
+    check_numbers(path, unet)
     network: Network = unet
     return network
 

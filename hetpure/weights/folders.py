@@ -5,13 +5,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
+from torch import nn
+
 from hetpure.errors import InputError
 from hetpure.weights.hub import HUB, fetch
 
+# Of safetensors, and torch's names; whole numbers are counters of batches.
+NUMBERS = {
+    *("F64", "F32", "F16", "BF16", "I64", "BOOL"),
+    *(f"torch.{kind}" for kind in ("float64", "float32", "float16", "bfloat16", "int64", "bool")),
+}
 ASSETS = Path(__file__).parent.parent / "assets"
 _PICKLE_STARTS = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 CONVERT = "`python -m hetpure convert {} FOLDER` makes a folder of published files"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.t7")
 
 
 def packaged() -> list[str]:
@@ -56,6 +65,22 @@ def weights_file(folder: Path, safe: str, pickled: str | None = None) -> Path:
             f" {CONVERT.format(folder / others[0])}"
         )
     raise InputError(f"{folder} holds no {safe}")
+
+
+def check_numbers(path: Path, network: nn.Module) -> None:
+    """InputError unless a file of weights holds floats (and counters), and the network that they
+    were loaded into is finite: integers would be taken for weights at their face value."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    else:
+        state = torch.load(path, map_location="meta", weights_only=True)
+        kinds = {name: str(value.dtype) for name, value in state.items()}
+    if other := sorted(name for name, kind in kinds.items() if kind not in NUMBERS):
+        raise InputError(f"{path}: {other[0]} holds {kinds[other[0]]} numbers, expected are floats")
+    for name, value in network.state_dict().items():
+        if not value.isfinite().all():
+            raise InputError(f"{path}: {name} holds NaN or infinite values: these are no weights")
 
 
 def read_json(path: Path) -> dict[str, Any]:

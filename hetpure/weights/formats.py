@@ -1,10 +1,12 @@
 """What a reader of a published diffusion network gives, and what it may be told beside the file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from torch import Tensor
+
+from hetpure.errors import InputError
 
 State = Mapping[str, Tensor]
 
@@ -16,7 +18,6 @@ LINEAR = {
     "beta_schedule": "linear",
     "prediction_type": "epsilon",
 }
-COSINE = LINEAR | {"num_train_timesteps": 4000, "beta_schedule": "squaredcos_cap_v2"}
 VP = {
     "_class_name": "VPScheduler",
     "num_train_timesteps": 1000,
@@ -30,7 +31,8 @@ EDM = {
     "sigma_data": 0.5,
     "prediction_type": "epsilon",
 }
-Pairing = Literal["network", "table", "diffpure"]
+PublishedPairing = Literal["network", "table", "diffpure"]
+Betas = Literal["linear", "squaredcos_cap_v2"]
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,31 @@ class Told:
 
     Args:
         sample_size: height and width of the images, pixels.
-        head_channels: channels of an attention head.
-        pairing: of time and noise level, of a network in continuous time: `network` (its own
-            training's), `table` (the index at the level of DDPM's betas, as in HetPure's code) or
-            `diffpure` (as in DiffPure's code).
+        head_channels: channels of an attention head of OpenAI's networks.
+        beta_schedule: of OpenAI's networks: linear, or squaredcos_cap_v2 (cosine).
+        steps: of that schedule.
+        pairing: of time and noise level, of score_sde's networks: `network` (its own training's),
+            `table` (the index at the level of DDPM's betas, as in HetPure's code) or `diffpure`
+            (as in DiffPure's code).
     """
 
     sample_size: int | None = None
     head_channels: int | None = None
-    pairing: Pairing | None = None
+    beta_schedule: Betas | None = None
+    steps: int | None = None
+    pairing: PublishedPairing | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("sample_size", "head_channels", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be 1 or more, got {value}")
+
+    def only(self, *names: str) -> None:
+        """InputError where more is told than a format needs."""
+        for field in fields(self):
+            if field.name not in names and getattr(self, field.name) is not None:
+                raise InputError(f"{field.name} is no choice for this format: leave it out")
 
 
 @dataclass(frozen=True)

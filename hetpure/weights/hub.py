@@ -7,13 +7,13 @@ from hetpure.errors import InputError
 
 HUB = "hf://"
 CONFIGS = ("*.json", "unet/*.json", "scheduler/*.json")
-SAFE = ("model", "diffusion_pytorch_model", "unet/diffusion_pytorch_model")  # .safetensors
+WEIGHTS = ("model", "diffusion_pytorch_model", "unet/diffusion_pytorch_model")  # .safetensors
 
 
 def fetch(name: str) -> Path:
     """The folder of `hf://owner/name[@revision]`: that of the cache, else it is downloaded."""
     match = re.fullmatch(rf"{HUB}([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", name)
-    if match is None:
+    if match is None or ".." in name:
         raise InputError(f"{name} is no hf://owner/name or hf://owner/name@revision")
     repository, revision = match.groups()
     try:
@@ -40,10 +40,10 @@ def _snapshot(repository: str, revision: str | None, *, download: bool) -> Path:
             snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=[*CONFIGS, *(f"{name}.{ending}" for name in SAFE)],
+                allow_patterns=[*CONFIGS, *(f"{name}.{ending}" for name in WEIGHTS)],
                 local_files_only=not download,
             )
         )
-        if any((folder / f"{name}.{ending}").exists() for name in SAFE):
+        if any((folder / f"{name}.{ending}").exists() for name in WEIGHTS):
             return folder
     raise FileNotFoundError("it holds no weights of a known name")

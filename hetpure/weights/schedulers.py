@@ -64,11 +64,41 @@ class VPScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         check_choice("pairing", pairing, Pairing)
 
 
-Scheduler: TypeAlias = DDPMScheduler | EDMEulerScheduler | VPScheduler
+class RescaledScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as above
+    """DDPM's levels for a network that is told times as if there were `told_timesteps` indices, as
+    improved diffusion's are (rescale_timesteps): a config, which samples nothing.
+
+    Args:
+        num_train_timesteps: T, of the indices that name its noise levels.
+        beta_start: as DDPMScheduler's, like all that follow.
+        beta_end: of the betas.
+        beta_schedule: of the betas.
+        prediction_type: what the network predicts.
+        told_timesteps: at index n the network is told n times this over T.
+    """
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 2e-2,
+        beta_schedule: str = "linear",
+        prediction_type: str = "epsilon",
+        told_timesteps: int = 1000,
+    ) -> None:
+        if told_timesteps < 1:
+            raise ValueError(f"told_timesteps must be 1 or more, got {told_timesteps}")
+        table = DDPMScheduler(num_train_timesteps, beta_start, beta_end, beta_schedule)
+        self.alphas_cumprod = table.alphas_cumprod
+
+
+Scheduler: TypeAlias = DDPMScheduler | EDMEulerScheduler | VPScheduler | RescaledScheduler
 CLASSES: dict[str, Any] = {
     **{name: getattr(diffusers, name) for name in TABLES},
     "EDMEulerScheduler": EDMEulerScheduler,
     "VPScheduler": VPScheduler,
+    "RescaledScheduler": RescaledScheduler,
 }
 
 
@@ -108,6 +138,8 @@ def build_scheduler(config: Mapping[str, Any]) -> Scheduler:
         raise InputError(
             f"{name} has no {unknown[0]}: take the key out, or name it as diffusers does"
         )
+    if own.get("use_flow_sigmas"):
+        raise InputError("use_flow_sigmas is of networks that predict a flow, which are not read")
     scheduler = kind(**own)
     if name in TABLES:
         scheduler = _as_ddpm(scheduler)
@@ -118,7 +150,10 @@ def _translated(config: dict[str, Any]) -> dict[str, Any]:
     """Keys of diffusers' first releases, under their present names."""
     found = dict(config)
     if "predict_epsilon" in found:
-        told = "epsilon" if found.pop("predict_epsilon") else "sample"
+        flag = found.pop("predict_epsilon")
+        if not isinstance(flag, bool):
+            raise InputError(f"predict_epsilon must be true or false, got {flag!r}")
+        told = "epsilon" if flag else "sample"
         if found.setdefault("prediction_type", told) != told:
             raise InputError(
                 f"predict_epsilon contradicts prediction_type {found['prediction_type']}"
@@ -151,6 +186,9 @@ def _checked(scheduler: Scheduler) -> Scheduler:
     if predicted not in DISCRETE:
         raise InputError(f"prediction_type {predicted!r} is not one of {', '.join(DISCRETE)}")
     levels = schedule_of(scheduler).alphas_cumprod
+    if len(levels) != scheduler.config["num_train_timesteps"]:
+        told = scheduler.config["num_train_timesteps"]
+        raise InputError(f"{len(levels)} trained_betas for {told} num_train_timesteps")
     if not levels or not all(0 < level < 1 for level in levels):
         raise InputError("these betas leave (0, 1), no noise schedule")
     return scheduler
@@ -169,4 +207,8 @@ def schedule_of(scheduler: Scheduler) -> Schedule:
             config["beta_max"],
             config["pairing"],
         )
-    return Schedule(tuple(scheduler.alphas_cumprod.double().tolist()))
+    levels = tuple(scheduler.alphas_cumprod.double().tolist())
+    if isinstance(scheduler, RescaledScheduler):
+        scale = config["told_timesteps"] / len(levels)
+        return Schedule(levels, tuple(scale * index for index in range(len(levels))))
+    return Schedule(levels)

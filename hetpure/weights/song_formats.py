@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from hetpure.errors import InputError, check_choice
-from hetpure.weights.formats import EDM, LINEAR, VP, DiffusionWeights, Pairing, State, Told
+from hetpure.weights.formats import (
+    EDM,
+    LINEAR,
+    VP,
+    DiffusionWeights,
+    PublishedPairing,
+    State,
+    Told,
+)
 
 # Layers of score_sde's modules, then SongUNet's names of them. Their order is that of the
 # parameters, in which an average is kept.
@@ -41,13 +49,16 @@ def read_score_sde(part: State | Sequence[Tensor], told: Told) -> DiffusionWeigh
     if isinstance(part, Sequence):
         modules = _by_shape(part)
         remarks = [f"a moving average: {len(part)} tensors, known by the order of the parameters"]
+        if len(part) % 2:
+            remarks.append("dropped, not used: the last one, an embedding of classes")
     else:
         modules = _by_name(part)
         remarks = [f"dropped, not used: {name}" for name in UNUSED if name in part]
     if not modules:
         return None
-    pairing: Pairing = told.pairing or "network"
-    check_choice("--pairing", pairing, Pairing)
+    told.only("sample_size", "pairing")
+    pairing: PublishedPairing = told.pairing or "network"
+    check_choice("--pairing", pairing, PublishedPairing)
     size = told.sample_size or 32
     config, state = _song(modules, size)
     return DiffusionWeights(
@@ -56,7 +67,11 @@ def read_score_sde(part: State | Sequence[Tensor], told: Told) -> DiffusionWeigh
         config=config,
         state=state,
         scheduler=LINEAR if pairing == "table" else VP | {"pairing": pairing},
-        remarks=(*remarks, f"not in the file: images of {size} x {size} pixels"),
+        remarks=(
+            *remarks,
+            f"not in the file: images of {size} x {size} pixels",
+            "not in the file, as published: the noise is predicted; a VP-SDE of betas 0.1 to 20",
+        ),
         licence="Apache-2.0 (yang-song/score_sde_pytorch)",
     )
 
@@ -188,6 +203,7 @@ def read_edm(state: State, told: Told) -> DiffusionWeights | None:
     ]
     if "map_layer0.weight" not in state or len(firsts) != 1:
         return None
+    told.only()
     size, first = int(firsts[0][1]), state[firsts[0][0]]
     filters = [value for name, value in state.items() if name.endswith(".resample_filter")]
     if any(value.numel() != 4 or not bool((value == 0.25).all()) for value in filters):
@@ -223,7 +239,7 @@ def read_edm(state: State, told: Told) -> DiffusionWeights | None:
         scheduler=EDM,
         remarks=(
             "dropped: map_augment (used in training only) and constant filters",
-            "not in the file, as published: sigma_data 0.5",
+            "taken for an EDMPrecond of sigma_data 0.5, whose names others of EDM's share",
             *([] if labels is None else ["it is told an image's class: without one, zeros"]),
         ),
         licence="CC BY-NC-SA 4.0 (NVlabs/edm): no commercial use, changes under the same licence",

@@ -2,12 +2,13 @@
 OpenAI's improved and guided diffusion. Their settings are inferred from names and shapes."""
 
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from hetpure.errors import InputError
-from hetpure.weights.formats import COSINE, LINEAR, DiffusionWeights, State, Told
+from hetpure.weights.formats import LINEAR, Betas, DiffusionWeights, State, Told
 
 # Parts of Ho's network, then diffusers' names of them.
 HO_PARTS = {
@@ -53,13 +54,48 @@ OPENAI_LAYERS = {
     "conv": "conv",  # of what doubles the size without a block
     "op": "conv",  # and of what halves it
 }
-GUIDED_WIDTH, IMPROVED_WIDTH = 256, 128  # of the published networks, whose heads are known
+OPENAI_TOLD = 1000  # times run to here, however many steps there are (rescale_timesteps)
+
+
+class Unsaid(NamedTuple):
+    """What a file of OpenAI's does not say: see `Told`."""
+
+    sample_size: int
+    head_channels: int
+    beta_schedule: Betas
+    steps: int
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a published network's file shows (widths of levels, which of them have attention, blocks
+    of a level), and what it does not."""
+
+    widths: tuple[int, ...]
+    attended: tuple[bool, ...]
+    blocks: int
+    unsaid: Unsaid
+
+
+GUIDED = Published(
+    (256, 256, 512, 512, 1024, 1024),
+    (False, False, False, True, True, True),
+    2,
+    Unsaid(256, 64, "linear", 1000),
+)
+IMPROVED = Published(
+    (128, 256, 256, 256),
+    (False, True, True, False),
+    3,
+    Unsaid(32, 64, "squaredcos_cap_v2", 4000),
+)
 
 
 def read_ho(state: State, told: Told) -> DiffusionWeights | None:
     """Ho et al.'s (2020) network as ermongroup/ddim and pesser/pytorch_diffusion name it."""
     if not {"temb.dense.0.weight", "mid.block_1.conv1.weight"} <= state.keys():
         return None
+    told.only("sample_size")
     levels = 1 + max(_number(name, 1) for name in state if name.startswith("down."))
     blocks = 1 + max(_number(name, 3) for name in state if name.startswith("down.0.block."))
     found = {}
@@ -91,7 +127,8 @@ def read_ho(state: State, told: Told) -> DiffusionWeights | None:
         scheduler=LINEAR,
         remarks=(
             f"not in the file: images of {size} x {size} pixels",
-            "not in the file, as published: 1,000 linear betas from 0.0001 to 0.02, epsilon",
+            "not in the file, as published: 1,000 linear betas from 0.0001 to 0.02, the noise is"
+            " predicted",
         ),
     )
 
@@ -124,12 +161,20 @@ def read_openai(state: State, told: Told) -> DiffusionWeights | None:
     """Improved and guided diffusion (Nichol & Dhariwal 2021; Dhariwal & Nichol 2021)."""
     if not {"time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight"} <= state.keys():
         return None
+    told.only("sample_size", "head_channels", "beta_schedule", "steps")
     if "label_emb.weight" in state:
         raise InputError("this diffusion is told an image's class: give an unconditional one")
     places, levels, blocks = _openai_places(state)
     improved = any(name.endswith(".op.weight") for name in state)
-    channels_of_head = _head_channels(state, improved, told)
+    tops = [f"input_blocks.{1 + level * (blocks + 1) + blocks - 1}" for level in range(levels)]
+    attended = tuple(f"{top}.1.norm.weight" in state for top in tops)
+    widths = tuple(len(state[f"{top}.0.out_layers.3.bias"]) for top in tops)
     channels = state["input_blocks.0.0.weight"].shape[1]
+    learned = len(state["out.2.bias"]) == 2 * channels
+    scaled = len(state["middle_block.0.emb_layers.1.bias"]) == 2 * widths[-1]
+    known = IMPROVED if improved else GUIDED
+    seen = (known.widths, known.attended, known.blocks, True, True)
+    unsaid = _unsaid(told, known if (widths, attended, blocks, learned, scaled) == seen else None)
     found: dict[str, Tensor] = {}
     for name, value in state.items():
         whole, _, kind = name.rpartition(".")
@@ -141,40 +186,35 @@ def read_openai(state: State, told: Told) -> DiffusionWeights | None:
                 raise InputError(f"it looks like OpenAI's diffusion, which has no {name} there")
             new = places[part]
         if layer == "qkv":
-            for key, rows in zip("qkv", _split_heads(value, channels_of_head), strict=True):
+            for key, rows in zip("qkv", _split_heads(value, unsaid.head_channels), strict=True):
                 found[f"{new}.to_{key}.{kind}"] = rows
         else:
             own = f"{new}.{OPENAI_LAYERS[layer]}" if layer else new
             found[f"{own}.{kind}"] = value[:, :, 0] if value.ndim == 3 else value
     remarks = [
-        "not in the file, as published: "
-        + (
-            "4,000 steps of the cosine schedule" if improved else "1,000 linear betas, .0001 to .02"
-        ),
-        f"not in the file: attention heads of {channels_of_head} channels, whose queries, keys and"
-        " values lie head by head",
+        f"not in the file: images of {unsaid.sample_size} x {unsaid.sample_size} pixels;"
+        f" {unsaid.steps:,} steps of {unsaid.beta_schedule} betas; the noise is predicted",
+        f"not in the file: attention heads of {unsaid.head_channels} channels, whose queries, keys"
+        " and values lie head by head",
     ]
-    if len(state["out.2.bias"]) == 2 * channels:
+    if learned:
         remarks.append("the learned variance's channels of the output were dropped")
         for kind in ("weight", "bias"):
             found[f"conv_out.{kind}"] = found[f"conv_out.{kind}"][:channels]
     plain_down, plain_up = ("DownBlock2D", "UpBlock2D")
     if not improved:
         plain_down, plain_up = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
-    attended = [f"down_blocks.{level}.attentions.0.to_q.bias" in found for level in range(levels)]
-    size = told.sample_size or (32 if improved else 256)
     config = _unet_config(
         found,
-        size=size,
+        size=unsaid.sample_size,
         blocks=blocks,
         down=["AttnDownBlock2D" if on else plain_down for on in attended],
         up=["AttnUpBlock2D" if on else plain_up for on in attended[::-1]],
     )
-    scaled = len(state["middle_block.0.emb_layers.1.bias"]) == 2 * config["block_out_channels"][-1]
     config |= {
         "norm_eps": 1e-5,
         "attn_norm_num_groups": 32,
-        "attention_head_dim": channels_of_head,
+        "attention_head_dim": unsaid.head_channels,
         "resnet_time_scale_shift": "scale_shift" if scaled else "default",
         "downsample_type": "conv" if improved else "resnet",
         "upsample_type": "conv" if improved else "resnet",
@@ -187,8 +227,8 @@ def read_openai(state: State, told: Told) -> DiffusionWeights | None:
         network="UNet2DModel",
         config=config,
         state=found,
-        scheduler=COSINE if improved else LINEAR,
-        remarks=(f"not in the file: images of {size} x {size} pixels", *remarks),
+        scheduler=_openai_scheduler(unsaid),
+        remarks=tuple(remarks),
         licence="MIT (openai/improved-diffusion, openai/guided-diffusion)",
     )
 
@@ -225,29 +265,33 @@ def _openai_places(state: State) -> tuple[dict[str, str], int, int]:
     return places, levels, blocks
 
 
-def _head_channels(state: State, improved: bool, told: Told) -> int:
-    """Channels of an attention head: 64 in guided diffusion, a fourth in improved diffusion. No
-    shape tells of them, so they are taken for granted of the published networks only."""
-    attended = {len(state[name]) for name in state if name.endswith(".proj_out.bias")}
-    width = len(state["input_blocks.0.0.bias"])
-    if told.head_channels is not None:
-        found = told.head_channels
-    elif improved and width == IMPROVED_WIDTH and len(attended) == 1:
-        found = max(attended) // 4
-    elif not improved and width == GUIDED_WIDTH:
-        found = 64
-    else:
+def _unsaid(told: Told, published: Published | None) -> Unsaid:
+    """What no shape tells: as given, else that of the published network."""
+    given = [getattr(told, name) for name in Unsaid._fields]
+    if published is None and None in given:
+        missing = ", ".join(f for f, v in zip(Unsaid._fields, given, strict=True) if v is None)
         raise InputError(
-            "the file does not say how its attention is split into heads, and it is not a network"
-            " whose heads are known: give --head_channels"
+            "it is not OpenAI's published network of this kind, and the file does not say how it"
+            f" was trained and built: give its {missing} (--help says as what)"
         )
-    if any(count % found for count in attended):
-        raise InputError(f"attention of {sorted(attended)} channels has no heads of {found}")
-    return found
+    known = given if published is None else published.unsaid
+    return Unsaid(*(k if g is None else g for g, k in zip(given, known, strict=True)))
+
+
+def _openai_scheduler(unsaid: Unsaid) -> dict[str, Any]:
+    """DDPM's, or one of ours where the network is not told the index itself."""
+    told = {"num_train_timesteps": unsaid.steps, "beta_schedule": unsaid.beta_schedule}
+    if unsaid.steps == OPENAI_TOLD:
+        return LINEAR | told
+    return LINEAR | told | {"_class_name": "RescaledScheduler", "told_timesteps": OPENAI_TOLD}
 
 
 def _split_heads(rows: Tensor, channels_of_head: int) -> list[Tensor]:
     """Rows (3 C, ...) that hold each head's queries, keys and values, as three of (C, ...)."""
+    if len(rows) % (3 * channels_of_head):
+        raise InputError(
+            f"attention of {len(rows) // 3} channels has no heads of {channels_of_head}"
+        )
     heads = rows.reshape(-1, 3, channels_of_head, *rows.shape[1:2])
     return [heads[:, part].reshape(len(rows) // 3, *rows.shape[1:2]) for part in range(3)]
 

@@ -11,11 +11,13 @@ from torch.utils.data import DataLoader
 
 from datamodules.dataset import ImageDataset
 from hetpure.addt import RankGaussian
+from hetpure.errors import InputError
 from hetpure.levels import ContinuousLevels, DiscreteLevels, Levels, LogNormalLevels
 from hetpure.weights import load_denoiser, save_classifier
 from hetpure.weights.classifier import build_classifier
 from hetpure.weights.convert import convert
 from lightning_modules.callbacks import ExportWeights
+from lightning_modules.compatibility import check_denoiser
 from lightning_modules.diffusion import DiffusionTraining
 from tests.hetpure.weights.test_diffusion_formats import REFERENCES, on_disk
 from tests.published import reference
@@ -83,3 +85,11 @@ def test_it_is_trained_exported_and_read(tmp_path: Path, name: str) -> None:
         one, other = before.predict(x, 50)[0], after.predict(x, 50)[0]
     assert one.isfinite().all()
     assert not torch.equal(one, other)
+
+
+def test_a_conditional_network_is_no_purifiers(tmp_path: Path) -> None:
+    """It would be told zeros in the place of a class, which it has never seen."""
+    source = on_disk("edm_ddpmpp_cond", reference("edm_ddpmpp_cond"), tmp_path / "published")
+    convert(source, tmp_path / "out")
+    with pytest.raises(InputError, match=r"image's class \(label_dim\)"):
+        check_denoiser(load_denoiser(tmp_path / "out"), Colours())

@@ -41,7 +41,7 @@ def module_of(state: Mapping[str, Tensor], kind: type[nn.Module] = nn.Module) ->
 
 
 @contextmanager
-def foreign_modules() -> Iterator[tuple[type[nn.Module], type[nn.Module]]]:
+def foreign_modules(class_name: str = "") -> Iterator[tuple[type[nn.Module], type[nn.Module]]]:
     """Inside, pickles can be written of classes that are gone when they are read: a plain module,
     and one of NVIDIA's `torch_utils.persistence`, whose pickle carries its source."""
     network, utils = types.ModuleType("their_network"), types.ModuleType("torch_utils.persistence")
@@ -64,7 +64,7 @@ def foreign_modules() -> Iterator[tuple[type[nn.Module], type[nn.Module]]]:
                 "type": "class",
                 "version": 6,
                 "module_src": "import os; os._exit(3)",
-                "class_name": "EDMPrecond",
+                "class_name": class_name,
                 "state": self.__dict__,
             }
             return _reconstruct_persistent_obj, (meta,)
@@ -84,9 +84,9 @@ def foreign_modules() -> Iterator[tuple[type[nn.Module], type[nn.Module]]]:
             del sys.modules[name]
 
 
-def edm_snapshot(state: Mapping[str, Tensor], path: Path) -> Path:
+def edm_snapshot(state: Mapping[str, Tensor], path: Path, class_name: str = "EDMPrecond") -> Path:
     """A plain pickle as NVlabs/edm writes it: {'ema': EDMPrecond, ...}."""
-    with foreign_modules() as (_, persistent):
+    with foreign_modules(class_name) as (_, persistent):
         content = {
             "ema": module_of(state, persistent),
             "loss_fn": {"sigma": torch.tensor(1.0).numpy()[()]},

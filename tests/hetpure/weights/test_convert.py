@@ -18,7 +18,8 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.schedule import linear_schedule
 from hetpure.weights import load_classifier, load_denoiser
-from hetpure.weights.convert import _check_denoiser, convert
+from hetpure.weights.check import denoising
+from hetpure.weights.convert import OwnNetwork, convert
 from hetpure.weights.formats import Told
 from hetpure.weights.schedulers import load_scheduler
 from lightning_modules.cli import run
@@ -45,7 +46,7 @@ def test_a_diffusion_on_the_command_line(
     ho: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    main(["convert", str(ho), str(out), "--image_size=16", "--check"])
+    main(["convert", str(ho), str(out), "--sample_size=16", "--check"])
     said = capsys.readouterr().out
     assert "Ho's DDPM" in said
     assert said.count("predicted noise of mean") == 3
@@ -103,7 +104,7 @@ def test_check_sees_a_wrong_map() -> None:
             return x.flip(2) if self.upside_down else x
 
     for upside_down in (False, True):
-        most = _check_denoiser(Denoiser(Given(upside_down), linear_schedule()))[2]
+        most = denoising(Denoiser(Given(upside_down), linear_schedule()))[2]
         alike = float(most.rpartition(" ")[2])
         assert (alike > 0.99) != upside_down
         assert (abs(alike) < 0.1) == upside_down
@@ -133,6 +134,8 @@ def test_a_classifier_and_its_normalisation(
     torch.testing.assert_close(load_classifier(tmp_path / "out")(pixels), expected)
     with pytest.raises(InputError, match="mean and std"):
         convert(tmp_path / "Standard.pt", tmp_path / "other", mean=[0.5], std=[0.5])
+    with pytest.raises(InputError, match="pairing is no choice"):
+        convert(tmp_path / "Standard.pt", tmp_path / "other", Told(pairing="table"))
 
 
 def test_a_diffusion_has_no_normalisation(ho: Path, tmp_path: Path) -> None:
@@ -147,7 +150,8 @@ def test_a_part_can_be_chosen(tmp_path: Path) -> None:
     key = "conv_out.bias"
     for part, expected in ((None, weights), ("ema", weights), ("model", other)):
         out = tmp_path / str(part)
-        convert(tmp_path / "both.pt", out, Told(16), part=part)
+        found = convert(tmp_path / "both.pt", out, Told(16), part=part)
+        assert ("not taken: 'model'; --part takes another" in found.said) == (part is None)
         assert torch.equal(load_denoiser(out).network.state_dict()[key], expected[key])
     with pytest.raises(InputError, match="no part 'state'.*'ema', 'model'"):
         convert(tmp_path / "both.pt", tmp_path / "out", Told(16), part="state")
@@ -185,7 +189,7 @@ def test_a_bomb_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from hetpure.weights.convert import convert
+from hetpure.weights.convert import OwnNetwork, convert
 convert(Path(sys.argv[1]), Path(sys.argv[2]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -267,7 +271,7 @@ def test_a_network_of_ones_own(
     assert torch.equal(classifier.network.state_dict()["fc.weight"], state["fc.weight"])
     arguments[2] = str(tmp_path / "other")
     for wrong, says in (
-        ([*options[:2], "--num_classes=5"], "--mean and --std"),
+        ([*options[:2], "--num_classes=5"], "needs --mean and --std"),
         ([*options[:2], *scaling], "--num_classes"),
         (["--num_classes=5", *scaling], "belong to --architecture"),
         ([options[0], '--network={"width": 5}', options[2], *scaling], "do not fit"),
@@ -288,3 +292,50 @@ class Net(nn.Module):
     def forward(self, x):
         return self.fc(self.conv(x).mean((2, 3)))
 """
+
+
+def test_a_network_of_ones_own_in_wrappers_and_beside_other_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All under `model`, which is its own name; or behind numbers that are tensors too."""
+    (tmp_path / "my_wrapped.py").write_text(OWN_NET + WRAPPED)
+    monkeypatch.syspath_prepend(tmp_path)
+    state = {"model.conv.weight": torch.rand(4, 3, 1, 1), "model.fc.weight": torch.rand(5, 4)}
+    own = OwnNetwork("my_wrapped.Wrapped", 5)
+    scaling = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    wrapped = {f"module.{name}": value for name, value in state.items()}
+    for number, content in enumerate(
+        (
+            state,
+            {"epoch": torch.tensor(3), "state_dict": state},
+            {"model": wrapped, "best": torch.tensor(0.5)},
+        )
+    ):
+        torch.save(content, tmp_path / "mine.pt")
+        if number == 2:  # without the wrapper's name, and so without its own
+            own = OwnNetwork("my_wrapped.Net", 5, {"width": 4})
+        convert(tmp_path / "mine.pt", tmp_path / f"out{number}", own=own, **scaling)
+
+
+WRAPPED = """
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = Net(4)
+
+    def forward(self, x):
+        return self.model(x)
+"""
+
+
+def test_a_target_that_cannot_be_written_says_so(ho: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for target in (tmp_path / "file" / "out", tmp_path / ("x" * 300), Path("/proc/out")):
+        with pytest.raises(InputError, match="cannot be written"):
+            convert(ho, target, Told(16))
+
+
+def test_sizes_are_sizes() -> None:
+    for wrong in ({"sample_size": 0}, {"head_channels": -16}, {"steps": 0}):
+        with pytest.raises(InputError, match="1 or more"):
+            Told(**wrong)  # type: ignore[arg-type]

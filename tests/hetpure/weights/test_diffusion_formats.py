@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.schedule import Level, linear_schedule
+from hetpure.schedule import Level, cosine_schedule
 from hetpure.weights import load_denoiser
-from hetpure.weights.checkpoint import without_prefix
+from hetpure.weights.checkpoint import without_wrappers
 from hetpure.weights.convert import convert
 from hetpure.weights.diffusion import meta_network
 from hetpure.weights.formats import DiffusionWeights, Told
@@ -27,11 +27,12 @@ from tests.published import (
     reference,
 )
 
+GUIDED, IMPROVED = Told(16, 16, "linear", 1000), Told(16, 16, "squaredcos_cap_v2", 4000)
 # Of each reference: what the file does not say, and the names of its input, times and output.
 REFERENCES: dict[str, tuple[Told, tuple[str, str, str]]] = {
     "ddpm_ho": (Told(16), ("x", "timesteps", "output")),
-    "guided_diffusion_uncond": (Told(16, 16), ("x", "timesteps", "output")),
-    "improved_diffusion_uncond": (Told(16, 16), ("x", "timesteps", "output")),
+    "guided_diffusion_uncond": (GUIDED, ("x", "timesteps", "output")),
+    "improved_diffusion_uncond": (IMPROVED, ("x", "timesteps", "output")),
     "score_sde_ddpmpp_vp": (Told(16), ("x", "labels", "output")),
     "edm_ddpmpp_uncond": (Told(), ("network_x", "c_noise", "network_output")),
     "edm_ddpmpp_cond": (Told(), ("network_x", "c_noise", "network_output")),
@@ -121,14 +122,11 @@ def test_its_input_gradient_is_that_of_finite_differences(
 
 
 @torch.no_grad()
-def test_edms_preconditioning_is_the_official_one() -> None:
+def test_edms_preconditioning_is_the_official_one(tmp_path: Path) -> None:
     """D(x; sigma) of EDMPrecond, at any sigma, from the whole denoiser."""
     official = reference("edm_ddpmpp_uncond")
-    found = read_edm(without_prefix(official.weights), Told())
-    assert found is not None
-    network = meta_network(found.network, found.config).to_empty(device="cpu")
-    network.load_state_dict(found.state)
-    denoiser = Denoiser(network.eval(), linear_schedule(), "edm", 0.5)
+    convert(on_disk("edm_ddpmpp_uncond", official, tmp_path / "edm.pkl"), tmp_path / "out")
+    denoiser = load_denoiser(tmp_path / "out")
     sigma = official.values["sigma"].reshape(-1, 1, 1, 1)
     signal = (1 + sigma**2) ** -0.5
     level = Level(signal, sigma * signal, sigma.flatten())
@@ -150,7 +148,7 @@ def test_score_sdes_network_at_the_index_itself() -> None:
 
 def published(name: str) -> dict[str, Tensor]:
     """The published file's tensors by name, without their memory."""
-    state = without_prefix(published_state(name))
+    state = without_wrappers(published_state(name))
     quarter = torch.tensor(0.25)
     return {
         key: quarter.expand(value.shape) if key.endswith("resample_filter") else value
@@ -222,22 +220,31 @@ def changed(name: str, change: Callable[[dict[str, Tensor]], object]) -> dict[st
 @pytest.mark.parametrize(
     ("name", "change", "told", "says"),
     [
-        ("guided_diffusion_uncond", lambda s: None, Told(16), "--head_channels"),
-        ("improved_diffusion_uncond", lambda s: None, Told(16), "--head_channels"),
-        ("guided_diffusion_uncond", lambda s: None, Told(16, 48), "no heads of 48"),
+        (
+            "guided_diffusion_uncond",
+            lambda s: None,
+            Told(16),
+            "head_channels, beta_schedule, steps",
+        ),
+        ("improved_diffusion_uncond", lambda s: None, Told(16, 16, "linear"), "give its steps"),
+        ("guided_diffusion_uncond", lambda s: None, Told(16, 48, "linear", 1000), "no heads of 48"),
+        ("guided_diffusion_uncond", lambda s: None, Told(17, 16, "linear", 1000), "be halved"),
+        ("ddpm_ho", lambda s: None, Told(16, 16), "head_channels is no choice"),
+        ("ddpm_ho", lambda s: None, Told(16, pairing="table"), "pairing is no choice"),
+        ("edm_ddpmpp_uncond", lambda s: None, Told(16), "sample_size is no choice"),
         (
             "guided_diffusion_uncond",
             lambda s: s.update({"label_emb.weight": torch.zeros(10, 128)}),
-            Told(16, 16),
+            GUIDED,
             "unconditional",
         ),
         (
             "guided_diffusion_uncond",
             lambda s: s.update({"input_blocks.1.0.h_upd.weight": torch.zeros(1)}),
-            Told(16, 16),
+            GUIDED,
             "h_upd",
         ),
-        ("guided_diffusion_uncond", lambda s: s.pop("out.0.bias"), Told(16, 16), "do not fit"),
+        ("guided_diffusion_uncond", lambda s: s.pop("out.0.bias"), GUIDED, "do not fit"),
         ("ddpm_ho", lambda s: s.pop("up.0.block.0.norm1.bias"), Told(16), "do not fit"),
         ("ddpm_ho", lambda s: s.update({"mid.x": torch.zeros(1)}), Told(16), "has no mid.x"),
         (
@@ -283,9 +290,83 @@ def test_a_list_of_other_parameters_is_of_no_known_format(tmp_path: Path) -> Non
 def test_heads_are_split_as_published() -> None:
     """Head by head: chunked in three instead, the names fit and the numbers are wrong."""
     official = reference("guided_diffusion_uncond")
-    found = read_openai(official.weights, Told(16, 16))
+    found = read_openai(official.weights, GUIDED)
     assert found is not None
     rows = official.weights["middle_block.1.qkv.bias"]
     queries = found.state["mid_block.attentions.0.to_q.bias"]
     assert torch.equal(queries, torch.cat([rows[48 * head : 48 * head + 16] for head in range(4)]))
     assert not torch.equal(queries, rows[:64])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda tensors: tensors[:-3], "no order that is known"),
+        (lambda tensors: tensors[1:], "no order that is known"),
+        (lambda tensors: [], "no order that is known"),
+    ],
+    ids=["short", "shifted", "empty"],
+)
+def test_an_average_that_does_not_fit_is_not_replaced_by_raw_weights(
+    tmp_path: Path, change: Callable[[list[Tensor]], list[Tensor]], says: str
+) -> None:
+    """They lie beside it, under the official names."""
+    weights = reference("score_sde_ddpmpp_vp").weights
+    average = [value for name, value in weights.items() if name != "sigmas"]
+    content = {"model": weights, "ema": {"shadow_params": change(average)}}
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(InputError, match=rf"{says}.*'ema', 'model'"):
+        convert(tmp_path / "file.pth", tmp_path / "out", Told(16))
+    convert(tmp_path / "file.pth", tmp_path / "out", Told(16), part="model")
+
+
+def test_improved_diffusion_is_told_times_up_to_1000(tmp_path: Path) -> None:
+    """Of 4,000 steps: published networks were trained with rescale_timesteps."""
+    found = read_openai(published("improved_diffusion_cifar10_uncond"), Told())
+    assert found is not None
+    official = reference("improved_diffusion_uncond")
+    convert(on_disk("improved", official, tmp_path / "file"), tmp_path / "out", IMPROVED)
+    schedule = load_denoiser(tmp_path / "out").schedule
+    assert len(schedule) == found.scheduler["num_train_timesteps"] == 4000
+    assert (schedule.time(400), schedule.time(3999)) == (100, 999.75)
+    expected = cosine_schedule(4000).alphas_cumprod
+    assert schedule.alphas_cumprod == pytest.approx(expected, rel=1e-4)
+    with_1000 = Told(16, 16, "linear", 1000)
+    convert(tmp_path / "file", tmp_path / "other", with_1000)
+    assert load_denoiser(tmp_path / "other").schedule.time(999) == 999
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: dict(list(state.items())[: len(state) // 3]),
+        lambda state: {k: v.flatten() for k, v in state.items()},
+        lambda state: {k: v.reshape(-1)[0] for k, v in state.items()},
+        lambda state: {k: v.to_sparse() if v.ndim == 2 else v for k, v in state.items()},
+        lambda state: {k: v.to(torch.int8) for k, v in state.items()},
+        lambda state: {k: v.to(torch.complex64) for k, v in state.items()},
+        lambda state: {k: v * torch.nan for k, v in state.items()},
+        lambda state: {k: v.to("meta") for k, v in state.items()},
+    ],
+    ids=["partial", "flat", "scalars", "sparse", "int8", "complex", "NaN", "meta"],
+)
+@pytest.mark.parametrize("name", ["ddpm_ho", "guided_diffusion_uncond", "score_sde_ddpmpp_vp"])
+def test_tensors_that_are_none_of_a_network_are_refused(
+    tmp_path: Path, name: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
+    """In one line, and nothing is left behind."""
+    torch.save(change(reference(name).weights), tmp_path / "file.pt")
+    with pytest.raises(InputError) as refused:
+        convert(tmp_path / "file.pt", tmp_path / "out", REFERENCES[name][0])
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pt"]
+
+
+def test_low_precision_is_written_in_float32(tmp_path: Path) -> None:
+    for kind in (torch.float16, torch.bfloat16, torch.float64):
+        state = {key: value.to(kind) for key, value in reference("ddpm_ho").weights.items()}
+        torch.save(state, tmp_path / "file.pt")
+        convert(tmp_path / "file.pt", tmp_path / str(kind), Told(16))
+        weights = load_denoiser(tmp_path / str(kind)).network.state_dict()
+        assert {value.dtype for value in weights.values()} == {torch.float32}
+        assert torch.equal(weights["conv_out.bias"], state["conv_out.bias"].float())

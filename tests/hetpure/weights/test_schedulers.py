@@ -84,11 +84,16 @@ def test_keys_of_the_first_releases_mean_what_they_meant() -> None:
         {"timestep_values": [1, 2]},
         {"beta_stop": 0.01},
         {"rescale_betas_zero_snr": True},
+        {"predict_epsilon": "false"},
+        {"predict_epsilon": None},
+        {"trained_betas": [0.1] * 10},
+        {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True},
+        {"_class_name": "RescaledScheduler", "told_timesteps": 0},
     ],
     ids=json.dumps,
 )
 def test_what_is_not_understood_or_contradicts_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
+    with pytest.raises(ValueError, match=r"\w"):  # which whoever reads the file names
         build_scheduler({"_class_name": "DDPMScheduler"} | change)
 
 
