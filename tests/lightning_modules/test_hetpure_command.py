@@ -90,7 +90,7 @@ def test_purify_refuses_in_one_line(picture: Path, tmp_path: Path, refused: Refu
     assert "missing.png" in refused("purify", "missing.png", out)
     assert "'mnist'" in refused("purify", str(picture), out, "--defense=mnist")
     assert "required" in refused("purify", str(picture))
-    assert "purify,tune,compare" in refused()
+    assert "purify,convert,tune" in refused()
 
 
 def test_every_combination_and_why_some_are_left_out() -> None:
