@@ -138,7 +138,9 @@ def float64_device(device: torch.device) -> torch.device:
 def in_float64(module: M) -> M:
     """A copy of a module that is on its run's device, in float64 where that is computed."""
     own = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    return copy.deepcopy(module).to(float64_device(own)).double()
+    double = copy.deepcopy(module).to(float64_device(own)).double()
+    trim_heap()  # the copy in float32 that it was for a moment
+    return double
 
 
 @contextmanager
