@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -25,9 +24,10 @@ from datamodules.cifar import CIFAR10
 from hetpure.__main__ import main
 from hetpure.classifiers import ResNet, WideResNet
 from hetpure.schedule import linear_schedule
-from hetpure.weights import load_denoiser, save_diffusion
+from hetpure.weights import load_denoiser
 from hetpure.weights.convert import convert
 from hetpure.weights.formats import Told
+from tests.datamodules.test_addt_cifar10 import write_parts
 from tests.hetpure.weights.files import whole_module
 from tests.published import reference
 
@@ -101,13 +101,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.setattr(CIFAR10, "counts", {"train": 100, "test": 20})
-    random = np.random.default_rng(0)
-    data = tmp_path / "DATA" / CIFAR10.binary.folder
-    data.mkdir(parents=True)
-    for name in CIFAR10.binary.names:
-        records = random.integers(0, 256, (20, 3073), np.uint8)
-        records[:, 0] = np.arange(20) % 10
-        (data / name).write_bytes(records.tobytes())
 
     def snapshot(repository: str, **wanted: object) -> str:
         assert repository == "google/ddpm-cifar10-32"
@@ -116,16 +109,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = UNet2DModel(
-            sample_size=32,
-            layers_per_block=1,
-            block_out_channels=(4, 8),
-            norm_num_groups=2,
-            down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"),
-            add_attention=False,
-        )
-        save_diffusion(tmp_path / "cache", network, DDPMScheduler())
+        write_parts(tmp_path)
+        (tmp_path / "data").rename(tmp_path / "DATA")
+        (tmp_path / "ddpm").rename(tmp_path / "cache")
         yield tmp_path
 
 
