@@ -110,8 +110,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         write_parts(tmp_path)
-        (tmp_path / "data").rename(tmp_path / "DATA")
-        (tmp_path / "ddpm").rename(tmp_path / "cache")
+        for made, named in (("data", "DATA"), ("ddpm", "cache"), ("wrn", "another")):
+            (tmp_path / made).rename(tmp_path / named)
         yield tmp_path
 
 
