@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.dataset import check_ids, check_images, check_labels
+from datamodules.dataset import ImageDataset, check_ids, check_images, check_labels
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Block
 from lightning_modules.compatibility import height_width
@@ -55,14 +55,16 @@ def first_block(loader: DataLoader[Any], data: Any, device: torch.device) -> Blo
     """The first batch of an evaluation's loader, on the device. InputError unless all labels and
     ids of the loader are right, no id twice.
 
-    A dataset that holds them as tensors `labels` (N,) and `samples` (N,) is asked for these. Of any
-    other every batch is read and checked whole, which takes as long as its images take to load.
+    An `ImageDataset` is asked for those that its items give. Of any other dataset every batch is
+    read and checked whole, which takes as long as its images take to load.
     """
-    first = block_of(read_block(loader, 0), data, device)
     dataset: Any = loader.dataset
-    labels, samples = getattr(dataset, "labels", None), getattr(dataset, "samples", None)
-    if isinstance(labels, Tensor) and isinstance(samples, Tensor):
-        check_told(labels, samples, len(dataset), data)
+    if not len(dataset):
+        raise InputError(f"{WHERE} holds no images")
+    first = block_of(read_block(loader, 0), data, device)
+    if isinstance(dataset, ImageDataset):
+        samples = dataset.samples
+        check_told(dataset.labels, samples, len(dataset), data)
     else:
         others = (checked(read_block(loader, number), data) for number in range(1, len(loader)))
         samples = torch.cat([first.samples.cpu(), *(other["sample"] for other in others)])

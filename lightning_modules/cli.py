@@ -27,6 +27,7 @@ PARTIAL = (
     "; a --config takes the default's place: lay a partial one over a whole one, as --config"
     " configs/evaluate/quick.yaml --config my.yaml (configs/train/quick.yaml)"
 )
+CHECKPOINT = {"pytorch-lightning_version", "state_dict", "loops"}  # what every one of them holds
 WRITING = (  # what a disk or its permissions can refuse
     errno.ENOSPC,
     errno.EDQUOT,
@@ -151,19 +152,28 @@ class TrainingCLI(LightningCLI):
 
 
 def check_checkpoint(path: Path) -> None:
-    """InputError unless a checkpoint is there and holds tensors and plain values only: Lightning
-    would run whatever else its pickle holds. A folder is torch's distributed format."""
+    """InputError unless a checkpoint of Lightning's is there and holds tensors and plain values
+    only: whatever else its pickle holds would be run. So would the index of torch's distributed
+    format, which is a folder."""
     if not path.exists():
         raise InputError(f"--ckpt_path {path}: there is no such file")
     if path.is_dir():
-        return
+        raise InputError(
+            f"--ckpt_path {path} is a folder: only files are read, as a sharded training writes"
+            " them with --trainer.strategy.save_distributed_checkpoint=false"
+        )
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # of whatever kind the file's damage is
         raise InputError(
             f"--ckpt_path {path} is no checkpoint of tensors and plain values"
             f" ({_one_line(str(error))[:100]}): give one that train.py wrote"
         ) from None
+    if not isinstance(content, dict) or not content.keys() >= CHECKPOINT:
+        raise InputError(
+            f"--ckpt_path {path} is no checkpoint of a training: give one that train.py wrote;"
+            " weights alone are given as --model.diffusion"
+        )
 
 
 def make_cli(kind: type[LightningCLI], arguments: list[str], **settings: Any) -> LightningCLI:

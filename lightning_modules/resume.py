@@ -54,8 +54,20 @@ def count_anew(loop: dict[str, Any], trainer: L.Trainer) -> None:
     checkpoint of other devices or another batch size the batches are counted anew, so that the
     epoch ends where its samples do.
 
-    InputError where what was seen are no whole batches now.
+    InputError where what was seen are no whole batches now, or no whole updates.
     """
+    progress = loop["epoch_loop.batch_progress"]
+    _count_batches(loop, progress, trainer)
+    seen, window = progress["current"]["ready"], trainer.accumulate_grad_batches
+    if seen < EPOCH_OVER and not progress["is_last_batch"] and seen % window:
+        raise InputError(
+            f"--ckpt_path was saved after what are {seen} batches of an epoch now: updates of"
+            f" {window} batches (--trainer.accumulate_grad_batches) cannot begin there; go on with"
+            " as many as it began with, or from an epoch's end"
+        )
+
+
+def _count_batches(loop: dict[str, Any], progress: dict[str, Any], trainer: L.Trainer) -> None:
     data = getattr(trainer, "datamodule", None)
     (before,) = loop["state_dict"].get("combined_loader") or [{}]
     size: int | None = getattr(data, "batch_size", None)
@@ -64,7 +76,6 @@ def count_anew(loop: dict[str, Any], trainer: L.Trainer) -> None:
     now = {"processes": trainer.world_size, "batch_size": size}
     if now == {key: before[key] for key in now}:
         return
-    progress = loop["epoch_loop.batch_progress"]
     seen, rest = divmod(before["samples"], now["processes"] * now["batch_size"])
     if progress["is_last_batch"]:
         seen, rest = EPOCH_OVER, 0

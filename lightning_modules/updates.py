@@ -17,6 +17,8 @@ def count_updates(trainer: L.Trainer) -> float:
     make an update of them and divide their gradient by the whole window.
     """
     loop, window = trainer.fit_loop, trainer.accumulate_grad_batches
+    if window < 1:
+        raise InputError(f"--trainer.accumulate_grad_batches must be 1 or more, got {window}")
     if any(isinstance(own, GradientAccumulationScheduler) for own in trainer.callbacks):  # type: ignore[attr-defined]
         raise InputError(
             "--trainer.callbacks: GradientAccumulationScheduler changes how many batches make an"
@@ -34,6 +36,12 @@ def count_updates(trainer: L.Trainer) -> float:
     an_epoch = batches if window == 1 else int(batches // window)
     if window > 1:
         trainer.limit_train_batches = an_epoch * window
+        every = trainer.val_check_interval
+        if isinstance(every, int) and trainer.check_val_every_n_epoch and every > an_epoch * window:
+            raise InputError(
+                f"--trainer.val_check_interval is {every}, and an epoch has {an_epoch * window}"
+                f" batches in whole updates of {window}: set a smaller one"
+            )
     # Lightning then sets the data up again, with this limit and where a checkpoint says: loaders
     # that are there before the checkpoint is read would begin their epoch anew.
     loop._combined_loader = None

@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from safetensors.torch import save_file
 
 import train
 from hetpure.errors import InputError
 from lightning_modules.cli import check_checkpoint
+from lightning_modules.compatibility import check_trainer
 from tests.hetpure.weights.files import Bomb
 
 
@@ -31,7 +35,27 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path, content: b
         check_checkpoint(tmp_path / "nowhere.ckpt")
 
 
+def test_other_files_of_tensors_are_no_checkpoints(tmp_path: Path) -> None:
+    weights = {"w": torch.ones(2)}
+    torch.save({"state_dict": weights}, tmp_path / "weights.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    save_file(weights, tmp_path / "weights.safetensors")
+    for name in ("weights.ckpt", "list.ckpt", "weights.safetensors"):
+        with pytest.raises(InputError, match="is no checkpoint of"):
+            check_checkpoint(tmp_path / name)
+
+
+def test_a_folder_is_refused_before_its_index_is_unpickled(tmp_path: Path) -> None:
+    """torch's distributed format, whose index is a pickle; no training writes one."""
+    with pytest.raises(InputError, match="save_distributed_checkpoint=false"):
+        check_checkpoint(tmp_path)
+    strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
+    trainer = Trainer(accelerator="cpu", devices=1, strategy=strategy, logger=False)
+    with pytest.raises(InputError, match="save_distributed_checkpoint must be false"):
+        check_trainer(trainer)
+
+
 def test_ones_own_is_taken(tmp_path: Path) -> None:
-    torch.save({"state_dict": {"w": torch.ones(2)}, "epoch": 3, "loops": {}}, tmp_path / "a.ckpt")
+    content = {"pytorch-lightning_version": "2.6", "state_dict": {}, "loops": {}, "epoch": 3}
+    torch.save(content, tmp_path / "a.ckpt")
     check_checkpoint(tmp_path / "a.ckpt")
-    check_checkpoint(tmp_path)

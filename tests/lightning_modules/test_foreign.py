@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import evaluate
+from datamodules.dataset import ImageDataset
 from hetpure.__main__ import main as hetpure_main
 from hetpure.addt import RankGaussian
 from hetpure.attacks import PGD
@@ -137,29 +138,41 @@ def test_the_last_item_is_asked_too(item: dict[str, Any], said: str) -> None:
         prepared(Data({4: item}))
 
 
-@pytest.mark.parametrize(
-    ("labels", "samples", "said"),
-    [
-        ([0, 1, 2, 3, 10], [0, 1, 2, 3, 4], "label 10 of sample 4"),
-        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 1], "id 1 is there more than once"),
-        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 2**32], "ids from 0 to 4294967296"),
-        ([0, 1, 2, 3, 4.0], [0, 1, 2, 3, 4], "torch.float32 labels, expected integers"),
-        ([0, 1, 2, 3], [0, 1, 2, 3, 4], r"labels of shape \(4,\), expected is one for each of 5"),
-        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], ""),
-    ],
-    ids=["label", "repeated", "id", "float", "too few", "right"],
-)
-def test_what_a_dataset_tells_of_itself_is_not_read(
-    labels: list[float], samples: list[int], said: str
-) -> None:
-    data = Data()
-    data.items.labels, data.items.samples = torch.tensor(labels), torch.tensor(samples)  # type: ignore[attr-defined]
-    if said:
-        with pytest.raises(InputError, match=said):
-            prepared(data)
-    else:
+def test_what_a_dataset_tells_of_itself_is_not_believed() -> None:
+    """Its items count: here two of them have one id."""
+    data = Data({4: {"sample": torch.tensor(1)}})
+    data.items.samples = data.items.labels = torch.arange(5)  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="id 1 is there more than once"):
         prepared(data)
-    assert data.items.read == [0, 1], "the first batch"
+
+
+class Counted(ImageDataset):
+    read = 0
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        Counted.read += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("last", [9, 10])
+def test_our_own_dataset_is_not_read_for_it(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first batch; its labels are those that its items give."""
+    monkeypatch.setattr(Counted, "read", 0)
+    images = torch.zeros(5, 1, 28, 28)
+    held = Counted(images, torch.tensor([0, 1, 2, 3, last]), torch.arange(5))
+    monkeypatch.setattr(Data, "test_dataloader", lambda self: DataLoader(held, batch_size=2))
+    if last == 10:
+        with pytest.raises(InputError, match="label 10 of sample 4"):
+            prepared(Data())
+    else:
+        prepared(Data())
+    assert Counted.read == 2
+
+
+def test_data_without_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Data, "test_dataloader", lambda self: DataLoader([], batch_size=2))
+    with pytest.raises(InputError, match="holds no images"):
+        prepared(Data())
 
 
 class Pairs(Data):

@@ -301,7 +301,9 @@ def test_a_sharded_network_skips_no_rows(tmp_path: Path) -> None:
             1,
             perturbation=RankGaussian(skip_below=0.1),
             devices=1,
-            strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1),
+            strategy=ModelParallelStrategy(
+                data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False
+            ),
         )
 
 

@@ -240,3 +240,31 @@ def test_data_of_unknown_length(window: int, tmp_path: Path) -> None:
 def test_a_cycle_without_an_end_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cycle needs the number of updates"):
         fit(tmp_path, "classifier", max_epochs=-1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("window", "batch"), [(4, 4), (2, 8)], ids=["window", "batch"])
+def test_a_training_goes_on_in_whole_windows_only(
+    kind: str, window: int, batch: int, tmp_path: Path
+) -> None:
+    """Saved after two of its five batches; what was seen has to be whole updates of the windows and
+    batches that it goes on with. Else the next update would be divided by what it did not see."""
+    fit(tmp_path, kind, saving(tmp_path), accumulate_grad_batches=2, max_steps=1)
+    with pytest.raises(InputError, match=rf"updates of {window} batches"):
+        fit(
+            tmp_path / "rest",
+            kind,
+            batch=batch,
+            resume=tmp_path / "step=1.ckpt",
+            accumulate_grad_batches=window,
+            max_steps=3,
+            max_epochs=3,
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_options_that_leave_no_whole_window_are_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="accumulate_grad_batches must be 1 or more"):
+        fit(tmp_path, kind, accumulate_grad_batches=0)
+    with pytest.raises(InputError, match="val_check_interval is 5, and an epoch has 4 batches"):
+        fit(tmp_path, kind, accumulate_grad_batches=2, val_check_interval=5)
