@@ -14,7 +14,7 @@ from PIL import Image
 
 import hetpure
 from hetpure.errors import InputError
-from hetpure.images import read_image, write_image
+from hetpure.images import image_size, read_image, write_image
 from hetpure.noise import noise_for
 from hetpure.presets import PRESETS, load_defense
 
@@ -182,6 +182,45 @@ def test_16_bit_colour_and_alpha_are_refused(colour: int, tmp_path: Path) -> Non
     path = png(tmp_path / "x.png", 16, colour, struct.pack(">H", 511) * channels, 1)
     with pytest.raises(InputError, match="16-bit colour and transparency"):
         read_image(path, (3, 1, 1))
+
+
+def test_16_bit_colour_of_other_formats_is_refused(tmp_path: Path) -> None:
+    """Pillow rounds them down too, and its raw mode does not say so."""
+    values = [511, 0, 65535]
+    deep = {
+        "x.ppm": b"P6 1 1 65535\n" + struct.pack(">3H", *values),
+        "plain.ppm": b"P3 1 1 65535\n511 0 65535\n",
+        "ten.ppm": b"P6 1 1 1023\n" + struct.pack(">3H", 511, 0, 1023),
+        "x.sgi": struct.pack(">HBB4H", 474, 0, 2, 3, 1, 1, 3).ljust(512, b"\0")
+        + struct.pack(">3H", *values),
+    }
+    for format_name in ("x.jp2", "x.j2k"):
+        flat = save(tmp_path / format_name, "RGB", (10, 20, 30))
+        assert (read_image(flat, (3, 2, 2))[0, :, 0, 0] * 255).tolist() == [10, 20, 30]
+        whole = bytearray(flat.read_bytes())
+        depths = whole.index(b"\xff\x4f\xff\x51") + 42
+        assert whole[depths : depths + 9 : 3] == bytes([7] * 3)  # bits less one, of each channel
+        whole[depths + 3] = 15
+        deep[format_name] = bytes(whole)
+    for name, content in deep.items():
+        (tmp_path / name).write_bytes(content)
+        for read in (lambda path: read_image(path, (3, 1, 1)), image_size):
+            with pytest.raises(InputError, match=f"{name} .*16-bit colour and transparency"):
+                read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"P6 1 1 255\n\x0a\x14\x1e", [10, 20, 30]),
+        (b"P6 1 1 51\n\x00\x01\x33", [0, 5, 255]),  # 51 is white
+        (b"P3 1 1 255\n10 20 30\n", [10, 20, 30]),
+        (b"P1 1 1\n1\n", [0, 0, 0]),
+    ],
+)
+def test_8_bit_portable_maps(content: bytes, expected: list[int], tmp_path: Path) -> None:
+    (tmp_path / "x.ppm").write_bytes(content)
+    assert (read_image(tmp_path / "x.ppm", (3, 1, 1)) * 255).flatten().tolist() == expected
 
 
 def test_values_of_unknown_range_are_refused(tmp_path: Path) -> None:
