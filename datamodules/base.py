@@ -1,9 +1,9 @@
 """What all data sets share: splits, which of their images are evaluated, and loaders."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -27,16 +27,20 @@ SAID: dict[str, str] = {
     "published_512": "the 512 of DiffPure and HetPure",
     "balanced": "as many of each class",
 }
-PIECE = 2**20  # bytes read at once
 
 
-def sha256(path: Path) -> str:
+class Hash(NamedTuple):
+    """Of a published file's content."""
+
+    kind: Literal["md5", "sha256"]
+    digest: str
+    agreed: bool = True  # by several sources; where one alone has it, no file is refused for it
+
+
+def file_hash(path: Path, kind: str = "sha256") -> str:
     """Of a file's content, which is never in memory as a whole."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -47,7 +51,8 @@ class ImageDataModule(L.LightningDataModule):
     held out of the training images, the same ones for all seeds, and no training ever sees them.
 
     A data set names itself (`title`, `class_names`, `channels`, `image_size`, `origin`), and reads
-    its published splits (`_read`, `_files`). `splits` are those that there are files for.
+    its published splits (`_read`, `_files`, `_hashes`). `splits` are those that there are files
+    for.
     """
 
     title: str
@@ -94,8 +99,9 @@ class ImageDataModule(L.LightningDataModule):
         ):
             if value is not None and value < 1:
                 raise InputError(f"--data.{flag} is {value}, allowed is 1 or more")
-        if skip < 0:
-            raise InputError(f"--data.skip is {skip}, allowed is 0 or more")
+        for flag, value in (("skip", skip), ("num_workers", num_workers)):
+            if value < 0:
+                raise InputError(f"--data.{flag} is {value}, allowed is 0 or more")
         check_choice("--data.test_split", test_split, TestSplit)
         check_choice("--data.subset", subset, Subset)
         if ids is not None and subset != "all":
@@ -156,7 +162,9 @@ class ImageDataModule(L.LightningDataModule):
         }
         for split in needed.get(stage, self.splits):
             if split not in self._splits:
-                self._splits |= self._load(split)
+                found = self._load(split)
+                self._compare("test" if split == "test" else "train")
+                self._splits |= found
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled by (seed, epoch); the last short batch is dropped."""
@@ -188,9 +196,12 @@ class ImageDataModule(L.LightningDataModule):
         return self._in_order(self._evaluated(self._splits[self.test_split]))
 
     def files_sha256(self) -> dict[str, str]:
-        """SHA-256 of every file that the evaluated images are read from, by file name."""
-        files = [*self._files(self.test_split), *([] if self.ids is None else [self.ids])]
-        return {path.name: sha256(path) for path in files}
+        """SHA-256 of every file that the evaluated images are read from, by file name; that of the
+        ids is `ids: NAME`."""
+        files = list(self._files(self.test_split))
+        found = {path.name: file_hash(path) for path in files}
+        assert len(found) == len(files), "two files of one name"
+        return found | self._ids_sha256()
 
     def _read(self, split: Literal["train", "test"]) -> ImageDataset:
         """A published split, whole, its ids ascending."""
@@ -199,6 +210,27 @@ class ImageDataModule(L.LightningDataModule):
     def _files(self, split: str) -> Iterable[Path]:
         """The files that a split is read from."""
         raise NotImplementedError
+
+    def _hashes(self, split: Literal["train", "test"]) -> Mapping[Path, Hash]:
+        """Of the published files by the paths where they are looked for; empty where none are."""
+        return {}
+
+    def _compare(self, split: Literal["train", "test"]) -> None:
+        """Says which of a split's files are not the published ones. InputError where the published
+        512 are evaluated: the same positions in other files are other images."""
+        for path, published in self._hashes(split).items():
+            if file_hash(path, published.kind) == published.digest:
+                continue
+            said = f"{path} is not the published file"
+            if split == "test" and self.subset == "published_512" and published.agreed:
+                raise InputError(
+                    f"{said}: --data.subset published_512 are images of that one; fetch it again,"
+                    " or take another subset"
+                )
+            rank_zero_info(f"{said}: results are not those of {self.title}")
+
+    def _ids_sha256(self) -> dict[str, str]:
+        return {} if self.ids is None else {f"ids: {self.ids.name}": file_hash(self.ids)}
 
     def _load(self, split: str) -> dict[str, ImageDataset]:
         """The split, and what is read along with it."""
@@ -239,7 +271,8 @@ class ImageDataModule(L.LightningDataModule):
         if limit < 1 or self.skip + limit > len(dataset):
             raise InputError(
                 f"--data.limit is {self.limit} after --data.skip {self.skip}, allowed are at most"
-                f" {len(dataset)} together, the {self.test_split} images from {self.origin}"
+                f" {len(dataset)} together, the {self.test_split} images from {self.origin};"
+                " --data.limit=null takes all"
             )
         return dataset.take(slice(self.skip, self.skip + limit))
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.base import ImageDataModule
+from datamodules.base import Hash, ImageDataModule
 from datamodules.dataset import ImageDataset
 from datamodules.download import Remote, fetch, unpack
 from hetpure.errors import InputError
@@ -21,13 +21,14 @@ SIZE, PIXELS = (3, 32, 32), 3 * 32 * 32
 @dataclass(frozen=True)
 class Version:
     """One of the two forms of a published set: its archive, the folder in it, and the files of
-    that folder by split, in the order of the images."""
+    that folder by split, in the order of the images, each with its MD5."""
 
     archive: str
     size: int  # in bytes
     sha256: str
     folder: str
-    files: dict[str, tuple[str, ...]]
+    files: dict[str, dict[str, str]]
+    agreed: bool  # whether several sources have these MD5
 
     @property
     def remote(self) -> Remote:
@@ -62,6 +63,11 @@ def read_python(path: Path, count: int, key: str) -> tuple[Tensor, Tensor]:
     where somebody saved them anew.
     """
     try:
+        # First: a small pickle can ask for much memory.
+        if (size := path.stat().st_size) < count * PIXELS:
+            raise InputError(
+                f"{size:,} bytes, expected {count * PIXELS:,} or more for {count:,} images"
+            )
         with path.open("rb") as file:
             content = Reader(file, encoding="bytes").load()
     except InputError as error:
@@ -69,7 +75,8 @@ def read_python(path: Path, count: int, key: str) -> tuple[Tensor, Tensor]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # of whatever kind: a damaged pickle says anything
-        raise InputError(f"{path}: no whole pickle ({error}); fetch the file again") from None
+        why = str(error) or type(error).__name__
+        raise InputError(f"{path}: no whole pickle ({why}); fetch the file again") from None
     known = dict(content) if isinstance(content, dict) else {}
     known = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in known.items()}
     data, labels = known.get("data"), known.get(key)
@@ -103,7 +110,8 @@ class CIFAR(ImageDataModule):
 
         Args:
             data_dir: folder with the unpacked files of the binary or of the python version, or
-                with the folder of the published archive.
+                with the folder of the published archive. One split's files will do where only that
+                is used.
             download: download and unpack the binary version where neither is there.
             options: of every data set.
         """
@@ -114,7 +122,7 @@ class CIFAR(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Downloads and unpacks, where that is asked for and needed."""
-        if self.download and self._found() is None:
+        if self.download and None in map(self._found, self.counts):
             # An archive that is there already is taken in place of another.
             there = [v for v in self._versions if (self.data_dir / v.archive).exists()]
             version = [*there, self.binary][0]
@@ -126,11 +134,11 @@ class CIFAR(ImageDataModule):
     def _versions(self) -> tuple[Version, Version]:
         return self.binary, self.python
 
-    def _found(self) -> tuple[Version, Path] | None:
-        """The version that is there, and its folder."""
+    def _found(self, split: str) -> tuple[Version, Path] | None:
+        """The version of which the split's files are there, and their folder."""
         for version in self._versions:
             for folder in (self.data_dir / version.folder, self.data_dir):
-                if all((folder / name).is_file() for name in version.names):
+                if all((folder / name).is_file() for name in version.files[split]):
                     return version, folder
         return None
 
@@ -147,10 +155,17 @@ class CIFAR(ImageDataModule):
     def _files(self, split: str) -> list[Path]:
         return self._version_and_files("test" if split == "test" else "train")[1]
 
+    def _hashes(self, split: Literal["train", "test"]) -> dict[Path, Hash]:
+        version, files = self._version_and_files(split)
+        published = version.files[split]
+        return {path: Hash("md5", published[path.name], version.agreed) for path in files}
+
     def _version_and_files(self, split: str) -> tuple[Version, list[Path]]:
-        found = self._found()
+        found = self._found(split)
         if found is None:
-            folders = " nor ".join(f"{v.folder} ({', '.join(v.names)})" for v in self._versions)
+            folders = " nor ".join(
+                f"{v.folder} ({', '.join(v.files[split])})" for v in self._versions
+            )
             raise InputError(
                 f"--data.data_dir {self.data_dir} has neither {folders}: unpack"
                 f" {self.binary.remote} from {URL} there, or set --data.download true"
@@ -186,16 +201,33 @@ class CIFAR10(CIFAR):
         sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
         folder="cifar-10-batches-bin",
         files={
-            "train": tuple(f"data_batch_{k}.bin" for k in range(1, 6)),
-            "test": ("test_batch.bin",),
+            "train": {
+                "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+                "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+                "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+                "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+                "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+            },
+            "test": {"test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d"},
         },
+        agreed=False,
     )
     python = Version(
         archive="cifar-10-python.tar.gz",
         size=170_498_071,
         sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
         folder="cifar-10-batches-py",
-        files={"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)},
+        files={
+            "train": {
+                "data_batch_1": "c99cafc152244af753f735de768cd75f",
+                "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+                "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+                "data_batch_4": "634d18415352ddfa80567beed471001a",
+                "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            },
+            "test": {"test_batch": "40351d587109b95175f43aff81a1287e"},
+        },
+        agreed=True,
     )
 
 
@@ -221,12 +253,20 @@ class CIFAR100(CIFAR):
         size=168_513_733,
         sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
         folder="cifar-100-binary",
-        files={"train": ("train.bin",), "test": ("test.bin",)},
+        files={
+            "train": {"train.bin": "6172c7755cfe09b2fe270c85cebc1b15"},
+            "test": {"test.bin": "4499cfba6c016c1be1438163640a0898"},
+        },
+        agreed=False,
     )
     python = Version(
         archive="cifar-100-python.tar.gz",
         size=169_001_437,
         sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
         folder="cifar-100-python",
-        files={"train": ("train",), "test": ("test",)},
+        files={
+            "train": {"train": "16019d7e3df5f24257cddd939b257f8d"},
+            "test": {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+        },
+        agreed=True,
     )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.base import ImageDataModule, sha256
+from datamodules.base import ImageDataModule
 from datamodules.dataset import ImageDataset, Sample
 from datamodules.image_files import ImageFiles, Size, resized_size
 from hetpure.errors import InputError
@@ -134,8 +134,7 @@ class FileDataModule(ImageDataModule):
         read the content of all files would take minutes."""
         self.setup("test")
         dataset = self._evaluated(self._splits[self.test_split])
-        ids = {} if self.ids is None else {self.ids.name: sha256(self.ids)}
-        return {"names, sizes, labels and ids": dataset.fingerprint, **ids}
+        return {"names, sizes, labels and ids": dataset.fingerprint} | self._ids_sha256()
 
 
 class ImageFolder(FileDataModule):
@@ -167,7 +166,8 @@ class ImageFolder(FileDataModule):
         super().__init__(channels=channels, resize=resize, crop=crop, **options)
         given = {"test": data_dir, "train": train_dir}
         self._folders = {split: Path(path) for split, path in given.items() if path is not None}
-        if not self._folders or len(set(self._folders.values())) < len(self._folders):
+        places = {folder.resolve() for folder in self._folders.values()}
+        if not places or len(places) < len(self._folders):
             raise InputError(
                 "give --data.data_dir, images to evaluate, or --data.train_dir, images to train"
                 " on, or two different folders"

@@ -8,7 +8,7 @@ import torch
 from scipy.io import loadmat
 from torch import Tensor
 
-from datamodules.base import ImageDataModule
+from datamodules.base import Hash, ImageDataModule
 from datamodules.dataset import ImageDataset
 from datamodules.download import Remote, fetch
 from hetpure.errors import InputError
@@ -93,6 +93,10 @@ class SVHN(ImageDataModule):
 
     def _files(self, split: str) -> list[Path]:
         return [self._path("test" if split == "test" else "train")]
+
+    def _hashes(self, split: Literal["train", "test"]) -> dict[Path, Hash]:
+        kinds = ["train", "extra"] if self.extra and split == "train" else [split]
+        return {self._path(kind): Hash("sha256", FILES[kind][1]) for kind in kinds}
 
     def _load(self, split: str) -> dict[str, ImageDataset]:
         found = super()._load(split)

@@ -1,6 +1,8 @@
 """CIFAR's files in both published versions: what is read, and what is refused."""
 
+import hashlib
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules import base
 from datamodules.cifar import CIFAR, CIFAR10, CIFAR100, read_python
 from hetpure.errors import InputError
 
 SMALL = {"train": 200, "test": 30}
+PIXELS = 30 * 3072  # of the test images
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +151,49 @@ def test_names_and_sizes_are_the_published_ones() -> None:
     data = CIFAR100("nowhere")
     assert (data.num_classes, data.channels, data.image_size) == (100, 3, 32)
     assert data.description == "CIFAR-100 test images"
+    expected = "airplane automobile bird cat deer dog frog horse ship truck"
+    assert " ".join(CIFAR10.class_names) == expected
+
+
+def test_hashes_are_the_published_ones() -> None:
+    """Of the archives SHA-256, of the files MD5."""
+    known = {
+        "cifar-10-binary.tar.gz": (
+            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+        ),
+        "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+        "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+        "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+        "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+        "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+        "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+        "cifar-10-python.tar.gz": (
+            "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+        ),
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+        "cifar-100-binary.tar.gz": (
+            "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"
+        ),
+        "train.bin": "6172c7755cfe09b2fe270c85cebc1b15",
+        "test.bin": "4499cfba6c016c1be1438163640a0898",
+        "cifar-100-python.tar.gz": (
+            "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"
+        ),
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    }
+    versions = [v for kind in (CIFAR10, CIFAR100) for v in (kind.binary, kind.python)]
+    found = {version.archive: version.sha256 for version in versions}
+    for version in versions:
+        for files in version.files.values():
+            found |= files
+    assert found == known
+    assert [version.agreed for version in versions] == [False, True, False, True]
 
 
 def refused(kind: type[CIFAR], folder: Path, stage: str = "test") -> str:
@@ -158,12 +205,52 @@ def refused(kind: type[CIFAR], folder: Path, stage: str = "test") -> str:
 
 def test_missing_files_are_named_with_what_to_do(tmp_path: Path) -> None:
     said = refused(CIFAR10, tmp_path)
-    for part in (str(tmp_path), "cifar-10-batches-bin", "data_batch_5.bin", "cifar-10-batches-py",
+    for part in (str(tmp_path), "cifar-10-batches-bin (test_batch.bin)",
+                 "cifar-10-batches-py (test_batch)",
                  "cifar-10-binary.tar.gz (170,052,171 bytes, SHA-256 c4a38c50",
                  "--data.download true"):  # fmt: skip
         assert part in said
     (write_binary(tmp_path, CIFAR10) / "data_batch_3.bin").unlink()
-    assert "--data.download true" in refused(CIFAR10, tmp_path)
+    assert "data_batch_3.bin" in refused(CIFAR10, tmp_path, "fit")
+
+
+def test_the_test_file_alone_is_evaluated(tmp_path: Path) -> None:
+    for path in write_binary(tmp_path, CIFAR10).iterdir():
+        if path.name != "test_batch.bin":
+            path.unlink()
+    data = CIFAR10(str(tmp_path), batch_size=30)
+    data.setup("test")
+    (batch,) = data.test_dataloader()
+    assert batch["label"].tolist() == content(CIFAR10)["test"][1].tolist()
+    assert list(data.files_sha256()) == ["test_batch.bin"]
+
+
+def test_other_files_are_told_and_the_published_512_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(base, "rank_zero_info", told.append)
+    path = write_python(tmp_path / "python", CIFAR10) / "test_batch"
+    write_binary(tmp_path / "binary", CIFAR10)
+    for form in ("python", "binary"):
+        data = CIFAR10(str(tmp_path / form), validation=10)
+        data.setup("fit"), data.setup("test"), data.setup()  # a file is hashed once
+        others = [line for line in told if "is not the published file" in line]
+        assert len(others) == 6 and "data_batch_1" in others[0] and "test_batch" in others[5]
+        told.clear()
+    data = CIFAR10(str(tmp_path / "python"), subset="published_512")
+    for _ in range(2):
+        with pytest.raises(InputError, match=f"{path} is not the published file: --data.subset"):
+            data.setup("test")
+    # One source alone has the hashes of binary files: another file is told, not refused.
+    CIFAR10(str(tmp_path / "binary"), subset="published_512").setup("test")
+    assert any("test_batch.bin is not the published file" in line for line in told)
+    own = {"test_batch": hashlib.md5(path.read_bytes()).hexdigest()}
+    version = replace(CIFAR10.python, files=CIFAR10.python.files | {"test": own})
+    monkeypatch.setattr(CIFAR10, "python", version)
+    told.clear()
+    CIFAR10(str(tmp_path / "python"), subset="published_512").setup("test")
+    assert told == [f"CIFAR-10 from {tmp_path / 'python'}"]
 
 
 def test_cut_and_foreign_files_are_refused(tmp_path: Path) -> None:
@@ -189,9 +276,9 @@ def test_python_files_of_another_content_are_refused(tmp_path: Path) -> None:
         path.write_bytes(whole[:cut])
         assert str(path) in refused(CIFAR10, tmp_path)
     for wrong, says in (
-        ({"data": np.zeros((30, 3071), np.uint8)}, "of shape (30, 3071)"),
+        ({"data": np.zeros((30, 3073), np.uint8)}, "of shape (30, 3073)"),
         ({"data": np.zeros((30, 3072), np.int64)}, "int64"),
-        ({"data": [[0]]}, "no data and labels"),
+        ({"data": [[0]], "more": bytes(PIXELS)}, "no data and labels"),
         ({"labels": [0] * 29}, "29 labels"),
         ({"labels": [0.5] * 30}, "labels that are no classes"),
         ({"labels": [-1] * 30}, "labels that are no classes"),
@@ -199,8 +286,22 @@ def test_python_files_of_another_content_are_refused(tmp_path: Path) -> None:
     ):
         change(path, **wrong)
         assert says in refused(CIFAR10, tmp_path)
-    path.write_bytes(pickle.dumps([1, 2], protocol=2))
+    path.write_bytes(pickle.dumps([bytes(PIXELS)], protocol=2))
     assert "no data and labels" in refused(CIFAR10, tmp_path)
+
+
+def test_a_small_pickle_is_refused_unread(tmp_path: Path) -> None:
+    """Read, it would need memory for the number of values that it claims to hold."""
+    path = write_python(tmp_path, CIFAR10) / "test_batch"
+    path.write_bytes(b"\x80\x02Nr\x00\x00\x00\x08.")  # None, kept as value 2**27: 1 GB or more
+    assert f"{path}: 9 bytes, expected 92,160 or more for 30 images" in refused(CIFAR10, tmp_path)
+
+
+def test_an_error_without_words_is_named(tmp_path: Path) -> None:
+    path = write_python(tmp_path, CIFAR10) / "test_batch"
+    path.write_bytes(b"\x80\x02" + b"(" * PIXELS)
+    said = refused(CIFAR10, tmp_path)
+    assert "no whole pickle (" in said and "()" not in said
 
 
 class Writes:
@@ -215,7 +316,7 @@ class Writes:
 
 def test_no_pickle_is_run(tmp_path: Path) -> None:
     target = tmp_path / "written"
-    whole = {"data": Writes(target), "labels": [0] * 30}
+    whole = {"data": Writes(target), "labels": [0] * 30, "more": bytes(PIXELS)}
     path = tmp_path / "test_batch"
     path.write_bytes(python_3(whole))
     pickle.loads(path.read_bytes())

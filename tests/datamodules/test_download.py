@@ -169,6 +169,7 @@ def published(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
         hashlib.sha256(server.content).hexdigest(),
         CIFAR10.binary.folder,
         CIFAR10.binary.files,
+        CIFAR10.binary.agreed,
     )
     monkeypatch.setattr(CIFAR10, "binary", version)
     monkeypatch.setattr(CIFAR10, "counts", {"train": 5, "test": 1})
