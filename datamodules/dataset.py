@@ -20,6 +20,16 @@ HASHED = 4096  # images hashed at once: a copy of that many is made
 Sample = dict[str, Tensor]
 
 
+def as_int64(values: Tensor, what: str, where: str) -> Tensor:
+    """Labels or ids as int64. InputError unless they are integers.
+
+    A uint64 from 2**63 becomes negative. As neither a label nor an id may be, it is refused later.
+    """
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise InputError(f"{where}: {values.dtype} {what}, expected integers")
+    return values.long()  # torch compares and sorts no uint16, uint32 and uint64
+
+
 def check_images(images: Tensor, where: str, *, samples: Tensor | None = None) -> None:
     """Raises InputError unless images (N, C, H, W) are 8-bit, or floats in pixel [0,1].
 
@@ -46,8 +56,7 @@ def check_images(images: Tensor, where: str, *, samples: Tensor | None = None) -
 def check_ids(samples: Tensor, where: str, *, unique: bool = True) -> None:
     """Raises InputError unless ids (N,) are integers from 0 to 2**32 - 1, none of them twice unless
     that is allowed."""
-    if samples.is_floating_point() or samples.is_complex() or samples.dtype == torch.bool:
-        raise InputError(f"{where}: {samples.dtype} ids, expected integers")
+    samples = as_int64(samples, "ids", where)
     if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < IDS:
         raise InputError(
             f"{where}: ids from {int(samples.min())} to {int(samples.max())}, allowed are 0 to"
@@ -69,8 +78,7 @@ def check_labels(
 
     `where` names them in the message; `samples` (N,) are their ids, by default 0 to N - 1.
     """
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise InputError(f"{where}: {labels.dtype} labels, expected integers")
+    labels = as_int64(labels, "labels", where)
     bad = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
     if bad.any():
         position = int(bad.nonzero()[0])

@@ -1,6 +1,5 @@
 """Images of one's own in a file of numpy's."""
 
-import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +26,10 @@ def read_arrays(path: Path) -> dict[str, "np.ndarray[Any, Any]"]:
             if not NEEDED <= names <= ALLOWED:
                 raise ValueError(f"it holds {', '.join(sorted(names))}")
             return {name: file[name] for name in names}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of whatever kind: a damaged file says anything
+        why = str(error) or type(error).__name__
         raise InputError(
-            f"{path} cannot be read ({error}): give an .npz file with the arrays images, labels"
+            f"{path} cannot be read ({why}): give an .npz file with the arrays images, labels"
             " and, if need be, ids"
         ) from None
 
@@ -99,9 +99,12 @@ class NPZ(ImageDataModule):
             options: of every data set.
         """
         super().__init__(**options)
+        if num_classes < 2:
+            raise InputError(f"--data.num_classes is {num_classes}, allowed is 2 or more")
         given = {"test": file, "train": train_file}
         self._paths = {split: Path(path) for split, path in given.items() if path is not None}
-        if not self._paths or file == train_file:
+        places = {path.resolve() for path in self._paths.values()}
+        if not places or len(places) < len(self._paths):
             raise InputError(
                 "give --data.file, images to evaluate, or --data.train_file, images to train on, or"
                 " two different files"

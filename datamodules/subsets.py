@@ -49,9 +49,10 @@ def published_512(count: int) -> Tensor:
 
 
 def read_ids(path: Path) -> list[int]:
-    """The ids in a text file, one integer a line, in ascending order."""
+    """The ids in a text file, one integer a line, in ascending order; blank lines at its end
+    are none."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text().rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--data.ids {path} cannot be read as text: {error}") from None
     for number, line in enumerate(lines, start=1):

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.dataset import EpochSampler, ImageDataset, check_images, epoch_order
+from datamodules.dataset import (
+    EpochSampler,
+    ImageDataset,
+    check_ids,
+    check_images,
+    check_labels,
+    epoch_order,
+)
 from hetpure.errors import InputError
 
 
@@ -87,6 +94,21 @@ def test_labels_and_ids_are_integers_in_their_ranges(
         ImageDataset(torch.zeros(2, 1, 4, 4), torch.tensor(labels), torch.tensor(ids), where="mine")
     last = torch.tensor([2**32 - 1, 0])
     assert ImageDataset(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), last)[0]["sample"] == last[0]
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_integers_of_every_type_are_labels_and_ids(kind: torch.dtype) -> None:
+    images, values = torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]).to(kind)
+    dataset = ImageDataset(images, values, values)
+    assert dataset.labels.tolist() == dataset.samples.tolist() == [0, 1]
+    twice = torch.tensor([1, 1]).to(kind)
+    with pytest.raises(InputError, match="id 1 is there more than once"):
+        ImageDataset(images, values, twice)
+    with pytest.raises(InputError, match=r"label 1 of sample 1, allowed is 0 to 0"):
+        check_labels(values, "mine", 1, samples=values)
+    large = torch.tensor([1, -1]).view(torch.uint64)  # 2**64 - 1
+    with pytest.raises(InputError, match="mine: ids from -1 to 1"):
+        check_ids(large, "mine")
 
 
 def test_the_fingerprint_is_of_pixels_labels_and_ids() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.npz import NPZ
+from datamodules.npz import NPZ, read_arrays
 from hetpure.errors import InputError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 3, 6, 5), np.uint8)
@@ -43,6 +43,18 @@ def test_layouts_and_units_are_told_apart(images: Any, tmp_path: Path) -> None:
     assert found["label"].tolist() == [1, 0, 1, 2] and found["sample"].tolist() == [0, 1, 2, 3]
 
 
+def test_ids_and_labels_may_be_of_any_integer_type(tmp_path: Path) -> None:
+    found = batch(
+        write(
+            tmp_path / "x.npz",
+            ids=np.array([7, 2**32 - 1, 0, 5], np.uint64),
+            labels=LABELS.astype(np.uint16),
+        )
+    )
+    assert found["sample"].tolist() == [0, 5, 7, 2**32 - 1]
+    assert found["label"].tolist() == [1, 2, 1, 0]
+
+
 def test_ids_are_kept_and_evaluated_in_ascending_order(tmp_path: Path) -> None:
     found = batch(write(tmp_path / "x.npz", ids=np.array([7, 2**32 - 1, 0, 5])))
     assert found["sample"].tolist() == [0, 5, 7, 2**32 - 1]
@@ -71,6 +83,7 @@ def test_ids_are_kept_and_evaluated_in_ascending_order(tmp_path: Path) -> None:
         ({"ids": np.array([1, 2, 3, 1])}, "id 1 is there more than once"),
         ({"ids": np.array([0, 1, 2, -3])}, "ids from -3 to 2"),
         ({"ids": np.array([0, 1, 2, 2**32])}, "ids from 0 to 4294967296"),
+        ({"ids": np.array([0, 1, 2, 2**64 - 1], np.uint64)}, "ids from -1 to 2"),
         ({"ids": np.arange(4) / 1}, "ids are float64"),
         ({"mean": np.zeros(3)}, "it holds images, labels, mean"),
         ({"labels": np.array([1, 0, 1, None], object)}, "allow_pickle"),
@@ -94,8 +107,32 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     for name in ("text.npz", "one.npy", "cut.npz", "missing.npz"):
         with pytest.raises(InputError, match=f"{name} cannot be read"):
             NPZ(3, str(tmp_path / name))
-    with pytest.raises(InputError, match="--data.file"):
-        NPZ(3)
+    for files in ((), ("x.npz", "./x.npz"), ("x.npz", str(Path("x.npz").absolute()))):
+        with pytest.raises(InputError, match="--data.file"):
+            NPZ(3, *files)
+    for classes in (-1, 0, 1):
+        with pytest.raises(InputError, match=f"--data.num_classes is {classes}, allowed is 2"):
+            NPZ(classes, str(tmp_path / "x.npz"))
+
+
+def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
+    """Wherever it is damaged: the archive's and zlib's errors are of many kinds."""
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, images=PIXELS, labels=LABELS)
+    whole = path.read_bytes()
+    refused = []
+    for position in range(len(whole)):
+        changed = bytearray(whole)
+        changed[position] ^= 0xFF
+        path.write_bytes(changed)
+        try:
+            assert np.array_equal(read_arrays(path)["images"], PIXELS)  # the byte is of no use
+        except InputError as error:
+            refused.append(str(error))
+    assert len(refused) > len(whole) / 2
+    for said in refused:
+        assert said.startswith(f"{path} cannot be read (") and "\n" not in said
+        assert "read ()" not in said
 
 
 def test_a_training_has_a_file_of_its_own(tmp_path: Path) -> None:

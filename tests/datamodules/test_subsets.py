@@ -101,12 +101,15 @@ def test_balanced_has_as_many_of_each_class() -> None:
 
 def test_ids_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "ids.txt"
-    path.write_text("17\n3\n 599 \n")
+    path.write_text("17\n3\n 599 \n\n \n")
     assert evaluated(ids=str(path)) == [3, 17, 599]
     assert evaluated(ids=str(path), skip=1, limit=1) == [17]
     data = Squares(ids=str(path))
     assert data.description == "squares test images (the ids of ids.txt)"
-    assert data.files_sha256() == {"ids.txt": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert data.files_sha256() == {"ids: ids.txt": hashlib.sha256(path.read_bytes()).hexdigest()}
+    data._files = lambda split: [path, tmp_path / "test.bin"]  # type: ignore[method-assign]
+    (tmp_path / "test.bin").touch()
+    assert list(data.files_sha256()) == ["ids.txt", "test.bin", "ids: ids.txt"]
     with pytest.raises(InputError, match="--data.ids contradicts --data.subset balanced"):
         Squares(ids=str(path), subset="balanced")
 
@@ -171,6 +174,16 @@ def test_labels_outside_the_classes_are_refused_at_the_door() -> None:
     data.class_names = ("a", "b")
     with pytest.raises(InputError, match="memory: label 2 at index 2, allowed is 0 to 1"):
         data.setup("test")
+
+
+def test_more_images_than_there_are_is_refused_with_what_to_do() -> None:
+    with pytest.raises(InputError, match=r"at most 600 together.*; --data.limit=null takes all"):
+        evaluated(limit=601)
+
+
+def test_a_negative_number_of_workers_is_refused() -> None:
+    with pytest.raises(InputError, match="--data.num_workers is -1, allowed is 0 or more"):
+        Squares(num_workers=-1)
 
 
 def test_an_unknown_choice_is_refused() -> None:
