@@ -106,11 +106,11 @@ class ImageDataModule(L.LightningDataModule):
         check_choice("--data.subset", subset, Subset)
         if ids is not None and subset != "all":
             raise InputError(
-                f"--data.ids contradicts --data.subset {subset}: leave one of them out"
+                f"--data.ids contradicts --data.subset {subset}: give --data.subset=all too"
             )
         if subset == "published_512" and not self.has_published_512:
             raise InputError(
-                "--data.subset published_512 is of CIFAR, SVHN and ImageNet: take balanced or ids"
+                "--data.subset published_512 is of CIFAR, SVHN and ImageNet: take all or balanced"
             )
         if subset == "published_512" and test_split != "test":
             raise InputError(

@@ -321,11 +321,16 @@ def main(arguments: list[str]) -> None:
     converter = jsonargparse.ArgumentParser(
         exit_on_error=False, description=(convert.__doc__ or "").split("Args:")[0]
     )
-    converter.add_function_arguments(convert, as_positional=True, skip={"mean", "std", "check"})
+    converter.add_function_arguments(
+        convert, as_positional=True, skip={"mean", "std", "attention_blocks", "check"}
+    )
     for name in ("mean", "std"):
         converter.add_argument(
             f"--{name}", type=float, nargs="+", help="of a classifier, pixel [0, 1], by channel"
         )
+    converter.add_argument(
+        "--attention_blocks", nargs="+", help="its modules that the attention mask reads"
+    )
     converter.add_argument("--check", action="store_true", help="run what was written once")
     commands.add_subcommand("convert", converter, help="turn a published file into a folder")
     tuning = jsonargparse.ArgumentParser(exit_on_error=False)

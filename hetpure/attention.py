@@ -20,6 +20,10 @@ Selection = Literal["value", "area"]
 Size = tuple[int, int]  # height and width, pixels
 # Class, distillation and register tokens; published models have at most a handful.
 MOST_PREFIX_TOKENS = 16
+NO_BLOCKS = (
+    "the classifier names no modules for the attention mask: convert it with --attention_blocks, or"
+    " give the row mask.blocks"
+)
 SOFTNESS = 0.1  # of a relaxed mask's edge, as a share of the scores' span
 Placement = Literal["attended", "inverted", "random", "shifted"]
 
@@ -151,7 +155,7 @@ class AttentionMask:
         (H, W) given."""
         blocks = self.blocks or classifier.attention_blocks
         if not blocks:
-            raise InputError("this classifier names no attention blocks: set mask.blocks")
+            raise InputError(NO_BLOCKS)
         unknown = set(blocks) - {name for name, _ in classifier.network.named_modules()}
         if unknown:
             raise InputError(f"mask.blocks {sorted(unknown)} are no modules of the classifier")

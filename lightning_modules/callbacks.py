@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor, nn
 
+from datamodules.fashion_mnist import FashionMNIST
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.noise import Noise, Stream
@@ -112,7 +113,11 @@ def announce(trainer: L.Trainer) -> None:
                 print(f"checkpoint: {callback.checkpoint}")
             print(f"weights: {callback.folder}")
             print("evaluate them with:\n")
-            print(f"  python evaluate.py {callback.option} {shlex.quote(str(callback.folder))}\n")
+            data = getattr(trainer, "datamodule", None)
+            # The default config evaluates packaged images.
+            config = "" if isinstance(data, FashionMNIST) else "--config YOURS.yaml "
+            option = f"{config}{callback.option} {shlex.quote(str(callback.folder))}"
+            print(f"  python evaluate.py {option}\n")
 
 
 class SaveWhenStopped(Callback):

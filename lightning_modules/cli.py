@@ -113,7 +113,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r"\s*.*deprecated in v4\.49")
 
     def no_tip(record: logging.LogRecord) -> bool:
-        return "Tip:" not in record.getMessage()
+        told = record.getMessage()  # the second is about what a checkpoint is to hold
+        return "Tip:" not in told and "`weights_only` was not set" not in told
 
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("lightning"):

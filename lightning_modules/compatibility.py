@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import (
 from torch import Tensor
 
 from hetpure.adversarial_training import evaluating
+from hetpure.attention import NO_BLOCKS
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
@@ -102,8 +103,12 @@ def check_denoiser(denoiser: Denoiser, data: Any, purified_size: int | None = No
         ("images of {0[0]} x {0[1]}", height_width(config.get("sample_size")), size),
     ):
         if None not in (mine, theirs) and mine != theirs:
+            whose, advice = "the data", ""
+            if "{0[0]}" in what:
+                whose = whose if purified_size is None else "purified_size"
+                advice = ": a row's purified_size is the size at which images are purified"
             raise InputError(
-                f"the diffusion has {what.format(mine)} and the data {what.format(theirs)}"
+                f"the diffusion has {what.format(mine)} and {whose} {what.format(theirs)}{advice}"
             )
     for key in ("class_embed_type", "num_class_embeds", "label_dim"):
         if config.get(key):
@@ -118,6 +123,9 @@ def check_defense(defense: Defense, data: Any) -> None:
     check_classifier(defense.classifier, data)
     if defense.denoiser is not None:
         check_denoiser(defense.denoiser, data, defense.purified_size)
+    blocks = defense.attention_mask.blocks or defense.classifier.attention_blocks
+    if defense.masked and not blocks:
+        raise InputError(NO_BLOCKS)
 
 
 def check_all_answers(defenses: dict[str, Defense], images: Tensor) -> None:

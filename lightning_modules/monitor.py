@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -154,6 +155,7 @@ class RobustProbe(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if isinstance(pl_module, DiffusionTraining):
+            rank_zero_info(f"RobustProbe: attacking {self.images} images before the first update")
             # Not to `callback_metrics`: what is logged here counts for the whole epoch.
             found = self.probe(trainer, pl_module)
             for logger in trainer.loggers:

@@ -20,3 +20,5 @@ def _environment_as_it_was() -> Iterator[None]:
     waits for the other one."""
     with mock.patch.dict(os.environ):
         yield
+    if torch.distributed.is_initialized():  # Lightning leaves the group of a refused training
+        torch.distributed.destroy_process_group()

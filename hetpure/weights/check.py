@@ -54,9 +54,10 @@ def check_classifier(folder: Path, size: int | None = None) -> list[str]:
     try:
         logits = classifier(pixels + 0.1 * noise_for(pixels).normal(Purpose.FORWARD, pixels))
     except Exception as error:  # a foreign network raises anything
+        other = "" if isinstance(error, InputError) else "; --sample_size gives another size"
         raise InputError(
             f"{folder} was written, but does not run on images of {size} x {size} pixels"
-            f" ({in_one_line(error)[:80]}): give --sample_size"
+            f" ({in_one_line(error)}){other}: delete that folder before the next try"
         ) from None
     _check_finite(logits)
     return [

@@ -50,6 +50,8 @@ KEYS = ("architecture", "network", "mean", "std", "num_classes", "in_channels", 
 def load_classifier(name: str | Path) -> Classifier:
     """The classifier of a packaged name or folder, frozen and in eval mode."""
     folder = resolve(name)
+    if (folder / "unet").is_dir():
+        raise InputError(f"{folder} is a diffusion's folder, no classifier's")
     classifier = build_classifier(read_json(folder / CONFIG), where=folder / CONFIG)
     path = weights_file(folder, WEIGHTS)
     try:

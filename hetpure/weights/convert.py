@@ -125,7 +125,10 @@ def _recognise(parts: Mapping[str, Part], told: Told) -> tuple[str, Found]:
                 f"{name!r} is an average of {len(part)} tensors in no order that is known: --part"
                 f" takes another of {_names(parts)}"
             )
-    raise InputError(f"it is of no known format ({_first_names(parts)}); known are {KNOWN}")
+    raise InputError(
+        f"it is of no known format ({_first_names(parts)}); known are {KNOWN}. For a classifier of"
+        " your own give --architecture"
+    )
 
 
 def _read(part: Part, told: Told) -> Found | None:
@@ -169,9 +172,7 @@ def _own(
         for state in () if isinstance(part, list) else (part, without_wrappers(part)):
             if (misfit := _misfit(state, network)) is None:
                 return name, ClassifierWeights(own.architecture, config, state, (), "your own")
-            problem = (
-                f"the last of its parts ({_names(parts)}) is not of {own.architecture}: {misfit}"
-            )
+            problem = f"{name or 'it'} does not fit {own.architecture}: {misfit}"
     raise InputError(problem)
 
 
@@ -202,8 +203,8 @@ def _write(
     else:
         kind, option = "classifier", "--model.classifier"
         config = found.config | given
-        said += [f"normalised by mean {config['mean']} and std {config['std']}"]
-        said += ["these are the given ones"] if given else [found.normalisation]
+        as_given = f"normalised by mean {config['mean']} and std {config['std']}, as given"
+        said += [as_given if given else found.normalisation]
         said += found.remarks
     with written_whole(folder) as place:
         if isinstance(found, DiffusionWeights):

@@ -26,7 +26,7 @@ def fetch(name: str) -> Path:
         at = f" --revision {revision}" if revision else ""
         raise InputError(
             f"{name} is not in the cache and cannot be downloaded"
-            f" ({' '.join(str(error).split())[:100]}): run `hf download {repository}{at}` where"
+            f" ({' '.join(str(error).split())[:200]}): run `hf download {repository}{at}` where"
             " there is a network and bring the cache (HF_HOME), or give the folder's path"
         ) from None
 

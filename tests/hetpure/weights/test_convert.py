@@ -262,7 +262,7 @@ def test_a_network_of_ones_own(
     torch.save({"model": state, "epoch": 7}, tmp_path / "mine.pt")
     options = ["--architecture=my_nets.Net", '--network={"width": 4}', "--num_classes=5"]
     scaling = ["--mean", "0.5", "0.5", "0.5", "--std", "0.2", "0.2", "0.2"]
-    blocks = ["--attention_blocks", '["conv"]']
+    blocks = ["--attention_blocks", "conv"]
     arguments = ["convert", str(tmp_path / "mine.pt"), str(tmp_path / "out")]
     main([*arguments, *options, *scaling, *blocks, "--check"])
     assert "(2, 5) logits" in capsys.readouterr().out
