@@ -1,6 +1,5 @@
 """What all data sets share: splits, which of their images are evaluated, and loaders."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,6 +18,7 @@ from datamodules.dataset import (
     leave_stopping_to_the_program,
 )
 from datamodules.subsets import choose, published_512, read_ids, smallest_class
+from hetpure.disk import file_hash
 from hetpure.errors import InputError, check_choice
 
 TestSplit = Literal["test", "validation"]
@@ -35,12 +35,6 @@ class Hash(NamedTuple):
     kind: Literal["md5", "sha256"]
     digest: str
     agreed: bool = True  # by several sources; where one alone has it, no file is refused for it
-
-
-def file_hash(path: Path, kind: str = "sha256") -> str:
-    """Of a file's content, which is never in memory as a whole."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
 
 
 class ImageDataModule(L.LightningDataModule):

@@ -1,7 +1,19 @@
-"""Files that are there whole or not at all, also where the power fails."""
+"""Files that are there whole or not at all, also where the power fails; and their hashes."""
 
+import hashlib
 import os
 from pathlib import Path
+
+PIECE = 2**20  # bytes read at once
+
+
+def file_hash(path: Path, kind: str = "sha256") -> str:
+    """Of a file's content, which is never in memory as a whole."""
+    digest = hashlib.new(kind)
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def make_folder(path: Path) -> None:

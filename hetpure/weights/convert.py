@@ -1,6 +1,5 @@
 """A published file of weights to a folder that evaluations and trainings read."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from diffusers import __version__ as diffusers_version
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hetpure.disk import file_hash
 from hetpure.errors import InputError
 from hetpure.weights.checkpoint import Part, read_parts, without_wrappers
 from hetpure.weights.classifier import ARCHITECTURES, CONFIG, WEIGHTS, build_classifier
@@ -215,7 +215,7 @@ def _write(
         origin = {
             "file": source.name,
             "bytes": source.stat().st_size,
-            "sha256": _sha256(source),
+            "sha256": file_hash(source),
             "format": found.format,
             "part": part,
             "licence": found.licence,
@@ -313,14 +313,6 @@ def _save(state: State, path: Path) -> None:
         if value.is_meta or not plain[name].isfinite().all():
             raise InputError(f"its {name} holds no numbers, or NaN or infinite ones: no weights")
     save_file(plain, path, metadata={"format": "pt"})
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _card(origin: dict[str, Any], option: str) -> str:
