@@ -30,10 +30,7 @@ class Extent:
 
 def said(images: int, directions: int, steps: int | None, of_steps: int | None) -> str:
     """An extent in words."""
-    parts = [
-        f"{images} image{'s'[: images != 1]}",
-        f"{directions} direction{'s'[: directions != 1]}",
-    ]
+    parts = [_counted(images, "image"), _counted(directions, "direction")]
     if steps != of_steps:
         parts.append(f"{steps} of {of_steps} steps")
     return ", ".join(parts)
@@ -82,7 +79,12 @@ def thinned(defense: Defense, plan: Plan) -> Defense:
         taped = -(-used.taped_steps * len(plan) // len(defense.plan))
         used = Execution(used.policy, min(taped, len(plan)), used.micro_batch)
     short = Defense(
-        defense.classifier, defense.purifier, defense.denoiser, defense.attention_mask, used
+        defense.classifier,
+        defense.purifier,
+        defense.denoiser,
+        defense.attention_mask,
+        used,
+        defense.purified_size,
     )
     short.plan = plan
     return short
