@@ -27,11 +27,11 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from hetpure.acceleration import Acceleration, accelerate
-from hetpure.certificate import cosines
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
 from hetpure.evaluation.results import provenance
+from hetpure.gradient_check import cosines
 from hetpure.gradients import Execution, input_gradient
 from hetpure.memory import budget_bytes
 from hetpure.noise import noise_for

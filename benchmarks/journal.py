@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
         cli.prepare()
         cli.evaluate()
     total = time.perf_counter() - BEGAN
-    for what, name in (("task, a certificate", "queue"), ("block", "clean images")):
+    for what, name in (("task, a gradient check", "queue"), ("block", "clean images")):
         print(f"start to the first {what}: {clocks[name].first - BEGAN:.1f} s of {total:.1f} s")
     print()
     print("| part | calls | seconds | % of the run |\n| --- | --- | --- | --- |")

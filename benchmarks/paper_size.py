@@ -1,11 +1,11 @@
 """Whether an evaluation of the papers' size fits into the memory that it is given, and how long its
-gradient certificate takes: what `--plan` says of both, and what they are.
+gradient check takes: what `--plan` says of both, and what they are.
 
 Networks of the papers' architectures, google/ddpm-cifar10-32 (35.7M weights) and WRN-28-10 (36.5M),
 with random weights; HetPure's purifier of 100 network calls; two random images, a block each, and
 one step of PGD. All is written to a temporary folder.
 
-    python benchmarks/paper_size.py --memory_budget 3GB                # the certificate
+    python benchmarks/paper_size.py --memory_budget 3GB                # the gradient check
     python benchmarks/paper_size.py --memory_budget 3GB --evaluate
 """
 
@@ -22,10 +22,10 @@ from gradients import denoiser_of
 from torch.utils.data import DataLoader
 
 from datamodules.dataset import ImageDataset
-from hetpure.evaluation.certificate import certify_defense
+from hetpure.evaluation.defense_check import check_defense_gradient
 from hetpure.evaluation.results import peak_memory
 from hetpure.memory import gigabytes, weight_bytes
-from hetpure.report.certificate import certificates_markdown
+from hetpure.report.gradient_checks import gradient_checks_markdown
 from hetpure.report.plan import total_bytes
 from hetpure.weights.classifier import build_classifier, save_classifier
 from lightning_modules.cli import run
@@ -118,22 +118,26 @@ def main(arguments: list[str]) -> None:
         plan = print_plan(cli)
         row, planned = plan["heterogeneous"], peak_memory(CPU)
         start = time.perf_counter()
-        certificate = certify_defense(
-            model.rows["heterogeneous"].subjects["certificate"],
+        gradient_check = check_defense_gradient(
+            model.rows["heterogeneous"].subjects["gradient_check"],
             model.first.images,
             model.first.samples,
             model.seed,
-            bound=model.certificate_bound,
-            extent=row.certificates["certificate"].extent,
+            bound=model.gradient_bound,
+            extent=row.gradient_checks["gradient_check"].extent,
             budget=model.float64_budget,
         )
         seconds = time.perf_counter() - start
-        print(certificates_markdown({"heterogeneous": {"certificate": certificate.as_dict()}}))
-        predicted = row.certificates["certificate"].phase.seconds
+        print(
+            gradient_checks_markdown(
+                {"heterogeneous": {"gradient_check": gradient_check.as_dict()}}
+            )
+        )
+        predicted = row.gradient_checks["gradient_check"].phase.seconds
         rows = [
             ("the plan itself, memory", "-", gigabytes(planned - before)),
-            ("certificate, s", f"{predicted:.0f}", f"{seconds:.0f}"),
-            memory("certificate", row.certificate_bytes, before),
+            ("gradient check, s", f"{predicted:.0f}", f"{seconds:.0f}"),
+            memory("gradient_check", row.gradient_check_bytes, before),
         ]
         if options.evaluate:
             start = time.perf_counter()

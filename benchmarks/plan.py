@@ -31,9 +31,9 @@ def main(arguments: list[str]) -> None:
         )
         for name, row in plan.items()
     ]
-    certificates = sum(entry.get("certificates", 0) for entry in timing)
-    predicted = sum(row.certificate_seconds for row in plan.values())
-    rows.append(("certificates", predicted, certificates))
+    gradient_checks = sum(entry.get("gradient_checks", 0) for entry in timing)
+    predicted = sum(row.gradient_check_seconds for row in plan.values())
+    rows.append(("gradient_checks", predicted, gradient_checks))
     rows.append(("whole evaluation", sum(row.seconds for row in plan.values()), seconds))
     print("| part | predicted, s | real, s | predicted / real |\n| --- | --- | --- | --- |")
     for name, predicted, real in rows:

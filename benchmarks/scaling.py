@@ -32,14 +32,14 @@ Seconds = dict[Task, float]
 
 def recorded(folder: RunFolder) -> Seconds:
     """Seconds of each task that the run finished: all attacks on a row's block together, or its
-    certificates."""
+    gradient checks."""
     parts: dict[tuple[Task, str], float] = {}  # one that was computed anew after a stop counts once
     for entry in folder.read_timing():
         if "defense" in entry:
             task = Task(entry["defense"], entry["block"])
             parts[task, entry["attack"]] = entry["seconds"]
         elif "row" in entry:
-            parts[Task(entry["row"], None), ""] = entry["certificates"]
+            parts[Task(entry["row"], None), ""] = entry["gradient_checks"]
     if not parts:
         raise InputError(f"{folder.path} has no timing: give the folder of an evaluation")
     found: Seconds = defaultdict(float)
@@ -57,7 +57,7 @@ def extended(seconds: Seconds, limited: int, blocks: int) -> Seconds:
     """So many blocks: the recorded ones, and after them those again that have no attacks on the
     first images only, which are the ones from `limited` on."""
     rows = list(dict.fromkeys(task.row for task in seconds))
-    certificates = {task: took for task, took in seconds.items() if task.block is None}
+    gradient_checks = {task: took for task, took in seconds.items() if task.block is None}
     known = 1 + max(task.block or 0 for task in seconds)
     if limited >= known:
         raise InputError(
@@ -67,7 +67,7 @@ def extended(seconds: Seconds, limited: int, blocks: int) -> Seconds:
         block if block < known else limited + (block - known) % (known - limited)
         for block in range(blocks)
     ]
-    return certificates | {
+    return gradient_checks | {
         Task(row, number): seconds.get(Task(row, block), 0.0)
         for number, block in enumerate(chosen)
         for row in rows
@@ -90,7 +90,7 @@ def queue(seconds: Seconds, workers: int) -> float:
 
 
 def shards(seconds: Seconds, workers: int) -> float:
-    """Time until the last worker ends, each with its own blocks, the first with the certificates
+    """Time until the last worker ends, each with its own blocks, the first with the gradient checks
     too."""
     own = [0.0] * workers
     for task, took in seconds.items():

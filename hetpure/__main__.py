@@ -22,9 +22,9 @@ from hetpure.images import read_image, write_image
 from hetpure.noise import noise_for
 from hetpure.presets import PRESETS, load_defense
 from hetpure.report import comparison
-from hetpure.report.certificate import failure
 from hetpure.report.figure import draw
 from hetpure.report.frontier import draw_frontier, frontier_markdown, frontier_table
+from hetpure.report.gradient_checks import failure
 from hetpure.report.purification import purification_panels
 from hetpure.report.report import report as write_and_print
 from hetpure.weights import convert as converting
@@ -33,7 +33,7 @@ from hetpure.weights.check import check_classifier, check_denoiser
 from hetpure.weights.formats import Betas, PublishedPairing, Told
 from lightning_modules.cli import quiet, run
 from lightning_modules.defenses import DefenseConfig
-from lightning_modules.evaluation_cli import evaluation_cli, print_certificates
+from lightning_modules.evaluation_cli import evaluation_cli, print_gradient_checks
 from lightning_modules.tuning import claim_folder, search, tuned_config
 
 FAILED = 1  # exit code of a check that ran and did not pass
@@ -216,22 +216,22 @@ def tune(
     )
 
 
-def certify(arguments: list[str]) -> None:
-    """Computes the gradient certificates of an evaluation, prints them, and fails where one does.
+def check_gradient(arguments: list[str]) -> None:
+    """Computes the gradient checks of an evaluation, prints them, and fails where one does.
 
     Args:
         arguments: options of evaluate.py.
     """
     cli = evaluation_cli(arguments)
     if cli.config.plan:
-        raise InputError("--plan is an option of evaluate.py: certify computes its certificates")
+        raise InputError("--plan is an option of evaluate.py: check computes its gradient checks")
     cli.prepare()
     if not cli.trainer.is_global_zero:  # one process says it
         return
-    certificates = print_certificates(cli)
+    gradient_checks = print_gradient_checks(cli)
     failed = [
         failure(name, found)
-        for name, row in certificates.items()
+        for name, row in gradient_checks.items()
         for found in row.values()
         if not found["passed"]
     ]
@@ -345,10 +345,10 @@ def main(arguments: list[str]) -> None:
     reporting = jsonargparse.ArgumentParser(exit_on_error=False)
     reporting.add_function_arguments(report, as_positional=True)
     commands.add_subcommand("report", reporting, help="results of a finished run, from its records")
-    certifying = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
-    commands.add_subcommand("certify", certifying, help="check an evaluation's gradients")
-    if arguments[:1] == ["certify"]:  # its options are those of evaluate.py
-        certify(arguments[1:])
+    checking = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
+    commands.add_subcommand("check_gradients", checking, help="check an evaluation's gradients")
+    if arguments[:1] == ["check_gradients"]:  # its options are those of evaluate.py
+        check_gradient(arguments[1:])
         return
 
     parsed = parser.parse_args(arguments)

@@ -1,5 +1,5 @@
 """The one network call, faster: low precision, channels last, compiled. Off by default, and held
-against the plain network by the gradient certificate."""
+against the plain network by the gradient check."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hetpure.certificate import cosines
 from hetpure.denoiser import Denoiser
 from hetpure.errors import check_choice
+from hetpure.gradient_check import cosines
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
@@ -97,7 +97,7 @@ class FastNetwork(nn.Module):
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if acceleration.compile != "off":
-            # Static: what a shape is certified with is what it is attacked with.
+            # Static: what a shape is checked with is what it is attacked with.
             self.network.compile(mode=acceleration.compile, dynamic=False)
         # float16 has no numbers for the small gradients of a sure classifier; and what CUDA graphs
         # return is written over by their next call.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hetpure.denoiser import Denoiser, to_pixels
 from hetpure.errors import InputError, check_choice
-from hetpure.noise import Purpose, RowNoise
+from hetpure.noise import BatchNoise, Purpose
 from hetpure.numbers import Number
 from hetpure.schedule import Level
 
@@ -64,7 +64,7 @@ class Batch:
     x0: Tensor
     labels: Tensor
     level: Level
-    noise: RowNoise
+    noise: BatchNoise
 
     def rows(self, index: Tensor) -> "Batch":
         """Some rows, (R,) int64."""
@@ -142,7 +142,7 @@ class Ranked(Perturbation):
     def mix(self, noise: Tensor, perturbation: Tensor, level: Level) -> Tensor:
         return mix_noise(noise, perturbation, self.ratio(level))
 
-    def order(self, values: Tensor, noise: RowNoise, step: int) -> Tensor:
+    def order(self, values: Tensor, noise: BatchNoise, step: int) -> Tensor:
         """RBGM of the values (B, C, H, W), with the Gaussian draw of a step."""
         draw = noise.normal(Purpose.RANK, values, repeat=step)
         ties = noise.uniform(Purpose.TIES, values, repeat=step)

@@ -11,10 +11,10 @@ from torch.autograd.function import once_differentiable
 
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.noise import Purpose, RowNoise
+from hetpure.noise import BatchNoise, Purpose
 from hetpure.purifiers import Plan, Purifier, Step, UniformPurifier
 from hetpure.samplers import ContinuousSampler
-from hetpure.schedule import CLEAN
+from hetpure.schedule import NO_NOISE
 
 
 def equation(purifier: Purifier | None) -> UniformPurifier:
@@ -34,11 +34,11 @@ def equation(purifier: Purifier | None) -> UniformPurifier:
 
 def solved(plan: Plan) -> Plan:
     """The steps that the equation is solved by: all but a read-out of the predicted image."""
-    return plan[:-1] if plan[-1].to == CLEAN else plan
+    return plan[:-1] if plan[-1].to == NO_NOISE else plan
 
 
 def solve(
-    purifier: UniformPurifier, denoiser: Denoiser, plan: Plan, state: Tensor, noise: RowNoise
+    purifier: UniformPurifier, denoiser: Denoiser, plan: Plan, state: Tensor, noise: BatchNoise
 ) -> Tensor:
     """The plan's last state (B, C, H, W), differentiable in the first by the continuous adjoint.
 
@@ -61,7 +61,7 @@ class _Adjoint(torch.autograd.Function):
         purifier: UniformPurifier,
         denoiser: Denoiser,
         plan: Plan,
-        noise: RowNoise,
+        noise: BatchNoise,
         state: Tensor,
     ) -> Tensor:
         for step in plan:
@@ -84,7 +84,7 @@ def _back(
     sampler: ContinuousSampler,
     denoiser: Denoiser,
     step: Step,
-    noise: RowNoise,
+    noise: BatchNoise,
     state: Tensor,
     adjoint: Tensor,
 ) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hetpure.errors import InputError, check_choice
 from hetpure.geometry import Norm, direction, project, uniform_in_ball
-from hetpure.noise import Purpose, RowNoise
+from hetpure.noise import BatchNoise, Purpose
 from hetpure.numbers import Number
 
 Method = Literal["pgd", "trades"]
@@ -69,7 +69,7 @@ def adversarial_loss(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
-    rows: RowNoise,
+    rows: BatchNoise,
     against: AdversarialTraining,
     *,
     label_smoothing: float = 0.0,
@@ -89,7 +89,7 @@ def perturb(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
-    rows: RowNoise,
+    rows: BatchNoise,
     against: AdversarialTraining,
 ) -> Tensor:
     """Images in the ball around `images` and in [0, 1] that the training loss dislikes.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hetpure.classifiers import Classifier
 from hetpure.errors import InputError, check_choice
-from hetpure.noise import Noise, Purpose, RowNoise, Stream
+from hetpure.noise import BatchNoise, Noise, Purpose, Stream
 
 Normalisation = Literal["minmax", "softmax"]
 Selection = Literal["value", "area"]
@@ -216,7 +216,7 @@ class AttentionMask:
         return self._shifted(mask, rows)
 
     @staticmethod
-    def _shifted(mask: Tensor, rows: RowNoise) -> Tensor:
+    def _shifted(mask: Tensor, rows: BatchNoise) -> Tensor:
         """The mask (B, H, W) moved around the image's edges."""
         height, width = mask.shape[1:]
         down = rows.integers(Purpose.MASK, height, step=0)[:, None, None]
@@ -226,13 +226,13 @@ class AttentionMask:
         image = torch.arange(len(mask), device=mask.device)[:, None, None]
         return mask[image, row, column]
 
-    def _rows(self, samples: Tensor | None, mask: Tensor) -> RowNoise:
+    def _rows(self, samples: Tensor | None, mask: Tensor) -> BatchNoise:
         """The noise of the placements that are fixed for an image."""
         if samples is None:
             raise InputError(f"a mask placed {self.placement} needs the images' sample ids")
         if len(samples) != len(mask):
             raise ValueError(f"{len(samples)} sample ids given for a batch of {len(mask)}")
-        return Noise.of(self.seed, Stream.LOCKED).on(samples.to(mask.device))
+        return Noise.of(self.seed, Stream.DW_BOX).on(samples.to(mask.device))
 
     def __call__(
         self,

@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
-from hetpure.noise import Purpose, RowNoise
+from hetpure.noise import BatchNoise, Purpose
 
 
-def flip(images: Tensor, noise: RowNoise) -> Tensor:
+def flip(images: Tensor, noise: BatchNoise) -> Tensor:
     """Each image (B, C, H, W) is mirrored left-right with probability one half."""
     mirrored = noise.integers(Purpose.AUGMENTATION, 2).bool().reshape(-1, 1, 1, 1)
     return torch.where(mirrored, images.flip(-1), images)
 
 
-def shift(images: Tensor, noise: RowNoise, pixels: int) -> Tensor:
+def shift(images: Tensor, noise: BatchNoise, pixels: int) -> Tensor:
     """Each image is moved by up to `pixels` in both directions; zeros come in at the border."""
     height, width = images.shape[-2:]
     padded = torch.nn.functional.pad(images, [pixels] * 4)

@@ -22,7 +22,7 @@ from hetpure.gradients import (
     run_plan,
 )
 from hetpure.memory import Footprint, budget_bytes, saved_bytes
-from hetpure.noise import Group, RowNoise, noise_for
+from hetpure.noise import BatchNoise, Group, noise_for
 from hetpure.purifiers import Plan, Purifier, Step
 
 
@@ -131,7 +131,7 @@ class Defense(nn.Module):
     def purify(
         self,
         images: Tensor,
-        noise: RowNoise,
+        noise: BatchNoise,
         mask: Tensor | None = None,
         policy: Policy | Execution | None = None,
     ) -> Tensor:
@@ -224,7 +224,7 @@ class Defense(nn.Module):
     def forward(
         self,
         images: Tensor,
-        noise: RowNoise,
+        noise: BatchNoise,
         mask: Tensor | None = None,
         policy: Policy | Execution | None = None,
     ) -> Tensor:

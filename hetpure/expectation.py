@@ -19,7 +19,7 @@ from hetpure.gradients import (
     check_gradient,
     differentiate,
 )
-from hetpure.noise import Noise, RowNoise
+from hetpure.noise import BatchNoise, Noise
 
 Average = Literal["gradients", "probabilities", "logits"]
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -37,11 +37,11 @@ class Query:
     mask: Tensor | None
     noises: Sequence[Noise]
 
-    def pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor, RowNoise, Tensor | None]]:
+    def pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor, BatchNoise, Tensor | None]]:
         """At most `size` rows at a time, noise-major: which image each row is (R,), the images,
         their noise, their masks."""
         count = len(self.images)
-        noise = RowNoise.stack(self.noises, self.samples)
+        noise = BatchNoise.stack(self.noises, self.samples)
         whose = torch.arange(count, device=self.images.device).repeat(len(self.noises))
         for rows in torch.split(torch.arange(len(whose), device=whose.device), size):
             index = whose[rows]

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hetpure.noise import Purpose, RowNoise
+from hetpure.noise import BatchNoise, Purpose
 
 Norm = Literal["linf", "l2"]
 
@@ -28,7 +28,7 @@ def project(moved: Tensor, images: Tensor, epsilon: float, norm: Norm) -> Tensor
     return torch.empty_like(images).copy_((images + offset).clamp(0, 1))
 
 
-def uniform_in_ball(rows: RowNoise, images: Tensor, epsilon: float, norm: Norm) -> Tensor:
+def uniform_in_ball(rows: BatchNoise, images: Tensor, epsilon: float, norm: Norm) -> Tensor:
     """A random start: uniform in the ball around each image, then cut to [0, 1]."""
     if norm == "linf":
         offset = 2 * rows.uniform(Purpose.START, images) - 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hetpure.errors import InputError
-from hetpure.noise import Purpose, RowNoise
+from hetpure.noise import BatchNoise, Purpose
 from hetpure.schedule import Level, Schedule
 
 NEAR = 0.02  # of signal^2: the SDE and its schedule of T steps differ by some thousandths
@@ -22,7 +22,7 @@ class Levels(ABC):
         """InputError where a network on this schedule cannot be trained at these levels."""
 
     @abstractmethod
-    def draw(self, schedule: Schedule, noise: RowNoise, like: Tensor) -> Level:
+    def draw(self, schedule: Schedule, noise: BatchNoise, like: Tensor) -> Level:
         """The level of each row of `like` (B, C, H, W), in its dtype, by addressed noise."""
 
 
@@ -49,7 +49,7 @@ class DiscreteLevels(Levels):
     def _highest(self, schedule: Schedule) -> int:
         return len(schedule) - 1 if self.highest is None else self.highest
 
-    def draw(self, schedule: Schedule, noise: RowNoise, like: Tensor) -> Level:
+    def draw(self, schedule: Schedule, noise: BatchNoise, like: Tensor) -> Level:
         drawn = noise.integers(Purpose.TIMESTEP, self._highest(schedule) - self.lowest + 1)
         return schedule.level(self.lowest + drawn, like)
 
@@ -89,7 +89,7 @@ class ContinuousLevels(Levels):
                 f" beta_start {self.beta_min}/T and beta_end {self.beta_max}/T"
             )
 
-    def draw(self, schedule: Schedule, noise: RowNoise, like: Tensor) -> Level:
+    def draw(self, schedule: Schedule, noise: BatchNoise, like: Tensor) -> Level:
         drawn = noise.uniform(Purpose.TIMESTEP, like.new_empty(len(like), dtype=torch.float64))
         t = self.t_min + (1 - self.t_min) * drawn
         return _level(self._log_alpha(t), t * (len(schedule) - 1), like)
@@ -125,7 +125,7 @@ class LogNormalLevels(Levels):
                 f" predicts {prediction_type}: take DiscreteLevels"
             )
 
-    def draw(self, schedule: Schedule, noise: RowNoise, like: Tensor) -> Level:
+    def draw(self, schedule: Schedule, noise: BatchNoise, like: Tensor) -> Level:
         drawn = noise.normal(Purpose.TIMESTEP, like.new_empty(len(like), dtype=torch.float64))
         sigma = (self.mean + self.std * drawn).exp()
         return _level(-(1 + sigma**2).log(), sigma, like)

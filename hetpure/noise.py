@@ -33,7 +33,7 @@ class Stream(IntEnum):
     ATTACK = 1
     SELECTION = 2
     REPORT = 3
-    LOCKED = 4
+    DW_BOX = 4
     PROBE = 5
 
 
@@ -132,18 +132,18 @@ class Noise:
         changed: dict[str, Draw] = {g: draw for g in ("forward", "reverse") if g not in keep}
         return replace(self, **changed)  # type: ignore[arg-type]
 
-    def on(self, samples: Tensor) -> "RowNoise":
+    def on(self, samples: Tensor) -> "BatchNoise":
         """This noise for a batch whose rows are the given sample ids, (B,) int64."""
-        return RowNoise.stack([self], samples)
+        return BatchNoise.stack([self], samples)
 
 
-def noise_for(images: Tensor, seed: int = 0) -> "RowNoise":
+def noise_for(images: Tensor, seed: int = 0) -> "BatchNoise":
     """Noise for images (B, ...) that belong to no data set: samples 0 to B - 1 of a seed."""
     return Noise.of(seed, Stream.REPORT).on(torch.arange(len(images), device=images.device))
 
 
 @dataclass(frozen=True)
-class RowNoise:
+class BatchNoise:
     """Noise for the rows of a batch: one sample id and one pair of draws a row.
 
     All fields but the seed are (N,) int64 tensors; a sign is that of the row's normal numbers.
@@ -159,7 +159,7 @@ class RowNoise:
     reverse_sign: Tensor
 
     @classmethod
-    def stack(cls, noises: Sequence[Noise], samples: Tensor) -> "RowNoise":
+    def stack(cls, noises: Sequence[Noise], samples: Tensor) -> "BatchNoise":
         """Every noise on every sample, noise-major: rows 0..B-1 use the first noise."""
         if len({noise.seed for noise in noises}) != 1:
             raise ValueError("stacked noises must share one seed")
@@ -181,10 +181,10 @@ class RowNoise:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def rows(self, index: Tensor) -> "RowNoise":
+    def rows(self, index: Tensor) -> "BatchNoise":
         """The noise of some rows, (R,) int64."""
         kept = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "seed"}
-        return RowNoise(self.seed, **kept)
+        return BatchNoise(self.seed, **kept)
 
     def words(self, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
         """(N, count) int64 random words in [0, 2^32)."""

@@ -5,14 +5,14 @@ from itertools import pairwise
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser, to_pixels
-from hetpure.noise import Purpose, RowNoise
+from hetpure.noise import BatchNoise, Purpose
 from hetpure.samplers import DDPM, Sampler
-from hetpure.schedule import CLEAN
+from hetpure.schedule import NO_NOISE
 
 
 def draw_images(
     denoiser: Denoiser,
-    noise: RowNoise,
+    noise: BatchNoise,
     like: Tensor,
     *,
     network_calls: int = 50,
@@ -24,7 +24,7 @@ def draw_images(
     last, count = len(schedule) - 1, min(network_calls, len(schedule))
     grid = [round(last * (1 - k / max(count - 1, 1))) for k in range(count)]
     x = noise.normal(Purpose.FORWARD, like, step=last)
-    for t, after in pairwise([*grid, CLEAN]):
+    for t, after in pairwise([*grid, NO_NOISE]):
         x0, predicted_noise = denoiser.predict(x, t)
         fresh = noise.normal(Purpose.REVERSE, like, step=t) if sampler.stochastic else None
         alpha, alpha_next = schedule.alpha_cumprod(t), schedule.alpha_cumprod(after)

@@ -11,7 +11,7 @@ from torch import Tensor
 from hetpure.errors import InputError
 
 Pairing = Literal["network", "diffpure"]
-CLEAN = -1  # the index before the first: no noise at all
+NO_NOISE = -1  # the index before the first: no noise at all
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Schedule:
         return len(self.alphas_cumprod)
 
     def alpha_cumprod(self, timestep: int) -> float:
-        """Signal variance at one index; `CLEAN` gives 1."""
-        if not CLEAN <= timestep < len(self):
-            raise ValueError(f"timestep must be in [{CLEAN}, {len(self) - 1}], got {timestep}")
-        return 1.0 if timestep == CLEAN else self.alphas_cumprod[timestep]
+        """Signal variance at one index; `NO_NOISE` gives 1."""
+        if not NO_NOISE <= timestep < len(self):
+            raise ValueError(f"timestep must be in [{NO_NOISE}, {len(self) - 1}], got {timestep}")
+        return 1.0 if timestep == NO_NOISE else self.alphas_cumprod[timestep]
 
     def time(self, timestep: int) -> float:
         """What the network is told at one index."""
@@ -70,9 +70,9 @@ class Schedule:
         return torch.tensor(self.times, dtype=torch.float32, device=timesteps.device)[timesteps]
 
     def alphas_at(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        """(B,) indices to (B, 1, 1, 1) signal variances like `like`; `CLEAN` gives 1."""
+        """(B,) indices to (B, 1, 1, 1) signal variances like `like`; `NO_NOISE` gives 1."""
         table = torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64, device=like.device)
-        return table[timesteps - CLEAN].to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+        return table[timesteps - NO_NOISE].to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
 
     def level(self, timesteps: Tensor, like: Tensor) -> Level:
         """(B,) indices to the level of each row, in the dtype of `like` (B, ...)."""

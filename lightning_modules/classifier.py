@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from hetpure.adversarial_training import AdversarialTraining, adversarial_loss, perturb
 from hetpure.augmentation import flip, shift
 from hetpure.errors import InputError
-from hetpure.noise import Noise, RowNoise, Stream
+from hetpure.noise import BatchNoise, Noise, Stream
 from hetpure.weights.classifier import build_classifier
 from lightning_modules.compatibility import check_classifier
 from lightning_modules.resume import comparable, described
@@ -96,7 +96,7 @@ class ClassifierTraining(Training):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def _loss(self, images: Tensor, labels: Tensor, noise: RowNoise) -> Tensor:
+    def _loss(self, images: Tensor, labels: Tensor, noise: BatchNoise) -> Tensor:
         smoothing = self.label_smoothing
         if self.adversarial is None:
             return F.cross_entropy(self.classifier(images), labels, label_smoothing=smoothing)

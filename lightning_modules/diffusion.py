@@ -22,7 +22,7 @@ from hetpure.classifiers import Classifier
 from hetpure.denoiser import Denoiser, to_model, to_pixels
 from hetpure.errors import InputError
 from hetpure.levels import DiscreteLevels, Levels
-from hetpure.noise import Noise, Purpose, RowNoise, Stream
+from hetpure.noise import BatchNoise, Noise, Purpose, Stream
 from hetpure.schedule import Level
 from hetpure.weights import folder_hash, load_classifier, resolve
 from hetpure.weights.diffusion import (
@@ -252,7 +252,7 @@ class DiffusionTraining(Training):
             self._stop(f"the gradient's norm is {float(self.gradient_norm):g}")
         self._batches = []
 
-    def losses(self, x0: Tensor, labels: Tensor, noise: RowNoise) -> Update:
+    def losses(self, x0: Tensor, labels: Tensor, noise: BatchNoise) -> Update:
         """The update's losses of images in model units under addressed noise; if it is `watched`,
         with what the search reached."""
         level = self.levels.draw(self.denoiser.schedule, noise, x0)
@@ -290,7 +290,7 @@ class DiffusionTraining(Training):
             for weight in frozen:
                 weight.requires_grad_(True)
 
-    def _check_compiled(self, x0: Tensor, noise: RowNoise) -> None:
+    def _check_compiled(self, x0: Tensor, noise: BatchNoise) -> None:
         """InputError where compiled modules have another gradient than the modules as written."""
         level = self.levels.draw(self.denoiser.schedule, noise, x0)
 

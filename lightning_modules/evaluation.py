@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 from hetpure.acceleration import Acceleration
 from hetpure.attacks import PGD, Attack
 from hetpure.attacks.gradient import GradientAttack
-from hetpure.certificate import float64_device
 from hetpure.errors import InputError
 from hetpure.evaluation.audit import Audit, Check, audit_cells, base_cell, gradient_check
 from hetpure.evaluation.cost import latency
@@ -29,11 +28,12 @@ from hetpure.evaluation.protocol import (
 )
 from hetpure.evaluation.records import RunFolder
 from hetpure.evaluation.results import peak_memory, provenance
+from hetpure.gradient_check import float64_device
 from hetpure.gradients import Execution, GradientError
 from hetpure.memory import budget_bytes
 from hetpure.numbers import Bytes
-from hetpure.report.certificate import failure
 from hetpure.report.figure import draw
+from hetpure.report.gradient_checks import failure
 from hetpure.report.outcomes import outcome_panels
 from hetpure.report.plan import RowPlan
 from hetpure.report.report import FIGURE, report
@@ -72,7 +72,7 @@ class RobustnessEvaluation(L.LightningModule):
         protocol: how draws are counted.
         audit: sanity checks of the attack on the first images; null leaves them out, which the
             results say.
-        certificate_bound: largest relative error of the gradient against finite differences on
+        gradient_bound: largest relative error of the gradient against finite differences on
             the run's own configuration, where clamps and ReLUs have kinks.
         memory_budget: bytes that gradients may take, as 8GB; by default six tenths of the free
             memory.
@@ -98,7 +98,7 @@ class RobustnessEvaluation(L.LightningModule):
         attacks: dict[str, AttackConfig] | None = None,
         protocol: Protocol = Protocol(),  # noqa: B008 (frozen)
         audit: Audit | None = Audit(),  # noqa: B008 (frozen)
-        certificate_bound: float = BOUND,
+        gradient_bound: float = BOUND,
         memory_budget: Bytes | None = None,
         execution: dict[str, Execution] | None = None,
         acceleration: Acceleration = Acceleration(),  # noqa: B008 (frozen)
@@ -123,7 +123,7 @@ class RobustnessEvaluation(L.LightningModule):
         check_further(self.attacks, defenses, attack)
         self.protocol = protocol
         self.audit = audit
-        self.certificate_bound = certificate_bound
+        self.gradient_bound = gradient_bound
         self.memory_budget = memory_budget
         self.acceleration = acceleration
         self.cosine_bound = cosine_bound
@@ -187,21 +187,21 @@ class RobustnessEvaluation(L.LightningModule):
     def _saved(self, row: str, attack: str) -> tuple[Tensor, Tensor]:
         return saved_images(self.folder.path, row, attack)
 
-    def certificates(self, row: Row) -> dict[str, dict[str, Any]]:
+    def gradient_checks(self, row: Row) -> dict[str, dict[str, Any]]:
         """Of one row, on the first block, by the names that results give them."""
-        return row.certify(
+        return row.check_gradient(
             self.first.images,
             self.first.samples,
             self.attack,
             self.float64_budget,
             seed=self.seed,
-            bound=self.certificate_bound,
+            bound=self.gradient_bound,
             cosine_bound=self.cosine_bound,
         )
 
     @property
     def float64_budget(self) -> int:
-        """Bytes that certificates may take where float64 is computed."""
+        """Bytes that gradient checks may take where float64 is computed."""
         own = float64_device(self.device) == self.device
         return self.budget if own else self.host_budget
 
@@ -298,7 +298,7 @@ class RobustnessEvaluation(L.LightningModule):
         )
         if not trainer.is_global_zero:
             self._held.enter_context(self.folder.locked())
-        self.certified = self.folder.read_certificates()
+        self.checked = self.folder.read_gradient_checks()
         images = len(self.loader.dataset)  # type: ignore[arg-type]
         self.progress = AttackProgress(list(self.rows.values()), self.protocol, images, self.queue)
         self.blocks = Blocks(self.folder, self.protocol, self.seed, self.progress)
@@ -319,33 +319,33 @@ class RobustnessEvaluation(L.LightningModule):
     def _work(self, task: Task, block: Block) -> None:
         row = self.rows[task.row]
         if task.block is None:
-            self._certify(row)
+            self._check_policies(row)
         else:
             self.blocks.evaluate(row, block, task.block, self._images_before(task.block))
 
-    def _certify(self, row: Row) -> None:
-        """The row's certificates; GradientError or InputError where the attack's gradient is none,
+    def _check_policies(self, row: Row) -> None:
+        """The row's gradient checks; GradientError or InputError where the attack's gradient is none,
         or not the defence's."""
-        if row.name in self.certified:
+        if row.name in self.checked:
             return
-        self.progress.describe(f"gradient certificate: {row.name}")
+        self.progress.describe(f"gradient check: {row.name}")
         start = time.perf_counter()
         check = gradient_check(row.attacked, self.first, self.seed, self.attack)
         if check.verdict == "FAIL" and self._needs_gradients(row):
             raise GradientError(f"{row.name}: {check.said}")
         try:
-            certificates = self.certificates(row)
+            gradient_checks = self.gradient_checks(row)
         except GradientError as error:
             if self._needs_gradients(row):
                 raise
-            certificates, check = {}, Check("gradient", "FAIL", str(error))
-        for found in certificates.values():
+            gradient_checks, check = {}, Check("gradient", "FAIL", str(error))
+        for found in gradient_checks.values():
             if not found["passed"]:
                 raise InputError(failure(row.name, found))
         seconds = time.perf_counter() - start
-        self.folder.append_timing({"row": row.name, "certificates": seconds})
-        self.folder.append_certificates(
-            {"row": row.name, "certificates": certificates, "gradient": check.as_dict()}
+        self.folder.append_timing({"row": row.name, "gradient_checks": seconds})
+        self.folder.append_gradient_checks(
+            {"row": row.name, "gradient_checks": gradient_checks, "gradient": check.as_dict()}
         )
 
     def on_test_end(self) -> None:

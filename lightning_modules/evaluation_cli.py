@@ -1,4 +1,4 @@
-"""The command line of evaluations: what `evaluate.py` and `python -m hetpure certify` share."""
+"""The command line of evaluations: what `evaluate.py` and `python -m hetpure check_gradients` share."""
 
 import fcntl
 import os
@@ -19,7 +19,7 @@ from rich.console import Console
 from hetpure.errors import InputError
 from hetpure.evaluation.records import CONFIG, RunFolder
 from hetpure.memory import gigabytes, weight_bytes
-from hetpure.report.certificate import certificates_table
+from hetpure.report.gradient_checks import gradient_checks_table
 from hetpure.report.plan import RowPlan, duration, plan_tables, total_bytes, total_seconds
 from lightning_modules.cli import make_cli, with_default_config
 from lightning_modules.evaluation import RobustnessEvaluation
@@ -189,15 +189,15 @@ def print_plan(cli: EvaluationCLI) -> dict[str, RowPlan]:
     return rows
 
 
-def print_certificates(cli: EvaluationCLI) -> dict[str, dict[str, Any]]:
-    """Computes the certificates of all rows and prints them."""
+def print_gradient_checks(cli: EvaluationCLI) -> dict[str, dict[str, Any]]:
+    """Computes the gradient checks of all rows and prints them."""
     console = _console()
     found = {}
-    with console.status("gradient certificates") as status:
+    with console.status("gradient checks") as status:
         for name, row in cli.model.rows.items():
-            status.update(f"gradient certificate: {name}")
-            found[name] = cli.model.certificates(row)
-    console.print(certificates_table(found))
+            status.update(f"gradient check: {name}")
+            found[name] = cli.model.gradient_checks(row)
+    console.print(gradient_checks_table(found))
     return found
 
 

@@ -48,7 +48,7 @@ def _row(row: Row, images: int) -> dict[str, Any]:
         "classes": row.defense.classifier.num_classes,
         "execution": asdict(row.attacked.execution),
         "base": base_cell(row.cells).name,
-        "certificate": "certificate" if row.surrogate is None else "surrogate_certificate",
+        "gradient_check": "gradient_check" if row.surrogate is None else "surrogate_gradient_check",
         "inexact": row.inexact(),
         "cells": {CLEAN: {"images": images, "threat": None}} | cells,
     }
@@ -68,9 +68,9 @@ def _weaker_than_full(run: "RobustnessEvaluation") -> list[str]:
         found.append(f"the audit varies nothing of {run.attack.name}")
     if run.acceleration.active:
         found.append(f"the diffusion network's calls: {run.acceleration.describe()}")
-    if run.certificate_bound > BOUND or run.cosine_bound < COSINE_BOUND:
+    if run.gradient_bound > BOUND or run.cosine_bound < COSINE_BOUND:
         found.append(
-            f"gradients may be {run.certificate_bound:g} from finite differences (full: {BOUND:g})"
+            f"gradients may be {run.gradient_bound:g} from finite differences (full: {BOUND:g})"
             f" and have cosines of {run.cosine_bound:g} (full: {COSINE_BOUND:g})"
         )
     return list(dict.fromkeys(found))

@@ -44,7 +44,7 @@ class AttackProgress:
             console=console,
             disable=queue.process > 0 or not console.is_terminal,
         )
-        self.task = self.bar.add_task("gradient certificates", total=total)
+        self.task = self.bar.add_task("gradient checks", total=total)
 
     def start(self) -> None:
         self.bar.start()

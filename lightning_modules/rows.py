@@ -1,4 +1,4 @@
-"""The rows of an evaluation, built: what is evaluated, what is attacked, and their certificates."""
+"""The rows of an evaluation, built: what is evaluated, what is attacked, and their gradient checks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,17 +12,17 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.evaluation.certificate import Subject, certify_defense
 from hetpure.evaluation.cost import (
     REPEATS,
-    CertificatePlan,
+    GradientCheckPlan,
     Stopwatch,
     allowance,
     gradient_phase,
     phases,
-    plan_certificate,
+    plan_gradient_check,
     resolve,
 )
+from hetpure.evaluation.defense_check import Subject, check_defense_gradient
 from hetpure.evaluation.protocol import Cell, Protocol
 from hetpure.gradients import APPROXIMATIONS, Execution
 from hetpure.memory import trim_heap
@@ -60,12 +60,12 @@ class Row:
 
     @property
     def subjects(self) -> dict[str, Subject]:
-        """What is certified, by the names that results give the certificates."""
+        """What is checked, by the names that results give the gradient checks."""
         plain, plain_surrogate = self.plain
-        found = {"certificate": self._subject(self.defense, plain)}
+        found = {"gradient_check": self._subject(self.defense, plain)}
         if self.surrogate is not None and plain_surrogate is not None:
             subject = self._subject(self.surrogate, plain_surrogate)
-            found["surrogate_certificate"] = replace(subject, defense=plain)
+            found["surrogate_gradient_check"] = replace(subject, defense=plain)
         return found
 
     def _subject(self, defense: Defense, plain: Defense) -> Subject:
@@ -96,10 +96,10 @@ class Row:
             if surrogate is not None:
                 surrogate.execution = execution
 
-    def certificate_plans(
+    def gradient_check_plans(
         self, images: Tensor, attack: Attack, budget: int, repeats: int = REPEATS
-    ) -> dict[str, CertificatePlan]:
-        """How far its certificates go on a block like `images` (B, C, H, W), in `budget` bytes and
+    ) -> dict[str, GradientCheckPlan]:
+        """How far its gradient checks go on a block like `images` (B, C, H, W), in `budget` bytes and
         the time that the main attack allows; timed here with so many repeats."""
         subjects, found = self.subjects, {}
         clocks = {
@@ -108,17 +108,17 @@ class Row:
         *_, attacked = clocks.values()
         seconds = allowance(attacked, attack) / len(clocks)
         for name, clock in clocks.items():
-            found[name] = plan_certificate(subjects[name], clock, budget, seconds)
+            found[name] = plan_gradient_check(subjects[name], clock, budget, seconds)
             trim_heap()
         return found
 
-    def certify(
+    def check_gradient(
         self, images: Tensor, samples: Tensor, attack: Attack, budget: int, **settings: Any
     ) -> dict[str, dict[str, Any]]:
-        """Certificates by the names that results give them."""
+        """Gradient checks by the names that results give them."""
         found = {}
-        for name, plan in self.certificate_plans(images, attack, budget, repeats=1).items():
-            certificate = certify_defense(
+        for name, plan in self.gradient_check_plans(images, attack, budget, repeats=1).items():
+            gradient_check = check_defense_gradient(
                 self.subjects[name],
                 images,
                 samples,
@@ -126,14 +126,14 @@ class Row:
                 budget=budget,
                 **settings,
             )
-            found[name] = certificate.as_dict()
+            found[name] = gradient_check.as_dict()
             trim_heap()
         return found
 
     def plan(
         self, images: Tensor, protocol: Protocol, count: int, attack: Attack, budget: int
     ) -> RowPlan:
-        """What `count` images cost in blocks like `images` (B, C, H, W); certificates may take
+        """What `count` images cost in blocks like `images` (B, C, H, W); gradient checks may take
         `budget` bytes."""
         answering = attacked = Stopwatch(self.defense, images)
         if self.surrogate is not None:
@@ -148,7 +148,7 @@ class Row:
             footprint=used.footprint(images),
             steps=len(used.plan),
             gradients=gradient_phase(attacked, attack),
-            certificates=self.certificate_plans(images, attack, budget),
+            gradient_checks=self.gradient_check_plans(images, attack, budget),
         )
 
     def inexact(self) -> list[str]:

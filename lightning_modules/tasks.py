@@ -23,7 +23,7 @@ _opened = itertools.count()  # queues; every process opens the same ones in the 
 
 @dataclass(frozen=True)
 class Task:
-    """All attacks on one row for one block of images, or the row's certificate (`block` None)."""
+    """All attacks on one row for one block of images, or the row's gradient check (`block` None)."""
 
     row: str
     block: int | None
@@ -34,16 +34,16 @@ def in_order(
 ) -> list[Task]:
     """Block by block, so that all rows have as many images when a run is stopped. The last ones by
     size: else a large one, begun when nothing else is left, would be waited for. A row's
-    certificate comes right before its first block, so that the run's first block does not wait for
+    gradient check comes right before its first block, so that the run's first block does not wait for
     those of all rows; several processes begin both at once."""
     tasks = [Task(row, block) for block in range(blocks) for row in rows]
     end = max(len(tasks) - AT_THE_END * processes, 0)
     last = sorted(tasks[end:], key=cost, reverse=True)
     found: list[Task] = []
-    uncertified = set(rows)
+    unchecked = set(rows)
     for task in tasks[:end] + last:
-        if task.row in uncertified:
-            uncertified.remove(task.row)
+        if task.row in unchecked:
+            unchecked.remove(task.row)
             found.append(Task(task.row, None))
         found.append(task)
     return found
@@ -66,7 +66,7 @@ class Queue:
         store = _get_default_store() if dist.is_initialized() else HashStore()
         self._store = PrefixStore(f"hetpure/{next(_opened)}", store)
         self._left = threading.Event()
-        if processes > 1:  # a long certificate, or a compilation, asks the queue nothing
+        if processes > 1:  # a long gradient check, or a compilation, asks the queue nothing
             threading.Thread(target=self._beat_on, daemon=True).start()
 
     def _beat_on(self) -> None:

@@ -31,7 +31,7 @@ FLOORS = (
     ),
     ("hetpure.gradients", "hetpure.memory", "hetpure.adjoint"),
     ("hetpure.defense",),
-    ("hetpure.expectation", "hetpure.certificate", "hetpure.acceleration"),
+    ("hetpure.expectation", "hetpure.gradient_check", "hetpure.acceleration"),
     ("hetpure.attacks", "hetpure.presets"),
     ("hetpure.evaluation", "hetpure.report"),
     ("lightning_modules", "datamodules"),

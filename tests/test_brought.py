@@ -129,7 +129,7 @@ def test_cifar_robustbench_and_googles_ddpm() -> None:
     converted(0)
     rows = evaluated(0)
     assert [row["purification_calls"] for row in rows.values()] == [0, 3]
-    assert rows["heterogeneous"]["certificate"]["passed"]  # type: ignore[index]
+    assert rows["heterogeneous"]["gradient_check"]["passed"]  # type: ignore[index]
 
 
 def guided() -> None:
@@ -165,7 +165,7 @@ def test_a_folder_of_images_with_a_timm_model(monkeypatch: pytest.MonkeyPatch) -
     small = "--data.resize=14", "--data.crop=12"
     rows = evaluated(2, *small, denoiser="guided", size="16")
     assert rows["heterogeneous"]["purification_calls"] == 3
-    assert rows["heterogeneous"]["certificate"]["passed"]  # type: ignore[index]
+    assert rows["heterogeneous"]["gradient_check"]["passed"]  # type: ignore[index]
 
 
 def test_a_classifier_of_ones_own(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:

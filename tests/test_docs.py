@@ -73,7 +73,7 @@ def test_a_users_own_parts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     evaluate.main([f"--config={quick}", "--config=my.yaml", *options])
     found = json.loads((tmp_path / "runs" / "evaluate" / "own" / "results.json").read_text())
     assert found["samples"] == 3
-    assert found["defenses"]["repeated"]["certificate"]["passed"]
+    assert found["defenses"]["repeated"]["gradient_check"]["passed"]
     monkeypatch.undo()
     exec(alone, {})
 

@@ -20,11 +20,11 @@ from hetpure.denoiser import to_model
 from hetpure.errors import InputError, check_choice
 from hetpure.expectation import Answer, Criterion, expected_loss
 from hetpure.gradients import EXACT, Execution, Policy
-from hetpure.noise import RowNoise
+from hetpure.noise import BatchNoise
 from hetpure.numbers import Number
 from hetpure.purifiers import Plan, Step
 from hetpure.purifiers.purifier import diffuse
-from hetpure.schedule import CLEAN
+from hetpure.schedule import NO_NOISE
 
 Levels = Literal["all", "low", "high"]
 
@@ -48,7 +48,7 @@ class Deviated(Defense):
     def forward(
         self,
         images: Tensor,
-        noise: RowNoise,
+        noise: BatchNoise,
         mask: Tensor | None = None,
         policy: Policy | Execution | None = None,
     ) -> Tensor:
@@ -69,7 +69,7 @@ class Deviated(Defense):
             before, deviation = state[:, :-1].reshape(known.shape), state[:, -1:]
             after = purifier.advance(denoiser, step, before, known, mask, noise)
             diffused = (
-                to_model(known) if step.to == CLEAN else diffuse(denoiser, known, noise, step.to)
+                to_model(known) if step.to == NO_NOISE else diffuse(denoiser, known, noise, step.to)
             )
             distance = (after - diffused).square().flatten(1).mean(1, keepdim=True)
             return torch.cat([after.flatten(1), deviation + self.alpha[step] * distance], 1)
@@ -88,7 +88,11 @@ def step_weights(plan: Plan, levels: Levels) -> dict[Step, float]:
     and 0 for the others. `low` and `high` count those that end in the lowest or in the highest
     third of the noise levels (section 4.7)."""
     third = plan[0].at / 3
-    bounds = {"all": (CLEAN, plan[0].at), "low": (CLEAN, third), "high": (2 * third, plan[0].at)}
+    bounds = {
+        "all": (NO_NOISE, plan[0].at),
+        "low": (NO_NOISE, third),
+        "high": (2 * third, plan[0].at),
+    }
     low, high = bounds[levels]
     counted = [step for step in plan if low <= step.to <= high]
     return {step: (step in counted) / max(len(counted), 1) for step in plan}

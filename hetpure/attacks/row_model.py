@@ -16,7 +16,7 @@ from hetpure.defense import Defense
 from hetpure.errors import InputError
 from hetpure.geometry import Norm
 from hetpure.gradients import NOT_FINITE, GradientError
-from hetpure.noise import RowNoise, attack_draw
+from hetpure.noise import BatchNoise, attack_draw
 
 
 class RowModel:
@@ -101,7 +101,7 @@ class RowModel:
 
         return each
 
-    def _noise(self, samples: Tensor) -> RowNoise:
+    def _noise(self, samples: Tensor) -> BatchNoise:
         """Fresh noise for each call: its number is the draw's."""
         draw = attack_draw(self.addresses.member, 0, self.calls >> 16, self.calls & 0xFFFF)
         self.calls += 1

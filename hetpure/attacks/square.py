@@ -22,7 +22,7 @@ from hetpure.defense import Defense
 from hetpure.errors import InputError, check_choice
 from hetpure.expectation import Query, answers, expected_loss
 from hetpure.geometry import Norm, direction, project
-from hetpure.noise import Group, Purpose, RowNoise, attack_draw
+from hetpure.noise import BatchNoise, Group, Purpose, attack_draw
 from hetpure.numbers import Number
 
 FULL_STEPS = 5000
@@ -158,12 +158,12 @@ class Square(Attack):
         loss = expected_loss(logits, criterion("margin", labels), "gradients")
         return loss, (logits.argmax(-1) != labels).all(0)
 
-    def _start(self, images: Tensor, rows: RowNoise) -> Tensor:
+    def _start(self, images: Tensor, rows: BatchNoise) -> Tensor:
         offset = stripes(rows, images) if self.norm == "linf" else tiles(rows, images)
         scaled = offset if self.norm == "linf" else direction(offset)
         return project(images + self.epsilon * scaled, images, self.epsilon, self.norm)
 
-    def _propose(self, x: Tensor, images: Tensor, step: int, rows: RowNoise) -> Tensor:
+    def _propose(self, x: Tensor, images: Tensor, step: int, rows: BatchNoise) -> Tensor:
         share = share_of_pixels(self.p_init, step, self.steps)
         size = round(sqrt(share * images.shape[2] * images.shape[3]))
         propose = propose_linf if self.norm == "linf" else propose_l2
@@ -178,12 +178,12 @@ def share_of_pixels(p_init: float, step: int, steps: int) -> float:
     return p_init * 0.5**halvings
 
 
-def stripes(rows: RowNoise, images: Tensor) -> Tensor:
+def stripes(rows: BatchNoise, images: Tensor) -> Tensor:
     """(B, C, H, W) vertical stripes of -1 or 1, one pixel wide, in each channel (Algorithm 2)."""
     return signs(rows, Purpose.START, images[:, :, :1]).expand_as(images)
 
 
-def tiles(rows: RowNoise, images: Tensor) -> Tensor:
+def tiles(rows: BatchNoise, images: Tensor) -> Tensor:
     """(B, C, H, W) five by five tiles of the pattern eta, lying or standing, each of one sign in
     each channel (Algorithm 3); more where the sides are no multiples of five."""
     height, width = images.shape[2:]
@@ -199,7 +199,7 @@ def tiles(rows: RowNoise, images: Tensor) -> Tensor:
     return F.pad(tiled, (left, right, top, bottom))
 
 
-def propose_linf(x: Tensor, images: Tensor, epsilon: float, size: int, rows: RowNoise) -> Tensor:
+def propose_linf(x: Tensor, images: Tensor, epsilon: float, size: int, rows: BatchNoise) -> Tensor:
     """Algorithm 2: a square of x (B, C, H, W) goes to one side of the ball in each channel: a step
     of 2 epsilon, projected, ends there wherever it begins."""
     size = min(max(size, 1), *images.shape[2:])
@@ -209,7 +209,7 @@ def propose_linf(x: Tensor, images: Tensor, epsilon: float, size: int, rows: Row
     return torch.where(square, moved, x)
 
 
-def propose_l2(x: Tensor, images: Tensor, epsilon: float, size: int, rows: RowNoise) -> Tensor:
+def propose_l2(x: Tensor, images: Tensor, epsilon: float, size: int, rows: BatchNoise) -> Tensor:
     """Algorithm 3: what two windows of x (B, C, H, W) have moved, and what is left of the ball, is
     spent in the first, along what is there and a pattern eta; the second goes back to the image.
     The sum is then scaled up to the ball, as published."""
@@ -249,7 +249,7 @@ def bump(height: int, width: int, like: Tensor) -> Tensor:
     return unit(sums[torch.maximum(rows[:, None], columns)])
 
 
-def places(rows: RowNoise, images: Tensor, size: int, *, step: int) -> Tensor:
+def places(rows: BatchNoise, images: Tensor, size: int, *, step: int) -> Tensor:
     """(B, 2) int64 top left corners of squares, uniform among those inside the image."""
     height, width = images.shape[2:]
     like = images.new_empty(len(images), 2, dtype=torch.float64)
@@ -270,7 +270,7 @@ def stamped(pattern: Tensor, place: Tensor, images: Tensor) -> Tensor:
     return pattern[down[:, :, None], across[:, None, :]][:, None]
 
 
-def signs(rows: RowNoise, purpose: Purpose, like: Tensor, *, step: int = 0) -> Tensor:
+def signs(rows: BatchNoise, purpose: Purpose, like: Tensor, *, step: int = 0) -> Tensor:
     """-1 or 1, in the shape and dtype of `like`."""
     return torch.where(rows.uniform(purpose, like, step=step) < 0.5, -1.0, 1.0).to(like.dtype)
 
@@ -292,7 +292,7 @@ def _enlarged(grid: Tensor, size: int) -> Tensor:
     return grid.repeat_interleave(size, -2).repeat_interleave(size, -1)
 
 
-def _rows(addresses: Addresses, step: int) -> RowNoise:
+def _rows(addresses: Addresses, step: int) -> BatchNoise:
     """What the images' proposals of a step are drawn from, whatever the attacker knows."""
     draw = attack_draw(addresses.member, 0, step, 0)
     return addresses.noise.redraw(draw).on(addresses.samples)

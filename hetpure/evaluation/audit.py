@@ -147,18 +147,18 @@ def verdicts(
     base: str,
     classes: int,
     audit: Audit,
-    certificates: Sequence[Mapping[str, Any]],
+    gradient_checks: Sequence[Mapping[str, Any]],
     agreement: float | None,
 ) -> list[Check]:
     """The checks of one defence, from its records under the main attack `base` and the audit's, its
-    gradient certificates, and the mean cosine between halves of its EOT draws."""
+    gradient checks, and the mean cosine between halves of its EOT draws."""
     attacks = by_attack(records)
     rows = {
         name.removeprefix(f"{AUDIT}: "): own
         for name, own in attacks.items()
         if name.startswith(f"{AUDIT}: ")
     }
-    found = [_certified(found) for found in certificates]
+    found = [_checked(found) for found in gradient_checks]
     if NULL in attacks and len(attacks[NULL][0].predictions) > 1:  # one draw is always the same
         found.append(_null(attacks[CLEAN], attacks[NULL]))
 
@@ -197,15 +197,15 @@ def saved_check(
     return Check("saved images", "PASS", f"{count} images are in [0, 1] and in their balls")
 
 
-def _certified(certificate: Mapping[str, Any]) -> Check:
-    verdict: Verdict = "PASS" if certificate["passed"] else "FAIL"
-    if certificate["approximation"] and certificate["passed"]:
+def _checked(gradient_check: Mapping[str, Any]) -> Check:
+    verdict: Verdict = "PASS" if gradient_check["passed"] else "FAIL"
+    if gradient_check["approximation"] and gradient_check["passed"]:
         verdict = "WARN"
     return Check(
-        "gradient certificate",
+        "gradient check",
         verdict,
-        f"{certificate['policy']}, {certificate['finite_difference_error']:.1e} from finite"
-        f" differences, cosine {certificate['cosine_to_exact']:.4f} to the exact gradient",
+        f"{gradient_check['policy']}, {gradient_check['finite_difference_error']:.1e} from finite"
+        f" differences, cosine {gradient_check['cosine_to_exact']:.4f} to the exact gradient",
     )
 
 

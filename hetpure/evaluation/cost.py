@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from hetpure.attacks import Attack
-from hetpure.certificate import float64_device, in_float64
 from hetpure.defense import Defense
-from hetpure.evaluation.certificate import (
+from hetpure.evaluation.defense_check import (
     REFERENCE,
     Subject,
     float64_footprint,
@@ -21,12 +20,13 @@ from hetpure.evaluation.certificate import (
 )
 from hetpure.evaluation.extent import IMAGES, Extent, extents, said, thinned, widest
 from hetpure.evaluation.protocol import CLEAN, Cell, Protocol
+from hetpure.gradient_check import float64_device, in_float64
 from hetpure.gradients import Execution
 from hetpure.memory import Footprint, choose
 from hetpure.noise import Group, noise_for
 
 REPEATS = 3
-# A certificate may cost as much as so many steps of the main attack on one block, or a minute.
+# A gradient check may cost as much as so many steps of the main attack on one block, or a minute.
 ATTACK_STEPS, MINUTE = 5, 60.0
 TRIES = 2  # step sizes of a finite difference, on average: at the first one a kink may be crossed
 # A row's time hardly falls beyond these rows (measured on a CPU, assumed of accelerators): larger
@@ -139,7 +139,7 @@ def phases(
     protocol: Protocol,
     images: int,
 ) -> list[Phase]:
-    """The parts of an evaluation of one defence in order, certificates left out: the clean images,
+    """The parts of an evaluation of one defence in order, gradient checks left out: the clean images,
     then each attack with its selection and report."""
     defense, target = answering.defense, attacked.defense
     size = defense.execution.micro_batch or len(answering.images)
@@ -190,38 +190,38 @@ def _purification(clock: Stopwatch, size: int, forward: int, differentiated: int
 
 
 @dataclass(frozen=True)
-class CertificatePlan:
-    """What a certificate will look at, what that costs, and the bytes that float64 takes for it."""
+class GradientCheckPlan:
+    """What a gradient check will look at, what that costs, and the bytes that float64 takes for it."""
 
     extent: Extent
     phase: Phase
     memory: int
 
 
-def plan_certificate(
+def plan_gradient_check(
     subject: Subject, attacked: Stopwatch, budget: int, seconds: float
-) -> CertificatePlan:
-    """The widest certificate that fits into `budget` bytes and so many seconds. The stopwatch is of
+) -> GradientCheckPlan:
+    """The widest gradient check that fits into `budget` bytes and so many seconds. The stopwatch is of
     what the subject's attack differentiates, with a block of the run's images."""
     images, plain = attacked.images[:IMAGES], subject.unaccelerated
     footprint = float64_footprint(plain, images)
     point = images.to(float64_device(images.device)).double()
     double = Stopwatch(in_float64(plain), point, attacked.repeats)
-    found: dict[Extent, CertificatePlan] = {}
+    found: dict[Extent, GradientCheckPlan] = {}
 
     def fits(extent: Extent) -> bool:
         short = thinned(plain, extent.plan)
         compared = policies(short, extent.images, footprint, budget)
         memory = _memory(compared, extent, footprint)
-        phase = certificate_phase(subject, attacked, double, extent, compared)
-        found[extent] = CertificatePlan(extent, phase, memory)
+        phase = gradient_check_phase(subject, attacked, double, extent, compared)
+        found[extent] = GradientCheckPlan(extent, phase, memory)
         return memory <= budget and phase.seconds <= seconds
 
     return found[widest(extents(subject.attacked.plan, len(attacked.images)), fits)]
 
 
 def allowance(attacked: Stopwatch, attack: Attack) -> float:
-    """Seconds that a row's certificates may take: with `gradient_phase`, those of five steps of the
+    """Seconds that a row's gradient checks may take: with `gradient_phase`, those of five steps of the
     attack on a block like the stopwatch's, or a minute, whichever is longer."""
     rows = len(attacked.images) * attack.draws(attacked.defense)
     five = ATTACK_STEPS * rows * _gradient(attacked, attack, ())
@@ -236,14 +236,14 @@ def gradient_phase(attacked: Stopwatch, attack: Attack) -> Phase:
     return Phase("first gradients", images * forward, images * differentiated, seconds)
 
 
-def certificate_phase(
+def gradient_check_phase(
     subject: Subject,
     attacked: Stopwatch,
     double: Stopwatch,
     extent: Extent,
     compared: Sequence[Execution],
 ) -> Phase:
-    """A certificate as far as `extent` goes. In float64, by the stopwatch `double`: the policies
+    """A gradient check as far as `extent` goes. In float64, by the stopwatch `double`: the policies
     `compared`, finite differences, and mostly the exact gradient of the attack's draws. On the
     run's device: the attack's gradient, and what attacks follow in its place."""
     used, plain, count = subject.attacked, subject.unaccelerated, extent.images

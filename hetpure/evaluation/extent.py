@@ -1,4 +1,4 @@
-"""How much of a gradient is certified: all of it where that is cheap, and less of it beyond."""
+"""How much of a gradient is checked: all of it where that is cheap, and less of it beyond."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from hetpure.defense import Defense
 from hetpure.gradients import Execution
 from hetpure.purifiers import Plan, Step
-from hetpure.schedule import CLEAN
+from hetpure.schedule import NO_NOISE
 
 IMAGES, DIRECTIONS = 2, 3
 
 
 @dataclass(frozen=True)
 class Extent:
-    """What a certificate looks at.
+    """What a gradient check looks at.
 
     Args:
         images: the first so many are computed in float64.
@@ -50,7 +50,7 @@ def extents(plan: Plan, block: int) -> list[Extent]:
 
 
 def widest(candidates: Sequence[Extent], fits: Callable[[Extent], bool]) -> Extent:
-    """The first that fits. The last one is the least that is worth a certificate, and is taken
+    """The first that fits. The last one is the least that is worth a gradient check, and is taken
     where nothing fits."""
     return next((extent for extent in candidates if fits(extent)), candidates[-1])
 
@@ -96,5 +96,5 @@ def _counted(count: int, what: str) -> str:
 
 def _kind(step: Step) -> object:
     """Steps of one kind run the same code."""
-    ends = step.to == CLEAN
+    ends = step.to == NO_NOISE
     return step.via > step.at, step.known, step.corrected, step.repeat > 0, ends

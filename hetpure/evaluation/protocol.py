@@ -186,7 +186,7 @@ def evaluate_attack(
     which the defence is right on the clean images, where they are known.
     """
     check_labels(block.labels, block.samples, defense.classifier.num_classes)
-    noise = Noise.of(seed, Stream.LOCKED)
+    noise = Noise.of(seed, Stream.DW_BOX)
     addresses = Addresses(block.samples, noise, cell.known, cell.member)
     with count_network_calls(defense) as calls:
         if cell.known:
@@ -247,7 +247,7 @@ def _selection(
     monitor: Monitor,
 ) -> Tensor:
     """On how many selection draws the defence is right (B,)."""
-    noise = Noise.of(seed, Stream.LOCKED)
+    noise = Noise.of(seed, Stream.DW_BOX)
     count = protocol.draws(defense, protocol.selection_draws, known)
     select = [noise.redraw(Draw(Stream.SELECTION, k), keep=known) for k in range(count)]
     predictions, _ = predict(defense, images, block.samples, select, monitor)
@@ -264,7 +264,7 @@ def _report(
     monitor: Monitor,
 ) -> tuple[Tensor, Tensor | None]:
     """Predictions on fresh report draws, but for what the attacker knew."""
-    noise = Noise.of(seed, Stream.LOCKED)
+    noise = Noise.of(seed, Stream.DW_BOX)
     draws = range(cell.report_from, cell.report_from + protocol.reported(defense, cell.known))
     report = [noise.redraw(Draw(Stream.REPORT, k), keep=cell.known) for k in draws]
     return predict(defense, images, block.samples, report, monitor)

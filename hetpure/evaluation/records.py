@@ -20,8 +20,12 @@ from hetpure.evaluation.protocol import Record
 from hetpure.saved_images import saved_block
 
 RECORDS, TIMING, RESULTS, CONFIG = "records.jsonl", "timing.jsonl", "results.json", "config.yaml"
-ITERATIONS, SESSIONS, CERTIFICATES = "iterations.jsonl", "sessions.jsonl", "certificates.jsonl"
-JOURNALS = (RECORDS, TIMING, ITERATIONS, SESSIONS, CERTIFICATES)
+ITERATIONS, SESSIONS, GRADIENT_CHECKS = (
+    "iterations.jsonl",
+    "sessions.jsonl",
+    "gradient_checks.jsonl",
+)
+JOURNALS = (RECORDS, TIMING, ITERATIONS, SESSIONS, GRADIENT_CHECKS)
 FACTS, LOCK = "evaluation.json", "lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -67,9 +71,9 @@ class RunFolder:
         """What an attack's iterations on one block said of themselves."""
         self._append(ITERATIONS, [entry])
 
-    def append_certificates(self, entry: dict[str, Any]) -> None:
-        """What a `row`'s gradient was found to be: its `certificates` and the `gradient` check."""
-        self._append(CERTIFICATES, [entry])
+    def append_gradient_checks(self, entry: dict[str, Any]) -> None:
+        """What a `row`'s gradient was found to be: its `gradient checks` and the `gradient` check."""
+        self._append(GRADIENT_CHECKS, [entry])
 
     def append_session(self, provenance: dict[str, Any]) -> None:
         """A start of the run: the first one, or one that goes on."""
@@ -110,9 +114,9 @@ class RunFolder:
         entries = self._read(ITERATIONS)
         return list({(e["defense"], e["attack"], e["block"]): e for e in entries}.values())
 
-    def read_certificates(self) -> dict[str, dict[str, Any]]:
+    def read_gradient_checks(self) -> dict[str, dict[str, Any]]:
         """By row, the last one written."""
-        return {entry["row"]: entry for entry in self._read(CERTIFICATES)}
+        return {entry["row"]: entry for entry in self._read(GRADIENT_CHECKS)}
 
     def read_sessions(self) -> list[dict[str, Any]]:
         return self._read(SESSIONS)

@@ -20,23 +20,23 @@ Facts = Mapping[str, Any]
 
 def run_results(folder: RunFolder) -> dict[str, Any]:
     """All of `results.json`. InputError where something is not computed yet."""
-    facts, records, certificates = (
+    facts, records, gradient_checks = (
         folder.read_facts(),
         folder.read_records(),
-        folder.read_certificates(),
+        folder.read_gradient_checks(),
     )
-    check_complete(folder, facts, records, certificates)
+    check_complete(folder, facts, records, gradient_checks)
     timing = folder.read_timing()
     agreements = eot_agreements(folder)
     defenses = summarise(records, facts["run"]["baseline"])
     for name, summary in defenses.items():
         row, own = facts["rows"][name], [record for record in records if record.defense == name]
         summary["purification_calls"] = row["purification_calls"]
-        summary |= certificates[name]["certificates"]
+        summary |= gradient_checks[name]["gradient_checks"]
         summary["execution"] = row["execution"]
         for attack, found in summary["attacks"].items():
             found["eot_agreement"] = agreements.get((name, attack))
-        summary["audit"] = _audit(folder, facts, name, own, certificates[name], agreements)
+        summary["audit"] = _audit(folder, facts, name, own, gradient_checks[name], agreements)
         summary["cost"] = {
             "network_calls": summary.pop("network_calls"),
             "audit_calls": summary.pop("audit_calls"),
@@ -55,12 +55,12 @@ def run_results(folder: RunFolder) -> dict[str, Any]:
             *(
                 line
                 for name, row in facts["rows"].items()
-                for line in inexact(name, row, certificates[name]["certificates"])
+                for line in inexact(name, row, gradient_checks[name]["gradient_checks"])
             ),
         ],
         "cost": {
             "peak_memory_bytes": max((t.get("peak_memory_bytes", 0) for t in timing), default=0),
-            "certificate_seconds": sum(t.get("certificates", 0) for t in timing),
+            "gradient_check_seconds": sum(t.get("gradient_checks", 0) for t in timing),
         },
         "provenance": first
         | ({"continued": [session["commit"] for session in later]} if later else {}),
@@ -69,13 +69,13 @@ def run_results(folder: RunFolder) -> dict[str, Any]:
 
 
 def check_complete(
-    folder: RunFolder, facts: Facts, records: Sequence[Record], certificates: Mapping[str, Any]
+    folder: RunFolder, facts: Facts, records: Sequence[Record], gradient_checks: Mapping[str, Any]
 ) -> None:
     """InputError unless every sample of every row has its records."""
     if not facts:
         raise InputError(f"{folder.path} holds no evaluation of this version")
     found = Counter((record.defense, record.attack) for record in records)
-    missing = {name: int(name not in certificates) for name in facts["rows"]}
+    missing = {name: int(name not in gradient_checks) for name in facts["rows"]}
     for name, row in facts["rows"].items():
         for cell, about in row["cells"].items():
             missing[name] += about["images"] - found.pop((name, cell), 0)
@@ -89,17 +89,17 @@ def check_complete(
         )
 
 
-def inexact(name: str, row: Facts, certificates: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def inexact(name: str, row: Facts, gradient_checks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Where the gradient of a row's attack is not that of the defence, or not all of it was
-    certified, given its certificates."""
-    own = certificates.get(row["certificate"])
+    checked, given its gradient checks."""
+    own = gradient_checks.get(row["gradient_check"])
     if own is None:
-        return [f"{name}: its gradient has no certificate"]
+        return [f"{name}: its gradient has no gradient check"]
     cosine = f"cosine {own['cosine_to_exact']:.3f} to the exact one"
     found = [f"{name}: {said} {cosine}" for said in row["inexact"]]
     steps, of_steps = own.get("steps"), own.get("of_steps")
     if steps != of_steps:
-        found.append(f"{name}: its gradient is certified on {steps} of {of_steps} steps")
+        found.append(f"{name}: its gradient is checked on {steps} of {of_steps} steps")
     return found
 
 
@@ -119,7 +119,7 @@ def _audit(
     facts: Facts,
     name: str,
     records: Sequence[Record],
-    certified: Mapping[str, Any],
+    checked: Mapping[str, Any],
     agreements: Mapping[tuple[str, str], float],
 ) -> list[dict[str, Any]] | None:
     if facts["run"]["audit"] is None:
@@ -130,7 +130,7 @@ def _audit(
         row["base"],
         row["classes"],
         Audit(**facts["run"]["audit"]),
-        list(certified["certificates"].values()),
+        list(checked["gradient_checks"].values()),
         agreements.get((name, row["base"])),
     )
     clean, _ = saved_images(folder.path, name, CLEAN)
@@ -140,7 +140,7 @@ def _audit(
         if cell != CLEAN
     }
     checks.append(saved_check(clean, for_attacks))
-    return [certified["gradient"], *(check.as_dict() for check in checks)]
+    return [checked["gradient"], *(check.as_dict() for check in checks)]
 
 
 def _threat(about: Mapping[str, Any] | None) -> Threat | None:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.noise import Group, Purpose, RowNoise
+from hetpure.noise import BatchNoise, Group, Purpose
 from hetpure.purifiers.purifier import Plan, Purifier, Step, check_strength, strength_index
 from hetpure.samplers import jump_forward
-from hetpure.schedule import CLEAN, Schedule
+from hetpure.schedule import NO_NOISE, Schedule
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class EDMPurifier(Purifier):
         indices = {start} | {schedule.nearest(root**self.rho) for root in spaced}
         gamma = min(self.churn / count, sqrt(2) - 1)
         plan = []
-        for t, s in pairwise([*sorted(indices, reverse=True), CLEAN]):
+        for t, s in pairwise([*sorted(indices, reverse=True), NO_NOISE]):
             sigma = schedule.sigma(t)
             churned = self.churn_min <= sigma <= self.churn_max
             up = max(schedule.nearest(sigma * (1 + gamma)), t) if churned else t
-            plan.append(Step(at=t, via=up, to=s, corrected=s != CLEAN))
+            plan.append(Step(at=t, via=up, to=s, corrected=s != NO_NOISE))
         return tuple(plan)
 
     def groups(self, plan: Plan) -> frozenset[Group]:
@@ -84,7 +84,7 @@ class EDMPurifier(Purifier):
         state: Tensor,
         images: Tensor,
         mask: Tensor | None,
-        noise: RowNoise,
+        noise: BatchNoise,
     ) -> Tensor:
         """One Heun step. The slope of x / sqrt(abar) in sigma is the predicted noise."""
         schedule = denoiser.schedule
@@ -93,7 +93,7 @@ class EDMPurifier(Purifier):
             up, down = schedule.alpha_cumprod(step.via), schedule.alpha_cumprod(step.at)
             state = jump_forward(state, down, up, fresh)
         x0, slope = denoiser.predict(state, step.via)
-        if step.to == CLEAN:
+        if step.to == NO_NOISE:
             return x0
         x = state / schedule.alpha_cumprod(step.via) ** 0.5
         signal = schedule.alpha_cumprod(step.to) ** 0.5

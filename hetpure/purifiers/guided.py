@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.noise import RowNoise
+from hetpure.noise import BatchNoise
 from hetpure.purifiers.purifier import (
     GridPurifier,
     Plan,
@@ -19,7 +19,7 @@ from hetpure.purifiers.purifier import (
     strength_index,
 )
 from hetpure.samplers import DDPM, Sampler, ddpm_variance
-from hetpure.schedule import CLEAN, Schedule
+from hetpure.schedule import NO_NOISE, Schedule
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class GuidedPurifier(GridPurifier):
                 steps[0] = Step(at=grid[-1], via=grid[0], to=grid[1], repeat=number)
             plan.extend(steps)
         for step in plan:
-            if step.to != CLEAN and self._pull(schedule, step) >= 1:
+            if step.to != NO_NOISE and self._pull(schedule, step) >= 1:
                 raise InputError(
                     f"guidance {self.guidance} overshoots its target on the step from {step.via} to"
                     f" {step.to}: lower it, or give a finer grid"
@@ -86,12 +86,12 @@ class GuidedPurifier(GridPurifier):
         state: Tensor,
         images: Tensor,
         mask: Tensor | None,
-        noise: RowNoise,
+        noise: BatchNoise,
     ) -> Tensor:
         """One network call, and the pull towards the input."""
         state = self._jump(denoiser, step, state, noise)
         after = self._denoise(denoiser, step, state, noise)
-        if step.to == CLEAN:  # no variance is left
+        if step.to == NO_NOISE:  # no variance is left
             return after
         # A draw of its own, or the first target would be the very state that starts the round.
         target = diffuse(denoiser, images, noise, step.via, step.repeat + 1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError, check_choice
-from hetpure.noise import RowNoise
+from hetpure.noise import BatchNoise
 from hetpure.purifiers.purifier import (
     GridPurifier,
     Plan,
@@ -99,7 +99,7 @@ class HeterogeneousPurifier(GridPurifier):
         state: Tensor,
         images: Tensor,
         mask: Tensor | None,
-        noise: RowNoise,
+        noise: BatchNoise,
     ) -> Tensor:
         """One network call; then, if the step says so, the known pixels are re-imposed."""
         state = super().advance(denoiser, step, state, images, mask, noise)
@@ -111,7 +111,7 @@ class HeterogeneousPurifier(GridPurifier):
 
 
 def heterogeneous_state(
-    denoiser: Denoiser, images: Tensor, mask: Tensor, noise: RowNoise, large: int, small: int
+    denoiser: Denoiser, images: Tensor, mask: Tensor, noise: BatchNoise, large: int, small: int
 ) -> Tensor:
     """x(t_l, t_s) = q(x, t_l) M + q(x, t_s) (1 - M) in model units, for two indices.
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from hetpure.denoiser import Denoiser, to_model, to_pixels
 from hetpure.errors import InputError, check_choice
-from hetpure.noise import Group, Purpose, RowNoise
+from hetpure.noise import BatchNoise, Group, Purpose
 from hetpure.samplers import DDIM, Sampler, add_noise, jump_forward
-from hetpure.schedule import CLEAN, Schedule
+from hetpure.schedule import NO_NOISE, Schedule
 
 Output = Literal["x0", "state"]
 
@@ -57,7 +57,7 @@ class Purifier(ABC):
         """Which groups of noise the plan asks for; a purifier that does not know names both."""
         return frozenset(("forward", "reverse"))
 
-    def start(self, denoiser: Denoiser, images: Tensor, noise: RowNoise) -> Tensor:
+    def start(self, denoiser: Denoiser, images: Tensor, noise: BatchNoise) -> Tensor:
         """Images (B, C, H, W) diffused to the first index of the plan."""
         return diffuse(denoiser, images, noise, self.plan(denoiser.schedule)[0].at)
 
@@ -69,7 +69,7 @@ class Purifier(ABC):
         state: Tensor,
         images: Tensor,
         mask: Tensor | None,
-        noise: RowNoise,
+        noise: BatchNoise,
     ) -> Tensor:
         """The next state (B, C, H, W); images are the ones to purify, mask is (B, 1, H, W)."""
 
@@ -111,7 +111,7 @@ class GridPurifier(Purifier):
 
     def groups(self, plan: Plan) -> frozenset[Group]:
         """The sampler's own noise is asked for where it is stochastic and the step is no last."""
-        drawn = self.sampler.stochastic and any(step.to != CLEAN for step in plan)
+        drawn = self.sampler.stochastic and any(step.to != NO_NOISE for step in plan)
         return frozenset(("forward", "reverse") if drawn else ("forward",))
 
     def advance(
@@ -121,12 +121,12 @@ class GridPurifier(Purifier):
         state: Tensor,
         images: Tensor,
         mask: Tensor | None,
-        noise: RowNoise,
+        noise: BatchNoise,
     ) -> Tensor:
         """One network call: jump up where the step says so, then denoise."""
         return self._denoise(denoiser, step, self._jump(denoiser, step, state, noise), noise)
 
-    def _jump(self, denoiser: Denoiser, step: Step, state: Tensor, noise: RowNoise) -> Tensor:
+    def _jump(self, denoiser: Denoiser, step: Step, state: Tensor, noise: BatchNoise) -> Tensor:
         """The state diffused from `at` up to `via`."""
         if step.via <= step.at:
             return state
@@ -134,12 +134,12 @@ class GridPurifier(Purifier):
         fresh = noise.normal(Purpose.RESAMPLE, state, step=max(step.at, 0), repeat=step.repeat)
         return jump_forward(state, level(step.at), level(step.via), fresh)
 
-    def _denoise(self, denoiser: Denoiser, step: Step, state: Tensor, noise: RowNoise) -> Tensor:
+    def _denoise(self, denoiser: Denoiser, step: Step, state: Tensor, noise: BatchNoise) -> Tensor:
         """The state taken from `via` down to `to`."""
         level = denoiser.schedule.alpha_cumprod
         x0, predicted_noise = denoiser.predict(state, step.via)
         x0 = self.sampler.clip(x0)
-        if step.to == CLEAN:
+        if step.to == NO_NOISE:
             return x0
         fresh = (
             noise.normal(Purpose.REVERSE, state, step=step.to, repeat=step.repeat)
@@ -149,7 +149,7 @@ class GridPurifier(Purifier):
         return self.sampler.step(state, x0, predicted_noise, level(step.via), level(step.to), fresh)
 
     def grid(self, schedule: Schedule, start: int, include: int | None = None) -> list[int]:
-        """Descending indices from `start` to the last state, which is `CLEAN` for output x0."""
+        """Descending indices from `start` to the last state, which is `NO_NOISE` for output x0."""
         count = len(schedule)
         if self.timesteps is not None:
             points: Sequence[int] = self.timesteps
@@ -165,7 +165,7 @@ class GridPurifier(Purifier):
                 raise InputError(f"purifier steps must be in [1, {count}], got {steps}")
             points = [round(k * count / steps) for k in range(steps)]
         grid = descending_grid(points, start, include)
-        return [*grid[:-1], CLEAN if self.output == "x0" else 0]
+        return [*grid[:-1], NO_NOISE if self.output == "x0" else 0]
 
 
 def descending_grid(points: Sequence[int], start: int, include: int | None = None) -> list[int]:
@@ -179,7 +179,7 @@ def descending_grid(points: Sequence[int], start: int, include: int | None = Non
 
 
 def diffuse(
-    denoiser: Denoiser, images: Tensor, noise: RowNoise, index: int, repeat: int = 0
+    denoiser: Denoiser, images: Tensor, noise: BatchNoise, index: int, repeat: int = 0
 ) -> Tensor:
     """q(x, t, n) in model units for images in pixel [0, 1], with the known noise of that index."""
     draw = noise.normal(Purpose.FORWARD, images, step=index, repeat=repeat)

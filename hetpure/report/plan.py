@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from rich.table import Table
 
-from hetpure.evaluation.cost import CertificatePlan, Phase
+from hetpure.evaluation.cost import GradientCheckPlan, Phase
 from hetpure.gradients import Execution
 from hetpure.memory import Footprint, gigabytes
 
@@ -14,7 +14,7 @@ from hetpure.memory import Footprint, gigabytes
 class RowPlan:
     """One defence's part of a plan: its phases, how it is computed, seconds of one network call for
     one row (forward, forward with backward), what it takes in memory, and the steps of the purifier
-    that is attacked; the first look at its gradients, and its certificates by name."""
+    that is attacked; the first look at its gradients, and its gradient checks by name."""
 
     phases: Sequence[Phase]
     execution: Execution
@@ -22,33 +22,33 @@ class RowPlan:
     footprint: Footprint
     steps: int
     gradients: Phase
-    certificates: Mapping[str, CertificatePlan]
+    gradient_checks: Mapping[str, GradientCheckPlan]
 
     @property
     def seconds(self) -> float:
-        """Of the whole defence, its certificates included."""
+        """Of the whole defence, its gradient checks included."""
         return sum(phase.seconds for phase in self.all_phases)
 
     @property
     def all_phases(self) -> list[Phase]:
-        """In order, gradients and certificates first."""
+        """In order, gradients and gradient checks first."""
         named = [
             replace(plan.phase, name=f"{name.replace('_', ' ')} ({plan.phase.name})")
-            for name, plan in self.certificates.items()
+            for name, plan in self.gradient_checks.items()
         ]
         return [self.gradients, *named, *self.phases]
 
     @property
-    def certificate_seconds(self) -> float:
-        """Of the first gradients and of all certificates."""
+    def gradient_check_seconds(self) -> float:
+        """Of the first gradients and of all gradient checks."""
         return self.gradients.seconds + sum(
-            plan.phase.seconds for plan in self.certificates.values()
+            plan.phase.seconds for plan in self.gradient_checks.values()
         )
 
     @property
-    def certificate_bytes(self) -> int:
-        """What its certificates take in memory, their networks in float64 included."""
-        return max(plan.memory for plan in self.certificates.values())
+    def gradient_check_bytes(self) -> int:
+        """What its gradient checks take in memory, their networks in float64 included."""
+        return max(plan.memory for plan in self.gradient_checks.values())
 
     @property
     def gradient_bytes(self) -> int:
@@ -76,7 +76,7 @@ def total_seconds(rows: Mapping[str, RowPlan]) -> float:
 
 def total_bytes(rows: Mapping[str, RowPlan]) -> int:
     """The most that is taken at once beside the networks."""
-    return max(max(row.gradient_bytes, row.certificate_bytes) for row in rows.values())
+    return max(max(row.gradient_bytes, row.gradient_check_bytes) for row in rows.values())
 
 
 def _costs(rows: Mapping[str, RowPlan], title: str) -> Table:
@@ -110,12 +110,12 @@ def _costs(rows: Mapping[str, RowPlan], title: str) -> Table:
 def _memory(rows: Mapping[str, RowPlan], budget: int) -> Table:
     table = Table(
         title=f"Memory of a gradient; budget {gigabytes(budget)}",
-        caption="rows: images x noise draws computed at once. certificate: in float64, with a copy"
+        caption="rows: images x noise draws computed at once. gradient check: in float64, with a copy"
         " of the networks.",
         caption_justify="left",
     )
     table.add_column("defence", overflow="fold")
-    for head in ("rows", "tape", "checkpoint", "chosen", "takes", "certificate"):
+    for head in ("rows", "tape", "checkpoint", "chosen", "takes", "gradient_check"):
         table.add_column(head, justify="right")
     for name, row in rows.items():
         size = row.execution.micro_batch or 1
@@ -130,6 +130,6 @@ def _memory(rows: Mapping[str, RowPlan], budget: int) -> Table:
             need(0),
             row.execution.describe(row.steps),
             gigabytes(row.gradient_bytes),
-            gigabytes(row.certificate_bytes),
+            gigabytes(row.gradient_check_bytes),
         )
     return table

@@ -7,7 +7,7 @@ import torch
 from hetpure.defense import Defense, resized
 from hetpure.denoiser import to_pixels
 from hetpure.errors import InputError
-from hetpure.noise import RowNoise
+from hetpure.noise import BatchNoise
 from hetpure.purifiers import HeterogeneousPurifier, heterogeneous_state
 from hetpure.report.figure import Panel
 
@@ -16,7 +16,7 @@ STATES = 6
 
 @torch.no_grad()
 def purification_panels(
-    defense: Defense, images: torch.Tensor, noise: RowNoise, classes: Sequence[str] | None = None
+    defense: Defense, images: torch.Tensor, noise: BatchNoise, classes: Sequence[str] | None = None
 ) -> list[Panel]:
     """Panels for images (B, C, H, W) in pixel [0, 1]: input; mask and x(t_l, t_s) where the
     purifier is heterogeneous; at most six of the states between; the purified image."""

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from hetpure.evaluation.records import RunFolder
 from hetpure.evaluation.run_results import run_results
-from hetpure.report.certificate import certificates_markdown
+from hetpure.report.gradient_checks import gradient_checks_markdown
 from hetpure.report.table import markdown, terminal
 
 FIGURE = "figure.png"
@@ -35,7 +35,7 @@ def write_report(results: dict[str, Any], folder: Path, figure: str | None) -> N
             " the first report draw."
         )
     sections += ["## Weaker than the full protocol", _bullets(results["weaker_than_full"])]
-    sections += ["## Gradient certificates", certificates_markdown(results["defenses"])]
+    sections += ["## Gradient checks", gradient_checks_markdown(results["defenses"])]
     sections += ["## Cost", _costs(results)]
     sections += ["## Provenance", _bullets(_provenance(results["provenance"]))]
     (folder / "report.md").write_text("\n\n".join(sections) + "\n")

@@ -94,7 +94,7 @@ def test_a_plan_is_compared_with_the_run(
         "| uniform t=200",
         "| heterogeneous 200/100",
         "| heterogeneous + ADDT",
-        "| certificates",
+        "| gradient checks",
         "| whole evaluation",
     ]
     predicted, real = (float(row.split(" | ")[k]) for row in rows[-1:] for k in (1, 2))

@@ -20,9 +20,9 @@ def test_by_hand() -> None:
     assert shards(UNEVEN, 2) == 7
     assert shards(UNEVEN, 4) == 7
     assert "| 2 | 0.00 | 100.0 | 85.7 |" in table(UNEVEN, [2])
-    certified = UNEVEN | {Task("b", None): 5.0}
-    assert queue(certified, 2) == 10  # 5 + 2 + 3 | 6 + 1
-    assert shards(certified, 2) == 12
+    checked = UNEVEN | {Task("b", None): 5.0}
+    assert queue(checked, 2) == 10  # 5 + 2 + 3 | 6 + 1
+    assert shards(checked, 2) == 12
 
 
 def test_what_was_computed_twice_counts_once_and_what_is_missing_is_told(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_what_was_computed_twice_counts_once_and_what_is_missing_is_told(tmp_pat
         folder.append_timing(entry | {"seconds": seconds})
     folder.append_timing({"defense": "a", "attack": "x", "block": 0, "seconds": 4.0})
     folder.append_timing({"defense": "a", "attack": "y", "block": 0, "seconds": 2.0})
-    folder.append_timing({"row": "b", "certificates": 5.0})
+    folder.append_timing({"row": "b", "gradient_checks": 5.0})
     assert recorded(folder) == UNEVEN | {Task("b", None): 5.0}
     folder.append_timing({"defense": "a", "attack": "x", "block": 2, "seconds": 1.0})
     with pytest.raises(InputError, match="not finished .1 of its tasks"):
@@ -54,7 +54,7 @@ def test_attacks_on_a_block_are_one_task(tmp_path: Path) -> None:
     for attack, seconds in (("clean", 1.0), ("pgd_linf", 5.0)):
         folder.append_timing({"defense": "a", "attack": attack, "block": 0, "seconds": seconds})
     folder.append_timing({"peak_memory_bytes": 5})
-    folder.append_timing({"row": "a", "certificates": 2.5})
+    folder.append_timing({"row": "a", "gradient_checks": 2.5})
     assert recorded(folder) == {Task("a", 0): 6.0, Task("a", None): 2.5}
 
 

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from hetpure.classifiers import Classifier, WideResNet
 from hetpure.denoiser import Denoiser
-from hetpure.noise import Noise, RowNoise, Stream
+from hetpure.noise import BatchNoise, Noise, Stream
 from hetpure.schedule import linear_schedule
 from tests.hetpure.networks import tiny_unet
 
-Rows = Callable[..., RowNoise]
+Rows = Callable[..., BatchNoise]
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def half_mask() -> Tensor:
 def rows() -> Rows:
     """`rows(0, 1)`: the noise of one draw for samples 0 and 1; `draw=` takes another draw."""
 
-    def make(*samples: int, draw: int = 0) -> RowNoise:
+    def make(*samples: int, draw: int = 0) -> BatchNoise:
         return Noise.of(7, Stream.PROBE, draw).on(torch.tensor(samples))
 
     return make

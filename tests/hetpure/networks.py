@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 
-from hetpure.noise import Noise, RowNoise, Stream
+from hetpure.noise import BatchNoise, Noise, Stream
 
 
 def tiny_unet(**changes: Any) -> UNet2DModel:
@@ -28,5 +28,5 @@ def seeded_unet(seed: int = 0) -> UNet2DModel:
         return tiny_unet()
 
 
-def rows(count: int, seed: int = 0, index: int = 0) -> RowNoise:
+def rows(count: int, seed: int = 0, index: int = 0) -> BatchNoise:
     return Noise.of(seed, Stream.TRAIN, index).on(torch.arange(count))

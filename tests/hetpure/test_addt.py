@@ -25,7 +25,7 @@ from hetpure.addt import (
 from hetpure.denoiser import Denoiser, PredictionType
 from hetpure.errors import InputError
 from hetpure.levels import ContinuousLevels, LogNormalLevels
-from hetpure.noise import Noise, Purpose, RowNoise, Stream
+from hetpure.noise import BatchNoise, Noise, Purpose, Stream
 from hetpure.numbers import Number
 from hetpure.schedule import linear_schedule
 from tests.hetpure.networks import rows, seeded_unet
@@ -238,12 +238,12 @@ def test_the_perturbation_raises_the_guides_loss(
     denoiser, guide = Denoiser(seeded_unet(), SCHEDULE, prediction), linear_guide()
     found = kind.find(denoiser, guide, data).perturbation
 
-    def loss(perturbation: Tensor, draw: RowNoise) -> Tensor:
+    def loss(perturbation: Tensor, draw: BatchNoise) -> Tensor:
         mixed = kind.mix(draw.normal(Purpose.TRAINING, x0), perturbation, level)
         x0_hat, _ = denoiser.predict(level.diffuse(x0, mixed), level)
         return F.cross_entropy(guide((x0_hat + 1) / 2), data.labels, reduction="none")
 
-    def random(draw: RowNoise) -> Tensor:
+    def random(draw: BatchNoise) -> Tensor:
         drawn = draw.normal(Purpose.PERTURBATION, x0)
         return drawn if isinstance(kind, RankGaussian) else found.abs().max() * drawn.sign()
 

@@ -15,7 +15,7 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.gradients import Execution, Policy, input_gradient
 from hetpure.memory import saved_bytes
-from hetpure.noise import Purpose, RowNoise, noise_for
+from hetpure.noise import BatchNoise, Purpose, noise_for
 from hetpure.purifiers import HeterogeneousPurifier, Output, Purifier, UniformPurifier
 from hetpure.samplers import DDIM, VPODE, VPSDE, Sampler
 from hetpure.schedule import Schedule, linear_schedule
@@ -23,7 +23,7 @@ from hetpure.schedule import Schedule, linear_schedule
 S = 0.25
 SCHEDULE = linear_schedule()
 LABELS = torch.tensor([0, 1, 2, 3])
-Rows = Callable[..., RowNoise]
+Rows = Callable[..., BatchNoise]
 every_sampler = pytest.mark.parametrize("sampler", [VPSDE(), VPODE()], ids=["sde", "ode"])
 every_output = pytest.mark.parametrize("output", ["x0", "state"])
 
@@ -54,7 +54,7 @@ def identity() -> Classifier:
     return Classifier(nn.Flatten(), num_classes=64, mean=[0.0], std=[1.0]).double()
 
 
-def gradient(defense: Defense, images: Tensor, noise: RowNoise, policy: Policy) -> Tensor:
+def gradient(defense: Defense, images: Tensor, noise: BatchNoise, policy: Policy) -> Tensor:
     point = images.clone().requires_grad_()
     loss = F.cross_entropy(defense(point, noise, None, policy), LABELS, reduction="sum")
     return input_gradient(loss, point)
@@ -166,15 +166,15 @@ def test_the_way_back_meets_the_noise_of_the_way_down(
 ) -> None:
     """Every draw once more, in the order of the way back; and the gradient hangs on them."""
     asked: list[tuple[Purpose, int, int]] = []
-    words = RowNoise.words
+    words = BatchNoise.words
     replayed = 0
 
-    def record(self: RowNoise, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
+    def record(self: BatchNoise, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
         draw = self.reverse_draw + (replayed if len(asked) > len(defense.plan) - 1 else 0)
         asked.append((purpose, step, repeat))
         return words(replace(self, reverse_draw=draw), purpose, step, repeat, count)
 
-    monkeypatch.setattr(RowNoise, "words", record)
+    monkeypatch.setattr(BatchNoise, "words", record)
     purifier = UniformPurifier(steps=50, strength=0.3, sampler=VPSDE())
     defense = Defense(smooth_classifier, purifier, denoise())
     found = gradient(defense, images, rows(0, 1, 2, 3), "adjoint")

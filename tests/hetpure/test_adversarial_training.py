@@ -18,7 +18,7 @@ from hetpure.adversarial_training import (
 )
 from hetpure.classifiers import Classifier
 from hetpure.errors import InputError
-from hetpure.noise import Noise, Purpose, RowNoise, Stream
+from hetpure.noise import BatchNoise, Noise, Purpose, Stream
 
 SAMPLES, LABELS = torch.tensor([31, 7, 100, 5]), torch.tensor([0, 1, 1, 0])
 EPSILON = {"linf": 0.1, "l2": 0.8}
@@ -33,7 +33,7 @@ def against(method: str = "pgd", norm: str = "linf", **changes: Any) -> Adversar
     return AdversarialTraining(**{"method": method, **settings, **changes})  # type: ignore[arg-type]
 
 
-def rows(samples: Tensor = SAMPLES, update: int = 3) -> RowNoise:
+def rows(samples: Tensor = SAMPLES, update: int = 3) -> BatchNoise:
     return Noise.of(7, Stream.TRAIN, update).on(samples)
 
 

@@ -107,7 +107,7 @@ def compare(case: Case, count: int) -> Outcome:
         rows, images, labels = rows[right], images[right], labels[right]
         samples = data.samples[rows]
         start = time.process_time()
-        found = attack(defense, images, labels, Addresses(samples, Noise.of(0, Stream.LOCKED)))
+        found = attack(defense, images, labels, Addresses(samples, Noise.of(0, Stream.DW_BOX)))
         between = time.process_time()
         with torch.random.fork_rng(devices=[]):  # theirs seeds the global generator
             theirs = case.published(classifier, first).perturb(images, labels)[None]

@@ -16,7 +16,7 @@ from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.expectation import Answer
-from hetpure.noise import Group, Noise, Purpose, RowNoise, Stream
+from hetpure.noise import BatchNoise, Group, Noise, Purpose, Stream
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
 
 SAMPLES, LABELS = torch.tensor([31, 7, 100, 5]), torch.tensor([0, 1, 1, 0])
@@ -43,7 +43,7 @@ class Noisy(Defense):
     groups = frozenset[Group]({"reverse"})
 
     def forward(
-        self, images: Tensor, noise: RowNoise, mask: Any = None, policy: Any = None
+        self, images: Tensor, noise: BatchNoise, mask: Any = None, policy: Any = None
     ) -> Tensor:
         return super().forward(images + 0.3 * noise.normal(Purpose.REVERSE, images), noise)
 
@@ -271,7 +271,7 @@ def test_accuracy_falls(kind: type[Defense], attack: APGD) -> None:
         right = [defense(of, draw).argmax(1) == labels for draw in draws]
         return float(torch.stack(right).float().mean())
 
-    found = attack(defense, images, labels, Addresses(ids, Noise.of(7, Stream.LOCKED)))
+    found = attack(defense, images, labels, Addresses(ids, Noise.of(7, Stream.DW_BOX)))
     assert accuracy(images) > 0.9
     assert min(accuracy(candidate) for candidate in found) < 0.4
 
@@ -311,7 +311,7 @@ class Spy(Defense):
     answered = 0
 
     def forward(
-        self, images: Tensor, noise: RowNoise, mask: Any = None, policy: Any = None
+        self, images: Tensor, noise: BatchNoise, mask: Any = None, policy: Any = None
     ) -> Tensor:
         self.answered += len(images)
         return super().forward(images, noise, mask, policy)

@@ -16,7 +16,7 @@ from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.gradients import Execution
-from hetpure.noise import Noise, RowNoise, Stream, attack_draw
+from hetpure.noise import BatchNoise, Noise, Stream, attack_draw
 from hetpure.purifiers import HeterogeneousPurifier, Purifier, UniformPurifier
 from hetpure.samplers import DDPM
 
@@ -32,10 +32,10 @@ class Spy(Defense):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self.queries: list[tuple[Tensor, RowNoise, Tensor | None]] = []
+        self.queries: list[tuple[Tensor, BatchNoise, Tensor | None]] = []
 
     def forward(
-        self, images: Tensor, noise: RowNoise, mask: Any = None, policy: Any = None
+        self, images: Tensor, noise: BatchNoise, mask: Any = None, policy: Any = None
     ) -> Tensor:
         self.queries.append((images.detach().clone(), noise, mask))
         return super().forward(images, noise, mask, policy)

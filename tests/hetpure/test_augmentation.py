@@ -8,10 +8,10 @@ from scipy import stats
 from torch import Tensor
 
 from hetpure.augmentation import flip, shift
-from hetpure.noise import Noise, RowNoise, Stream
+from hetpure.noise import BatchNoise, Noise, Stream
 
 
-def rows(samples: Tensor, update: int = 0) -> RowNoise:
+def rows(samples: Tensor, update: int = 0) -> BatchNoise:
     return Noise.of(3, Stream.TRAIN, update).on(samples)
 
 
@@ -61,7 +61,7 @@ def test_shift_by_nothing_changes_nothing() -> None:
 
 @pytest.mark.parametrize("augment", [flip, lambda x, n: shift(x, n, 2)], ids=["flip", "shift"])
 def test_augmentation_depends_on_the_sample_and_the_update_only(
-    augment: Callable[[Tensor, RowNoise], Tensor],
+    augment: Callable[[Tensor, BatchNoise], Tensor],
 ) -> None:
     """Whatever batch and rank a sample is in it looks the same, and differs in the next epoch."""
     samples = torch.arange(40)

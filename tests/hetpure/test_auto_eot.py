@@ -21,11 +21,11 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_attack
 from hetpure.evaluation.statistics import mean_accuracy
-from hetpure.noise import Group, Noise, Purpose, RowNoise, Stream
+from hetpure.noise import BatchNoise, Group, Noise, Purpose, Stream
 from hetpure.purifiers import HeterogeneousPurifier
 
 SAMPLES = torch.tensor([31, 7, 100, 5])
-ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.LOCKED))
+ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.DW_BOX))
 LABELS = torch.zeros(4, dtype=torch.int64)
 EPSILON = 0.1
 
@@ -40,14 +40,14 @@ class Unsure(Defense):
         )
         self.rate = rate
         self.drawn = drawn
-        self.calls: list[RowNoise] = []
+        self.calls: list[BatchNoise] = []
 
     @property
     def groups(self) -> frozenset[Group]:
         return frozenset(("forward",) if self.drawn else ())
 
     def forward(
-        self, images: Tensor, noise: RowNoise, mask: Any = None, policy: Any = None
+        self, images: Tensor, noise: BatchNoise, mask: Any = None, policy: Any = None
     ) -> Tensor:
         self.calls.append(noise)
         pixel = images[:, :1, :1, 0]
@@ -202,7 +202,7 @@ def test_members_and_checks_never_share_draws(flat: Tensor) -> None:
     assert {number >> 40 for number in numbers} == {CHECK}
     assert len(numbers) == 3
     assert all((noise.forward_stream == Stream.ATTACK).all() for noise in defense.calls)
-    assert all((noise.reverse_stream == Stream.LOCKED).all() for noise in defense.calls)
+    assert all((noise.reverse_stream == Stream.DW_BOX).all() for noise in defense.calls)
 
 
 @pytest.mark.parametrize("known", [(), ("forward",)], ids=["deterministic", "all known"])

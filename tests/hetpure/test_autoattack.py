@@ -18,13 +18,13 @@ from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.gradients import Execution, GradientError
-from hetpure.noise import Group, Noise, RowNoise, Stream
+from hetpure.noise import BatchNoise, Group, Noise, Stream
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
 from hetpure.samplers import DDPM
 from hetpure.weights import load_classifier
 
 SAMPLES = torch.tensor([31, 7, 100, 5])
-NOISE = Noise.of(7, Stream.LOCKED)
+NOISE = Noise.of(7, Stream.DW_BOX)
 ADDRESSES = Addresses(SAMPLES, NOISE)
 BOTH = ("forward", "reverse")
 PURIFIER = UniformPurifier(steps=20)
@@ -37,7 +37,7 @@ class Call:
     """One call of the defence."""
 
     images: Tensor
-    noise: RowNoise
+    noise: BatchNoise
     mask: Tensor | None
 
 
@@ -49,7 +49,7 @@ class Spy(Defense):
         self.calls: list[Call] = []
 
     def forward(
-        self, images: Tensor, noise: RowNoise, mask: Any = None, policy: Any = None
+        self, images: Tensor, noise: BatchNoise, mask: Any = None, policy: Any = None
     ) -> Tensor:
         self.calls.append(Call(images.detach().clone(), noise, mask))
         return super().forward(images, noise, mask, policy)
@@ -162,7 +162,7 @@ def test_each_call_is_on_fresh_noise_but_for_what_is_known(
         assert all(len(draw) == 1 for draw in draws)  # told apart by sample id
         different = set.union(*draws)
         if group in known:
-            assert streams == {Stream.LOCKED}
+            assert streams == {Stream.DW_BOX}
             assert different == {0}
         else:
             assert streams == {Stream.ATTACK}
@@ -293,7 +293,7 @@ def test_the_seed_is_the_noises(smooth_classifier: Classifier, images: Tensor) -
     labels = predicted(defense, images)
     attack = small(epsilon=0.3, attacks=("apgd-ce",))
     first = attack(defense, images, labels, ADDRESSES)
-    other = attack(defense, images, labels, replace(ADDRESSES, noise=Noise.of(8, Stream.LOCKED)))
+    other = attack(defense, images, labels, replace(ADDRESSES, noise=Noise.of(8, Stream.DW_BOX)))
     assert not torch.equal(first, other)
 
 

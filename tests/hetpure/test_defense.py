@@ -12,13 +12,13 @@ from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.gradients import Execution
-from hetpure.noise import RowNoise
+from hetpure.noise import BatchNoise
 from hetpure.purifiers import HeterogeneousPurifier, Purifier, UniformPurifier
 from hetpure.samplers import DDIM, DDPM, Sampler
 
 UNIFORM = UniformPurifier(steps=20, strength=0.2)
 HETEROGENEOUS = HeterogeneousPurifier(steps=20)
-Rows = Callable[..., RowNoise]
+Rows = Callable[..., BatchNoise]
 
 
 @pytest.mark.parametrize("purifier", [UNIFORM, HETEROGENEOUS], ids=["uniform", "heterogeneous"])

@@ -19,7 +19,7 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.expectation import Query, answers
 from hetpure.gradients import APPROXIMATIONS, Execution, Policy
-from hetpure.noise import Noise, Purpose, RowNoise, Stream, attack_draw
+from hetpure.noise import BatchNoise, Noise, Purpose, Stream, attack_draw
 from hetpure.purifiers import (
     EDMPurifier,
     GuidedPurifier,
@@ -28,7 +28,7 @@ from hetpure.purifiers import (
     UniformPurifier,
 )
 from hetpure.samplers import DDPM, VPSDE
-from hetpure.schedule import CLEAN
+from hetpure.schedule import NO_NOISE
 
 SAMPLES, LABELS = torch.tensor([31, 7, 100, 5]), torch.tensor([0, 1, 2, 3])
 ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.REPORT))
@@ -44,7 +44,7 @@ FAMILY: dict[str, Purifier] = {
     ),
 }
 family = pytest.mark.parametrize("purifier", FAMILY.values(), ids=FAMILY)
-Rows = Callable[..., RowNoise]
+Rows = Callable[..., BatchNoise]
 
 
 def diffattack(**settings: object) -> DiffAttack:
@@ -74,7 +74,7 @@ def test_deviation_by_hand(
     for step in defense.plan:
         state = purifier.advance(denoiser, step, state, images, half_mask, noise)
         diffused = 2 * images - 1
-        if step.to != CLEAN:
+        if step.to != NO_NOISE:
             alpha = denoiser.schedule.alpha_cumprod(step.to)
             normal = noise.normal(Purpose.FORWARD, images, step=step.to)
             diffused = alpha**0.5 * diffused + (1 - alpha) ** 0.5 * normal
@@ -263,7 +263,7 @@ def test_every_mask_policy_is_run(
 def test_weights_of_steps(denoiser: Denoiser) -> None:
     """One over the number of steps that count: of all, or of a third of the noise levels."""
     plan = UniformPurifier(timesteps=(0, 10, 30, 50, 70, 89), strength=0.09).plan(denoiser.schedule)
-    assert [step.to for step in plan] == [89, 70, 50, 30, 10, CLEAN]
+    assert [step.to for step in plan] == [89, 70, 50, 30, 10, NO_NOISE]
     found = {levels: list(step_weights(plan, levels).values()) for levels in ("all", "low", "high")}
     assert found["all"] == [1 / 6] * 6
     assert found["low"] == [0, 0, 0, 1 / 3, 1 / 3, 1 / 3]

@@ -15,12 +15,12 @@ from torch import Tensor
 from hetpure.denoiser import Denoiser, PredictionType, to_model
 from hetpure.errors import InputError
 from hetpure.gradients import run_plan
-from hetpure.noise import Purpose, RowNoise
+from hetpure.noise import BatchNoise, Purpose
 from hetpure.purifiers import EDMPurifier, Step
-from hetpure.schedule import CLEAN, Schedule, cosine_schedule, linear_schedule
+from hetpure.schedule import NO_NOISE, Schedule, cosine_schedule, linear_schedule
 
 LINEAR = linear_schedule()
-Rows = Callable[..., RowNoise]
+Rows = Callable[..., BatchNoise]
 EDM = EDMPurifier(levels=10, strength=0.3, sigma_min=0.02)
 
 
@@ -46,7 +46,7 @@ def test_levels_are_the_rho_spacing_at_the_nearest_index(
     spaced = (high ** (1 / rho) * (1 - fractions) + lowest ** (1 / rho) * fractions) ** rho
     wanted = sorted({nearest(schedule, float(level)) for level in spaced}, reverse=True)
     assert [step.at for step in plan] == [step.via for step in plan] == wanted
-    assert [step.to for step in plan] == [*wanted[1:], CLEAN]
+    assert [step.to for step in plan] == [*wanted[1:], NO_NOISE]
     assert wanted[0] == 300
 
 
@@ -57,7 +57,7 @@ def test_a_plan_starts_at_the_index_of_its_strength(strength: float, churn: floa
     assert plan[0].at == LINEAR.index(strength)
     assert max(step.via for step in plan) < len(LINEAR)
     assert all(step.to == after.at for step, after in pairwise(plan))
-    assert plan[-1].to == CLEAN
+    assert plan[-1].to == NO_NOISE
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 10])
@@ -148,7 +148,7 @@ def test_one_step_is_the_prediction_from_the_start(
     denoiser: Denoiser, images: Tensor, rows: Rows
 ) -> None:
     noise, purifier = rows(0, 1, 2, 3), EDMPurifier(levels=1, strength=0.3)
-    assert purifier.plan(LINEAR) == (Step(at=300, via=300, to=CLEAN),)
+    assert purifier.plan(LINEAR) == (Step(at=300, via=300, to=NO_NOISE),)
     start = purifier.start(denoiser, images, noise)
     pure = run_plan(
         purifier.plan(LINEAR),

@@ -19,7 +19,7 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.expectation import Answer, Average, Query, expected_gradient, expected_loss
 from hetpure.gradients import Execution
-from hetpure.noise import Draw, Noise, Purpose, RowNoise, Stream
+from hetpure.noise import BatchNoise, Draw, Noise, Purpose, Stream
 from hetpure.purifiers import (
     EDMPurifier,
     GuidedPurifier,
@@ -30,7 +30,7 @@ from hetpure.purifiers import (
 from hetpure.samplers import DDIM, DDPM, VPODE, VPSDE
 
 LABELS, SAMPLES = torch.tensor([0, 1, 2, 3]), torch.tensor([31, 7, 100, 5])
-ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.LOCKED))
+ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.DW_BOX))
 NOISES = [Noise.of(7, Stream.PROBE, k) for k in range(4)]
 averages = pytest.mark.parametrize("average", ["gradients", "probabilities", "logits"])
 LOGITS = torch.tensor([[2.0, 1.0, -1.0, 0.5], [0.0, 3.0, 1.0, 2.5]], dtype=torch.float64)
@@ -50,7 +50,7 @@ class Spy(Defense):
         self.asked: list[tuple[Tensor, Tensor]] = []
 
     def forward(  # type: ignore[override]
-        self, images: Tensor, noise: RowNoise, mask: Any = None, policy: Any = None
+        self, images: Tensor, noise: BatchNoise, mask: Any = None, policy: Any = None
     ) -> Tensor:
         self.asked.append((images.detach(), mask.detach()))
         return super().forward(images, noise, mask, policy)
@@ -216,9 +216,11 @@ def test_a_negated_draw_turns_normals_around_and_nothing_else() -> None:
         rows = [noise.on(SAMPLES) for noise in (plain, turned)]
         assert torch.equal(*(one.uniform(purpose, like) for one in rows))
         assert torch.equal(*(one.integers(purpose, 100) for one in rows))
-        stacked = RowNoise.stack([plain, turned], SAMPLES).normal(purpose, like.repeat(2, 1, 1, 1))
+        stacked = BatchNoise.stack([plain, turned], SAMPLES).normal(
+            purpose, like.repeat(2, 1, 1, 1)
+        )
         assert torch.equal(stacked[:4], -stacked[4:])
-        assert torch.equal(RowNoise.stack([plain, turned], SAMPLES).rows(torch.tensor([5]))
+        assert torch.equal(BatchNoise.stack([plain, turned], SAMPLES).rows(torch.tensor([5]))
                            .normal(purpose, like[:1]), stacked[5:6])  # fmt: skip
 
 
@@ -242,7 +244,7 @@ def test_antithetic_pairs_of_a_linear_answer_cancel_its_noise(images: Tensor) ->
         groups = frozenset(("forward", "reverse"))  # type: ignore[assignment]
 
         def forward(  # type: ignore[override]
-            self, images: Tensor, noise: RowNoise, mask: Any = None, policy: Any = None
+            self, images: Tensor, noise: BatchNoise, mask: Any = None, policy: Any = None
         ) -> Tensor:
             moved = images + noise.normal(Purpose.FORWARD, images)
             return moved.flatten(1)[:, :4]
@@ -318,7 +320,7 @@ def test_groups_are_those_that_a_purification_asks_for(
     defense = Defense(classifier, purifier, denoiser if purifier else None)
     asked: set[str] = set()
 
-    class Watched(RowNoise):
+    class Watched(BatchNoise):
         def words(self, purpose: Purpose, *rest: Any) -> Tensor:
             asked.add("reverse" if purpose == Purpose.REVERSE else "forward")
             return super().words(purpose, *rest)
@@ -334,12 +336,12 @@ def test_what_is_known_needs_no_expectation(known: Any, defense: Defense, images
     """With both groups known a query is one draw, the one that the defence runs with."""
     attack = PGD(epsilon=0.1, steps=2, step_size=0.05, eot_samples=3, mask="recomputed")
     assert attack.draws(defense, known) == (1 if len(known) == 2 else 3)
-    seen: list[RowNoise] = []
+    seen: list[BatchNoise] = []
     defense.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
     attack(defense, images, LABELS, replace(ADDRESSES, known=known))
     for rows in seen:
-        locked = rows.forward_stream == int(Stream.LOCKED)
+        locked = rows.forward_stream == int(Stream.DW_BOX)
         assert locked.all() == ("forward" in known)
-        assert (rows.reverse_stream == int(Stream.LOCKED)).all() == ("reverse" in known)
+        assert (rows.reverse_stream == int(Stream.DW_BOX)).all() == ("reverse" in known)
     ddim = Defense(defense.classifier, UniformPurifier(steps=20), defense.denoiser)
     assert attack.draws(ddim, ("forward",)) == 1, "DDIM has no reverse noise: DW-forward is DW-both"

@@ -1,5 +1,5 @@
 """Policies and approximations by their definitions. That every purifier's gradient is exact is in
-`test_purifier_family.py`, that a certificate would tell otherwise in `test_certificate.py`."""
+`test_purifier_family.py`, that a gradient check would tell otherwise in `test_gradient_check.py`."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,12 +23,12 @@ from hetpure.gradients import (
     input_gradient,
     run_plan,
 )
-from hetpure.noise import RowNoise
+from hetpure.noise import BatchNoise
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
 from hetpure.samplers import VPSDE
 
 LABELS = torch.tensor([0, 1, 2, 3])
-Rows = Callable[..., RowNoise]
+Rows = Callable[..., BatchNoise]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_only_auto_and_hybrid_leave_something_open() -> None:
     }
 
 
-def kept_numbers(defense: Defense, images: Tensor, noise: RowNoise, how: Execution) -> int:
+def kept_numbers(defense: Defense, images: Tensor, noise: BatchNoise, how: Execution) -> int:
     """Numbers in the distinct tensors that autograd keeps."""
     kept: dict[int, int] = {}
     alive = []  # or an address might be given away again

@@ -10,19 +10,22 @@ from torch import Tensor
 
 from hetpure.denoiser import Denoiser, to_model
 from hetpure.errors import InputError
-from hetpure.noise import Purpose, RowNoise
+from hetpure.noise import BatchNoise, Purpose
 from hetpure.purifiers import GuidedPurifier, UniformPurifier
 from hetpure.purifiers.purifier import Output
 from hetpure.samplers import DDIM, DDPM, VPSDE, Sampler, Variance, add_noise, ddpm_step
-from hetpure.schedule import CLEAN, linear_schedule
+from hetpure.schedule import NO_NOISE, linear_schedule
 
 SCHEDULE = linear_schedule()
 GUIDED = GuidedPurifier(steps=50, strength=0.1, guidance=2.0, rounds=1)
-Rows = Callable[..., RowNoise]
+Rows = Callable[..., BatchNoise]
 
 
 def states(
-    purifier: GuidedPurifier | UniformPurifier, denoiser: Denoiser, images: Tensor, noise: RowNoise
+    purifier: GuidedPurifier | UniformPurifier,
+    denoiser: Denoiser,
+    images: Tensor,
+    noise: BatchNoise,
 ) -> list[Tensor]:
     """The state after the start and after every step, in model units."""
     found = [purifier.start(denoiser, images, noise)]
@@ -94,10 +97,10 @@ def test_every_round_has_the_same_calls(rounds: int, calls: int) -> None:
     assert [step.repeat for step in plan] == [k for k in range(rounds) for _ in range(5)]
     assert [step.via for step in plan] == [100, 80, 60, 40, 20] * rounds
     starts = [step for step in plan if step.via == 100]
-    assert [step.at for step in starts] == [100] + [CLEAN] * (rounds - 1)
+    assert [step.at for step in starts] == [100] + [NO_NOISE] * (rounds - 1)
 
 
-@pytest.mark.parametrize(("output", "last"), [("x0", CLEAN), ("state", 0)])
+@pytest.mark.parametrize(("output", "last"), [("x0", NO_NOISE), ("state", 0)])
 def test_a_round_starts_from_the_output_of_the_one_before(
     output: Output, last: int, denoiser: Denoiser, images: Tensor, rows: Rows
 ) -> None:
@@ -123,13 +126,13 @@ def test_rounds_share_no_address(
 ) -> None:
     """Not even the initial noise, or the first target of a purification would be its own state."""
     asked: list[tuple[Purpose, int, int]] = []
-    words = RowNoise.words
+    words = BatchNoise.words
 
-    def record(self: RowNoise, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
+    def record(self: BatchNoise, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
         asked.append((purpose, step, repeat))
         return words(self, purpose, step, repeat, count)
 
-    monkeypatch.setattr(RowNoise, "words", record)
+    monkeypatch.setattr(BatchNoise, "words", record)
     noise = rows(0, 1, 2, 3)
     found = states(replace(GUIDED, rounds=3), denoiser, images, noise)
     assert len(asked) == len(set(asked))

@@ -9,7 +9,7 @@ from scipy import stats
 
 from hetpure.errors import InputError
 from hetpure.levels import ContinuousLevels, DiscreteLevels, Levels, LogNormalLevels
-from hetpure.noise import Noise, RowNoise, Stream
+from hetpure.noise import BatchNoise, Noise, Stream
 from hetpure.schedule import cosine_schedule, linear_schedule
 
 SCHEDULE = linear_schedule()
@@ -18,7 +18,7 @@ LIKE = torch.empty(COUNT, 1, 2, 2, dtype=torch.float64)
 EVERY = [DiscreteLevels(), ContinuousLevels(), LogNormalLevels()]
 
 
-def rows(count: int = COUNT, update: int = 0) -> RowNoise:
+def rows(count: int = COUNT, update: int = 0) -> BatchNoise:
     return Noise.of(0, Stream.TRAIN, update).on(torch.arange(count))
 
 

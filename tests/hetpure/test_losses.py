@@ -23,7 +23,7 @@ from hetpure.noise import Noise, Stream
 
 LABELS, SAMPLES = torch.tensor([0, 1, 2, 3]), torch.tensor([31, 7, 100, 5])
 NOISE = Noise.of(7, Stream.PROBE)
-ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.LOCKED))
+ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.DW_BOX))
 LOGITS = torch.tensor([[2.0, 1.0, -1.0, 0.5], [0.0, 3.0, 1.0, 2.5]], dtype=torch.float64)
 
 

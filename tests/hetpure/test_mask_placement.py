@@ -17,7 +17,7 @@ from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.gradients import Execution
-from hetpure.noise import Noise, RowNoise, Stream
+from hetpure.noise import BatchNoise, Noise, Stream
 from hetpure.purifiers import HeterogeneousPurifier, Step
 
 AREA = AttentionMask(selection="area", threshold=0.3)
@@ -206,7 +206,7 @@ def test_a_defence_places_its_mask_by_the_noises_samples(
     assert seen
     assert all(torch.equal(mask, expected) for mask in seen)
     seen.clear()
-    defense.purify(images.repeat(2, 1, 1, 1), RowNoise.stack(noises, IDS))
+    defense.purify(images.repeat(2, 1, 1, 1), BatchNoise.stack(noises, IDS))
     assert all(torch.equal(mask, expected.repeat(2, 1, 1, 1)) for mask in seen)
 
 

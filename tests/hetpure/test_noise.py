@@ -15,11 +15,11 @@ from torch import Tensor
 
 from hetpure.noise import (
     FORWARD_GROUP,
+    BatchNoise,
     Draw,
     Group,
     Noise,
     Purpose,
-    RowNoise,
     Stream,
     attack_draw,
     philox,
@@ -60,14 +60,14 @@ def row(
     sample: int = 0,
     draw: int = 0,
     reverse_draw: int | None = None,
-) -> RowNoise:
+) -> BatchNoise:
     """A single row, whose fields need not be those of a named stream."""
     reverse = draw if reverse_draw is None else reverse_draw
     values = (sample, stream, draw, 1, stream, reverse, 1)
-    return RowNoise(seed, *(torch.tensor([value]) for value in values))
+    return BatchNoise(seed, *(torch.tensor([value]) for value in values))
 
 
-def rows(samples: int, seed: int = 5, index: int = 0, stream: Stream = Stream.REPORT) -> RowNoise:
+def rows(samples: int, seed: int = 5, index: int = 0, stream: Stream = Stream.REPORT) -> BatchNoise:
     return Noise.of(seed, stream, index).on(torch.arange(samples))
 
 
@@ -110,7 +110,7 @@ def test_words_are_those_of_a_second_implementation(
     assert noise.words(purpose, step, repeat, 11).tolist() == [expected]
 
 
-def addresses() -> Iterator[tuple[str, RowNoise, Purpose, int, int]]:
+def addresses() -> Iterator[tuple[str, BatchNoise, Purpose, int, int]]:
     """The zero address, and every address with one bit set in one field (purposes: each one)."""
     zero = Purpose(0)
     yield "zero", row(), zero, 0, 0
@@ -212,7 +212,7 @@ def test_a_larger_image_begins_with_the_smaller_ones_numbers() -> None:
 
 
 def test_normals_are_box_muller_of_the_words() -> None:
-    draw, sample = Draw(Stream.LOCKED, 2**40 + 5), 31
+    draw, sample = Draw(Stream.DW_BOX, 2**40 + 5), 31
     words = reference_words(9, draw, sample, Purpose.REVERSE, 100, 2, 7 + 1)
     unit = [(word + 0.5) / 2**32 for word in words]
     expected = [
@@ -235,7 +235,7 @@ def test_no_word_gives_an_infinite_normal_or_a_uniform_outside_the_interval(
     """A word of 0 is one in 2^32: a logarithm of zero would end a long run, and no test of random
     words would see it."""
     corners = torch.tensor([[0, 0, 0, MASK, MASK, 0, MASK, MASK]])
-    monkeypatch.setattr(RowNoise, "words", lambda *_: corners)
+    monkeypatch.setattr(BatchNoise, "words", lambda *_: corners)
     like = torch.empty(1, 8, 1, 1).double()
     normals = rows(1).normal(Purpose.FORWARD, like)
     assert normals.isfinite().all()
@@ -250,7 +250,7 @@ def sequences(draw_normal: bool) -> dict[str, Tensor]:
     """Long samples along each direction of the address: all of them must have the right law."""
     count = 40_000
 
-    def tensor(noise: RowNoise, shape: tuple[int, ...], step: int = 0, repeat: int = 0) -> Tensor:
+    def tensor(noise: BatchNoise, shape: tuple[int, ...], step: int = 0, repeat: int = 0) -> Tensor:
         make = noise.normal if draw_normal else noise.uniform
         like = torch.empty(shape, dtype=torch.float64)
         return make(Purpose.REVERSE, like, step=step, repeat=repeat).flatten()
@@ -262,7 +262,7 @@ def sequences(draw_normal: bool) -> dict[str, Tensor]:
         "elements": tensor(rows(1), (1, 1, 200, 200)),
         "samples": tensor(rows(count), (count, 1, 1, 1)),
         "draws": tensor(
-            RowNoise(5, zero, fixed, many, zero + 1, fixed, many, zero + 1), (count, 1, 1, 1)
+            BatchNoise(5, zero, fixed, many, zero + 1, fixed, many, zero + 1), (count, 1, 1, 1)
         ),
         "steps": torch.cat([tensor(rows(40), (40, 1, 1, 1), step=t) for t in range(1000)]),
         "repeats": torch.cat([tensor(rows(40), (40, 1, 1, 1), repeat=k) for k in range(1000)]),
@@ -338,7 +338,7 @@ def test_integers_are_uniform(high: int) -> None:
 
 
 def test_integers_reach_both_ends_and_go_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RowNoise, "words", lambda *_: torch.tensor([[0], [MASK]]))
+    monkeypatch.setattr(BatchNoise, "words", lambda *_: torch.tensor([[0], [MASK]]))
     assert rows(2).integers(Purpose.TIMESTEP, 1000).tolist() == [0, 999]
 
 
@@ -359,10 +359,10 @@ def test_stack_is_the_concatenation_of_its_noises() -> None:
     samples = torch.tensor([7, 3, 11])
     noises = [
         Noise.of(2, Stream.REPORT, 4),
-        Noise(2, Draw(Stream.LOCKED, 2**40), attack_draw(1, 2, 3, 4)),
+        Noise(2, Draw(Stream.DW_BOX, 2**40), attack_draw(1, 2, 3, 4)),
         Noise.of(2, Stream.PROBE),
     ]
-    stacked = RowNoise.stack(noises, samples)
+    stacked = BatchNoise.stack(noises, samples)
     like = torch.empty(9, 2, 3, 3)
     assert len(stacked) == 9
     for purpose in Purpose:
@@ -372,7 +372,7 @@ def test_stack_is_the_concatenation_of_its_noises() -> None:
 
 def test_stack_of_different_seeds_is_refused() -> None:
     with pytest.raises(ValueError, match="one seed"):
-        RowNoise.stack([Noise.of(1, Stream.REPORT), Noise.of(2, Stream.REPORT)], torch.arange(2))
+        BatchNoise.stack([Noise.of(1, Stream.REPORT), Noise.of(2, Stream.REPORT)], torch.arange(2))
 
 
 @pytest.mark.parametrize(

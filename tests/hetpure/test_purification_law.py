@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hetpure.denoiser import Denoiser, to_model, to_pixels
 from hetpure.gradients import run_plan
-from hetpure.noise import Purpose, RowNoise
+from hetpure.noise import BatchNoise, Purpose
 from hetpure.purifiers import (
     EDMPurifier,
     HeterogeneousPurifier,
@@ -27,13 +27,13 @@ from hetpure.purifiers import (
     UniformPurifier,
 )
 from hetpure.samplers import DDIM, DDPM, VPODE, VPSDE, Sampler, add_noise
-from hetpure.schedule import CLEAN, Schedule, linear_schedule
+from hetpure.schedule import NO_NOISE, Schedule, linear_schedule
 
 MU, S, INDEX = -0.1, 0.25, 60  # mean and standard deviation in model units
 SCHEDULE = linear_schedule()
 ALPHA = SCHEDULE.alpha_cumprod(INDEX)
 V = ALPHA * S**2 + 1 - ALPHA
-Rows = Callable[..., RowNoise]
+Rows = Callable[..., BatchNoise]
 
 
 class Optimal(nn.Module):
@@ -62,7 +62,7 @@ def purify(
     purifier: Purifier,
     images: Tensor,
     mask: Tensor | None,
-    noise: RowNoise,
+    noise: BatchNoise,
     denoiser: Denoiser = DENOISER,
 ) -> Tensor:
     """The last state in model units, before the clamp of `finish` cuts the tails."""
@@ -112,7 +112,7 @@ def test_euler_maruyama_converges_to_the_posterior_at_first_order() -> None:
         level = denoiser.schedule.alpha_cumprod
         alpha = level(INDEX * factor)
         m, v = alpha**0.5 * pixel, 1 - alpha
-        for t, s in pairwise([*range(INDEX * factor, -1, -1), CLEAN]):
+        for t, s in pairwise([*range(INDEX * factor, -1, -1), NO_NOISE]):
             x0, predicted = denoiser.predict(probes, t)
             offset, slope, spread = (
                 VPSDE().step(probes, x0, predicted, level(t), level(s), fresh).flatten().tolist()
@@ -186,7 +186,7 @@ def test_heun_beats_euler_at_equal_network_calls(images: Tensor, rows: Rows) -> 
     on EDM's own levels, and 20 on DDIM's."""
     noise = rows(0, 1, 2, 3)
     known = flow_then_prediction(
-        EDMPurifier(strength=0.2).start(DENOISER, images, noise), DENOISER, 200, CLEAN
+        EDMPurifier(strength=0.2).start(DENOISER, images, noise), DENOISER, 200, NO_NOISE
     )
     edm = EDMPurifier(levels=10, strength=0.2, sigma_min=0.02)
     ddim = UniformPurifier(stride=10, strength=0.2)

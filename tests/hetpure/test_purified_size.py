@@ -11,7 +11,7 @@ from hetpure.classifiers import Classifier, VisionTransformer
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.evaluation.certificate import Subject, certify_defense
+from hetpure.evaluation.defense_check import Subject, check_defense_gradient
 from hetpure.evaluation.extent import Extent, thinned, thinned_plan
 from hetpure.gradients import Execution
 from hetpure.noise import noise_for
@@ -136,7 +136,7 @@ def test_a_thinned_defence_purifies_at_the_same_size(
     assert len(short.plan) < len(defense.plan)
     assert short.purified_size == 8
     assert short.purify(pixels, noise_for(pixels)).shape == pixels.shape
-    found = certify_defense(
+    found = check_defense_gradient(
         Subject(defense),
         pixels,
         torch.arange(2),

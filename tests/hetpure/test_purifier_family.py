@@ -12,14 +12,14 @@ from torch import Tensor
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser, to_pixels
-from hetpure.evaluation.certificate import Subject, certify_defense
+from hetpure.evaluation.defense_check import Subject, check_defense_gradient
 from hetpure.gradients import Execution, Policy, input_gradient, run_plan
 from hetpure.noise import (
     FORWARD_GROUP,
+    BatchNoise,
     Group,
     Noise,
     Purpose,
-    RowNoise,
     Stream,
     attack_draw,
 )
@@ -85,7 +85,7 @@ def smooth(purifier: Purifier) -> Purifier:
 
 
 def last_state(
-    purifier: Purifier, denoiser: Denoiser, images: Tensor, mask: Tensor, noise: RowNoise
+    purifier: Purifier, denoiser: Denoiser, images: Tensor, mask: Tensor, noise: BatchNoise
 ) -> Tensor:
     """In model units: no clamp hides anything."""
     return run_plan(
@@ -105,13 +105,13 @@ def loss(defense: Defense, images: Tensor, mask: Tensor, policy: Policy | Execut
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """The addresses of all noise that is drawn, in order."""
     found: Asked = []
-    words = RowNoise.words
+    words = BatchNoise.words
 
-    def record(self: RowNoise, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
+    def record(self: BatchNoise, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
         found.append((purpose, step, repeat))
         return words(self, purpose, step, repeat, count)
 
-    monkeypatch.setattr(RowNoise, "words", record)
+    monkeypatch.setattr(BatchNoise, "words", record)
     return found
 
 
@@ -149,7 +149,7 @@ def test_gradient_agrees_with_finite_differences(
     images: Tensor,
     half_mask: Tensor,
 ) -> None:
-    """To 1e-6, by differences taken here and not by the certificate's code."""
+    """To 1e-6, by differences taken here and not by the gradient check's code."""
     defense = Defense(smooth_classifier, smooth(purifier), denoiser)
     images, mask = images[:2], half_mask[:2]
     point = images.clone().requires_grad_()
@@ -168,13 +168,13 @@ def test_gradient_agrees_with_finite_differences(
 @pytest.mark.parametrize(
     "name", ["uniform vp-sde", "edm churn", "guided", "heterogeneous ddpm recombine"]
 )
-def test_its_certificate_passes(
+def test_its_gradient_check_passes(
     name: str, denoiser: Denoiser, classifier: Classifier, images: Tensor
 ) -> None:
     """As an evaluation asks for it: ReLUs, the final clamp, the classifier's own mask. One of each
     kind of step: it takes 30 purifications."""
     defense = Defense(classifier, FAMILY[name], denoiser)
-    found = certify_defense(Subject(defense), images, IDS, seed=7, bound=1e-5)
+    found = check_defense_gradient(Subject(defense), images, IDS, seed=7, bound=1e-5)
     assert found.passed, found
     assert found.directions == 3
 

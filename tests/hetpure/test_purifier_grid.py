@@ -10,7 +10,7 @@ import pytest
 from hetpure.errors import InputError
 from hetpure.purifiers import GuidedPurifier, HeterogeneousPurifier, UniformPurifier
 from hetpure.purifiers.purifier import GridPurifier, descending_grid
-from hetpure.schedule import CLEAN, linear_schedule
+from hetpure.schedule import NO_NOISE, linear_schedule
 
 SCHEDULE, SHORT = linear_schedule(), linear_schedule(100)
 KINDS: dict[str, GridPurifier] = {
@@ -54,7 +54,7 @@ def test_a_stride_hangs_on_index_0_and_not_on_the_start() -> None:
 @pytest.mark.parametrize("order", [(5, 300, 40), (300, 40, 5, 40), (40, 5, 300, 0)], ids=str)
 def test_order_and_repetition_of_timesteps_do_not_matter(order: tuple[int, ...]) -> None:
     plan = UniformPurifier(strength=0.3, timesteps=order).plan(SCHEDULE)
-    assert [(step.at, step.to) for step in plan] == [(300, 40), (40, 5), (5, CLEAN)]
+    assert [(step.at, step.to) for step in plan] == [(300, 40), (40, 5), (5, NO_NOISE)]
 
 
 SPARSE: list[dict[str, Any]] = [
@@ -80,7 +80,7 @@ def test_start_stage_boundary_and_0_are_always_in(grid: dict[str, Any], output: 
     plan = purifier.plan(SCHEDULE)
     indices = [plan[0].at, *(step.to for step in plan)]
     assert all(high > low for high, low in pairwise(indices))
-    assert (indices[0], indices[-1]) == (200, CLEAN if output == "x0" else 0)
+    assert (indices[0], indices[-1]) == (200, NO_NOISE if output == "x0" else 0)
     assert 117 in indices
     assert [step.to for step in plan if step.known] == [t for t in indices[1:] if t >= 117]
 
@@ -119,6 +119,6 @@ def test_a_grid_written_twice_is_refused(
 def test_a_grid_outside_the_schedule_is_refused(
     purifier: GridPurifier, grid: dict[str, Any], message: str
 ) -> None:
-    """CLEAN is -1: as a timestep it would be a level that no network was trained on."""
+    """NO_NOISE is -1: as a timestep it would be a level that no network was trained on."""
     with pytest.raises(InputError, match=message):
         replace(purifier, **grid).plan(SHORT)

@@ -16,7 +16,7 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser, to_model
 from hetpure.errors import InputError
-from hetpure.noise import Purpose, RowNoise
+from hetpure.noise import BatchNoise, Purpose
 from hetpure.purifiers import (
     HeterogeneousPurifier,
     Plan,
@@ -26,11 +26,11 @@ from hetpure.purifiers import (
     heterogeneous_state,
 )
 from hetpure.samplers import DDIM, DDPM, Sampler, add_noise
-from hetpure.schedule import CLEAN, linear_schedule
+from hetpure.schedule import NO_NOISE, linear_schedule
 
 SCHEDULE = linear_schedule()
 RESAMPLING: tuple[Resampling, ...] = get_args(Resampling)
-Rows = Callable[..., RowNoise]
+Rows = Callable[..., BatchNoise]
 SAMPLERS: dict[str, Sampler] = {"ddim": DDIM(), "ddpm": DDPM(), "eta": DDIM(eta=0.5)}
 EVERY: dict[str, Purifier] = {
     f"{name} {sampler} {output}": replace(purifier, sampler=SAMPLERS[sampler], output=output)
@@ -63,7 +63,7 @@ def states(
     denoiser: Denoiser,
     images: Tensor,
     mask: Tensor | None,
-    noise: RowNoise,
+    noise: BatchNoise,
 ) -> list[Tensor]:
     """The state after the start and after every step, in model units: no clamp hides anything."""
     found = [purifier.start(denoiser, images, noise)]
@@ -73,7 +73,7 @@ def states(
 
 
 def last_state(
-    purifier: Purifier, denoiser: Denoiser, images: Tensor, mask: Tensor | None, noise: RowNoise
+    purifier: Purifier, denoiser: Denoiser, images: Tensor, mask: Tensor | None, noise: BatchNoise
 ) -> Tensor:
     plan = purifier.plan(denoiser.schedule)
     return states(purifier, plan, denoiser, images, mask, noise)[-1]
@@ -87,7 +87,7 @@ def test_published_grid() -> None:
         117,
         *range(116, -1, -2),
     ]
-    assert replace(purifier, output="x0").grid(SCHEDULE, 200) == [*range(200, 0, -2), CLEAN]
+    assert replace(purifier, output="x0").grid(SCHEDULE, 200) == [*range(200, 0, -2), NO_NOISE]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_calls_of_the_reference_settings(resampling: Resampling, jump: int, call
     purifier = HeterogeneousPurifier(steps=500, resampling=resampling, resample_jump=jump)
     plan = purifier.plan(SCHEDULE)
     assert len(plan) == calls
-    assert (plan[0].at, plan[-1].to) == (200, CLEAN)
+    assert (plan[0].at, plan[-1].to) == (200, NO_NOISE)
     assert {step.to for step in plan if step.known} == set(range(198, 99, -2))
 
 
@@ -126,7 +126,7 @@ def test_both_outputs_cost_the_same_and_differ_at_the_end_only(resampling: Resam
         for output in ("x0", "state")
     ]
     assert plans[0][:-1] == plans[1][:-1]
-    assert plans[0][-1] == replace(plans[1][-1], to=CLEAN)
+    assert plans[0][-1] == replace(plans[1][-1], to=NO_NOISE)
     assert plans[1][-1].to == 0
 
 
@@ -180,13 +180,13 @@ def test_no_address_is_used_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[tuple[Purpose, int, int]] = []
-    words = RowNoise.words
+    words = BatchNoise.words
 
-    def record(self: RowNoise, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
+    def record(self: BatchNoise, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
         asked.append((purpose, step, repeat))
         return words(self, purpose, step, repeat, count)
 
-    monkeypatch.setattr(RowNoise, "words", record)
+    monkeypatch.setattr(BatchNoise, "words", record)
     last_state(purifier, denoiser, images, half_mask, rows(0, 1, 2, 3))
     assert (Purpose.FORWARD, purifier.plan(SCHEDULE)[0].at, 0) in asked
     assert len(asked) == len(set(asked))

@@ -29,7 +29,7 @@ from hetpure.samplers import (
     ddpm_step,
     jump_forward,
 )
-from hetpure.schedule import CLEAN, Schedule, cosine_schedule, linear_schedule
+from hetpure.schedule import NO_NOISE, Schedule, cosine_schedule, linear_schedule
 
 LINEAR, COSINE = linear_schedule(), cosine_schedule()
 SCHEDULES = {"linear": LINEAR, "squaredcos_cap_v2": COSINE}
@@ -98,7 +98,7 @@ def test_ddim_trajectory_is_that_of_diffusers(
         Denoiser(network, SCHEDULES[name], prediction),
         DDIM(eta=eta, clip_x0=clip),
         x,
-        [*scheduler.timesteps.tolist(), CLEAN],
+        [*scheduler.timesteps.tolist(), NO_NOISE],
         noises,
     )
     for t, noise, state in zip(scheduler.timesteps, noises, states, strict=True):
@@ -143,7 +143,7 @@ def test_ddpm_trajectory_is_that_of_diffusers(
         Denoiser(network, SCHEDULES[name], prediction),
         DDPM(variance=variance, clip_x0=clip),
         x,
-        [*scheduler.timesteps.tolist(), CLEAN],
+        [*scheduler.timesteps.tolist(), NO_NOISE],
         noises,
     )
     generator = torch.Generator().manual_seed(3)
@@ -160,7 +160,7 @@ def test_ddpm_on_an_uneven_grid_is_that_of_diffusers(steps: list[int]) -> None:
     scheduler = in_float64(DDPMScheduler(variance_type="fixed_large"))
     scheduler.set_timesteps(timesteps=steps)
     network, (x, *noises) = Network(), standard_normals(len(steps) + 1)
-    states = trajectory(Denoiser(network, LINEAR), DDPM(), x, [*steps, CLEAN], noises)
+    states = trajectory(Denoiser(network, LINEAR), DDPM(), x, [*steps, NO_NOISE], noises)
     generator = torch.Generator().manual_seed(3)
     torch.randn(SHAPE, generator=generator, dtype=torch.float64)
     for t in scheduler.timesteps:
@@ -184,7 +184,7 @@ def test_add_noise_is_that_of_diffusers_and_broadcasts_levels() -> None:
 ONE, ZERO = torch.ones(1, 1, 1, 1).double(), torch.zeros(1, 1, 1, 1).double()
 
 
-@pytest.mark.parametrize(("t", "s"), [(CLEAN, 0), (0, 1), (0, 999), (100, 110), (200, 999)])
+@pytest.mark.parametrize(("t", "s"), [(NO_NOISE, 0), (0, 1), (0, 999), (100, 110), (200, 999)])
 def test_a_jump_is_the_composition_of_single_steps(t: int, s: int) -> None:
     """A forward step is x -> m x + d n, so single steps compose to a mean factor prod(m) and a
     variance that follows v -> m^2 v + d^2. One jump must have both numbers."""
@@ -218,7 +218,7 @@ def test_a_jump_and_single_steps_have_the_same_law() -> None:
         assert float(sample.std()) == pytest.approx(std, rel=5 / 40_000**0.5)
 
 
-PAIRS = [(999, 979), (200, 198), (200, 100), (1, 0), (0, CLEAN)]
+PAIRS = [(999, 979), (200, 198), (200, 100), (1, 0), (0, NO_NOISE)]
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -261,7 +261,7 @@ def test_ddim_keeps_the_forward_marginal_for_every_eta(t: int, s: int, eta: floa
     assert float(mean) == pytest.approx(math.sqrt(a_s))
     assert float(direction**2 + sigma**2) == pytest.approx(1 - a_s, abs=1e-12)
     assert float(sigma) == pytest.approx(ddim_sigma(a_t, a_s, eta), abs=1e-15)
-    assert (float(sigma) > 0) == (eta > 0 and s != CLEAN)
+    assert (float(sigma) > 0) == (eta > 0 and s != NO_NOISE)
 
 
 class GaussianDenoiser(nn.Module):
@@ -299,7 +299,7 @@ def test_reverse_process_ends_in_the_data_distribution(sampler: Sampler, toleran
     fresh = torch.tensor([0.0, 0.0, 1.0]).double().reshape(3, 1, 1, 1)  # the noise's factor
     errors = []
     for stride in (1, 10):
-        grid = [*range(999, -1, -stride), CLEAN]
+        grid = [*range(999, -1, -stride), NO_NOISE]
         level = LINEAR.alpha_cumprod
         m, v = math.sqrt(level(999)) * mean, level(999) * variance + 1 - level(999)
         for t, s in pairwise(grid):

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from hetpure.errors import InputError
-from hetpure.schedule import CLEAN, Schedule, cosine_schedule, linear_schedule
+from hetpure.schedule import NO_NOISE, Schedule, cosine_schedule, linear_schedule
 
 LINEAR = linear_schedule()
 
@@ -64,7 +64,7 @@ def test_cosine_table_is_the_squared_cosine_until_its_cap() -> None:
 
 @pytest.mark.parametrize("schedule", [LINEAR, cosine_schedule()], ids=["linear", "cosine"])
 def test_signal_falls_strictly_and_never_leaves_the_open_interval(schedule: Schedule) -> None:
-    levels = [schedule.alpha_cumprod(t) for t in range(CLEAN, len(schedule))]
+    levels = [schedule.alpha_cumprod(t) for t in range(NO_NOISE, len(schedule))]
     assert levels[0] == 1
     assert all(1 >= a > b > 0 for a, b in pairwise(levels))
 
@@ -77,8 +77,8 @@ def test_an_index_outside_the_table_is_refused(timestep: int) -> None:
 
 
 def test_levels_of_a_batch_are_those_of_its_indices() -> None:
-    """`CLEAN` is -1: as a plain index into the table it would be the noisiest level."""
-    timesteps = torch.tensor([999, 0, 100, CLEAN])
+    """`NO_NOISE` is -1: as a plain index into the table it would be the noisiest level."""
+    timesteps = torch.tensor([999, 0, 100, NO_NOISE])
     like = torch.empty(4, 1, 4, 4, dtype=torch.float64)
     levels = LINEAR.alphas_at(timesteps, like)
     assert levels.shape == (4, 1, 1, 1)
@@ -135,8 +135,8 @@ def test_sigma_is_noise_over_signal(schedule: Schedule) -> None:
     for t in (0, 1, 100, 999):
         alpha = schedule.alphas_cumprod[t]
         assert schedule.sigma(t) == pytest.approx((1 / alpha - 1) ** 0.5, rel=1e-9)
-    assert schedule.sigma(CLEAN) == 0
-    assert all(low < high for low, high in pairwise(map(schedule.sigma, range(CLEAN, 1000))))
+    assert schedule.sigma(NO_NOISE) == 0
+    assert all(low < high for low, high in pairwise(map(schedule.sigma, range(NO_NOISE, 1000))))
 
 
 @pytest.mark.parametrize(

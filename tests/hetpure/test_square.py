@@ -26,7 +26,7 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.noise import Group, Noise, Purpose, RowNoise, Stream
+from hetpure.noise import BatchNoise, Group, Noise, Purpose, Stream
 from hetpure.purifiers import HeterogeneousPurifier
 
 SAMPLES, LABELS = torch.tensor([31, 7, 100, 5]), torch.tensor([0, 1, 1, 0])
@@ -58,10 +58,10 @@ class Spy(Defense):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self.asked: list[tuple[Tensor, RowNoise, Tensor | None]] = []
+        self.asked: list[tuple[Tensor, BatchNoise, Tensor | None]] = []
 
     def forward(
-        self, images: Tensor, noise: RowNoise, mask: Any = None, policy: Any = None
+        self, images: Tensor, noise: BatchNoise, mask: Any = None, policy: Any = None
     ) -> Tensor:
         self.asked.append((images, noise, mask))
         return super().forward(images, noise, mask, policy)
@@ -74,7 +74,7 @@ class Noisy(Spy):
     spread = 0.3
 
     def forward(
-        self, images: Tensor, noise: RowNoise, mask: Any = None, policy: Any = None
+        self, images: Tensor, noise: BatchNoise, mask: Any = None, policy: Any = None
     ) -> Tensor:
         self.asked.append((images, noise, mask))
         normal = noise.normal(Purpose.REVERSE, images)
@@ -241,7 +241,7 @@ def test_accuracy_falls_without_a_gradient(kind: type[Defense], attack: Square) 
         return float(torch.stack(right).float().mean())
 
     with torch.no_grad():
-        (found,) = attack(defense, images, labels, Addresses(ids, Noise.of(7, Stream.LOCKED)))
+        (found,) = attack(defense, images, labels, Addresses(ids, Noise.of(7, Stream.DW_BOX)))
     assert accuracy(images) > 0.9
     assert accuracy(found) < 0.5
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser
-from hetpure.noise import RowNoise
+from hetpure.noise import BatchNoise
 from hetpure.purifiers import UniformPurifier
 from hetpure.samplers import (
     VPODE,
@@ -28,7 +28,7 @@ from hetpure.schedule import linear_schedule
 
 SCHEDULE = linear_schedule()
 PAIRS = [(999, 979), (200, 198), (200, 100), (1, 0)]
-Rows = Callable[..., RowNoise]
+Rows = Callable[..., BatchNoise]
 LENGTHS = (0.04, 0.02, 0.01)
 
 

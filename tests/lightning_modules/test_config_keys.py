@@ -61,9 +61,18 @@ def refused(main: Main, *arguments: str) -> None:
             "trainer.callbacks.init_args.rows",
         ),
         (hetpure_main, ["tune", "--config=rows.yaml"], "rows.yaml, line 3", "a"),
-        (hetpure_main, ["certify", "--config=model.yaml"], "model.yaml, line 3", "model"),
+        (hetpure_main, ["check_gradients", "--config=model.yaml"], "model.yaml, line 3", "model"),
     ],
-    ids=["option", "named by a file", "rows", "config", "line ends", "list", "tune", "certify"],
+    ids=[
+        "option",
+        "named by a file",
+        "rows",
+        "config",
+        "line ends",
+        "list",
+        "tune",
+        "check_gradients",
+    ],
 )
 def test_a_file_with_a_key_twice(
     main: Main,

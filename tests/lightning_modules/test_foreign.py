@@ -76,7 +76,7 @@ def test_a_right_one_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("command", "first"), [(evaluate.main, "--plan"), (hetpure_main, "certify")]
+    ("command", "first"), [(evaluate.main, "--plan"), (hetpure_main, "check_gradients")]
 )
 def test_every_command_asks_first(
     command: Callable[[list[str]], None],

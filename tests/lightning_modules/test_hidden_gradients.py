@@ -68,7 +68,7 @@ def test_one_without_goes_on_and_the_audit_fails() -> None:
     results = json.loads(Path("runs/one/results.json").read_text())
     found = results["defenses"]["hidden"]
     verdicts = {check["name"]: check["verdict"] for check in found["audit"]}
-    assert verdicts["gradient"] == "FAIL" and "gradient certificate" not in verdicts
-    assert "hidden: its gradient has no certificate" in results["weaker_than_full"]
+    assert verdicts["gradient"] == "FAIL" and "gradient check" not in verdicts
+    assert "hidden: its gradient has no gradient check" in results["weaker_than_full"]
     assert found["attacks"]["square_linf"]["single"]["n"] == 4
     assert "| gradient | FAIL |" in Path("runs/one/report.md").read_text()

@@ -115,10 +115,10 @@ def test_what_the_first_process_refuses_ends_all(alone: Path, tmp_path: Path) ->
 
 
 def test_a_failure_ends_all(tmp_path: Path) -> None:
-    """A certificate that does not pass, in whichever process."""
-    found = [ended(p, 120) for p in start_two(tmp_path, "--model.certificate_bound=1e-15")]
+    """A gradient check that does not pass, in whichever process."""
+    found = [ended(p, 120) for p in start_two(tmp_path, "--model.gradient_bound=1e-15")]
     assert [code for code, _ in found] == [2, 2]
-    assert any("certificate" in said and "1e-15" in said for _, said in found)
+    assert any("gradient_check" in said and "1e-15" in said for _, said in found)
     assert all("Traceback" not in said for _, said in found)
 
 

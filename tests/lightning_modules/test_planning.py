@@ -1,4 +1,4 @@
-"""`--plan`, `certify`, and what memory and speed options do to a run of `evaluate.py`."""
+"""`--plan`, `check`, and what memory and speed options do to a run of `evaluate.py`."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from hetpure import __main__ as hetpure_command
 from hetpure.evaluation import cost
 from hetpure.gradients import Execution
 from lightning_modules.cli import run
-from lightning_modules.evaluation_cli import evaluation_cli, print_certificates
+from lightning_modules.evaluation_cli import evaluation_cli, print_gradient_checks
 
 CONFIG = """
 seed_everything: 0
@@ -81,7 +81,7 @@ def test_a_plan_is_printed_and_nothing_is_run(capsys: pytest.CaptureFixture[str]
     printed = " ".join(capsys.readouterr().out.split())
     for part in ("clean", "null", "pgd_linf", "black box", "n = 3", "Memory of a gradient"):
         assert part in printed
-    assert printed.count("certificate (2 images, 3 directions)") == 2
+    assert printed.count("gradient check (2 images, 3 directions)") == 2
     assert "; memory: networks 5.9 MB, beside them up to" in printed
     assert "the whole evaluation on one device: about" in printed
     assert not Path("runs").exists()
@@ -96,7 +96,7 @@ def test_a_plan_counts_the_calls_of_the_run() -> None:
     purified = rows["purified"]
     assert purified.gradients.network_calls == 2 * (3 + 2) and purified.gradients.seconds > 0
     assert purified.gradient_bytes <= 12_000_000 < purified.footprint.need(1, 3, 2)
-    assert purified.certificate_bytes > purified.gradient_bytes, "the least of it in float64"
+    assert purified.gradient_check_bytes > purified.gradient_bytes, "the least of it in float64"
     for name, row in rows.items():
         spent = results["defenses"][name]["cost"]["network_calls"]
         assert sum(phase.network_calls for phase in row.phases) == spent
@@ -134,9 +134,9 @@ def test_a_row_can_be_told_how(capsys: pytest.CaptureFixture[str]) -> None:
     folder, results = evaluated(f"--model.execution={told}")
     row = results["defenses"]["purified"]
     assert row["execution"] == {"policy": "hybrid", "taped_steps": 1, "micro_batch": 4}
-    assert row["certificate"]["policy"] == "hybrid, 1 of 3 steps taped"
-    assert row["certificate"]["policy"] in row["certificate"]["compared"]
-    assert row["certificate"]["passed"]
+    assert row["gradient_check"]["policy"] == "hybrid, 1 of 3 steps taped"
+    assert row["gradient_check"]["policy"] in row["gradient_check"]["compared"]
+    assert row["gradient_check"]["passed"]
     assert "hybrid, 1 of 3 steps taped" in (folder / "report.md").read_text()
     gradients = 3 * 2 * 3  # images, iterations, draws
     # Calls, images; report and selection of the clean images, the null attack and two candidates.
@@ -158,7 +158,7 @@ def test_a_row_can_be_told_how(capsys: pytest.CaptureFixture[str]) -> None:
         ("--model.defenses.plain.gradient=adjoint", "a plain classifier"),
         ("--model.acceleration.precision=int8", "bfloat16"),
         ("--model.cosine_bound=much", "cosine_bound"),
-        ("--model.certificate_bound=1e-30", "--model.certificate_bound"),
+        ("--model.gradient_bound=1e-30", "--model.gradient_bound"),
     ],
 )
 def test_bad_input(option: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,15 +174,15 @@ def test_an_explicit_tape_that_does_not_fit_is_refused(capsys: pytest.CaptureFix
 def test_an_approximation_is_named(policy: str) -> None:
     folder, results = evaluated(f"--model.defenses.purified.gradient={policy}")
     (named,) = (line for line in results["weaker_than_full"] if "approximation" in line)
-    certificate = results["defenses"]["purified"]["certificate"]
-    assert certificate["approximation"] and certificate["passed"]
-    assert -1 <= certificate["cosine_to_exact"] < 0.999
+    gradient_check = results["defenses"]["purified"]["gradient_check"]
+    assert gradient_check["approximation"] and gradient_check["passed"]
+    assert -1 <= gradient_check["cosine_to_exact"] < 0.999
     assert named == (
         f"purified: the attack's gradient is an approximation, {policy}, with cosine"
-        f" {certificate['cosine_to_exact']:.3f} to the exact one"
+        f" {gradient_check['cosine_to_exact']:.3f} to the exact one"
     )
     assert named in (folder / "report.md").read_text()
-    assert certificate["policy"] == policy
+    assert gradient_check["policy"] == policy
 
 
 def test_low_precision_is_named_and_held_against_float32(
@@ -195,11 +195,11 @@ def test_low_precision_is_named_and_held_against_float32(
     ]
     folder, results = evaluated(*bfloat16)
     assert results["run"]["network_call"] == "bfloat16, channels last"
-    certificate = results["defenses"]["purified"]["certificate"]
-    assert 0.9 < certificate["cosine_to_float32"] < 1
+    gradient_check = results["defenses"]["purified"]["gradient_check"]
+    assert 0.9 < gradient_check["cosine_to_float32"] < 1
     assert "the diffusion network's calls: bfloat16, channels last" in results["weaker_than_full"]
     assert "bfloat16, channels last" in (folder / "report.md").read_text()
-    assert results["defenses"]["plain"]["certificate"]["cosine_to_float32"] is None
+    assert results["defenses"]["plain"]["gradient_check"]["cosine_to_float32"] is None
     (folder / "records.jsonl").unlink()
     line = refused(capsys, *bfloat16, "--model.cosine_bound=0.999999")
     assert "--model.cosine_bound" in line and "below 0.999999" in line
@@ -215,31 +215,33 @@ def test_lightnings_mixed_precision_is_that_of_the_network_calls(precision: str,
     assert cli.trainer.precision == "32-true"
 
 
-def test_certify_says_pass_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    run(hetpure_command.main, ["certify", "--config=config.yaml"])
+def test_check_says_pass_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    run(hetpure_command.main, ["check_gradients", "--config=config.yaml"])
     printed = capsys.readouterr().out
     assert printed.count("PASS") == 2 and "FAIL" not in printed
     assert "purified" in printed
     assert not Path("runs").exists()
 
 
-def test_a_certificate_that_costs_too_much_looks_at_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_check_that_costs_too_much_looks_at_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Where nothing may be spent: of 15 steps one of each kind."""
     monkeypatch.setattr(cost, "MINUTE", 0.0)
     monkeypatch.setattr(cost, "ATTACK_STEPS", 0)
     steps = "--model.defenses.purified.purifier.init_args.steps=100"
     cli = evaluation_cli(["--config=config.yaml", steps])
     cli.prepare()
-    found = print_certificates(cli)["purified"]["certificate"]
+    found = print_gradient_checks(cli)["purified"]["gradient_check"]
     assert found["passed"] and (found["images"], found["directions"]) == (1, 1)
     assert (found["steps"], found["of_steps"]) == (4, 15)
 
 
-def test_certify_fails_with_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_fails_with_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         run(
             hetpure_command.main,
-            ["certify", "--config=config.yaml", "--model.certificate_bound=1e-30"],
+            ["check_gradients", "--config=config.yaml", "--model.gradient_bound=1e-30"],
         )
     assert stop.value.code == 1
     assert "FAIL" in capsys.readouterr().out
@@ -277,7 +279,7 @@ def test_execution_and_gradient_do_not_contradict(capsys: pytest.CaptureFixture[
 
 
 def test_looser_bounds_are_named() -> None:
-    _, results = evaluated("--model.cosine_bound=0.5", "--model.certificate_bound=1e-3")
+    _, results = evaluated("--model.cosine_bound=0.5", "--model.gradient_bound=1e-3")
     (line,) = (line for line in results["weaker_than_full"] if "finite differences" in line)
     assert "0.001" in line and "0.5" in line and "1e-05" in line and "0.99" in line
 
@@ -313,4 +315,4 @@ def test_an_adjoint_of_a_surrogate_is_not_asked_of_the_defence() -> None:
     _, results = evaluated(*options)
     row = results["defenses"]["purified"]
     assert row["execution"]["policy"] == "adjoint"
-    assert row["certificate"]["passed"] and row["surrogate_certificate"]["approximation"]
+    assert row["gradient_check"]["passed"] and row["surrogate_gradient_check"]["approximation"]

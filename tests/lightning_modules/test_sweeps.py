@@ -18,7 +18,7 @@ import lightning_modules.rows as rows_module
 from datamodules.fashion_mnist import FashionMNIST
 from hetpure.attacks import PGD
 from hetpure.defense import Defense
-from hetpure.evaluation.certificate import Subject, certify_defense
+from hetpure.evaluation.defense_check import Subject, check_defense_gradient
 from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_attack, evaluate_clean
 from hetpure.evaluation.records import RunFolder
 from hetpure.evaluation.results import summarise
@@ -78,17 +78,19 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 class Run:
-    """What a sweep printed, wrote and built, and what its certificates looked at."""
+    """What a sweep printed, wrote and built, and what its gradient checks looked at."""
 
     def __init__(self, folder: Path) -> None:
         (folder / "config.yaml").write_text(CONFIG)
         self.modules: list[RobustnessEvaluation] = []
-        self.certified: list[Defense] = []
+        self.checked: list[Defense] = []
         printed = io.StringIO()
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
             patch.chdir(folder)
             patch.setattr(Trainer, "test", self._test(Trainer.test))
-            patch.setattr(rows_module, "certify_defense", self._certify(certify_defense))
+            patch.setattr(
+                rows_module, "check_defense_gradient", self._check_policies(check_defense_gradient)
+            )
             evaluate.main(["--config=config.yaml", *SWEEP])
         self.printed = printed.getvalue()
         (self.folder,) = (folder / "runs").iterdir()
@@ -102,12 +104,12 @@ class Run:
 
         return test
 
-    def _certify(self, original: Any) -> Any:
-        def certify(subject: Subject, *rest: Any, **more: Any) -> Any:
-            self.certified.append(subject.attacked)
+    def _check_policies(self, original: Any) -> Any:
+        def check_gradient(subject: Subject, *rest: Any, **more: Any) -> Any:
+            self.checked.append(subject.attacked)
             return original(subject, *rest, **more)
 
-        return certify
+        return check_gradient
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +150,11 @@ def test_tables_have_the_difference(where: str, swept: Run) -> None:
     assert "difference" in text
 
 
-def test_the_surrogate_is_attacked_certified_and_named(swept: Run) -> None:
+def test_the_surrogate_is_attacked_checked_and_named(swept: Run) -> None:
     """The defence: two steps of 100 and one network call each; its surrogate: one."""
     module = swept.module
     rows = module.rows.values()
-    assert swept.certified == [
+    assert swept.checked == [
         defense for row in rows for defense in (row.defense, row.surrogate) if defense is not None
     ]
     row = swept.results["defenses"]["with surrogate"]
@@ -160,13 +162,13 @@ def test_the_surrogate_is_attacked_certified_and_named(swept: Run) -> None:
     assert named == [
         "with surrogate: the attack differentiates a surrogate of 1 network calls,"
         " not the defence's 2 (UniformPurifier, not HeterogeneousPurifier); its gradient has cosine"
-        f" {row['surrogate_certificate']['cosine_to_exact']:.3f} to the exact one"
+        f" {row['surrogate_gradient_check']['cosine_to_exact']:.3f} to the exact one"
     ]
     assert named[0] in (swept.folder / "report.md").read_text()
-    assert row["surrogate_certificate"]["passed"] and row["certificate"]["passed"]
-    assert -1 <= row["surrogate_certificate"]["cosine_to_exact"] < 0.999
-    assert row["certificate"]["cosine_to_exact"] > 0.999
-    assert "surrogate_certificate" not in swept.results["defenses"]["base"]
+    assert row["surrogate_gradient_check"]["passed"] and row["gradient_check"]["passed"]
+    assert -1 <= row["surrogate_gradient_check"]["cosine_to_exact"] < 0.999
+    assert row["gradient_check"]["cosine_to_exact"] > 0.999
+    assert "surrogate_gradient_check" not in swept.results["defenses"]["base"]
     assert "| with surrogate (surrogate) | " in (swept.folder / "report.md").read_text()
     assert row["purification_calls"] == 2
     attack = 1 * 2 * 1  # steps, EOT draws, network calls

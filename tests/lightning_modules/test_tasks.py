@@ -24,12 +24,12 @@ def queue(count: int = 3) -> Queue:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 100])
-def test_every_block_of_every_row_once_after_the_rows_certificate(processes: int) -> None:
+def test_every_block_of_every_row_once_after_the_rows_gradient_check(processes: int) -> None:
     tasks = in_order(ROWS, 5, cost, processes)
     assert sorted(map(str, tasks)) == sorted(
         str(Task(row, block)) for row in ROWS for block in (None, *range(5))
     )
-    assert tasks[0].block is None, "the first block waits for one certificate"
+    assert tasks[0].block is None, "the first block waits for one gradient check"
     for row in ROWS:
         first = next(number for number, task in enumerate(tasks) if task.row == row)
         assert tasks[first].block is None
@@ -119,7 +119,7 @@ def test_who_is_busy_longer_than_the_silence_is_waited_for(
     monkeypatch.setattr(module, "LOOK_EVERY", 0.05)
     zero, one = (Queue(3, process, 2, silence=0.4) for process in range(2))
     zero.leave()
-    threading.Timer(1.5, one.leave).start()  # in the middle of a long certificate until then
+    threading.Timer(1.5, one.leave).start()  # in the middle of a long gradient check until then
     assert zero.wait(lambda: None) == []
 
 

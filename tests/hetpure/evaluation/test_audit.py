@@ -22,7 +22,7 @@ from hetpure.evaluation.audit import (
     saved_check,
     verdicts,
 )
-from hetpure.evaluation.certificate import Subject, certify_defense
+from hetpure.evaluation.defense_check import Subject, check_defense_gradient
 from hetpure.evaluation.protocol import (
     AUDIT,
     NULL,
@@ -34,7 +34,7 @@ from hetpure.evaluation.protocol import (
     evaluate_clean,
 )
 from hetpure.gradients import GradientError
-from hetpure.noise import Group, Purpose, RowNoise
+from hetpure.noise import BatchNoise, Group, Purpose
 from hetpure.numbers import Number
 from hetpure.purifiers import HeterogeneousPurifier
 from hetpure.samplers import DDPM
@@ -105,7 +105,7 @@ class Lucky(Fraud):
 
     noisy = frozenset(("forward",))
 
-    def forward(self, images, noise: RowNoise, mask=None, policy=None):  # type: ignore[no-untyped-def]
+    def forward(self, images, noise: BatchNoise, mask=None, policy=None):  # type: ignore[no-untyped-def]
         generator = torch.Generator().manual_seed(2)
         along = torch.randn(64, CLASSES, generator=generator, dtype=torch.float64).sign()
         phase = 10 * noise.normal(Purpose.FORWARD, images.new_empty(len(images), CLASSES))
@@ -118,7 +118,9 @@ def audit(defense: Fraud, attack: Attack = ATTACK) -> dict[str, Check]:
     block = defense.block()
     shape = block.images.shape[1:]
     subject = Subject(defense)
-    certificate = certify_defense(subject, block.images, block.samples, 0, bound=1e-5).as_dict()
+    gradient_check = check_defense_gradient(
+        subject, block.images, block.samples, 0, bound=1e-5
+    ).as_dict()
     cells = [Cell("main", attack), Cell(NULL, NullAttack(), report_from=PROTOCOL.report_draws)]
     base = base_cell(cells)
     cells += audit_cells(base, defense, SETTINGS, shape, lambda: (found, block.samples))
@@ -129,7 +131,7 @@ def audit(defense: Fraud, attack: Attack = ATTACK) -> dict[str, Check]:
         records += outcome.records
         found = outcome.adversarial if cell.name == "main" else found
     alive = gradient_check(defense, block, 0, attack)
-    found = [alive, *verdicts(records, "main", CLASSES, SETTINGS, [certificate], None)]
+    found = [alive, *verdicts(records, "main", CLASSES, SETTINGS, [gradient_check], None)]
     return {check.name: check for check in found}
 
 
@@ -141,18 +143,18 @@ def test_an_honest_defence_passes() -> None:
     checks = audit(Fraud())
     assert {check.verdict for check in checks.values()} == {"PASS"}, checks
     assert set(checks) == {
-        "gradient", "gradient certificate", "more steps", "larger radius", "whole range",
+        "gradient", "gradient check", "more steps", "larger radius", "whole range",
         "black box", "8-bit images",
     }  # fmt: skip
 
 
 def test_constant_gradients_fail() -> None:
     found = failed(audit(Constant()))
-    assert {"gradient certificate", "black box"} <= found
+    assert {"gradient check", "black box"} <= found
 
 
 def test_a_hidden_detach_fails() -> None:
-    assert "gradient certificate" in failed(audit(Detached()))
+    assert "gradient check" in failed(audit(Detached()))
 
 
 def test_logits_clipped_to_no_gradient_fail_and_stop_with_advice() -> None:

@@ -12,28 +12,28 @@ from hetpure.attacks.apgd import APGD
 from hetpure.attacks.bpda import BPDA
 from hetpure.attacks.null import NullAttack
 from hetpure.attacks.square import Square
-from hetpure.certificate import in_float64
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
-from hetpure.evaluation.certificate import (
-    Subject,
-    certify_defense,
-    float64_footprint,
-    policies,
-)
 from hetpure.evaluation.cost import (
     TRIES,
     Phase,
     Stopwatch,
     allowance,
-    certificate_phase,
+    gradient_check_phase,
     phases,
-    plan_certificate,
+    plan_gradient_check,
     resolve,
+)
+from hetpure.evaluation.defense_check import (
+    Subject,
+    check_defense_gradient,
+    float64_footprint,
+    policies,
 )
 from hetpure.evaluation.extent import Extent, extents, thinned
 from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_attack, evaluate_block
+from hetpure.gradient_check import in_float64
 from hetpure.gradients import Execution, Policy
 from hetpure.noise import Group
 from hetpure.purifiers import EDMPurifier, HeterogeneousPurifier, Purifier, UniformPurifier
@@ -157,13 +157,13 @@ def foreseen(subject: Subject, images: Tensor, extent: Extent) -> Phase:
     compared = policies(thinned(plain, extent.plan), extent.images, footprint, 10**9)
     double = Stopwatch(in_float64(plain), images[:2], repeats=1)
     attacked = Stopwatch(subject.attacked, images, repeats=1)
-    return certificate_phase(subject, attacked, double, extent, compared)
+    return gradient_check_phase(subject, attacked, double, extent, compared)
 
 
 @pytest.mark.parametrize("far", [0, -1], ids=["all", "least"])
 @pytest.mark.parametrize("policy", ["tape", Execution("hybrid", 1), "bpda"], ids=str)
 @pytest.mark.parametrize("what", ["plain", "accelerated", "surrogate"])
-def test_the_certificates_calls_are_foreseen(
+def test_the_gradient_checks_calls_are_foreseen(
     what: str,
     policy: Policy | Execution,
     far: int,
@@ -184,8 +184,8 @@ def test_the_certificates_calls_are_foreseen(
     found = foreseen(subject, images, extent)
     calls = Calls(monkeypatch)
     settings = {"seed": 0, "bound": 1.0, "cosine_bound": -1.0, "extent": extent}
-    certified = certify_defense(subject, images, SAMPLES, **settings)  # type: ignore[arg-type]
-    assert certified.directions == extent.directions
+    checked = check_defense_gradient(subject, images, SAMPLES, **settings)  # type: ignore[arg-type]
+    assert checked.directions == extent.directions
     measured = 2  # rows of the one call by which memory is measured
     of_differences = 2 * extent.directions * extent.images * len(extent.plan)
     assert found.network_calls == calls.rows - measured + (TRIES - 1) * of_differences
@@ -240,7 +240,7 @@ def test_seconds_are_calls_times_what_a_call_takes(
     ],
     ids=["four images", "one image", "bpda", "a minute"],
 )
-def test_a_certificate_may_take_five_steps_of_the_attack_or_a_minute(
+def test_a_gradient_check_may_take_five_steps_of_the_attack_or_a_minute(
     attack: Attack, images: int, seconds: float, make: Make
 ) -> None:
     """What the first look at the gradients takes is left out of it."""
@@ -262,7 +262,7 @@ def test_a_certificate_may_take_five_steps_of_the_attack_or_a_minute(
         (99, 60, 1, 1, 2),
     ],
 )
-def test_what_is_certified_fits_the_time(
+def test_what_is_checked_fits_the_time(
     call: float,
     seconds: float,
     images: int,
@@ -284,7 +284,7 @@ def test_what_is_certified_fits_the_time(
     assert len(defense.plan) == 24
     four = torch.rand(4, 1, 8, 8, dtype=torch.float64)
     clock = Stopwatch(defense, four)
-    found = plan_certificate(Subject(defense), clock, 10**9, seconds)
+    found = plan_gradient_check(Subject(defense), clock, 10**9, seconds)
     extent = found.extent
     assert (extent.images, extent.directions, len(extent.plan)) == (images, directions, steps)
     assert (found.phase.seconds <= seconds) is (call < 99)
@@ -292,7 +292,7 @@ def test_what_is_certified_fits_the_time(
         assert found.phase.seconds == pytest.approx(2040 * call + 7.8)
 
 
-def test_a_certificate_keeps_to_the_memory(make: Make, images: Tensor) -> None:
+def test_a_gradient_check_keeps_to_the_memory(make: Make, images: Tensor) -> None:
     """Policies are left out first, then an image; of the least it takes what that needs."""
     defense = make(HeterogeneousPurifier(steps=20), "tape")
     footprint = float64_footprint(defense, images)
@@ -300,7 +300,7 @@ def test_a_certificate_keeps_to_the_memory(make: Make, images: Tensor) -> None:
 
     def planned(rows: int, taped: int, less: int) -> tuple[int, int]:
         budget = footprint.need(rows, 6, taped) - less
-        found = plan_certificate(Subject(defense), clock, budget, 60.0)
+        found = plan_gradient_check(Subject(defense), clock, budget, 60.0)
         assert found.memory <= budget or found.extent == extents(defense.plan, len(images))[-1]
         return found.extent.images, found.memory
 

@@ -1,22 +1,22 @@
-"""What is left of a certificate where all of it would cost too much: little, and never a kind of
+"""What is left of a gradient check where all of it would cost too much: little, and never a kind of
 step that nobody looked at."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from hetpure.certificate import cosines
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
-from hetpure.evaluation.certificate import Subject, certify_defense
+from hetpure.evaluation.defense_check import Subject, check_defense_gradient
 from hetpure.evaluation.extent import Extent, extents, said, thinned, thinned_plan, widest
 from hetpure.evaluation.run_results import inexact
+from hetpure.gradient_check import cosines
 from hetpure.gradients import Execution, Policy, input_gradient
 from hetpure.noise import Noise, Purpose, Stream, noise_for
 from hetpure.purifiers import EDMPurifier, HeterogeneousPurifier, Purifier, Step, UniformPurifier
-from hetpure.report.certificate import certificates_markdown
-from hetpure.schedule import CLEAN, linear_schedule
+from hetpure.report.gradient_checks import gradient_checks_markdown
+from hetpure.schedule import NO_NOISE, linear_schedule
 
 SAMPLES = torch.arange(4)
 PURIFIERS: dict[str, Purifier] = {
@@ -32,7 +32,7 @@ PURIFIERS: dict[str, Purifier] = {
 def kinds(plan: tuple[Step, ...]) -> set[tuple[bool, ...]]:
     """What the code of a step branches on."""
     return {
-        (step.known, step.corrected, step.via > step.at, step.to == CLEAN, step.repeat > 0)
+        (step.known, step.corrected, step.via > step.at, step.to == NO_NOISE, step.repeat > 0)
         for step in plan
     }
 
@@ -112,17 +112,17 @@ def test_a_thinned_defence_takes_its_steps_and_no_others(
 
 
 @pytest.mark.parametrize("policy", ["tape", "checkpoint", Execution("hybrid", 7)], ids=str)
-def test_a_thinned_certificate_says_what_it_looked_at(
+def test_a_thinned_gradient_check_says_what_it_looked_at(
     policy: Policy | Execution, denoiser: Denoiser, classifier: Classifier, images: Tensor
 ) -> None:
     defense = Defense(classifier, HeterogeneousPurifier(steps=50), denoiser, policy=policy)
     extent = extents(defense.plan, 4)[-1]
-    found = certify_defense(Subject(defense), images, SAMPLES, 7, bound=1e-5, extent=extent)
+    found = check_defense_gradient(Subject(defense), images, SAMPLES, 7, bound=1e-5, extent=extent)
     assert found.passed and found.cosine_to_exact == pytest.approx(1, abs=1e-12)
     assert (found.images, found.directions, found.steps, found.of_steps) == (1, 1, 4, 15)
     assert found.policy == defense.execution.describe(15), "the attack's own"
     assert {"checkpoint", "tape"} <= set(found.compared) and len(found.compared) == 3
-    table = certificates_markdown({"row": {"certificate": found.as_dict()}})
+    table = gradient_checks_markdown({"row": {"gradient_check": found.as_dict()}})
     assert "| 1 image, 1 direction, 4 of 15 steps |" in table
 
 
@@ -134,12 +134,12 @@ class DetachedStep(HeterogeneousPurifier):
         return super().advance(denoiser, step, 0.5 * seen + 0.5 * state, images, mask, noise)
 
 
-def test_a_thinned_certificate_catches_what_a_kind_of_step_does_wrong(
+def test_a_thinned_gradient_check_catches_what_a_kind_of_step_does_wrong(
     denoiser: Denoiser, smooth_classifier: Classifier, images: Tensor
 ) -> None:
     defense = Defense(smooth_classifier, DetachedStep(steps=50), denoiser, policy="tape")
     extent = extents(defense.plan, 4)[-1]
-    found = certify_defense(Subject(defense), images, SAMPLES, 7, bound=1e-5, extent=extent)
+    found = check_defense_gradient(Subject(defense), images, SAMPLES, 7, bound=1e-5, extent=extent)
     assert found.finite_difference_error > 1e-2 and not found.passed
 
 
@@ -149,7 +149,9 @@ def test_an_approximation_is_held_to_all_steps(
     """By hand, one draw: over fewer steps the purifier's derivative is nearer to the identity."""
     defense = Defense(classifier, UniformPurifier(steps=50), denoiser, policy="bpda")
     extent = extents(defense.plan, 1)[-1]
-    found = certify_defense(Subject(defense), images[:1], SAMPLES[:1], 7, bound=1e-5, extent=extent)
+    found = check_defense_gradient(
+        Subject(defense), images[:1], SAMPLES[:1], 7, bound=1e-5, extent=extent
+    )
     assert found.approximation and (found.steps, found.of_steps) == (2, 5)
     noise = Noise.of(7, Stream.PROBE).on(SAMPLES[:1])
 
@@ -165,12 +167,12 @@ def test_an_approximation_is_held_to_all_steps(
     assert abs(float(other - expected)) > 1e-6
 
 
-def test_results_say_that_not_all_steps_were_certified() -> None:
-    row = {"certificate": "certificate", "inexact": []}
+def test_results_say_that_not_all_steps_were_checked() -> None:
+    row = {"gradient_check": "gradient_check", "inexact": []}
     all_steps = {"cosine_to_exact": 1.0}
     some = all_steps | {"steps": 20, "of_steps": 100}
-    assert inexact("a", row, {"certificate": some}) == [
-        "a: its gradient is certified on 20 of 100 steps"
+    assert inexact("a", row, {"gradient_check": some}) == [
+        "a: its gradient is checked on 20 of 100 steps"
     ]
-    for certificate in (all_steps, all_steps | {"steps": 9, "of_steps": 9}):
-        assert inexact("a", row, {"certificate": certificate}) == []
+    for gradient_check in (all_steps, all_steps | {"steps": 9, "of_steps": 9}):
+        assert inexact("a", row, {"gradient_check": gradient_check}) == []

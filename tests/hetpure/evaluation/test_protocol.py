@@ -20,7 +20,7 @@ from hetpure.evaluation.protocol import (
     evaluate_block,
     evaluate_clean,
 )
-from hetpure.noise import Group, RowNoise, Stream
+from hetpure.noise import BatchNoise, Group, Stream
 
 
 class Scripted(Defense):
@@ -38,7 +38,7 @@ class Scripted(Defense):
         return frozenset(("forward", "reverse"))
 
     def forward(  # type: ignore[override]
-        self, images: Tensor, noise: RowNoise, mask: Tensor | None = None
+        self, images: Tensor, noise: BatchNoise, mask: Tensor | None = None
     ) -> Tensor:
         stream, draw = int(noise.reverse_stream[0]), int(noise.reverse_draw[0])
         self.asked.append((stream, draw))
@@ -199,9 +199,9 @@ def test_clean_selection_is_asked_once_for_all_attacks() -> None:
     ("known", "streams"),
     [
         ((), (Stream.REPORT, Stream.REPORT)),
-        (("forward",), (Stream.LOCKED, Stream.REPORT)),
-        (("reverse",), (Stream.REPORT, Stream.LOCKED)),
-        (("forward", "reverse"), (Stream.LOCKED, Stream.LOCKED)),
+        (("forward",), (Stream.DW_BOX, Stream.REPORT)),
+        (("reverse",), (Stream.REPORT, Stream.DW_BOX)),
+        (("forward", "reverse"), (Stream.DW_BOX, Stream.DW_BOX)),
     ],
     ids=lambda value: "+".join(map(str, value)) or "white-box",
 )
@@ -212,7 +212,7 @@ def test_what_the_attacker_knows_is_what_the_defence_runs_with(
 
     class Watched(Scripted):
         def forward(  # type: ignore[override]
-            self, images: Tensor, noise: RowNoise, mask: Tensor | None = None
+            self, images: Tensor, noise: BatchNoise, mask: Tensor | None = None
         ) -> Tensor:
             seen.append(
                 (
@@ -234,7 +234,7 @@ def test_what_the_attacker_knows_is_what_the_defence_runs_with(
         assert (forward, reverse) == streams
         assert first == (0 if "forward" in known else k)
         assert second == (0 if "reverse" in known else k)
-    locked = [s for s in seen if s[0] != Stream.LOCKED and "forward" in known]
+    locked = [s for s in seen if s[0] != Stream.DW_BOX and "forward" in known]
     assert not locked, "a group that is known is never drawn anew"
 
 
@@ -244,7 +244,7 @@ def test_a_defence_that_cannot_be_locked_is_refused() -> None:
 
     class Loose(Scripted):
         def forward(  # type: ignore[override]
-            self, images: Tensor, noise: RowNoise, mask: Tensor | None = None
+            self, images: Tensor, noise: BatchNoise, mask: Tensor | None = None
         ) -> Tensor:
             return super().forward(images, noise, mask) + torch.rand(1, generator=generator)
 

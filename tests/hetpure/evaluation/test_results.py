@@ -181,7 +181,7 @@ def test_provenance_outside_a_checkout(tmp_path: Path) -> None:
 
 def test_tables_and_report_say_the_same(tmp_path: Path) -> None:
     summary = summarise([CLEAN, NULL, ATTACKED])["d"]
-    certificate = {
+    gradient_check = {
         "policy": "tape",
         "compared": ["tape", "checkpoint"],
         "policies_equal": True,
@@ -214,7 +214,12 @@ def test_tables_and_report_say_the_same(tmp_path: Path) -> None:
         },
         "defenses": {
             "d": summary
-            | {"purification_calls": 9, "certificate": certificate, "cost": cost, "audit": audit}
+            | {
+                "purification_calls": 9,
+                "gradient_check": gradient_check,
+                "cost": cost,
+                "audit": audit,
+            }
         },
         "notes": ["apgd: DLR needs more than 2 classes: the margin was used"],
         "weaker_than_full": ["3 report draws"],

@@ -65,7 +65,7 @@ def test_records_equal_a_run_by_hand(defense: Defense, surrogate: Defense, block
     outcome = evaluate_block("d", defense, ATTACK, block, PROTOCOL, seed=0, attacked=surrogate)
     report = [Noise.of(0, Stream.REPORT, k) for k in range(4)]
     select = [Noise.of(0, Stream.SELECTION, k) for k in range(3)]
-    addresses = Addresses(block.samples, Noise.of(0, Stream.LOCKED))
+    addresses = Addresses(block.samples, Noise.of(0, Stream.DW_BOX))
     candidates = ATTACK(surrogate, block.images, block.labels, addresses)
     candidates = torch.stack([*candidates, block.images])
     own = ATTACK(defense, block.images, block.labels, addresses)

@@ -1,4 +1,4 @@
-"""A certificate that catches the bugs that evaluations of purifiers are known for."""
+"""A gradient check that catches the bugs that evaluations of purifiers are known for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,24 +8,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetpure.certificate import (
-    Certificate,
-    certify,
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense
+from hetpure.denoiser import Denoiser, to_pixels
+from hetpure.gradient_check import (
+    GradientCheck,
+    check_gradient,
     cosines,
     float64_device,
     in_float64,
     repeatable,
 )
-from hetpure.classifiers import Classifier
-from hetpure.defense import Defense
-from hetpure.denoiser import Denoiser, to_pixels
 from hetpure.gradients import Execution
-from hetpure.noise import RowNoise
+from hetpure.noise import BatchNoise
 from hetpure.purifiers import HeterogeneousPurifier, Purifier, Step, UniformPurifier
-from hetpure.report.certificate import certificates_markdown, failure
+from hetpure.report.gradient_checks import failure, gradient_checks_markdown
 
 LABELS, SAMPLES = torch.tensor([0, 1, 2, 3]), torch.arange(4)
-Rows = Callable[..., RowNoise]
+Rows = Callable[..., BatchNoise]
 Loss = Callable[[nn.Module, Tensor, Execution], Tensor]
 EXACT = {
     "tape": Execution("tape"),
@@ -48,7 +48,7 @@ class SmoothUniform(UniformPurifier):
         return to_pixels(state)
 
 
-def cross_entropy(noise: RowNoise, mask: Tensor | None) -> Loss:
+def cross_entropy(noise: BatchNoise, mask: Tensor | None) -> Loss:
     """The loss of an attack, with noise and mask held fixed."""
 
     def loss(defense: nn.Module, images: Tensor, how: Execution) -> Tensor:
@@ -63,7 +63,7 @@ def directions(images: Tensor, count: int = 3) -> Tensor:
     return torch.randn(count, *images.shape, generator=generator, dtype=torch.float64)
 
 
-FINE = Certificate("tape", ("tape", "checkpoint"), True, 1e-6, 1e-4, 3, 2)
+FINE = GradientCheck("tape", ("tape", "checkpoint"), True, 1e-6, 1e-4, 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -88,20 +88,20 @@ FINE = Certificate("tape", ("tape", "checkpoint"), True, 1e-6, 1e-4, 3, 2)
         "accelerated to nan",
     ],
 )  # fmt: skip
-def test_what_a_certificate_needs(changes: dict[str, object], passed: bool) -> None:
+def test_what_a_gradient_check_needs(changes: dict[str, object], passed: bool) -> None:
     found = replace(FINE, **changes)  # type: ignore[arg-type]
     assert found.passed is passed
     assert found.as_dict()["passed"] is passed
     if not passed:
         said = failure("row", found.as_dict())
-        assert "failed its certificate" in said or "could not be certified" in said
-    table = certificates_markdown({"row": {"certificate": found.as_dict()}})
+        assert "failed its gradient check" in said or "could not be checked" in said
+    table = gradient_checks_markdown({"row": {"gradient_check": found.as_dict()}})
     good = "approximation" if found.approximation else "PASS"
     assert table.splitlines()[-1].endswith(f"| {good if passed else 'FAIL'} |")
 
 
 @every_policy
-def test_certificate_of_the_real_defence_passes(
+def test_gradient_check_of_the_real_defence_passes(
     policy: str,
     denoiser: Denoiser,
     classifier: Classifier,
@@ -112,7 +112,7 @@ def test_certificate_of_the_real_defence_passes(
     """ReLUs, the final clamp, single-step resampling: the defaults, from a float32 module."""
     defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser).float()
     loss = cross_entropy(rows(0, 1, 2, 3), half_mask)
-    found = certify(defense, loss, images, directions(images), others(policy))
+    found = check_gradient(defense, loss, images, directions(images), others(policy))
     assert found.passed, found
     assert found.finite_difference_error < 1e-5
     assert (found.policy, found.directions, found.images) == (policy, 3, 4)
@@ -164,7 +164,7 @@ class KnowsItsSecondCall(SmoothUniform):
     ],
     ids=["redrawn noise", "detached step", "half detached where differentiated"],
 )
-def test_certificate_catches_a_planted_bug(
+def test_gradient_check_catches_a_planted_bug(
     purifier: Purifier,
     equal: bool,
     policy: str,
@@ -183,7 +183,7 @@ def test_certificate_catches_a_planted_bug(
     defense = Defense(smooth_classifier, purifier, denoiser)
     values = {how: loss(defense, images.clone().requires_grad_(), how) for how in EXACT.values()}
     assert len({value.item() for value in values.values()}) == 1
-    found = certify(defense, loss, images, directions(images), others(policy))
+    found = check_gradient(defense, loss, images, directions(images), others(policy))
     assert not found.passed, found
     assert found.policies_equal is equal
     exact = isinstance(purifier, GeneratorNoise) and policy == "tape"  # the others are wrong
@@ -209,8 +209,8 @@ def test_steps_across_a_kink_are_discarded(kink: Callable[[Tensor], Tensor]) -> 
     point = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
     point[0, 0, 0, 0] = 2e-5
 
-    def run(*sizes: float) -> Certificate:
-        return certify(
+    def run(*sizes: float) -> GradientCheck:
+        return check_gradient(
             Kinked(kink),
             lambda module, x, how: module(x),
             point,
@@ -238,10 +238,12 @@ def test_a_step_size_ten_times_better_than_asked_is_enough() -> None:
 
     point = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
     ones = torch.ones(1, *point.shape)
-    certify(Square(), lambda module, x, how: module(x), point, ones, [EXACT["tape"]])
+    check_gradient(Square(), lambda module, x, how: module(x), point, ones, [EXACT["tape"]])
     assert len(asked) == 1 + 2
     asked.clear()
-    certify(Square(), lambda module, x, how: module(x), point, ones, [EXACT["tape"]], bound=1e-30)
+    check_gradient(
+        Square(), lambda module, x, how: module(x), point, ones, [EXACT["tape"]], bound=1e-30
+    )
     assert len(asked) == 1 + 2 * 4
 
 
@@ -279,7 +281,9 @@ def test_an_accelerator_is_asked_for_the_same_bits_inside_only() -> None:
 def test_on_an_accelerator_bits_that_do_not_repeat_are_named(device: str, named: bool) -> None:
     found = replace(FINE, policies_equal=False, device=device).as_dict()
     assert ("--trainer.accelerator=cpu" in failure("row", found)) is named
-    table = certificates_markdown({"row": {"certificate": found}})
+    table = gradient_checks_markdown({"row": {"gradient_check": found}})
     assert ("3 directions, on cuda" in table) is named
     del found["device"], found["steps"], found["of_steps"]  # as older results are
-    assert "| 2 images, 3 directions |" in certificates_markdown({"row": {"certificate": found}})
+    assert "| 2 images, 3 directions |" in gradient_checks_markdown(
+        {"row": {"gradient_check": found}}
+    )

@@ -1,4 +1,4 @@
-"""The certificate of a gradient: that it is the gradient of what was computed."""
+"""The gradient check of a gradient: that it is the gradient of what was computed."""
 
 import copy
 import warnings
@@ -20,7 +20,7 @@ STEP_SIZES = (1e-5, 1e-6, 1e-4, 1e-7)
 
 
 @dataclass(frozen=True)
-class Certificate:
+class GradientCheck:
     """What was checked of a gradient, in float64 on a slice of the run's images.
 
     Checked were `images` and, of a purifier's `of_steps` steps, `steps`: fewer where all of them
@@ -84,7 +84,7 @@ class Certificate:
         return {**asdict(self), "passed": self.passed}
 
 
-def certify(
+def check_gradient(
     module: nn.Module,
     loss: Loss,
     images: Tensor,
@@ -93,7 +93,7 @@ def certify(
     *,
     bound: float = 1e-5,
     step_sizes: Sequence[float] = STEP_SIZES,
-) -> Certificate:
+) -> GradientCheck:
     """Checks exact policies against one another bit for bit, and the first of them against central
     finite differences.
 
@@ -118,7 +118,7 @@ def certify(
         if (error := _difference_error(double, loss, point, exact, direction, step_sizes, bound))
         is not None
     ]
-    return Certificate(
+    return GradientCheck(
         policy=compared[0].policy,
         compared=tuple(execution.policy for execution in compared),
         policies_equal=all(equal),

@@ -1,4 +1,4 @@
-"""The gradient certificate of a whole defence, on the run's own images."""
+"""The gradient check of a whole defence, on the run's own images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,13 +8,19 @@ from torch import Tensor, nn
 
 from hetpure.attacks import Attack
 from hetpure.attacks.gradient import GradientAttack
-from hetpure.certificate import Certificate, certify, cosines, float64_device, in_float64
 from hetpure.defense import Defense
 from hetpure.evaluation.extent import Extent, extents, thinned
 from hetpure.expectation import Criterion, Query, expected_gradient
+from hetpure.gradient_check import (
+    GradientCheck,
+    check_gradient,
+    cosines,
+    float64_device,
+    in_float64,
+)
 from hetpure.gradients import APPROXIMATIONS, Execution
 from hetpure.memory import Footprint, budget_bytes, weight_bytes
-from hetpure.noise import Noise, Purpose, RowNoise, Stream
+from hetpure.noise import BatchNoise, Noise, Purpose, Stream
 
 DRAWS = 2
 REFERENCE = Execution("checkpoint")
@@ -24,7 +30,7 @@ SMALL = 1e-6
 
 @dataclass(frozen=True)
 class Subject:
-    """What is certified.
+    """What is checked.
 
     Args:
         attacked: what an attack differentiates.
@@ -89,7 +95,7 @@ class Subject:
         return max(least, -(-(self.attacked.execution.micro_batch or 1) // extent.block))
 
 
-def certify_defense(
+def check_defense_gradient(
     subject: Subject,
     images: Tensor,
     samples: Tensor,
@@ -99,16 +105,16 @@ def certify_defense(
     extent: Extent | None = None,
     budget: int | None = None,
     cosine_bound: float = 0.99,
-) -> Certificate:
-    """Certifies a gradient on a block of images (B, C, H, W) in pixel [0, 1], as far as `extent`
+) -> GradientCheck:
+    """Checks a gradient on a block of images (B, C, H, W) in pixel [0, 1], as far as `extent`
     says: by default all of it. Policies that do not fit into `budget` bytes in float64 are left
     out, but never all."""
     attacked, plain = subject.attacked, subject.unaccelerated
     extent = extent or extents(attacked.plan, len(images))[0]
     if budget is None:
         budget = budget_bytes(float64_device(images.device))
-    certificate = replace(
-        _certify(plain, images, samples, seed, extent, budget, bound),
+    gradient_check = replace(
+        _check_policies(plain, images, samples, seed, extent, budget, bound),
         policy=attacked.execution.describe(len(attacked.plan)),
         approximation=subject.approximation,
         cosine_bound=cosine_bound,
@@ -129,11 +135,11 @@ def certify_defense(
     ours = expected_gradient(asked, near, _loss(near)).gradient
     exact = _exact_gradient(reference, near, extent.images, double)
     cosine = float(cosines(ours[: extent.images], exact).mean())
-    certificate = replace(certificate, cosine_to_exact=cosine)
+    gradient_check = replace(gradient_check, cosine_to_exact=cosine)
 
     substitutes = subject.substitutes
     if not substitutes and plain is attacked:
-        return certificate
+        return gradient_check
     # Between gradients of all steps: of fewer steps, these cosines would be nearer to 1.
     whole = query(attacked)
     if asked is not attacked:
@@ -142,17 +148,17 @@ def certify_defense(
         name: float(cosines(_substitute(attack, attacked, whole), ours).mean())
         for name, attack in substitutes.items()
     }
-    certificate = replace(certificate, substitute_cosines=told)
+    gradient_check = replace(gradient_check, substitute_cosines=told)
     if plain is not attacked:
         how = plain_execution(attacked.execution)
         float32 = expected_gradient(plain, whole, _loss(whole), execution=how).gradient
         cosine_of = cosines(ours, float32)
-        certificate = replace(
-            certificate,
+        gradient_check = replace(
+            gradient_check,
             cosine_to_float32=float(cosine_of.mean()),
             lowest_cosine_to_float32=float(cosine_of.min()),
         )
-    return certificate
+    return gradient_check
 
 
 def float64_footprint(defense: Defense, images: Tensor) -> Footprint:
@@ -183,7 +189,7 @@ def plain_execution(used: Execution) -> Execution:
     return replace(REFERENCE, micro_batch=used.micro_batch)
 
 
-def _certify(
+def _check_policies(
     defense: Defense,
     images: Tensor,
     samples: Tensor,
@@ -191,7 +197,7 @@ def _certify(
     extent: Extent,
     budget: int,
     bound: float,
-) -> Certificate:
+) -> GradientCheck:
     """Exact policies and finite differences, in float64 and at an interior point."""
     defense, count = thinned(defense, extent.plan), extent.images
     images, samples = 0.1 + 0.8 * images[:count].detach(), samples[:count]
@@ -210,11 +216,11 @@ def _certify(
         logits: Tensor = module(x, rows, fixed, execution)
         return (_weights(logits, rows) * logits).sum()
 
-    found = certify(defense, loss, point, directions, compared, bound=bound)
+    found = check_gradient(defense, loss, point, directions, compared, bound=bound)
     return replace(found, compared=tuple(how.describe(len(extent.plan)) for how in compared))
 
 
-def _weights(logits: Tensor, noise: RowNoise) -> Tensor:
+def _weights(logits: Tensor, noise: BatchNoise) -> Tensor:
     """A random weighting of logits (R, classes), fixed by the rows' samples: unlike a cross-entropy
     it stays well conditioned where the classifier is sure."""
     return noise.normal(Purpose.START, logits)

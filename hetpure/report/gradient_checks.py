@@ -1,4 +1,4 @@
-"""Gradient certificates for people: a table for the terminal, one for Markdown, a line where one
+"""Gradient checks for people: a table for the terminal, one for Markdown, a line where one
 fails."""
 
 from collections.abc import Iterable
@@ -21,34 +21,34 @@ HEADS = (
 )
 
 
-def rows(certificates: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+def rows(gradient_checks: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     """The table's cells, from what `results.json` says of each defence."""
     found = []
-    for name, defense in certificates.items():
-        if "certificate" not in defense:  # it has no gradient
+    for name, defense in gradient_checks.items():
+        if "gradient_check" not in defense:  # it has no gradient
             continue
-        found.append((name, *_cells(defense["certificate"])))
-        if "surrogate_certificate" in defense:
-            found.append((f"{name} (surrogate)", *_cells(defense["surrogate_certificate"])))
+        found.append((name, *_cells(defense["gradient_check"])))
+        if "surrogate_gradient_check" in defense:
+            found.append((f"{name} (surrogate)", *_cells(defense["surrogate_gradient_check"])))
     return found
 
 
-def certificates_markdown(certificates: dict[str, dict[str, Any]]) -> str:
+def gradient_checks_markdown(gradient_checks: dict[str, dict[str, Any]]) -> str:
     """As a Markdown table."""
     lines = [_line(HEADS), "|" + " --- |" * len(HEADS)]
-    return "\n".join([*lines, *(_line(row) for row in rows(certificates))])
+    return "\n".join([*lines, *(_line(row) for row in rows(gradient_checks))])
 
 
-def certificates_table(certificates: dict[str, dict[str, Any]]) -> Table:
+def gradient_checks_table(gradient_checks: dict[str, dict[str, Any]]) -> Table:
     """As a rich table; columns that say nothing of any row are left out."""
-    found = rows(certificates)
+    found = rows(gradient_checks)
     kept = [k for k in range(len(HEADS)) if any(row[k] != "-" for row in found)]
     note = (
         "Of an approximation the first two checks are of the exact gradient beside it; its own is"
         " not judged, its cosine says how far it is."
     )
     own = any("approximation" in row[-1] for row in found)
-    table = Table(title="Gradient certificates", caption=note if own else None)
+    table = Table(title="Gradient checks", caption=note if own else None)
     for k in kept:
         table.add_column(HEADS[k], overflow="fold")
     for row in found:
@@ -60,7 +60,7 @@ def failure(name: str, found: dict[str, Any]) -> str:
     """One line that says what failed and what to do."""
     if not found["policies_equal"]:
         return (
-            f"the gradient of defence {name!r} failed its certificate: the policies"
+            f"the gradient of defence {name!r} failed its gradient check: the policies"
             f" {', '.join(found['compared'])} disagree, so a step does something else when it is"
             " called again (noise that is not by address?)"
             + (
@@ -73,26 +73,26 @@ def failure(name: str, found: dict[str, Any]) -> str:
     cosine = found["cosine_to_float32"]
     if cosine is not None and not cosine >= found["cosine_bound"]:
         return (
-            f"the accelerated gradient of defence {name!r} failed its certificate: its cosine to"
+            f"the accelerated gradient of defence {name!r} failed its gradient check: its cosine to"
             f" float32 is {cosine:.4f}, below {found['cosine_bound']}: use another"
             " --model.acceleration, or allow it with --model.cosine_bound"
         )
     if not found["approximation"] and not found["cosine_to_exact"] >= found["cosine_bound"]:
         return (
-            f"the attack's gradient of defence {name!r} failed its certificate: as it is computed"
+            f"the attack's gradient of defence {name!r} failed its gradient check: as it is computed"
             f" on this device its cosine to the exact one is {found['cosine_to_exact']:.4f}, below"
             f" {found['cosine_bound']}: allow it with --model.cosine_bound"
         )
     if not found["directions"]:
         return (
-            f"the gradient of defence {name!r} could not be certified: every step of a finite"
+            f"the gradient of defence {name!r} could not be checked: every step of a finite"
             " difference crossed a kink of a network; another --model.seed takes other directions"
         )
     return (
-        f"the gradient of defence {name!r} failed its certificate: its error against finite"
+        f"the gradient of defence {name!r} failed its gradient check: its error against finite"
         f" differences is {found['finite_difference_error']:.1e}, above {found['bound']:.0e}, on"
         f" {found['directions']} directions: a step may be detached, or raise"
-        " --model.certificate_bound if the network's kinks explain it"
+        " --model.gradient_bound if the network's kinks explain it"
     )
 
 

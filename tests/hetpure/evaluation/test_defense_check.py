@@ -1,4 +1,4 @@
-"""The certificate of a whole defence, as an evaluation asks for it: what is compared, what attacks
+"""The gradient check of a whole defence, as an evaluation asks for it: what is compared, what attacks
 follow in the gradient's place, and mistakes planted in how it is asked."""
 
 from dataclasses import dataclass
@@ -10,16 +10,21 @@ from torch import Tensor, nn
 
 from hetpure.attacks import PGD
 from hetpure.attacks.bpda import BPDA
-from hetpure.certificate import Certificate
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
-from hetpure.evaluation.certificate import Subject, certify_defense, float64_footprint, policies
+from hetpure.evaluation.defense_check import (
+    Subject,
+    check_defense_gradient,
+    float64_footprint,
+    policies,
+)
 from hetpure.expectation import Query
+from hetpure.gradient_check import GradientCheck
 from hetpure.gradients import Execution, Policy
 from hetpure.noise import Noise, Purpose, Stream
 from hetpure.purifiers import HeterogeneousPurifier, Purifier, Step, UniformPurifier
-from hetpure.report.certificate import certificates_markdown, failure
+from hetpure.report.gradient_checks import failure, gradient_checks_markdown
 
 SAMPLES = torch.arange(4)
 
@@ -45,7 +50,7 @@ def test_all_exact_policies_are_compared_and_the_one_in_use_is_among_them(
     images: Tensor,
 ) -> None:
     defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser, policy=policy)
-    found = certify_defense(Subject(defense), images, SAMPLES, seed=7, bound=1e-5)
+    found = check_defense_gradient(Subject(defense), images, SAMPLES, seed=7, bound=1e-5)
     assert found.passed
     assert found.policy == defense.execution.describe(6)
     assert set(found.compared) == compared
@@ -78,7 +83,9 @@ def test_a_surrogate_tells_its_cosine_to_the_defence(
     coarse = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser)
     settings = {"seed": 7, "bound": 1e-5}
     for surrogate, low, high in ((coarse, -1, 0.999), (defense, 1 - 1e-12, 1 + 1e-12)):
-        found = certify_defense(Subject(surrogate, defense=defense), images, SAMPLES, **settings)  # type: ignore[arg-type]
+        found = check_defense_gradient(
+            Subject(surrogate, defense=defense), images, SAMPLES, **settings
+        )  # type: ignore[arg-type]
         assert found.passed and found.approximation
         assert low <= found.cosine_to_exact <= high
 
@@ -92,19 +99,19 @@ def test_cosines_of_what_attacks_follow_in_the_gradients_place(
     attacks += [PGD(mask="soft", loss="margin"), BPDA(), PGD(approximation="classifier_only")]
     settings = {"seed": 7, "bound": 1e-5}
 
-    def certified(purifier: Purifier | None) -> Certificate:
+    def checked(purifier: Purifier | None) -> GradientCheck:
         defense = Defense(classifier, purifier, denoiser if purifier else None)
         subject = Subject(defense, attacks=attacks)
-        return certify_defense(subject, images, SAMPLES, **settings)  # type: ignore[arg-type]
+        return check_defense_gradient(subject, images, SAMPLES, **settings)  # type: ignore[arg-type]
 
-    assert certified(None).substitute_cosines == {}
-    uniform = certified(UniformPurifier(steps=10)).substitute_cosines
+    assert checked(None).substitute_cosines == {}
+    uniform = checked(UniformPurifier(steps=10)).substitute_cosines
     assert uniform.keys() == {"bpda", "classifier_only"}
-    found = certified(HeterogeneousPurifier(steps=10))
+    found = checked(HeterogeneousPurifier(steps=10))
     told = found.substitute_cosines
     assert found.passed and list(told) == ["soft mask", "bpda", "classifier_only"]
     assert all(-1 <= cosine < 0.9999 for cosine in (*told.values(), *uniform.values()))
-    shown = certificates_markdown({"row": {"certificate": found.as_dict()}})
+    shown = gradient_checks_markdown({"row": {"gradient_check": found.as_dict()}})
     assert f"soft mask {told['soft mask']:.3f}, bpda {told['bpda']:.3f}" in shown
 
     defense = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser)
@@ -144,19 +151,21 @@ def test_an_accelerated_gradient_is_judged_and_exactness_is_shown_on_the_plain_o
     fast = Defense(classifier, plain.purifier, Denoiser(network, denoiser.schedule))
     fast.execution = Execution("checkpoint", micro_batch=6)
     subject = Subject(fast, plain=plain)
-    found = certify_defense(subject, images, SAMPLES, seed=7, bound=1e-5)
+    found = check_defense_gradient(subject, images, SAMPLES, seed=7, bound=1e-5)
     assert found.policies_equal and found.finite_difference_error <= 1e-5
     assert found.cosine_to_float32 is not None and found.lowest_cosine_to_float32 is not None
     assert found.lowest_cosine_to_float32 <= found.cosine_to_float32
     assert (found.cosine_to_float32 >= 0.99) is found.passed is passed
     if not passed:
-        told = certify_defense(subject, images, SAMPLES, seed=7, bound=1e-5, cosine_bound=-1.0)
+        told = check_defense_gradient(
+            subject, images, SAMPLES, seed=7, bound=1e-5, cosine_bound=-1.0
+        )
         assert told.passed, "unless told"
         assert "--model.cosine_bound" in failure("row", found.as_dict())
 
 
 @pytest.mark.parametrize("mistake", ["masks", "a piece is lost", "noise", "device"])
-def test_what_the_attack_computes_is_certified_and_not_only_the_defence(
+def test_what_the_attack_computes_is_checked_and_not_only_the_defence(
     mistake: str,
     denoiser: Denoiser,
     classifier: Classifier,
@@ -167,7 +176,7 @@ def test_what_the_attack_computes_is_certified_and_not_only_the_defence(
     asked by itself, is exact in all cases."""
     defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
     defense.execution = Execution("tape", micro_batch=3)
-    assert certify_defense(Subject(defense), images, SAMPLES, seed=7, bound=1e-5).passed
+    assert check_defense_gradient(Subject(defense), images, SAMPLES, seed=7, bound=1e-5).passed
     pieces = Query.pieces
 
     def wrong(query: Query, size: int) -> Any:
@@ -184,7 +193,7 @@ def test_what_the_attack_computes_is_certified_and_not_only_the_defence(
                 yield index, rows.flip(3), noise, mask
 
     monkeypatch.setattr(Query, "pieces", wrong)
-    found = certify_defense(Subject(defense), images, SAMPLES, seed=7, bound=1e-5)
+    found = check_defense_gradient(Subject(defense), images, SAMPLES, seed=7, bound=1e-5)
     assert found.policies_equal and found.finite_difference_error <= 1e-5
     assert not found.passed and found.cosine_to_exact < 0.99
 
@@ -204,6 +213,6 @@ def test_a_cut_state_fails_in_one_line_under_every_policy(
 ) -> None:
     """Under recomputation no gradient comes back to the steps before: no traceback of that."""
     defense = Defense(smooth_classifier, Cut(steps=20), denoiser, policy=policy)
-    found = certify_defense(Subject(defense), images, SAMPLES, seed=7, bound=1e-5)
+    found = check_defense_gradient(Subject(defense), images, SAMPLES, seed=7, bound=1e-5)
     assert found.policies_equal
     assert found.finite_difference_error > 1e-2 and not found.passed
