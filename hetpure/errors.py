@@ -1,4 +1,4 @@
-"""The error that a user can cause, as opposed to a fault of the program."""
+"""The errors that a user can cause, as opposed to a fault of the program."""
 
 from typing import Any, get_args
 
@@ -7,7 +7,33 @@ class InputError(ValueError):
     """What the user gave cannot be used: one line says what, where and what to do; exit code 2."""
 
 
-def check_choice(name: str, value: object, allowed: Any) -> None:
-    """Raises InputError unless `value` is one of the values of the Literal `allowed`."""
+class FieldError(InputError):
+    """A setting that cannot be used: a field of a config's class. The class and the field are named
+    here; a command line, which knows where the class stands in its config, says the option.
+
+    Args:
+        owner: the object that has the field.
+        field: its name.
+        said: what is wrong and what is allowed, as "must be >= 0, got -1".
+    """
+
+    def __init__(self, owner: object, field: str, said: str) -> None:
+        super().__init__(f"{type(owner).__name__}.{field} {said}")
+        self.owner = owner
+        self.field = field
+        self.said = said
+
+
+def check_choice(owner: object, field: str, allowed: Any) -> None:
+    """FieldError unless the owner's field is one of the values of the Literal `allowed`."""
+    value = getattr(owner, field)
     if value not in get_args(allowed):
-        raise InputError(f"{name} is {value!r}, allowed are {', '.join(get_args(allowed))}")
+        choices = ", ".join(map(str, get_args(allowed)))
+        raise FieldError(owner, field, f"is {value!r}, allowed are {choices}")
+
+
+def check_at_least(owner: object, least: int, *fields: str) -> None:
+    """FieldError unless these fields of the owner are at least so much."""
+    for field in fields:
+        if getattr(owner, field) < least:
+            raise FieldError(owner, field, f"must be >= {least}, got {getattr(owner, field)}")

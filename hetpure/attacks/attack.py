@@ -1,4 +1,4 @@
-"""What an attack is."""
+"""What an attack is, what it is run against, and what it costs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from hetpure.defense import Defense
-from hetpure.errors import InputError
+from hetpure.errors import FieldError, InputError
 from hetpure.geometry import Norm, norms
 from hetpure.gradients import Execution
-from hetpure.noise import Group, Noise, attack_draw
+from hetpure.noise import BatchNoise, Group, Noise, attack_draw
 
 # Of float32: an image plus an offset of exactly epsilon is rounded to the nearest pixel value.
 ROUNDING = 1e-6
@@ -37,17 +37,6 @@ class Threat:
 NAMES: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
 
 
-def check_radius(epsilon: float, norm: Norm) -> None:
-    """Raises InputError unless this is the radius of a ball, in pixel units [0, 1]."""
-    if not isfinite(epsilon) or epsilon < 0:
-        raise InputError(f"--model.attack.epsilon must be >= 0, got {epsilon}")
-    if norm == "linf" and epsilon > 1:
-        raise InputError(
-            f"--model.attack.epsilon is {epsilon}, more than a pixel's whole range [0, 1]: write"
-            " 8/255 for 8 of 255 steps"
-        )
-
-
 @dataclass(frozen=True)
 class Addresses:
     """Where an attack on a block finds its noise.
@@ -56,7 +45,7 @@ class Addresses:
         samples: ids of the images (B,).
         noise: what the defence will run with, as far as the attacker knows it.
         known: the groups of it that the attacker knows: none is white-box, both is the
-            deterministic white box (DW-both). The attack draws the others itself.
+            deterministic white box (DW-box). The attack draws the others itself.
         member: number of the attack within an evaluation or an ensemble, so that no two share
             draws.
     """
@@ -70,13 +59,19 @@ class Addresses:
         self, restart: int, iteration: int, count: int, *, antithetic: bool = False
     ) -> list[Noise]:
         """The attack's noises of one iteration; antithetic ones come in pairs of opposite sign."""
-        found = []
+        noises = []
         for k in range(count):
             draw = attack_draw(self.member, restart, iteration, k // 2 if antithetic else k)
             if antithetic and k % 2:
                 draw = replace(draw, negated=True)
-            found.append(self.noise.redraw(draw, keep=self.known))
-        return found
+            noises.append(self.noise.redraw(draw, keep=self.known))
+        return noises
+
+    def own_noise(self, restart: int, iteration: int = 0) -> BatchNoise:
+        """What the attack draws for itself on these images, as a random start, whatever it knows of
+        the defence's noise."""
+        draw = attack_draw(self.member, restart, iteration, 0)
+        return self.noise.redraw(draw).on(self.samples)
 
     def take(self, index: Tensor) -> "Addresses":
         """Those of some images, (R,) int64."""
@@ -86,17 +81,72 @@ class Addresses:
 class Monitor:
     """Hears what an attack does; this one does not listen."""
 
-    def rows(self, count: int) -> None:
-        """So many rows were differentiated."""
+    def differentiated(self, count: int) -> None:
+        """So many purifications were differentiated, one an image and draw."""
 
     def answered(self, count: int) -> None:
-        """So many rows were answered without a gradient."""
+        """So many purifications were computed without a gradient."""
 
     def iteration(self, number: int, **values: float) -> None:
         """Means over the block of one iteration, as its loss."""
 
 
 SILENT = Monitor()
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an attack is run against: a defence on some images, and all that the attacker knows.
+
+    Args:
+        defense: what is asked and differentiated.
+        images: (B, C, H, W) in pixel [0, 1].
+        labels: (B,).
+        addresses: of the images' noise.
+        monitor: told of everything that is computed.
+    """
+
+    defense: Defense
+    images: Tensor
+    labels: Tensor
+    addresses: Addresses
+    monitor: Monitor = SILENT
+
+    @property
+    def samples(self) -> Tensor:
+        """Ids of the images (B,)."""
+        return self.addresses.samples
+
+    @property
+    def certain(self) -> bool:
+        """Whether an answer of the defence is always the same: nothing unknown is drawn."""
+        return not unknown_groups(self.defense, self.addresses.known)
+
+    def take(self, index: Tensor) -> "Target":
+        """Some of the images, (R,) int64."""
+        return replace(
+            self,
+            images=self.images[index],
+            labels=self.labels[index],
+            addresses=self.addresses.take(index),
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an attack asks of a defence for one image, at most.
+
+    Args:
+        gradients: purifications that are differentiated.
+        queries: purifications without a gradient.
+        candidates: adversarial images that it gives.
+        draws: noise draws that are asked at once: with the images of a block they are a batch.
+    """
+
+    gradients: int = 0
+    queries: int = 0
+    candidates: int = 1
+    draws: int = 1
 
 
 class Attack(ABC):
@@ -116,6 +166,14 @@ class Attack(ABC):
     def threat(self) -> Threat | None:
         """The ball that candidates lie in; None for an attack that moves images otherwise."""
 
+    @abstractmethod
+    def __call__(self, target: Target) -> Tensor:
+        """(N, B, C, H, W) candidates inside the ball and [0, 1], N per image."""
+
+    @abstractmethod
+    def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
+        """What it asks of this defence, where the attacker knows these groups of its noise."""
+
     def weaker_than_full(self) -> list[str]:
         """What of the budget is below the published full attack."""
         return []
@@ -124,47 +182,43 @@ class Attack(ABC):
         """What it does otherwise than asked, for a classifier of so many classes."""
         return []
 
-    def variants(self, defense: Defense) -> "dict[str, Attack]":
-        """Attacks that are one by one what this one is together, by what tells them apart."""
-        return {"": self}
-
-    @abstractmethod
-    def candidates(self, defense: Defense) -> int:
-        """Adversarial candidates an image."""
-
-    @abstractmethod
-    def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        """Purifications that are differentiated for one image."""
-
-    def queries(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        """Purifications without a gradient for one image."""
-        return 0
-
-    @abstractmethod
-    def draws(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        """Noise draws of one image that are asked at once; where nothing is unknown one is all."""
-
     def execution(self, defense: Defense) -> Execution | None:
         """How it differentiates the defence, where that is not the defence's own execution."""
         return None
 
-    @abstractmethod
-    def __call__(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        *,
-        monitor: Monitor = SILENT,
-    ) -> Tensor:
-        """(N, B, C, H, W) candidates inside the ball and [0, 1], N per image, for images
-        (B, C, H, W) in pixel [0, 1] and labels (B,)."""
+    def substitute(self, defense: Defense) -> str | None:
+        """The name of what it follows, where that is not the gradient of the defence with its mask
+        held fixed."""
+        return None
+
+    def stronger(self) -> "Mapping[str, Attack]":
+        """For the audit, the same attack with more of one thing: it must not find less."""
+        return {}
+
+    def at_radius(self, epsilon: float) -> "Attack | None":
+        """For the audit, the same attack in a ball of another radius; None where it has no ball."""
+        return None
+
+    def transferred(self) -> "Attack | None":
+        """For the audit, the same attack on the classifier alone, which must not find more."""
+        return None
 
 
 def unknown_groups(defense: Defense, known: tuple[Group, ...]) -> frozenset[Group]:
     """The groups of noise that a defence draws and an attacker does not know."""
     return defense.groups - frozenset(known)
+
+
+def check_radius(owner: object, epsilon: float, norm: Norm) -> None:
+    """FieldError unless this is the radius of the owner's ball, in pixel units [0, 1]."""
+    if not isfinite(epsilon) or epsilon < 0:
+        raise FieldError(owner, "epsilon", f"must be >= 0, got {epsilon}")
+    if norm == "linf" and epsilon > 1:
+        raise FieldError(
+            owner,
+            "epsilon",
+            f"is {epsilon}, more than a pixel's whole range [0, 1]: write 8/255 for 8 of 255 steps",
+        )
 
 
 def check_candidates(
@@ -188,9 +242,9 @@ def check_candidates(
         (inside, f"lies outside the ball {threat}"),
     ):
         if not good.all():
-            number, row = (int(k) for k in (~good).nonzero()[0])
+            number, image = (int(k) for k in (~good).nonzero()[0])
             raise AssertionError(
-                f"the attack's candidate {number} of sample {int(samples[row])} {what}"
+                f"the attack's candidate {number} of sample {int(samples[image])} {what}"
             )
 
 
@@ -198,8 +252,8 @@ def check_labels(labels: Tensor, samples: Tensor, classes: int) -> None:
     """InputError unless every label (B,) is a class, 0 to classes - 1."""
     bad = (labels < 0) | (labels >= classes)
     if bad.any():
-        row = int(bad.nonzero()[0])
+        first = int(bad.nonzero()[0])
         raise InputError(
-            f"sample {int(samples[row])} has the label {int(labels[row])}: the classifier knows"
+            f"sample {int(samples[first])} has the label {int(labels[first])}: the classifier knows"
             f" classes 0 to {classes - 1}; give it data with its own labels"
         )

@@ -128,7 +128,7 @@ def at_radius(attack: GradientAttack, epsilon: float) -> GradientAttack:
     return changed
 
 
-def gradient_check(attacked: Defense, block: Block, seed: int, attack: Attack) -> Check:
+def first_gradients(attacked: Defense, block: Block, seed: int, attack: Attack) -> Check:
     """Whether every image of a block that is answered rightly has a gradient, under one draw: that
     of the attack's own loss, as the attack takes it."""
     mask = attacked.mask(block.images, block.samples)

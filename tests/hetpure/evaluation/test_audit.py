@@ -18,7 +18,7 @@ from hetpure.evaluation.audit import (
     at_radius,
     audit_cells,
     base_cell,
-    gradient_check,
+    first_gradients,
     saved_check,
     verdicts,
 )
@@ -130,7 +130,7 @@ def audit(defense: Fraud, attack: Attack = ATTACK) -> dict[str, Check]:
         outcome = evaluate_attack("d", defense, cell, block, PROTOCOL, 0)
         records += outcome.records
         found = outcome.adversarial if cell.name == "main" else found
-    alive = gradient_check(defense, block, 0, attack)
+    alive = first_gradients(defense, block, 0, attack)
     found = [alive, *verdicts(records, "main", CLASSES, SETTINGS, [gradient_check], None)]
     return {check.name: check for check in found}
 
@@ -160,7 +160,7 @@ def test_a_hidden_detach_fails() -> None:
 def test_logits_clipped_to_no_gradient_fail_and_stop_with_advice() -> None:
     """Where a gradient is zero there is nothing to run: it stops, and says what to try."""
     defense = Clipped()
-    check = gradient_check(defense, defense.block(), 0, ATTACK)
+    check = first_gradients(defense, defense.block(), 0, ATTACK)
     assert check.verdict == "FAIL"
     assert "zero for 24 of 24 images" in check.said and "Square" in check.said
     with pytest.raises(GradientError, match="is zero for .* images.*Square.*BPDA"):
