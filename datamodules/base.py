@@ -1,5 +1,6 @@
 """What all data sets share: splits, which of their images are evaluated, and loaders."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,11 +20,11 @@ from datamodules.dataset import (
 )
 from datamodules.subsets import choose, published_512, read_ids, smallest_class
 from hetpure.disk import file_hash
-from hetpure.errors import InputError, check_choice
+from hetpure.errors import FieldError, check_at_least, check_choice
 
 TestSplit = Literal["test", "validation"]
 Subset = Literal["all", "published_512", "balanced"]
-SAID: dict[str, str] = {
+SUBSET_TITLES: dict[str, str] = {
     "published_512": "the 512 of DiffPure and HetPure",
     "balanced": "as many of each class",
 }
@@ -37,7 +38,7 @@ class Hash(NamedTuple):
     agreed: bool = True  # by several sources; where one alone has it, no file is refused for it
 
 
-class ImageDataModule(L.LightningDataModule):
+class ImageDataModule(L.LightningDataModule, ABC):
     """Labelled images in batches {"image", "label", "sample"}; no image need be in memory.
 
     image: float32 (B, C, H, W) in pixel [0,1]; label: int64 (B,); sample: int64 (B,), the image's
@@ -86,35 +87,6 @@ class ImageDataModule(L.LightningDataModule):
             seed: with the epoch, decides the order of training.
         """
         super().__init__()
-        for flag, value in (
-            ("batch_size", batch_size),
-            ("limit", limit),
-            ("validation", validation),
-        ):
-            if value is not None and value < 1:
-                raise InputError(f"--data.{flag} is {value}, allowed is 1 or more")
-        for flag, value in (("skip", skip), ("num_workers", num_workers)):
-            if value < 0:
-                raise InputError(f"--data.{flag} is {value}, allowed is 0 or more")
-        check_choice("--data.test_split", test_split, TestSplit)
-        check_choice("--data.subset", subset, Subset)
-        if ids is not None and subset != "all":
-            raise InputError(
-                f"--data.ids contradicts --data.subset {subset}: give --data.subset=all too"
-            )
-        if subset == "published_512" and not self.has_published_512:
-            raise InputError(
-                "--data.subset published_512 is of CIFAR, SVHN and ImageNet: take all or balanced"
-            )
-        if subset == "published_512" and test_split != "test":
-            raise InputError(
-                f"--data.subset published_512 are test images: --data.test_split {test_split} has"
-                " none of them"
-            )
-        if subset == "balanced" and skip:
-            raise InputError(
-                "--data.skip contradicts --data.subset balanced: leave one of them out"
-            )
         # One process downloads, into a folder that all see, as they see the run's.
         self.prepare_data_per_node = False
         self.batch_size = batch_size
@@ -127,6 +99,28 @@ class ImageDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self._splits: dict[str, ImageDataset] = {}
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        """FieldError where a setting is out of its range, or contradicts another."""
+        check_at_least(self, 1, "batch_size", "validation")
+        if self.limit is not None:
+            check_at_least(self, 1, "limit")
+        check_at_least(self, 0, "skip", "num_workers")
+        check_choice(self, "test_split", TestSplit)
+        check_choice(self, "subset", Subset)
+        if self.ids is not None and self.subset != "all":
+            raise FieldError(self, "subset", f"{self.subset} contradicts ids: give all")
+        if self.subset == "published_512" and not self.has_published_512:
+            raise FieldError(
+                self, "subset", "published_512 is of CIFAR, SVHN and ImageNet: give all or balanced"
+            )
+        if self.subset == "published_512" and self.test_split != "test":
+            raise FieldError(
+                self, "test_split", f"{self.test_split} has none of subset published_512: give test"
+            )
+        if self.subset == "balanced" and self.skip:
+            raise FieldError(self, "skip", "contradicts subset balanced: leave one of them out")
 
     @property
     def num_classes(self) -> int:
@@ -137,13 +131,13 @@ class ImageDataModule(L.LightningDataModule):
         """The evaluated images in a few words, for titles."""
         details = [*self.details]
         if self.subset != "all":
-            details.append(SAID[self.subset])
+            details.append(SUBSET_TITLES[self.subset])
         if self.ids is not None:
             details.append(f"the ids of {self.ids.name}")
         if self.skip:
             details.append(f"after the first {self.skip}")
-        said = f" ({', '.join(details)})" if details else ""
-        return f"{self.title} {self.test_split} images{said}"
+        suffix = f" ({', '.join(details)})" if details else ""
+        return f"{self.title} {self.test_split} images{suffix}"
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the splits that the stage needs and are not read yet (None: all)."""
@@ -156,9 +150,9 @@ class ImageDataModule(L.LightningDataModule):
         }
         for split in needed.get(stage, self.splits):
             if split not in self._splits:
-                found = self._load(split)
+                datasets = self._load(split)
                 self._compare("test" if split == "test" else "train")
-                self._splits |= found
+                self._splits |= datasets
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled by (seed, epoch); the last short batch is dropped."""
@@ -168,9 +162,11 @@ class ImageDataModule(L.LightningDataModule):
             replicas, rank = self.trainer.world_size, self.trainer.global_rank
         sampler = EpochSampler(dataset, seed=self.seed, replicas=replicas, rank=rank)
         if len(sampler) < self.batch_size:
-            raise InputError(
-                f"--data.batch_size is {self.batch_size}, allowed is at most {len(sampler)}, the"
-                f" training images of a device from {self.origin}"
+            raise FieldError(
+                self,
+                "batch_size",
+                f"is {self.batch_size}, allowed is at most {len(sampler)}, the training images of a"
+                f" device from {self.origin}",
             )
         return ResumableLoader(
             dataset,
@@ -193,17 +189,17 @@ class ImageDataModule(L.LightningDataModule):
         """SHA-256 of every file that the evaluated images are read from, by file name; that of the
         ids is `ids: NAME`."""
         files = list(self._files(self.test_split))
-        found = {path.name: file_hash(path) for path in files}
-        assert len(found) == len(files), "two files of one name"
-        return found | self._ids_sha256()
+        hashes = {path.name: file_hash(path) for path in files}
+        assert len(hashes) == len(files), "two files of one name"
+        return hashes | self._ids_sha256()
 
+    @abstractmethod
     def _read(self, split: Literal["train", "test"]) -> ImageDataset:
         """A published split, whole, its ids ascending."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _files(self, split: str) -> Iterable[Path]:
         """The files that a split is read from."""
-        raise NotImplementedError
 
     def _hashes(self, split: Literal["train", "test"]) -> Mapping[Path, Hash]:
         """Of the published files by the paths where they are looked for; empty where none are."""
@@ -215,13 +211,16 @@ class ImageDataModule(L.LightningDataModule):
         for path, published in self._hashes(split).items():
             if file_hash(path, published.kind) == published.digest:
                 continue
-            said = f"{path} is not the published file"
             if split == "test" and self.subset == "published_512" and published.agreed:
-                raise InputError(
-                    f"{said}: --data.subset published_512 are images of that one; fetch it again,"
-                    " or take another subset"
+                raise FieldError(
+                    self,
+                    "subset",
+                    f"published_512 are images of the published file, and {path} is not that one:"
+                    " fetch it again, or take another subset",
                 )
-            rank_zero_info(f"{said}: results are not those of {self.title}")
+            rank_zero_info(
+                f"{path} is not the published file: results are not those of {self.title}"
+            )
 
     def _ids_sha256(self) -> dict[str, str]:
         return {} if self.ids is None else {f"ids: {self.ids.name}": file_hash(self.ids)}
@@ -237,9 +236,11 @@ class ImageDataModule(L.LightningDataModule):
         each, rest = divmod(self.validation, self.num_classes)
         most = smallest_class(whole.labels, self.num_classes) - 1  # one is left to train on
         if rest or each > most:
-            raise InputError(
-                f"--data.validation is {self.validation}, allowed are multiples of the"
-                f" {self.num_classes} classes up to {max(most, 0) * self.num_classes}"
+            raise FieldError(
+                self,
+                "validation",
+                f"is {self.validation}, allowed are multiples of the {self.num_classes} classes up"
+                f" to {max(most, 0) * self.num_classes}",
             )
         (held_out,) = choose(whole.labels, (each,), "hetpure validation")
         kept = torch.ones(len(whole), dtype=torch.bool)
@@ -256,17 +257,20 @@ class ImageDataModule(L.LightningDataModule):
             position = {sample: k for k, sample in enumerate(dataset.samples.tolist())}
             ids = read_ids(self.ids)
             if unknown := [sample for sample in ids if sample not in position]:
-                raise InputError(
-                    f"--data.ids {self.ids}: id {unknown[0]} is none of the {self.test_split}"
-                    f" images from {self.origin}"
+                raise FieldError(
+                    self,
+                    "ids",
+                    f"{self.ids}: id {unknown[0]} is none of the {self.test_split} images from"
+                    f" {self.origin}",
                 )
             dataset = dataset.take(torch.tensor([position[sample] for sample in ids]))
         limit = len(dataset) - self.skip if self.limit is None else self.limit
         if limit < 1 or self.skip + limit > len(dataset):
-            raise InputError(
-                f"--data.limit is {self.limit} after --data.skip {self.skip}, allowed are at most"
-                f" {len(dataset)} together, the {self.test_split} images from {self.origin};"
-                " --data.limit=null takes all"
+            raise FieldError(
+                self,
+                "limit",
+                f"is {self.limit} after skip {self.skip}, allowed are at most {len(dataset)}"
+                f" together, the {self.test_split} images from {self.origin}; null takes all",
             )
         return dataset.take(slice(self.skip, self.skip + limit))
 
@@ -275,9 +279,11 @@ class ImageDataModule(L.LightningDataModule):
         limit = most * self.num_classes if self.limit is None else self.limit
         each, rest = divmod(limit, self.num_classes)
         if rest or not 1 <= each <= most:
-            raise InputError(
-                f"--data.limit is {self.limit}, allowed with --data.subset balanced are multiples"
-                f" of the {self.num_classes} classes up to {most * self.num_classes}"
+            raise FieldError(
+                self,
+                "limit",
+                f"is {self.limit}, allowed with subset balanced are multiples of the"
+                f" {self.num_classes} classes up to {most * self.num_classes}",
             )
         return choose(dataset.labels, (each,), "hetpure balanced")[0].long()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from datamodules.base import Hash, ImageDataModule
 from datamodules.dataset import ImageDataset
 from datamodules.download import Remote, fetch, unpack
-from hetpure.errors import InputError
+from hetpure.errors import FieldError, InputError
 from hetpure.pickles import Array, Reader
 
 URL = "https://www.cs.toronto.edu/~kriz/"
@@ -122,7 +122,7 @@ class CIFAR(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Downloads and unpacks, where that is asked for and needed."""
-        if self.download and None in map(self._found, self.counts):
+        if self.download and None in map(self._present, self.counts):
             # An archive that is there already is taken in place of another.
             there = [v for v in self._versions if (self.data_dir / v.archive).exists()]
             version = [*there, self.binary][0]
@@ -134,7 +134,7 @@ class CIFAR(ImageDataModule):
     def _versions(self) -> tuple[Version, Version]:
         return self.binary, self.python
 
-    def _found(self, split: str) -> tuple[Version, Path] | None:
+    def _present(self, split: str) -> tuple[Version, Path] | None:
         """The version of which the split's files are there, and their folder."""
         for version in self._versions:
             for folder in (self.data_dir / version.folder, self.data_dir):
@@ -161,16 +161,18 @@ class CIFAR(ImageDataModule):
         return {path: Hash("md5", published[path.name], version.agreed) for path in files}
 
     def _version_and_files(self, split: str) -> tuple[Version, list[Path]]:
-        found = self._found(split)
-        if found is None:
+        version_and_folder = self._present(split)
+        if version_and_folder is None:
             folders = " nor ".join(
                 f"{v.folder} ({', '.join(v.files[split])})" for v in self._versions
             )
-            raise InputError(
-                f"--data.data_dir {self.data_dir} has neither {folders}: unpack"
-                f" {self.binary.remote} from {URL} there, or set --data.download true"
+            raise FieldError(
+                self,
+                "data_dir",
+                f"{self.data_dir} has neither {folders}: unpack {self.binary.remote} from {URL}"
+                " there, or set download to true",
             )
-        version, folder = found
+        version, folder = version_and_folder
         return version, [folder / name for name in version.files[split]]
 
 

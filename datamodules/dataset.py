@@ -192,8 +192,8 @@ class EpochSampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = epoch_order(len(self.dataset), self.seed, self.epoch)  # type: ignore[arg-type]
-        own = order[self.rank : self.total_size : self.num_replicas]
-        return iter(own[self.skipped :].tolist())
+        share = order[self.rank : self.total_size : self.num_replicas]
+        return iter(share[self.skipped :].tolist())
 
 
 class ResumableLoader(DataLoader[Sample]):
@@ -214,7 +214,7 @@ class ResumableLoader(DataLoader[Sample]):
 
     @property
     def _resumable(self) -> bool:
-        """Not where --trainer.overfit_batches put another sampler in the place of ours."""
+        """Not where Lightning's overfit_batches put another sampler in the place of ours."""
         return isinstance(self.sampler, EpochSampler)
 
     def state_dict(self) -> dict[str, Any]:
@@ -237,15 +237,15 @@ class ResumableLoader(DataLoader[Sample]):
         other one is whole."""
         if not state or not self._resumable:
             return
-        own = self.dataset.fingerprint
-        if state.get("data", own) != own:  # older checkpoints do not say
+        fingerprint = self.dataset.fingerprint
+        if state.get("data", fingerprint) != fingerprint:  # older checkpoints do not say
             raise InputError(
-                "--ckpt_path is of a training on other images than the"
-                f" {len(self.dataset)} of --data: give the same files and settings of --data"
+                "the checkpoint is of a training on other images than these"
+                f" {len(self.dataset)}: give the same files and settings of the data"
             )
         if state["seed"] != self.sampler.seed:
             raise InputError(
-                f"--ckpt_path is of a training with --data.seed {state['seed']}: with"
+                f"the checkpoint is of a training whose data have the seed {state['seed']}: with"
                 f" {self.sampler.seed} its epoch would go on in another order of images"
             )
         self.sampler.given = state["epoch"], state["samples"] // self.sampler.num_replicas

@@ -9,7 +9,7 @@ from torch import Tensor
 from datamodules.base import ImageDataModule
 from datamodules.dataset import ImageDataset
 from datamodules.idx import read_idx
-from hetpure.errors import InputError
+from hetpure.errors import FieldError, InputError
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 PACKAGED = Path(__file__).parent / "assets" / "fashion_mnist"
@@ -26,13 +26,13 @@ FULL_NAMES = tuple(
 
 def find_full(folder: Path) -> dict[str, Path] | None:
     """The full set's four files in the folder, gzipped or plain, or None where one is missing."""
-    found = {
+    files = {
         name: path
         for name in FULL_NAMES
         for path in (folder / f"{name}.gz", folder / name)
         if path.is_file()
     }
-    return found if len(found) == len(FULL_NAMES) else None
+    return files if len(files) == len(FULL_NAMES) else None
 
 
 def packaged_files(split: Split) -> dict[str, Path]:
@@ -79,7 +79,7 @@ def read_full(files: dict[str, Path], split: Literal["train", "test", "unseen"])
     if len(images) != FULL_COUNT[prefix]:
         raise InputError(
             f"{images_file}: {len(images):,} images, expected Fashion-MNIST's"
-            f" {FULL_COUNT[prefix]:,}; give its own files, or none with --data.source packaged"
+            f" {FULL_COUNT[prefix]:,}; give its own files, or none with source packaged"
         )
     # MNIST's files have the same names and sizes: only the pixels tell the two apart.
     known = read_packaged("validation" if split == "train" else "test")
@@ -149,23 +149,28 @@ class FashionMNIST(ImageDataModule):
             batch_size=batch_size, limit=limit, skip=skip, num_workers=num_workers, seed=seed
         )
         if data_dir is not None and source == "packaged":
-            raise InputError(
-                f"--data.data_dir {data_dir} contradicts --data.source packaged, which the quick"
-                " configs set: add --data.source=auto"
+            raise FieldError(
+                self,
+                "source",
+                "packaged, which the quick configs set, contradicts data_dir: give auto",
             )
+        self.data_dir = data_dir
+        self.source = source
         folder = DEBIAN if data_dir is None else Path(data_dir)
         self._full = find_full(folder) if source == "auto" else None
         if data_dir is not None and self._full is None:
-            raise InputError(
-                f"--data.data_dir {data_dir}: not all of {', '.join(FULL_NAMES)} (or .gz of them)"
-                " are there; give the folder that holds them, or leave the flag out"
+            raise FieldError(
+                self,
+                "data_dir",
+                f"{data_dir}: not all of {', '.join(FULL_NAMES)} (or .gz of these) are there; give"
+                " the folder that holds them, or leave it out",
             )
         self.origin = PACKAGED_ORIGIN if self._full is None else str(folder)
         self.details = ("packaged subset" if self._full is None else "full set",)
         self.test_split = test_split
 
     def _load(self, split: str) -> dict[str, ImageDataset]:
-        return {split: self._split(cast(Split, split))}
+        return {split: self._read(cast(Split, split))}
 
     def _files(self, split: str) -> list[Path]:
         """Every data file that this source can read, whatever the split."""
@@ -173,11 +178,13 @@ class FashionMNIST(ImageDataModule):
         files = [path for split in splits for path in packaged_files(split).values()]
         return [*files, *({} if self._full is None else self._full).values()]
 
-    def _split(self, split: Split) -> ImageDataset:
+    def _read(self, split: Split) -> ImageDataset:
         if split == "unseen" and self._full is None:
-            raise InputError(
-                "--data.test_split unseen needs the full set: install Debian's"
-                " dataset-fashion-mnist, or give --data.data_dir"
+            raise FieldError(
+                self,
+                "test_split",
+                "unseen needs the full set: install Debian's dataset-fashion-mnist, or give"
+                " data_dir",
             )
         if self._full is None or split == "validation":
             return read_packaged(split)

@@ -1,6 +1,7 @@
 """Image files in class folders, read when asked for."""
 
 import os
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 from datamodules.base import ImageDataModule
 from datamodules.dataset import ImageDataset, Sample
 from datamodules.image_files import ImageFiles, Size, resized_size
-from hetpure.errors import InputError
+from hetpure.errors import FieldError, InputError
 from hetpure.images import image_size
 
 SUFFIXES = frozenset(
@@ -31,14 +32,14 @@ def class_folders(folder: Path) -> list[str]:
 def image_names(folder: Path) -> list[str]:
     """Names of the image files in it, sorted; hidden files are left out, others refused."""
     with os.scandir(folder) as entries:
-        found = [e for e in entries if not e.name.startswith(".")]
-        for entry in found:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in visible:
             if entry.is_dir() or os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
                 raise InputError(
                     f"{entry.path} is no image file ({', '.join(sorted(SUFFIXES))}): a class"
                     " folder holds images only; move it away"
                 )
-        return sorted(entry.name for entry in found)
+        return sorted(entry.name for entry in visible)
 
 
 def labelled_names(folder: Path, classes: Sequence[str]) -> tuple[list[str], list[int]]:
@@ -72,15 +73,15 @@ class FileDataModule(ImageDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        for side in (crop, *(resize if isinstance(resize, tuple) else (resize,))):
-            if side is not None and side < 1:
-                raise InputError("--data.resize and --data.crop: lengths are 1 or more")
-        shorter = min(resize) if isinstance(resize, tuple) else resize
-        if crop is not None and shorter is not None and crop > shorter:
-            raise InputError(f"--data.crop is {crop}, allowed is at most --data.resize ({shorter})")
         self.channels = channels
         self.resize = resize
         self.crop = crop
+        shorter = min(resize) if isinstance(resize, tuple) else resize
+        if shorter is not None and shorter < 1:
+            raise FieldError(self, "resize", f"is {resize}, allowed are lengths of 1 or more")
+        if crop is not None and not 1 <= crop <= (shorter or crop):
+            most = "1 or more" if shorter is None else f"1 to resize ({shorter})"
+            raise FieldError(self, "crop", f"is {crop}, allowed is {most}")
         if isinstance(resize, tuple):
             self.details += (f"resized to {resize[0]} x {resize[1]}",)
         elif resize is not None:
@@ -96,16 +97,18 @@ class FileDataModule(ImageDataModule):
         elif isinstance(self.resize, tuple):
             self._size = self.resize
         elif first is None:
-            raise InputError("images of many sizes: give --data.crop, or --data.resize [224, 224]")
+            raise FieldError(
+                self, "crop", "or resize as [224, 224]: give one, for images of one size"
+            )
         else:
             stored = image_size(first, upright=self.upright)
             self._size = stored if self.resize is None else resized_size(stored, self.resize)
         height, width = self._size
         self.image_size = height if height == width else (height, width)
 
+    @abstractmethod
     def _listed(self, split: str) -> tuple[Path, list[str], list[int]]:
         """A published split: the folder, names of files in it, and their labels."""
-        raise NotImplementedError
 
     def _read(self, split: Literal["train", "test"]) -> ImageDataset:
         folder, names, labels = self._listed(split)
@@ -164,24 +167,29 @@ class ImageFolder(FileDataModule):
             options: of every data set.
         """
         super().__init__(channels=channels, resize=resize, crop=crop, **options)
+        self.data_dir = data_dir
+        self.train_dir = train_dir
         given = {"test": data_dir, "train": train_dir}
         self._folders = {split: Path(path) for split, path in given.items() if path is not None}
         places = {folder.resolve() for folder in self._folders.values()}
         if not places or len(places) < len(self._folders):
-            raise InputError(
-                "give --data.data_dir, images to evaluate, or --data.train_dir, images to train"
-                " on, or two different folders"
+            raise FieldError(
+                self,
+                "data_dir",
+                f"is {data_dir}, train_dir is {train_dir}: give a folder of images to evaluate, one"
+                " of images to train on, or two different ones",
             )
         classes = {split: class_folders(folder) for split, folder in self._folders.items()}
-        for split, found in classes.items():
-            if not found:
+        for split, names_of_classes in classes.items():
+            if not names_of_classes:
                 raise InputError(f"{self._folders[split]} has no class folders with images")
         first = next(iter(self._folders))
-        if any(found != classes[first] for found in classes.values()):
+        if any(other != classes[first] for other in classes.values()):
             only = set(classes["test"]) ^ set(classes["train"])
-            raise InputError(
-                f"--data.data_dir and --data.train_dir have other class folders: {min(only)} is in"
-                " one of them only"
+            raise FieldError(
+                self,
+                "train_dir",
+                f"has other class folders than data_dir: {min(only)} is in one of the two only",
             )
         self.title = self._folders[first].resolve().name
         self.class_names = tuple(classes[first])
@@ -193,11 +201,7 @@ class ImageFolder(FileDataModule):
 
     def _listed(self, split: str) -> tuple[Path, list[str], list[int]]:
         if split not in self._folders:
-            raise InputError(
-                "there are no images to evaluate: give --data.data_dir"
-                if split == "test"
-                else "there are no images to train on, or to hold out from a training: give"
-                " --data.train_dir"
-            )
+            field = "data_dir" if split == "test" else "train_dir"
+            raise FieldError(self, field, f"is needed: there are no {split} images without it")
         folder = self._folders[split]
         return folder, *labelled_names(folder, self.class_names)

@@ -38,11 +38,11 @@ def read_idx(path: Path) -> Tensor:
             " fetch the file again"
         )
     shape = struct.unpack(f">{rank}I", data[4:header])
-    expected, found = math.prod(shape) * dtype.itemsize, len(data) - header
-    if found != expected:
-        problem = "short file" if found < expected else "trailing bytes"
+    expected, actual = math.prod(shape) * dtype.itemsize, len(data) - header
+    if actual != expected:
+        problem = "short file" if actual < expected else "trailing bytes"
         raise InputError(
-            f"{path}: {problem}: {found} bytes of values, expected {expected} for shape {shape};"
+            f"{path}: {problem}: {actual} bytes of values, expected {expected} for shape {shape};"
             " fetch the file again"
         )
     values = np.frombuffer(data, dtype, offset=header) if expected else np.empty(0, dtype)

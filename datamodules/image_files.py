@@ -97,7 +97,7 @@ class ImageFiles:
         if size != self.size:
             raise InputError(
                 f"{path} is {size[0]} x {size[1]} in the end, expected {self.size[0]} x"
-                f" {self.size[1]}: set --data.resize and --data.crop so that all images get one"
+                f" {self.size[1]}: set resize and crop so that all images get one"
                 " size"
             )
 

@@ -17,7 +17,7 @@ FLAT = "ILSVRC2012_val_*"
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 WHERE = (
     "ImageNet is not downloaded: unpack ILSVRC2012_img_val.tar (6,744,924,160 bytes, MD5"
-    " 29b22e2961454d5413ddabcf34fc5622) into val of --data.data_dir, as class folders n########, or"
+    " 29b22e2961454d5413ddabcf34fc5622) into val of data_dir, as class folders n########, or"
     f" flat with {DEVKIT} beside val"
 )
 
@@ -27,7 +27,7 @@ def read_synsets(path: Path) -> dict[int, str]:
     inner nodes of its tree are left out."""
     try:
         synsets = loadmat(path, squeeze_me=True)["synsets"]
-        found = {
+        names = {
             int(number): str(wnid)
             for number, wnid, children in zip(
                 synsets["ILSVRC2012_ID"], synsets["WNID"], synsets["num_children"], strict=True
@@ -36,22 +36,22 @@ def read_synsets(path: Path) -> dict[int, str]:
         }
     except Exception as error:  # of whatever kind: a damaged file says anything
         raise InputError(f"{path}: not the devkit's MATLAB file ({error})") from None
-    if sorted(found) != list(range(1, CLASSES + 1)) or len(set(found.values())) < CLASSES:
-        raise InputError(f"{path}: {len(found)} classes, expected ILSVRC2012_ID 1 to {CLASSES}")
-    return found
+    if sorted(names) != list(range(1, CLASSES + 1)) or len(set(names.values())) < CLASSES:
+        raise InputError(f"{path}: {len(names)} classes, expected ILSVRC2012_ID 1 to {CLASSES}")
+    return names
 
 
 def read_ground_truth(path: Path) -> list[int]:
     """The ILSVRC2012_ID of each validation image, in the order of the files' numbers."""
     try:
-        found = [int(line) for line in path.read_text().split()]
+        numbers = [int(line) for line in path.read_text().split()]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not the devkit's ground truth ({error})") from None
-    if len(found) != COUNTS["test"] or not 1 <= min(found) <= max(found) <= CLASSES:
+    if len(numbers) != COUNTS["test"] or not 1 <= min(numbers) <= max(numbers) <= CLASSES:
         raise InputError(
-            f"{path}: {len(found):,} lines, expected {COUNTS['test']:,} of 1 to {CLASSES}"
+            f"{path}: {len(numbers):,} lines, expected {COUNTS['test']:,} of 1 to {CLASSES}"
         )
-    return found
+    return numbers
 
 
 class ImageNet(FileDataModule):
@@ -119,7 +119,7 @@ class ImageNet(FileDataModule):
             names, labels = labelled_names(folder, self.class_names)
         else:
             raise InputError(
-                f"{folder} has no class folders: --data.test_split validation and trainings need"
+                f"{folder} has no class folders: test_split validation and trainings need"
                 " ImageNet's training images there"
                 if split == "train"
                 else WHERE

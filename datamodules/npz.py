@@ -9,7 +9,7 @@ from torch import Tensor
 
 from datamodules.base import ImageDataModule
 from datamodules.dataset import ImageDataset
-from hetpure.errors import InputError
+from hetpure.errors import FieldError, InputError
 
 NEEDED, ALLOWED = {"images", "labels"}, {"images", "labels", "ids"}
 CHANNELS = (1, 3)
@@ -52,8 +52,8 @@ def channels_first(images: "np.ndarray[Any, Any]", path: Path) -> Tensor:
         if images.dtype.kind != "f":
             raise InputError(f"{path}: {images.dtype} images, expected uint8 or float in [0, 1]")
         images = images.astype(np.float32)
-    found = torch.from_numpy(images)
-    return found if first else found.movedim(-1, 1)
+    tensor = torch.from_numpy(images)
+    return tensor if first else tensor.movedim(-1, 1)
 
 
 def integers(values: "np.ndarray[Any, Any]", what: str, path: Path) -> Tensor:
@@ -99,20 +99,24 @@ class NPZ(ImageDataModule):
             options: of every data set.
         """
         super().__init__(**options)
+        self.class_names = tuple(map(str, range(num_classes)))
+        self.file = file
+        self.train_file = train_file
         if num_classes < 2:
-            raise InputError(f"--data.num_classes is {num_classes}, allowed is 2 or more")
+            raise FieldError(self, "num_classes", f"is {num_classes}, allowed is 2 or more")
         given = {"test": file, "train": train_file}
         self._paths = {split: Path(path) for split, path in given.items() if path is not None}
         places = {path.resolve() for path in self._paths.values()}
         if not places or len(places) < len(self._paths):
-            raise InputError(
-                "give --data.file, images to evaluate, or --data.train_file, images to train on, or"
-                " two different files"
+            raise FieldError(
+                self,
+                "file",
+                f"is {file}, train_file is {train_file}: give a file of images to evaluate, one of"
+                " images to train on, or two different ones",
             )
         if "train" not in self._paths:
             self.splits = ("test",)
         self.origin = " and ".join(map(str, self._paths.values()))
-        self.class_names = tuple(map(str, range(num_classes)))
         first = next(iter(self._paths))
         self.title = self._paths[first].stem
         self._whole = {first: read_npz(self._paths[first])}
@@ -135,6 +139,6 @@ class NPZ(ImageDataModule):
     def _files(self, split: str) -> list[Path]:
         kind = "test" if split == "test" else "train"
         if kind not in self._paths:
-            flag = {"test": "file", "train": "train_file"}[kind]
-            raise InputError(f"there are no {kind} images: give --data.{flag}")
+            field = {"test": "file", "train": "train_file"}[kind]
+            raise FieldError(self, field, f"is needed: there are no {kind} images without it")
         return [self._paths[kind]]

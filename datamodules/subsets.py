@@ -42,7 +42,7 @@ def published_512(count: int) -> Tensor:
     """
     if count < PUBLISHED:
         raise InputError(
-            f"--data.subset published_512 needs {PUBLISHED} images, the test split has {count}"
+            f"subset published_512 needs {PUBLISHED} images, the test split has {count}"
         )
     drawn = np.random.RandomState(0).choice(count, PUBLISHED, replace=False)
     return torch.from_numpy(np.sort(drawn))
@@ -54,13 +54,13 @@ def read_ids(path: Path) -> list[int]:
     try:
         lines = path.read_text().rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--data.ids {path} cannot be read as text: {error}") from None
+        raise InputError(f"ids {path} cannot be read as text: {error}") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip().isdecimal():
             raise InputError(
-                f"--data.ids {path}: line {number} is {line[:40]!r}, expected one id, an integer"
+                f"ids {path}: line {number} is {line[:40]!r}, expected one id, an integer"
             )
     ids = [int(line) for line in lines]
     if not ids or len(set(ids)) < len(ids):
-        raise InputError(f"--data.ids {path}: {len(ids)} ids, expected one or more, none twice")
+        raise InputError(f"ids {path}: {len(ids)} ids, expected one or more, none twice")
     return sorted(ids)

@@ -11,7 +11,7 @@ from torch import Tensor
 from datamodules.base import Hash, ImageDataModule
 from datamodules.dataset import ImageDataset
 from datamodules.download import Remote, fetch
-from hetpure.errors import InputError
+from hetpure.errors import FieldError, InputError
 
 URL = "http://ufldl.stanford.edu/housenumbers/"
 FILES = {  # size in bytes, SHA-256
@@ -29,9 +29,9 @@ def read_mat(path: Path, count: int) -> tuple[Tensor, Tensor]:
     except Exception as error:  # of whatever kind: a damaged file says anything
         raise InputError(f"{path}: no whole MATLAB file ({error}); fetch it again") from None
     images, digits = content.get("X"), content.get("y")
-    for name, found, shape in (("X", images, (32, 32, 3, count)), ("y", digits, (count, 1))):
-        if found is None or found.dtype != np.uint8 or found.shape != shape:
-            what = "nothing" if found is None else f"{found.dtype} of shape {found.shape}"
+    for name, values, shape in (("X", images, (32, 32, 3, count)), ("y", digits, (count, 1))):
+        if values is None or values.dtype != np.uint8 or values.shape != shape:
+            what = "nothing" if values is None else f"{values.dtype} of shape {values.shape}"
             raise InputError(
                 f"{path}: {name} is {what}, expected uint8 of shape {shape}; fetch the file again"
             )
@@ -84,9 +84,11 @@ class SVHN(ImageDataModule):
     def _read(self, split: Literal["train", "test", "extra"]) -> ImageDataset:
         path, count = self._path(split), self.counts[split]
         if not path.exists():
-            raise InputError(
-                f"{path} is not there: put {_remote(split)} from {URL} there, or set"
-                " --data.download true"
+            raise FieldError(
+                self,
+                "data_dir",
+                f"{self.data_dir} has no {path.name}: put {_remote(split)} from {URL} there, or set"
+                " download to true",
             )
         images, labels = read_mat(path, count)
         return ImageDataset(images, labels, torch.arange(count), where=str(path))
@@ -99,16 +101,16 @@ class SVHN(ImageDataModule):
         return {self._path(kind): Hash("sha256", FILES[kind][1]) for kind in kinds}
 
     def _load(self, split: str) -> dict[str, ImageDataset]:
-        found = super()._load(split)
-        if self.extra and (own := found.get("train")) is not None:
-            more = self._read("extra")
-            assert isinstance(own.images, Tensor) and isinstance(more.images, Tensor)
-            found["train"] = ImageDataset(
-                torch.cat([own.images, more.images]),
-                torch.cat([own.labels, more.labels]),
-                torch.cat([own.samples, more.samples + self.counts["train"]]),
+        datasets = super()._load(split)
+        if self.extra and (train := datasets.get("train")) is not None:
+            extra = self._read("extra")
+            assert isinstance(train.images, Tensor) and isinstance(extra.images, Tensor)
+            datasets["train"] = ImageDataset(
+                torch.cat([train.images, extra.images]),
+                torch.cat([train.labels, extra.labels]),
+                torch.cat([train.samples, extra.samples + self.counts["train"]]),
             )
-        return found
+        return datasets
 
 
 def _remote(kind: str) -> Remote:

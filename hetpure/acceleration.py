@@ -34,8 +34,8 @@ class Acceleration:
     compile: Compile = "off"
 
     def __post_init__(self) -> None:
-        check_choice("--model.acceleration.precision", self.precision, Precision)
-        check_choice("--model.acceleration.compile", self.compile, Compile)
+        check_choice(self, "precision", Precision)
+        check_choice(self, "compile", Compile)
 
     @property
     def active(self) -> bool:

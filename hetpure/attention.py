@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hetpure.classifiers import Classifier
-from hetpure.errors import InputError, check_choice
+from hetpure.errors import FieldError, InputError, check_choice
 from hetpure.noise import BatchNoise, Noise, Purpose, Stream
 
 Normalisation = Literal["minmax", "softmax"]
@@ -143,12 +143,12 @@ class AttentionMask:
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
-            raise InputError(f"mask threshold must be in (0, 1], got {self.threshold}")
-        check_choice("mask normalisation", self.normalisation, Normalisation)
-        check_choice("mask selection", self.selection, Selection)
-        check_choice("mask placement", self.placement, Placement)
+            raise FieldError(self, "threshold", f"must be in (0, 1], got {self.threshold}")
+        check_choice(self, "normalisation", Normalisation)
+        check_choice(self, "selection", Selection)
+        check_choice(self, "placement", Placement)
         if self.power <= 0:
-            raise InputError(f"mask power must be > 0, got {self.power}")
+            raise FieldError(self, "power", f"must be > 0, got {self.power}")
 
     def scores(self, classifier: Classifier, pixels: Tensor, size: Size | None = None) -> Tensor:
         """(B, H, W) elementwise maximum over the blocks' normalised maps, at image size or the
@@ -158,7 +158,7 @@ class AttentionMask:
             raise InputError(NO_BLOCKS)
         unknown = set(blocks) - {name for name, _ in classifier.network.named_modules()}
         if unknown:
-            raise InputError(f"mask.blocks {sorted(unknown)} are no modules of the classifier")
+            raise FieldError(self, "blocks", f"{sorted(unknown)} are no modules of the classifier")
         with captured(classifier.network, blocks) as activations:
             classifier(pixels)
         maps = []

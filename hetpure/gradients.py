@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hetpure.errors import InputError, check_choice
+from hetpure.errors import FieldError, InputError, check_choice
 
 Policy = Literal["auto", "tape", "checkpoint", "hybrid", "adjoint", "bpda", "classifier_only"]
 EXACT = ("tape", "checkpoint", "hybrid")
@@ -49,13 +49,13 @@ class Execution:
     micro_batch: int | None = None
 
     def __post_init__(self) -> None:
-        check_choice("gradient policy", self.policy, Policy)
+        check_choice(self, "policy", Policy)
         for name, low in (("taped_steps", 0), ("micro_batch", 1)):
             value = getattr(self, name)
             if value is not None and value < low:
-                raise InputError(f"{name} must be >= {low}, got {value}")
+                raise FieldError(self, name, f"must be >= {low}, got {value}")
         if self.taped_steps is not None and self.policy != "hybrid":
-            raise InputError(f"taped_steps is a setting of the policy hybrid, not {self.policy}")
+            raise FieldError(self, "taped_steps", f"belongs to policy hybrid, not to {self.policy}")
 
     @classmethod
     def of(cls, policy: "Policy | Execution") -> "Execution":

@@ -205,7 +205,7 @@ def _too_large(wish: Execution, steps: int, footprint: Footprint, budget: int) -
     wanted = steps - wish.recomputed(steps) if wish.policy == "tape" or wish.taped_steps else 0
     need = gigabytes(footprint.need(rows, steps, wanted))
     what = f"{rows} image{'s' if rows > 1 else ''} under the policy {wish.policy}"
-    advice = "give a larger --model.memory_budget or free memory"
+    advice = "give a larger memory_budget or free memory"
     if rows > 1:
         advice += ", or lower micro_batch"
     if wanted:

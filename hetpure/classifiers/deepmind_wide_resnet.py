@@ -94,7 +94,8 @@ class DeepMindWideResNet(nn.Module):
     ) -> None:
         super().__init__()
         units, widths = sizes(depth, widen_factor)
-        check_choice("activation", activation, Activation)
+        self.activation = activation
+        check_choice(self, "activation", Activation)
         chosen: type[nn.Module] = nn.ReLU if activation == "relu" else nn.SiLU
         self.init_conv = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.layer = nn.Sequential(

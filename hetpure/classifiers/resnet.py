@@ -11,7 +11,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetpure.errors import InputError, check_choice
+from hetpure.errors import FieldError, check_choice
 
 Stem = Literal["imagenet", "cifar"]
 # Units in each of the four layers.
@@ -100,11 +100,12 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if depth not in UNITS:
-            raise InputError(f"depth of a ResNet must be one of {(*UNITS,)}, got {depth}")
+            raise FieldError(self, "depth", f"must be one of {(*UNITS,)}, got {depth}")
         unit = BasicUnit if depth < 50 else Bottleneck
         if unit is BasicUnit and inner_width != 64:
-            raise InputError(f"inner_width is of ResNets of depth 50 and more, not of {depth}")
-        check_choice("stem", stem, Stem)
+            raise FieldError(self, "inner_width", f"belongs to depth 50 and more, not to {depth}")
+        self.stem = stem
+        check_choice(self, "stem", Stem)
         large = stem == "imagenet"
         self.conv1 = (
             nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)

@@ -7,7 +7,7 @@ from math import inf, sqrt
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser
-from hetpure.errors import InputError
+from hetpure.errors import FieldError, check_at_least
 from hetpure.noise import BatchNoise, Group, Purpose
 from hetpure.purifiers.purifier import Plan, Purifier, Step, check_strength, strength_index
 from hetpure.samplers import jump_forward
@@ -44,9 +44,9 @@ class EDMPurifier(Purifier):
     churn_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        check_strength("strength", self.strength)
+        check_strength(self, "strength")
+        check_at_least(self, 1, "levels")
         for name, allowed, good in (
-            ("levels", "be >= 1", self.levels >= 1),
             ("rho", "be > 0", 0 < self.rho < inf),
             ("sigma_min", "be > 0", 0 < self.sigma_min < inf),
             ("churn", "be >= 0", 0 <= self.churn < inf),
@@ -54,7 +54,7 @@ class EDMPurifier(Purifier):
             ("churn_max", f"be >= churn_min {self.churn_min}", self.churn_min <= self.churn_max),
         ):
             if not good:
-                raise InputError(f"EDM {name} must {allowed}, got {getattr(self, name)}")
+                raise FieldError(self, name, f"must {allowed}, got {getattr(self, name)}")
 
     def plan(self, schedule: Schedule) -> Plan:
         start = strength_index(schedule, self.strength)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser
-from hetpure.errors import InputError
+from hetpure.errors import FieldError, check_at_least
 from hetpure.noise import BatchNoise
 from hetpure.purifiers.purifier import (
     GridPurifier,
@@ -48,13 +48,12 @@ class GuidedPurifier(GridPurifier):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_strength("strength", self.strength)
+        check_strength(self, "strength")
+        check_at_least(self, 1, "rounds")
         if not isinstance(self.sampler, DDPM):
-            raise InputError("guidance is scaled by a step's variance: the sampler must be DDPM")
+            raise FieldError(self, "sampler", "must be DDPM: guidance is scaled by its variance")
         if not 0 <= self.guidance < float("inf"):
-            raise InputError(f"guidance must be >= 0, got {self.guidance}")
-        if self.rounds < 1:
-            raise InputError(f"rounds must be >= 1, got {self.rounds}")
+            raise FieldError(self, "guidance", f"must be >= 0, got {self.guidance}")
 
     def plan(self, schedule: Schedule) -> Plan:
         grid = self.grid(schedule, strength_index(schedule, self.strength))
@@ -66,9 +65,11 @@ class GuidedPurifier(GridPurifier):
             plan.extend(steps)
         for step in plan:
             if step.to != NO_NOISE and self._pull(schedule, step) >= 1:
-                raise InputError(
-                    f"guidance {self.guidance} overshoots its target on the step from {step.via} to"
-                    f" {step.to}: lower it, or give a finer grid"
+                raise FieldError(
+                    self,
+                    "guidance",
+                    f"{self.guidance} overshoots its target on the step from {step.via} to"
+                    f" {step.to}: lower it, or give a finer grid",
                 )
         return tuple(plan)
 

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser
-from hetpure.errors import InputError, check_choice
+from hetpure.errors import FieldError, check_at_least, check_choice
 from hetpure.noise import BatchNoise
 from hetpure.purifiers.purifier import (
     GridPurifier,
@@ -58,16 +58,15 @@ class HeterogeneousPurifier(GridPurifier):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("resampling", self.resampling, Resampling)
-        check_strength("t_large", self.t_large)
-        check_strength("t_small", self.t_small)
+        check_choice(self, "resampling", Resampling)
+        check_at_least(self, 1, "resample_jump")
+        check_strength(self, "t_large")
+        check_strength(self, "t_small")
         if self.t_small > self.t_large:
-            raise InputError(f"t_small {self.t_small} is above t_large {self.t_large}: swap them")
-        if self.resample_jump < 1:
-            raise InputError(f"resample_jump must be >= 1, got {self.resample_jump}")
+            raise FieldError(self, "t_small", f"{self.t_small} is above t_large {self.t_large}")
         if self.recombine and self.resampling != "single_step":
-            raise InputError(
-                f"recombine is a choice of resampling single_step, not of {self.resampling}"
+            raise FieldError(
+                self, "recombine", f"belongs to resampling single_step, not to {self.resampling}"
             )
 
     def plan(self, schedule: Schedule) -> Plan:

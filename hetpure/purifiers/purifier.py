@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser, to_model, to_pixels
-from hetpure.errors import InputError, check_choice
+from hetpure.errors import FieldError, InputError, check_choice
 from hetpure.noise import BatchNoise, Group, Purpose
 from hetpure.samplers import DDIM, Sampler, add_noise, jump_forward
 from hetpure.schedule import NO_NOISE, Schedule
@@ -104,7 +104,7 @@ class GridPurifier(Purifier):
     default_steps: ClassVar[int | None] = 50  # None: every index
 
     def __post_init__(self) -> None:
-        check_choice("purifier output", self.output, Output)
+        check_choice(self, "output", Output)
         given = [n for n in ("steps", "stride", "timesteps") if getattr(self, n) is not None]
         if len(given) > 1:
             raise InputError(f"{' and '.join(given)} contradict: give one, the purifier's grid")
@@ -154,15 +154,15 @@ class GridPurifier(Purifier):
         if self.timesteps is not None:
             points: Sequence[int] = self.timesteps
             if not points or min(points) < 0 or max(points) >= count:
-                raise InputError(f"purifier timesteps must be in [0, {count - 1}], got {points}")
+                raise FieldError(self, "timesteps", f"must be in [0, {count - 1}], got {points}")
         elif self.stride is not None:
             if not 1 <= self.stride < count:
-                raise InputError(f"purifier stride must be in [1, {count - 1}], got {self.stride}")
+                raise FieldError(self, "stride", f"must be in [1, {count - 1}], got {self.stride}")
             points = range(0, count, self.stride)
         else:
             steps = self.steps if self.steps is not None else self.default_steps or count
             if not 1 <= steps <= count:
-                raise InputError(f"purifier steps must be in [1, {count}], got {steps}")
+                raise FieldError(self, "steps", f"must be in [1, {count}], got {steps}")
             points = [round(k * count / steps) for k in range(steps)]
         grid = descending_grid(points, start, include)
         return [*grid[:-1], NO_NOISE if self.output == "x0" else 0]
@@ -194,7 +194,7 @@ def strength_index(schedule: Schedule, strength: float) -> int:
     return index
 
 
-def check_strength(name: str, value: float) -> None:
-    """Raises InputError unless the value is a fraction of the schedule."""
-    if not 0 < value <= 1:
-        raise InputError(f"{name} is a fraction of the schedule in (0, 1], got {value}")
+def check_strength(purifier: Purifier, field: str) -> None:
+    """FieldError unless the purifier's field is a fraction of the schedule."""
+    if not 0 < (value := getattr(purifier, field)) <= 1:
+        raise FieldError(purifier, field, f"is a fraction of T in (0, 1], got {value}")

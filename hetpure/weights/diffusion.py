@@ -64,7 +64,7 @@ def pairing_of(network: nn.Module, scheduler: Scheduler) -> str:
 def set_dropout(network: nn.Module, share: float) -> None:
     """Of the residual blocks, as the network's own `dropout` is; its config says so too."""
     if not 0 <= share < 1:
-        raise InputError(f"--model.dropout must be in [0, 1), got {share}")
+        raise InputError(f"dropout must be in [0, 1), got {share}")
     for module in network.modules():
         if isinstance(module, (ResnetBlock2D, Block)):
             module.dropout.p = share
@@ -91,7 +91,7 @@ def fresh_unet(config: dict[str, Any]) -> UNet2DModel:
     try:
         return UNet2DModel(**config)
     except (TypeError, ValueError, ImportError, IndexError) as error:
-        raise InputError(f"--model.unet: {in_one_line(error)}") from None
+        raise InputError(f"no UNet2DModel has such settings: {in_one_line(error)}") from None
 
 
 def load_unet(folder: Path) -> Network:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from hetpure.errors import InputError
+from hetpure.errors import InputError, check_at_least, check_choice
 
 State = Mapping[str, Tensor]
 
@@ -56,10 +56,10 @@ class Told:
     pairing: PublishedPairing | None = None
 
     def __post_init__(self) -> None:
-        for name in ("sample_size", "head_channels", "steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be 1 or more, got {value}")
+        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        check_at_least(self, 1, *{"sample_size", "head_channels", "steps"}.intersection(given))
+        if self.pairing is not None:
+            check_choice(self, "pairing", PublishedPairing)
 
     def only(self, *names: str) -> None:
         """InputError where more is told than a format needs."""

@@ -4,7 +4,7 @@ in continuous time. Classes by a list, and every key understood or refused."""
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import diffusers
 import torch
@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler, EDMEulerScheduler
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from hetpure.errors import InputError, check_choice
+from hetpure.errors import InputError
 from hetpure.schedule import Pairing, Schedule, linear_schedule, vp_schedule
 from hetpure.weights.folders import in_one_line, read_json
 
@@ -61,7 +61,8 @@ class VPScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
     ) -> None:
         if not 0 < beta_min <= beta_max < float("inf") or num_train_timesteps < 2:
             raise ValueError(f"no VP-SDE has betas {beta_min} to {beta_max}")
-        check_choice("pairing", pairing, Pairing)
+        if pairing not in get_args(Pairing):
+            raise ValueError(f"pairing is {pairing!r}, allowed are {', '.join(get_args(Pairing))}")
 
 
 class RescaledScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as above
@@ -119,7 +120,7 @@ def fresh_scheduler(preconditioning: Literal["none", "edm"], config: dict[str, A
     try:
         return build_scheduler({"_class_name": name} | config)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise InputError(f"--model.scheduler: {in_one_line(error)}") from None
+        raise InputError(f"no noise schedule has such settings: {in_one_line(error)}") from None
 
 
 def build_scheduler(config: Mapping[str, Any]) -> Scheduler:

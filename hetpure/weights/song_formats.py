@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hetpure.errors import InputError, check_choice
+from hetpure.errors import InputError
 from hetpure.weights.formats import (
     EDM,
     LINEAR,
@@ -58,7 +58,6 @@ def read_score_sde(part: State | Sequence[Tensor], told: Told) -> DiffusionWeigh
         return None
     told.only("sample_size", "pairing")
     pairing: PublishedPairing = told.pairing or "network"
-    check_choice("--pairing", pairing, PublishedPairing)
     size = told.sample_size or 32
     config, state = _song(modules, size)
     return DiffusionWeights(
