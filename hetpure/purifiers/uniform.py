@@ -23,9 +23,9 @@ class UniformPurifier(GridPurifier):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_strength("strength", self.strength)
+        check_strength(self, "strength")
         if self.through is not None:
-            check_strength("through", self.through)
+            check_strength(self, "through")
 
     def plan(self, schedule: Schedule) -> Plan:
         through = None if self.through is None else strength_index(schedule, self.through)
