@@ -1,4 +1,4 @@
-"""The one network call, faster: low precision, channels last, compiled. Off by default, and held
+"""The network call, faster: low precision, channels last, compiled. Off by default, and held
 against the plain network by the gradient check."""
 
 import copy
@@ -63,20 +63,24 @@ def compiled_cosine(
     call: Callable[[Tensor], Tensor], x: Tensor, weights: Sequence[Tensor] = ()
 ) -> float:
     """Cosine between the gradient through compiled modules and through the same modules run as they
-    are written: in x (B, ...), the mean over its rows, or where `weights` are given in them, all
+    are written: in x (B, ...), the mean over its images, or where `weights` are given in them, all
     together. Where it is not near 1 the compiler is wrong: torch 2.13 is on CPUs for some blocks of
     diffusers' UNets, whose answers agree all the same."""
 
-    def gradient() -> Tensor:
+    def flat_gradient() -> Tensor:
         point = x.detach().requires_grad_(not weights)
         with torch.enable_grad():
             size = call(point).float().square().sum()
-        found = torch.autograd.grad(size, weights or point)
-        return torch.cat([one.flatten() for one in found])[None] if weights else found[0]
+        gradients = torch.autograd.grad(size, weights or point)
+        return (
+            torch.cat([gradient.flatten() for gradient in gradients])[None]
+            if weights
+            else gradients[0]
+        )
 
-    ours = gradient()
+    ours = flat_gradient()
     with torch.compiler.set_stance("force_eager"):
-        exact = gradient()
+        exact = flat_gradient()
     return float(cosines(ours, exact).mean())
 
 
@@ -117,13 +121,13 @@ class FastNetwork(nn.Module):
         low = self.dtype != torch.float32
         with torch.autocast(x.device.type, self.dtype if low else None, enabled=low):
             output = self.network(given, timesteps)
-        found: Tensor = output if isinstance(output, Tensor) else output.sample
-        found = found.to(x.dtype, memory_format=torch.contiguous_format)
-        return _Scale.apply(found, scale) if self.guards else found  # type: ignore[no-untyped-call]
+        prediction: Tensor = output if isinstance(output, Tensor) else output.sample
+        prediction = prediction.to(x.dtype, memory_format=torch.contiguous_format)
+        return _Scale.apply(prediction, scale) if self.guards else prediction  # type: ignore[no-untyped-call]
 
 
 class _Scale(torch.autograd.Function):
-    """A copy; going back, each row's gradient is brought to a largest value near 1, by a power of
+    """A copy; going back, each image's gradient is brought to a largest value near 1, by a power of
     two that `_Unscale` takes back on the other side of the network."""
 
     @staticmethod

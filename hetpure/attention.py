@@ -22,7 +22,7 @@ Size = tuple[int, int]  # height and width, pixels
 MOST_PREFIX_TOKENS = 16
 NO_BLOCKS = (
     "the classifier names no modules for the attention mask: convert it with --attention_blocks, or"
-    " give the row mask.blocks"
+    " name the mask's blocks"
 )
 SOFTNESS = 0.1  # of a relaxed mask's edge, as a share of the scores' span
 Placement = Literal["attended", "inverted", "random", "shifted"]
@@ -189,12 +189,12 @@ class AttentionMask:
         """A smooth stand-in (B, H, W) for the selection of `mask` (B, H, W) from scores: a sigmoid
         around the score where each image's mask begins, a tenth of the scores' span wide. The
         scores' span and that limit are held fixed. A mask placed at random has none."""
-        found = scores
+        signed = scores
         if self.placement == "random":
             return scores * 0
         if self.placement == "inverted":
-            found = -scores
-        held = found.detach().flatten(1)
+            signed = -scores
+        held = signed.detach().flatten(1)
         span = held.amax(1) - held.amin(1)
         if self.selection == "value" and self.placement != "inverted":
             limit = torch.full_like(span, self.threshold)
@@ -202,7 +202,7 @@ class AttentionMask:
             inside = torch.where(mask.flatten(1), held, torch.full_like(held, math.inf))
             limit = torch.minimum(inside.amin(1), held.amax(1))
         width = SOFTNESS * torch.where(span > 0, span, torch.ones_like(span))
-        return torch.sigmoid((found - limit[:, None, None]) / width[:, None, None])
+        return torch.sigmoid((signed - limit[:, None, None]) / width[:, None, None])
 
     def place(self, mask: Tensor, scores: Tensor, samples: Tensor | None) -> Tensor:
         """A selected mask (B, H, W) where `placement` wants it, with as many pixels an image."""
@@ -210,23 +210,23 @@ class AttentionMask:
             return mask
         if self.placement == "inverted":
             return _lowest(scores, mask)
-        rows = self._rows(samples, mask)
+        noise = self._noise(samples, mask)
         if self.placement == "random":
-            return _lowest(rows.uniform(Purpose.MASK, scores.double()), mask)
-        return self._shifted(mask, rows)
+            return _lowest(noise.uniform(Purpose.MASK, scores.double()), mask)
+        return self._shifted(mask, noise)
 
     @staticmethod
-    def _shifted(mask: Tensor, rows: BatchNoise) -> Tensor:
+    def _shifted(mask: Tensor, noise: BatchNoise) -> Tensor:
         """The mask (B, H, W) moved around the image's edges."""
         height, width = mask.shape[1:]
-        down = rows.integers(Purpose.MASK, height, step=0)[:, None, None]
-        right = rows.integers(Purpose.MASK, width, step=1)[:, None, None]
+        down = noise.integers(Purpose.MASK, height, step=0)[:, None, None]
+        right = noise.integers(Purpose.MASK, width, step=1)[:, None, None]
         row = (torch.arange(height, device=mask.device)[:, None] + down) % height
         column = (torch.arange(width, device=mask.device)[None, :] + right) % width
         image = torch.arange(len(mask), device=mask.device)[:, None, None]
         return mask[image, row, column]
 
-    def _rows(self, samples: Tensor | None, mask: Tensor) -> BatchNoise:
+    def _noise(self, samples: Tensor | None, mask: Tensor) -> BatchNoise:
         """The noise of the placements that are fixed for an image."""
         if samples is None:
             raise InputError(f"a mask placed {self.placement} needs the images' sample ids")
@@ -264,7 +264,7 @@ class AttentionMask:
         mask = self.place(selected, scores.detach(), samples)
         relaxed = self.relaxed(scores, mask if self.placement == "inverted" else selected)
         if self.placement == "shifted" and samples is not None:
-            relaxed = self._shifted(relaxed, self._rows(samples, mask))
+            relaxed = self._shifted(relaxed, self._noise(samples, mask))
         return (mask.to(pixels.dtype) + (relaxed - relaxed.detach()))[:, None]
 
 

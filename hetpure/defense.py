@@ -177,15 +177,15 @@ class Defense(nn.Module):
         differentiable in all three by an exact policy that is `resolved`. The images are at the
         size at which they are purified."""
 
-        def own(step: Step, state: Tensor, *inputs: Tensor | None) -> Tensor:
-            # Under names of the step's own, so that what several uses inside a step give an input's
-            # gradient is added up first: as it is, in bits, where the step is recomputed.
+        def advance_views(step: Step, state: Tensor, *inputs: Tensor | None) -> Tensor:
+            # A step gets views of its inputs. Autograd then adds up an input's gradient within the
+            # step first: in the same order, to the bit, as where the step is recomputed.
             return advance(step, state, *(None if x is None else x.view_as(x) for x in inputs))
 
         if not _differentiated(state, images, mask):
             execution = Execution("tape")
         recomputed = execution.recomputed(len(self.plan))
-        return _finite(run_plan(self.plan, own, state, (images, mask), recomputed))
+        return _finite(run_plan(self.plan, advance_views, state, (images, mask), recomputed))
 
     def footprint(self, images: Tensor) -> Footprint:
         """Bytes that gradients of such images (B, C, H, W) take, measured on two of the first."""
@@ -262,11 +262,11 @@ def _finite(state: Tensor) -> Tensor:
 
 
 class CallCounter:
-    """Network calls seen: `batches` forward calls with `rows` images in all."""
+    """Network calls seen: `batches` forward calls with `images` images in all."""
 
     def __init__(self) -> None:
         self.batches = 0
-        self.rows = 0
+        self.images = 0
 
 
 @contextmanager
@@ -276,7 +276,7 @@ def count_network_calls(defense: Defense) -> Iterator[CallCounter]:
 
     def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         counter.batches += 1
-        counter.rows += len(arguments[0])
+        counter.images += len(arguments[0])
 
     if defense.denoiser is None:
         yield counter

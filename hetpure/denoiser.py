@@ -28,12 +28,12 @@ class Denoiser(nn.Module):
     """A diffusers UNet (or any `network(x, timesteps)` giving a tensor or an object with `.sample`)
     behind one call, whatever it was trained to predict. Works in model units [-1, 1].
 
-    The noise level of a call is one index of the schedule, an index for each row (B,), or a
+    The noise level of a call is one index of the schedule, an index for each image (B,), or a
     `Level`, which may lie between indices.
 
     `prediction_type` is `epsilon`, `sample`, `v_prediction`, or `edm`: the network inside the
     preconditioning of Karras et al. 2022 (table 1), which sees x / signal, whose noise has the
-    standard deviation sigma = spread / signal, scaled to unit variance, and is told ln(sigma) / 4.
+    standard deviation sigma = spread / signal, scaled to unit variance, and is given ln(sigma) / 4.
     """
 
     def __init__(

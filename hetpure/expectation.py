@@ -1,5 +1,5 @@
-"""A defence asked over several noise draws: images x draws as rows of one batch, cut into pieces
-that fit the memory."""
+"""A defence asked over several noise draws: the pairs (image, draw) are the entries of a batch,
+which is cut into pieces that fit the memory."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -38,15 +38,14 @@ class Query:
     noises: Sequence[Noise]
 
     def pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor, BatchNoise, Tensor | None]]:
-        """At most `size` rows at a time, noise-major: which image each row is (R,), the images,
-        their noise, their masks."""
-        count = len(self.images)
+        """At most `size` entries at a time, noise-major: the position of each entry's image (R,),
+        the images, their noise, their masks."""
+        device, count = self.images.device, len(self.images)
         noise = BatchNoise.stack(self.noises, self.samples)
-        whose = torch.arange(count, device=self.images.device).repeat(len(self.noises))
-        for rows in torch.split(torch.arange(len(whose), device=whose.device), size):
-            index = whose[rows]
+        for entries in torch.split(torch.arange(len(noise), device=device), size):
+            index = entries % count
             mask = None if self.mask is None else self.mask[index]
-            yield index, self.images[index], noise.rows(rows), mask
+            yield index, self.images[index], noise.take(entries), mask
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ def expected_loss(logits: Tensor, criterion: Criterion, average: Average) -> Ten
     (`gradients`: its gradient is the mean of theirs), or the loss of their mean probabilities or
     logits.
 
-    `criterion(logits, index)` gives the losses (R,) of rows whose images are `index` (R,), given
-    their logits (R, classes); each row's loss depends on that row alone.
+    `criterion(logits, index)` gives the losses (R,) of entries whose images are at the positions
+    `index` (R,), given their logits (R, classes); an entry's loss depends on that entry alone.
     """
     draws, count = logits.shape[:2]
     index = torch.arange(count, device=logits.device)
@@ -84,7 +83,7 @@ def expected_gradient(
     defense: Defense,
     query: Query,
     criterion: Criterion,
-    progress: Progress = lambda rows: None,
+    progress: Progress = lambda entries: None,
     *,
     average: Average = "gradients",
     execution: Execution | None = None,
@@ -93,10 +92,10 @@ def expected_gradient(
     """Gradient of the expected loss in the images, checked: see `expected_loss`.
 
     It may be zero only for images that some draw answers otherwise than with their `labels` (B,):
-    a loss that is done with them can be flat (DLR is, where the label ranks third). `progress` is
-    told how many rows were differentiated. An `execution` that is given stands in for
-    the defence's own. Losses of mean answers need all answers before any of their gradients: where
-    the rows do not fit into one piece, they are asked twice.
+    a loss that is done with them can be flat (DLR is, where the label ranks third). `progress`
+    gets the number of entries that were differentiated. A given `execution` takes the place of the
+    defence's. Losses of mean answers need all answers before any of their gradients: where the
+    entries do not fit into one piece, they are asked twice.
     """
     execution = execution or defense.execution
     draws, count = len(query.noises), len(query.images)
@@ -105,26 +104,26 @@ def expected_gradient(
     if average != "gradients" and size < draws * count:
         known = _cotangent(_ask(defense, query, size), criterion, average)
     of_images, of_masks, logits = [], [], []
-    for place, (index, rows, noise, mask) in enumerate(query.pieces(size)):
-        point = rows.detach().requires_grad_()
+    for place, (index, images, noise, mask) in enumerate(query.pieces(size)):
+        point = images.detach().requires_grad_()
         through = mask.detach().requires_grad_(mask.requires_grad) if mask is not None else None
         with torch.enable_grad():
             answer = defense(point, noise, through, execution)
         logits.append(answer.detach())
         if average == "gradients":
             cotangent = _derivative(partial(_share, criterion, index, draws), logits[-1])
-        elif known is None:  # all rows are here
+        elif known is None:  # all entries are here
             whole = logits[-1].reshape(draws, count, -1)
             cotangent = _cotangent(whole, criterion, average).flatten(0, 1)
         else:
             cotangent = known.flatten(0, 1)[place * size :][: len(index)]
         inputs = [t for t in (point, through) if t is not None and t.requires_grad]
-        found = differentiate(answer, inputs, cotangent)
-        of_images.append(found[0])
-        of_masks += found[1:]
+        of_image, *of_mask = differentiate(answer, inputs, cotangent)
+        of_images.append(of_image)
+        of_masks += of_mask
         progress(len(index))
-    said = torch.cat(logits).reshape(draws, count, -1)
-    # Summed over draws in order: adding rows by index would be in any order on an accelerator.
+    answers = torch.cat(logits).reshape(draws, count, -1)
+    # Summed over draws in order: adding entries by index would be in any order on an accelerator.
     halves = _halves(torch.cat(of_images).reshape(draws, *query.images.shape))
     if of_masks and query.mask is not None:
         masks = _halves(torch.cat(of_masks).reshape(draws, *query.mask.shape))
@@ -135,13 +134,13 @@ def expected_gradient(
         agreement = F.cosine_similarity(
             halves[0].flatten(1).double(), halves[1].flatten(1).double()
         )
-    loss = expected_loss(said, criterion, average)
-    flat = None if labels is None else (said.argmax(2) != labels).any(0)
-    return Answer(check_gradient(torch.stack(halves).sum(0), flat), loss, said, agreement)
+    loss = expected_loss(answers, criterion, average)
+    flat = None if labels is None else (answers.argmax(2) != labels).any(0)
+    return Answer(check_gradient(torch.stack(halves).sum(0), flat), loss, answers, agreement)
 
 
 @torch.no_grad()
-def answers(defense: Defense, query: Query, progress: Progress = lambda rows: None) -> Tensor:
+def answers(defense: Defense, query: Query, progress: Progress = lambda entries: None) -> Tensor:
     """Logits (N, B, classes) for each noise; not finite, they are an error: the class with the
     largest of them would mean nothing."""
     logits = _ask(defense, query, defense.execution.micro_batch or len(query.images), progress)
@@ -152,14 +151,14 @@ def answers(defense: Defense, query: Query, progress: Progress = lambda rows: No
 
 @torch.no_grad()
 def _ask(
-    defense: Defense, query: Query, size: int, progress: Progress = lambda rows: None
+    defense: Defense, query: Query, size: int, progress: Progress = lambda entries: None
 ) -> Tensor:
-    """Logits (N, B, classes), in pieces of at most `size` rows."""
-    found = []
-    for index, rows, noise, mask in query.pieces(size):
-        found.append(defense(rows, noise, mask))
+    """Logits (N, B, classes), in pieces of at most `size` entries."""
+    logits = []
+    for index, images, noise, mask in query.pieces(size):
+        logits.append(defense(images, noise, mask))
         progress(len(index))
-    return torch.cat(found).reshape(len(query.noises), len(query.images), -1)
+    return torch.cat(logits).reshape(len(query.noises), len(query.images), -1)
 
 
 def _derivative(losses: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
@@ -170,7 +169,7 @@ def _derivative(losses: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
 
 
 def _share(criterion: Criterion, index: Tensor, draws: int, logits: Tensor) -> Tensor:
-    """What rows add to the mean of the draws' losses."""
+    """What entries add to the mean of the draws' losses."""
     return criterion(logits, index) / draws
 
 

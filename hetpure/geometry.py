@@ -28,14 +28,14 @@ def project(moved: Tensor, images: Tensor, epsilon: float, norm: Norm) -> Tensor
     return torch.empty_like(images).copy_((images + offset).clamp(0, 1))
 
 
-def uniform_in_ball(rows: BatchNoise, images: Tensor, epsilon: float, norm: Norm) -> Tensor:
+def uniform_in_ball(noise: BatchNoise, images: Tensor, epsilon: float, norm: Norm) -> Tensor:
     """A random start: uniform in the ball around each image, then cut to [0, 1]."""
     if norm == "linf":
-        offset = 2 * rows.uniform(Purpose.START, images) - 1
+        offset = 2 * noise.uniform(Purpose.START, images) - 1
     else:
         # Uniform in the ball: a uniform direction at radius u^(1/d).
-        towards = rows.normal(Purpose.START, images)
-        uniform = rows.uniform(Purpose.START, images[:, :1, :1, :1], step=1)
+        towards = noise.normal(Purpose.START, images)
+        uniform = noise.uniform(Purpose.START, images[:, :1, :1, :1], step=1)
         offset = towards / norms(towards) * uniform ** (1 / images[0].numel())
     return project(images + epsilon * offset, images, epsilon, norm)
 
@@ -49,5 +49,5 @@ def direction(gradient: Tensor) -> Tensor:
 
 def norms(images: Tensor) -> Tensor:
     """(B, 1, 1, 1) L2 norms, kept off zero."""
-    found: Tensor = torch.linalg.vector_norm(images, dim=(1, 2, 3), keepdim=True)
-    return found.clamp(min=1e-12)
+    lengths: Tensor = torch.linalg.vector_norm(images, dim=(1, 2, 3), keepdim=True)
+    return lengths.clamp(min=1e-12)

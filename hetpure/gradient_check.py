@@ -1,4 +1,4 @@
-"""The gradient check of a gradient: that it is the gradient of what was computed."""
+"""The gradient check: whether an attack's gradient is the gradient of what the defence computes."""
 
 import copy
 import warnings
@@ -34,15 +34,16 @@ class GradientCheck:
 
     `cosine_to_exact` is that of the gradient as an attack computes it (on the run's device, in its
     precision and micro-batches, under its policy) to the exact one, both of the steps checked, mean
-    over the slice. Below `cosine_bound` it fails. Of a named `approximation` it is told and not
-    judged, and always of all steps: of fewer it would look better than it is. Where not all were
-    checked, the exact gradient beside it is in the run's own precision.
+    over the slice. Below `cosine_bound` the check fails. For a named `approximation` the cosine is
+    reported and not judged, and it is always of all steps: with fewer the approximation would look
+    better than it is. Where not all steps were checked, the exact gradient beside it is in the
+    run's precision.
     `substitute_cosines` are those of what some of the run's attacks follow in its place (a soft
     mask, BPDA, the classifier alone) to the attack's gradient with the mask held fixed, by name,
-    mean over a block; told and not judged.
+    mean over a block; reported and not judged.
     `cosine_to_float32` is that of an accelerated network call (low precision, compiled) to the
-    plain one on the run's device, mean over a block; it is judged by the same bound, and the
-    lowest of an image is told.
+    plain call on the run's device, mean over a block, judged by the same bound; the lowest cosine
+    of an image is reported.
     """
 
     policy: str
@@ -65,16 +66,16 @@ class GradientCheck:
     @property
     def checks(self) -> dict[str, bool]:
         """By name, whether each check passed."""
-        found = {
+        checks = {
             "policies equal": self.policies_equal,
             "finite differences": self.directions > 0
             and self.finite_difference_error <= self.bound,
         }
         if not self.approximation:
-            found["cosine to exact"] = self.cosine_to_exact >= self.cosine_bound
+            checks["cosine to exact"] = self.cosine_to_exact >= self.cosine_bound
         if self.cosine_to_float32 is not None:
-            found["cosine to float32"] = self.cosine_to_float32 >= self.cosine_bound
-        return found
+            checks["cosine to float32"] = self.cosine_to_float32 >= self.cosine_bound
+        return checks
 
     @property
     def passed(self) -> bool:
@@ -137,8 +138,8 @@ def float64_device(device: torch.device) -> torch.device:
 
 def in_float64(module: M) -> M:
     """A copy of a module that is on its run's device, in float64 where that is computed."""
-    own = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    double = copy.deepcopy(module).to(float64_device(own)).double()
+    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    double = copy.deepcopy(module).to(float64_device(device)).double()
     trim_heap()  # the copy in float32 that it was for a moment
     return double
 

@@ -41,7 +41,7 @@ class Execution:
             `adjoint` (the SDE's continuous adjoint), `bpda` (the purifier's derivative taken for
             the identity) and `classifier_only` (no purifier).
         taped_steps: how many of the last steps `hybrid` tapes; by default as many as fit.
-        micro_batch: rows (images x noise draws) that are computed at once; by default all.
+        micro_batch: pairs (image, draw) that are computed at once; by default all.
     """
 
     policy: Policy = "auto"
@@ -152,10 +152,10 @@ class _Recomputed(torch.autograd.Function):
             if gradient is None or not output.requires_grad:  # detached: a tape ends here too
                 return None, None, None, *totals
             wanted = [number for number, want in enumerate(needed) if want]
-            gradient, *found = torch.autograd.grad(
+            gradient, *parts = torch.autograd.grad(
                 output, [state, *(points[number] for number in wanted)], gradient, allow_unused=True
             )
-            for number, part in zip(wanted, found, strict=True):
+            for number, part in zip(wanted, parts, strict=True):
                 total = totals[number]
                 totals[number] = part if total is None else total if part is None else total + part
         return None, None, gradient, *totals
@@ -184,14 +184,14 @@ def differentiate(
 ) -> list[Tensor]:
     """Gradients of the output in each input. Where it does not hang on the first, the images, that
     is an error; in another it is zero then."""
-    found: list[Tensor | None] = [None]
+    gradients: list[Tensor | None] = [None]
     if output.requires_grad:
-        found = list(torch.autograd.grad(output, inputs, cotangent, allow_unused=True))
-    if found[0] is None:
+        gradients = list(torch.autograd.grad(output, inputs, cotangent, allow_unused=True))
+    if gradients[0] is None:
         raise GradientError(f"the loss does not depend on the image: a step is detached; {ADVICE}")
     return [
         torch.zeros_like(tensor) if part is None else part
-        for tensor, part in zip(inputs, found, strict=True)
+        for tensor, part in zip(inputs, gradients, strict=True)
     ]
 
 

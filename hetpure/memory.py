@@ -25,8 +25,9 @@ Seconds = Callable[[int], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that one row takes: activations of a taped step and of the classifier, and a state;
-    beside them `fixed` bytes for all rows together, and the `allocator`'s share of the rows'."""
+    """Bytes that an entry of a batch takes, an (image, draw): activations of a taped step and of
+    the classifier, and a state. Beside them `fixed` bytes for all entries together, and the
+    `allocator`'s share of the entries'."""
 
     step: int
     classifier: int
@@ -46,18 +47,18 @@ class Footprint:
             ALLOCATOR_FLOAT64,
         )
 
-    def need(self, rows: int, steps: int, taped: int) -> int:
-        """Bytes of one gradient of `rows` with the last `taped` of `steps` taped.
+    def need(self, entries: int, steps: int, taped: int) -> int:
+        """Bytes of one gradient of `entries` with the last `taped` of `steps` taped.
 
         A step that is called again holds its activations too, so one is always counted; one more
         stands for what a step and its way back hold for a moment.
         """
-        row = (max(taped, 1) + 1) * self.step + self.classifier + steps * self.state
-        return self.fixed + round(self.allocator * rows * row)
+        entry = (max(taped, 1) + 1) * self.step + self.classifier + steps * self.state
+        return self.fixed + round(self.allocator * entries * entry)
 
-    def fitting(self, rows: int, steps: int, budget: int) -> int | None:
+    def fitting(self, entries: int, steps: int, budget: int) -> int | None:
         """How many steps can be taped; None where not even a recomputed plan fits."""
-        needs = [self.need(rows, steps, taped) for taped in range(steps + 1)]
+        needs = [self.need(entries, steps, taped) for taped in range(steps + 1)]
         return bisect_right(needs, budget) - 1 if needs[0] <= budget else None
 
 
@@ -126,8 +127,8 @@ def free_bytes(device: torch.device) -> int:
 
 def _free_in_groups() -> Iterator[int]:
     """What the limits of this process's control groups (Linux, version 2) leave."""
-    own = OWN_GROUP.read_text().strip() if OWN_GROUP.exists() else "0::/"
-    path = CGROUP / own.rpartition("::")[2].lstrip("/")
+    group_of_process = OWN_GROUP.read_text().strip() if OWN_GROUP.exists() else "0::/"
+    path = CGROUP / group_of_process.rpartition("::")[2].lstrip("/")
     for group in (path, *path.parents):
         limit = group / "memory.max"
         if limit.exists() and (most := limit.read_text().strip()) != "max":
@@ -142,25 +143,25 @@ def budget_bytes(device: torch.device) -> int:
 
 
 def choose(
-    wish: Execution, steps: int, rows: int, footprint: Footprint, budget: int, seconds: Seconds
+    wish: Execution, steps: int, entries: int, footprint: Footprint, budget: int, seconds: Seconds
 ) -> Execution:
-    """What `wish` leaves open, so that one gradient of `rows` is as fast as the budget allows.
+    """What `wish` leaves open, so that one gradient of `entries` is as fast as the budget allows.
 
-    All rows at once where they fit taped. Else they are halved until they do: fewer rows at a time
-    leave room for more taped steps but may keep a device less busy, so of these the one with the
-    smallest predicted time is taken. `seconds(n)` are those of one step of n rows, forward, and
-    forward with backward; they are asked for only where there is a choice.
+    All entries at once where they fit taped. Else they are halved until they fit: fewer entries at
+    a time leave room for more taped steps but may keep a device less busy, so of these sizes the
+    one with the smallest predicted time is taken. `seconds(n)` gives the seconds of one step of n
+    entries, forward, and forward with backward; it is called only where there is a choice.
     """
-    options: list[tuple[int, int]] = []  # rows at once, taped steps
+    options: list[tuple[int, int]] = []  # entries at once, taped steps
     if wish.micro_batch is not None:
-        wish = replace(wish, micro_batch=min(wish.micro_batch, rows))
-    for size in [wish.micro_batch] if wish.micro_batch else _halves(rows):
+        wish = replace(wish, micro_batch=min(wish.micro_batch, entries))
+    for size in [wish.micro_batch] if wish.micro_batch else _halves(entries):
         fitting = footprint.fitting(size, steps, budget)
         taped = _taped(wish, steps, fitting)
         if taped is not None:
             options.append((size, taped))
             if wish.resolved or taped == steps:
-                break  # fewer rows at once would gain nothing
+                break  # fewer entries at once would gain nothing
     if not options:
         raise InputError(_too_large(wish, steps, footprint, budget))
 
@@ -185,8 +186,8 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def _halves(rows: int) -> list[int]:
-    sizes = [rows]
+def _halves(entries: int) -> list[int]:
+    sizes = [entries]
     while sizes[-1] > 1:
         sizes.append(-(-sizes[-1] // 2))
     return sizes
@@ -201,12 +202,12 @@ def _taped(wish: Execution, steps: int, fitting: int | None) -> int | None:
 
 
 def _too_large(wish: Execution, steps: int, footprint: Footprint, budget: int) -> str:
-    rows = wish.micro_batch or 1
+    entries = wish.micro_batch or 1
     wanted = steps - wish.recomputed(steps) if wish.policy == "tape" or wish.taped_steps else 0
-    need = gigabytes(footprint.need(rows, steps, wanted))
-    what = f"{rows} image{'s' if rows > 1 else ''} under the policy {wish.policy}"
+    need = gigabytes(footprint.need(entries, steps, wanted))
+    what = f"{entries} image{'s' if entries > 1 else ''} under the policy {wish.policy}"
     advice = "give a larger memory_budget or free memory"
-    if rows > 1:
+    if entries > 1:
         advice += ", or lower micro_batch"
     if wanted:
         advice += ", or let the gradient be auto"

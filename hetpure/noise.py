@@ -127,13 +127,14 @@ class Noise:
         return cls(seed, Draw(stream, index), Draw(stream, index))
 
     def redraw(self, draw: Draw, keep: Collection[Group] = ()) -> "Noise":
-        """The same noise with `draw` in every group not kept. `keep` is what an attacker knows:
-        nothing is white-box, both groups is the deterministic white box (DW-both)."""
+        """The same noise with `draw` in every group that is not kept. `keep` is what an attacker
+        knows of the noise that the defence runs with: nothing (white-box), or some of it (DW-box).
+        """
         changed: dict[str, Draw] = {g: draw for g in ("forward", "reverse") if g not in keep}
         return replace(self, **changed)  # type: ignore[arg-type]
 
     def on(self, samples: Tensor) -> "BatchNoise":
-        """This noise for a batch whose rows are the given sample ids, (B,) int64."""
+        """This noise for the images with these sample ids, (B,) int64."""
         return BatchNoise.stack([self], samples)
 
 
@@ -144,9 +145,9 @@ def noise_for(images: Tensor, seed: int = 0) -> "BatchNoise":
 
 @dataclass(frozen=True)
 class BatchNoise:
-    """Noise for the rows of a batch: one sample id and one pair of draws a row.
+    """Noise for a batch: each entry, an (image, draw), has a sample id and a pair of draws.
 
-    All fields but the seed are (N,) int64 tensors; a sign is that of the row's normal numbers.
+    All fields but the seed are (N,) int64 tensors; a sign is that of the entry's normal numbers.
     """
 
     seed: int
@@ -160,29 +161,29 @@ class BatchNoise:
 
     @classmethod
     def stack(cls, noises: Sequence[Noise], samples: Tensor) -> "BatchNoise":
-        """Every noise on every sample, noise-major: rows 0..B-1 use the first noise."""
+        """Every noise on every sample, noise-major: entries 0..B-1 use the first noise."""
         if len({noise.seed for noise in noises}) != 1:
             raise ValueError("stacked noises must share one seed")
 
-        def per_row(values: list[int]) -> Tensor:
+        def repeated(values: list[int]) -> Tensor:
             return torch.tensor(values, device=samples.device).repeat_interleave(len(samples))
 
         return cls(
             noises[0].seed,
             samples.repeat(len(noises)),
-            per_row([int(noise.forward.stream) for noise in noises]),
-            per_row([noise.forward.index for noise in noises]),
-            per_row([-1 if noise.forward.negated else 1 for noise in noises]),
-            per_row([int(noise.reverse.stream) for noise in noises]),
-            per_row([noise.reverse.index for noise in noises]),
-            per_row([-1 if noise.reverse.negated else 1 for noise in noises]),
+            repeated([int(noise.forward.stream) for noise in noises]),
+            repeated([noise.forward.index for noise in noises]),
+            repeated([-1 if noise.forward.negated else 1 for noise in noises]),
+            repeated([int(noise.reverse.stream) for noise in noises]),
+            repeated([noise.reverse.index for noise in noises]),
+            repeated([-1 if noise.reverse.negated else 1 for noise in noises]),
         )
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def rows(self, index: Tensor) -> "BatchNoise":
-        """The noise of some rows, (R,) int64."""
+    def take(self, index: Tensor) -> "BatchNoise":
+        """The noise of some entries, by their positions (R,), int64."""
         kept = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "seed"}
         return BatchNoise(self.seed, **kept)
 
@@ -210,7 +211,7 @@ class BatchNoise:
     def normal(self, purpose: Purpose, like: Tensor, *, step: int = 0, repeat: int = 0) -> Tensor:
         """Standard normal with the shape (N, ...) and dtype of `like`, by Box-Muller in float64."""
         if len(like) != len(self):
-            raise ValueError(f"noise for {len(self)} rows asked for a batch of {len(like)}")
+            raise ValueError(f"noise for {len(self)} entries asked for a batch of {len(like)}")
         count = math.prod(like.shape[1:])
         words = self.words(purpose, step, repeat, count + count % 2)
         radius = (-2 * _to_unit(words[:, 0::2]).log()).sqrt()

@@ -1,7 +1,7 @@
 """Pickles read without running them: every name that a pickle asks for is looked up in a list.
 
 A pickle is a program whose only way out is the names it imports. Here a name gives one of our own
-stand-ins, an inert object that keeps what it is told, or an error: nothing is ever imported.
+stand-ins, an inert object that keeps its arguments, or an error: nothing is ever imported.
 """
 
 import pickle
@@ -23,9 +23,9 @@ class Inert:
     dump_patches = False  # torch's readers of old files ask a class for it
 
     def __new__(cls, *arguments: Any, **named: Any) -> "Inert":
-        found = super().__new__(cls)
-        found.arguments, found.state = arguments, {}
-        return found
+        stand_in = super().__new__(cls)
+        stand_in.arguments, stand_in.state = arguments, {}
+        return stand_in
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self.arguments: tuple[Any, ...]
@@ -72,8 +72,8 @@ class Array(Inert):
         try:
             _, shape, dtype, fortran, data = self.state
             values = dtype.read(data)
-            found: np.ndarray[Any, Any] = values.reshape(shape, order="F" if fortran else "C")
-            return found
+            array: np.ndarray[Any, Any] = values.reshape(shape, order="F" if fortran else "C")
+            return array
         except (TypeError, ValueError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -82,9 +82,9 @@ class Array(Inert):
 
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Array:
     """Stands for the function by which numpy writes arrays since protocol 5."""
-    found = Array()
-    found.state = (1, shape, dtype, order == "F", bytes(data))
-    return found
+    array = Array()
+    array.state = (1, shape, dtype, order == "F", bytes(data))
+    return array
 
 
 def _scalar(dtype: Any, data: Any) -> Any:

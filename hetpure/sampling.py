@@ -18,8 +18,8 @@ def draw_images(
     network_calls: int = 50,
     sampler: Sampler = DDPM(variance="fixed_small"),  # noqa: B008 (frozen)
 ) -> Tensor:
-    """Images in pixel [0, 1] with the shape (N, C, H, W) of `like`, one for each row of the noise,
-    on a grid of so many indices from the last to the first."""
+    """Images in pixel [0, 1] with the shape (N, C, H, W) of `like`, one for each entry of the
+    noise, on a grid of so many indices from the last to the first."""
     schedule = denoiser.schedule
     last, count = len(schedule) - 1, min(network_calls, len(schedule))
     grid = [round(last * (1 - k / max(count - 1, 1))) for k in range(count)]

@@ -11,13 +11,14 @@ from torch import Tensor
 from hetpure.errors import InputError
 
 Pairing = Literal["network", "diffpure"]
-NO_NOISE = -1  # the index before the first: no noise at all
+NO_NOISE = -1  # the index before the first: the image itself, without noise
 
 
 @dataclass(frozen=True)
 class Level:
-    """Where in the diffusion each row of a batch is: x = signal x0 + spread noise, with
-    signal^2 + spread^2 = 1, both (B, 1, 1, 1); `time` (B,) is what the network is told."""
+    """Where in the diffusion each image of a batch is: x = signal x0 + spread noise, with
+    signal^2 + spread^2 = 1, both (B, 1, 1, 1); `time` (B,) is the
+    time that the network is given."""
 
     signal: Tensor
     spread: Tensor
@@ -32,8 +33,8 @@ class Level:
         """q(x0, level, noise), all (B, C, H, W) in model units."""
         return self.signal * x0 + self.spread * noise
 
-    def rows(self, index: Tensor) -> "Level":
-        """The level of some rows, (R,) int64."""
+    def take(self, index: Tensor) -> "Level":
+        """The level of some images, by their positions (R,), int64."""
         return Level(self.signal[index], self.spread[index], self.time[index])
 
 
@@ -42,8 +43,8 @@ class Schedule:
     """`alphas_cumprod[t]` is the signal's share of the variance at index t = 0..T-1, where
     q(x_t | x_0) = N(sqrt(alphas_cumprod[t]) x_0, 1 - alphas_cumprod[t]) (DDPM, eq. 4).
 
-    `times[t]` is what the network is told there; by default the index itself. `pairing` says in
-    words how time and level belong together, where published code has more than one way.
+    `times[t]` is the time that the network is given there; by default the index itself. `pairing`
+    says in words how time and level belong together, where published code has more than one way.
     """
 
     alphas_cumprod: tuple[float, ...]
@@ -60,11 +61,11 @@ class Schedule:
         return 1.0 if timestep == NO_NOISE else self.alphas_cumprod[timestep]
 
     def time(self, timestep: int) -> float:
-        """What the network is told at one index."""
+        """The time that the network is given at one index."""
         return timestep if self.times is None else self.times[timestep]
 
     def times_at(self, timesteps: Tensor) -> Tensor:
-        """(B,) indices to what the network is told, (B,): int64, or float32 where it has times."""
+        """(B,) indices to the times (B,) that the network is given: float32, or the indices."""
         if self.times is None:
             return timesteps
         return torch.tensor(self.times, dtype=torch.float32, device=timesteps.device)[timesteps]
@@ -75,10 +76,10 @@ class Schedule:
         return table[timesteps - NO_NOISE].to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
 
     def level(self, timesteps: Tensor, like: Tensor) -> Level:
-        """(B,) indices to the level of each row, in the dtype of `like` (B, ...)."""
+        """(B,) indices to the level of each image, in the dtype of `like` (B, ...)."""
         if bool((timesteps < 0).any() or (timesteps >= len(self)).any()):
-            found = f"{int(timesteps.min())} to {int(timesteps.max())}"
-            raise InputError(f"timesteps {found} are not in the schedule's 0 to {len(self) - 1}")
+            span = f"{int(timesteps.min())} to {int(timesteps.max())}"
+            raise InputError(f"timesteps {span} are not in the schedule's 0 to {len(self) - 1}")
         alpha = self.alphas_at(timesteps, like.new_empty(like.shape, dtype=torch.float64))
         times = self.times_at(timesteps)
         return Level(alpha.sqrt().to(like.dtype), (1 - alpha).sqrt().to(like.dtype), times)
@@ -115,9 +116,9 @@ def vp_schedule(
     pairing: Pairing = "network",
 ) -> Schedule:
     """The VP-SDE at T times: abar(t) = exp(-(beta_max - beta_min) t^2 / 2 - beta_min t) (Song et
-    al. 2021, eq. 33). Its networks are told (T - 1) t, and index n is the time
+    al. 2021, eq. 33). Its networks are given (T - 1) t, and index n is the time
 
-    - `network`: n / (T - 1), where they are told the index, as in their training; the first is
+    - `network`: n / (T - 1), where they are given the index, as in their training; the first is
       1e-5, the earliest time of the training;
     - `diffpure`: (n + 1) / T, as in DiffPure's code (Nie et al. 2022).
     """

@@ -12,14 +12,14 @@ from hetpure.errors import InputError
 
 def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
     """Refuses numbers that cannot be a mean and a std of pixels in [0, 1], one a channel."""
-    said = f"classifier mean {mean} and std {std}"
+    given = f"classifier mean {mean} and std {std}"
     for value in (*mean, *std):
         if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-            raise InputError(f"{said}: {value!r} is no finite number")
+            raise InputError(f"{given}: {value!r} is no finite number")
     if len(mean) != len(std) or min(std, default=0) <= 0:
-        raise InputError(f"{said}: one positive std a channel")
+        raise InputError(f"{given}: one positive std a channel")
     if min(mean) < 0 or max(*mean, *std) > 1:
-        raise InputError(f"{said} are not of pixels in [0, 1]: divide those of 0..255 by 255")
+        raise InputError(f"{given} are not of pixels in [0, 1]: divide those of 0..255 by 255")
 
 
 class Classifier(nn.Module):
@@ -49,8 +49,8 @@ class Classifier(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             channels = torch.tensor([float(value) for value in values]).reshape(1, -1, 1, 1)
             self.register_buffer(name, channels, persistent=False)
-        own: Sequence[str] = getattr(network, "attention_blocks", ())
-        blocks = own if attention_blocks is None else attention_blocks
+        defaults: Sequence[str] = getattr(network, "attention_blocks", ())
+        blocks = defaults if attention_blocks is None else attention_blocks
         known = dict(network.named_modules())
         for name in blocks:
             if name not in known:
@@ -66,12 +66,12 @@ class Classifier(nn.Module):
         for two classes would be read as something else."""
         logits = self.network((pixels - self.mean) / self.std)
         expected = (len(pixels), self.num_classes)
-        found = f"a {type(logits).__name__}"
+        output = f"a {type(logits).__name__}"
         if isinstance(logits, Tensor):
             if logits.shape == expected and logits.is_floating_point():
                 return logits
-            found = f"{logits.dtype} of shape {tuple(logits.shape)}"
+            output = f"{logits.dtype} of shape {tuple(logits.shape)}"
         raise InputError(
-            f"the classifier gives {found}, expected are float logits of shape {expected}: declare"
+            f"the classifier gives {output}, expected are float logits of shape {expected}: declare"
             " as many classes as it has logits, and wrap a network that gives anything else"
         )

@@ -66,8 +66,8 @@ class Block(nn.Module):
         x = (out + (x if self.skip is None else self.skip(x))) / math.sqrt(2)
         if self.norm2 is None or self.qkv is None or self.proj is None:
             return x
-        rows = self.qkv(self.norm2(x)).flatten(2).unflatten(1, (-1, 3))  # (B, C, 3, H W)
-        query, key, value = rows.permute(2, 0, 3, 1)[:, :, None]  # one head: (B, 1, H W, C)
+        projected = self.qkv(self.norm2(x)).flatten(2).unflatten(1, (-1, 3))  # (B, C, 3, H W)
+        query, key, value = projected.permute(2, 0, 3, 1)[:, :, None]  # one head: (B, 1, H W, C)
         mixed = F.scaled_dot_product_attention(query, key, value)[:, 0]
         x = x + self.proj(mixed.transpose(1, 2).reshape(x.shape))
         return x / math.sqrt(2)
@@ -80,7 +80,7 @@ class Block(nn.Module):
 
 class SongUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
     """Noisy images (B, in_channels, H, W) in model units, or scaled by EDM, and times (B,), to what
-    the network predicts, (B, out_channels, H, W). It is told any float as a time.
+    the network predicts, (B, out_channels, H, W). A time is any float.
 
     Args:
         sample_size: height and width of the images, pixels.
@@ -91,7 +91,7 @@ class SongUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
         num_blocks: blocks of a level on the way down; one more on the way up.
         attention_levels: levels, counted from 0, with attention after every block down and after
             the last one up.
-        label_dim: classes of a conditional network; without labels it is told zeros.
+        label_dim: classes of a conditional network; without labels it is given zeros.
         dropout: in every block, while training.
     """
 
@@ -152,8 +152,8 @@ class SongUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is u
         embedding = embed(times.to(exact), self.map_layer0.in_features).to(x.dtype)
         if self.map_label is not None:
             count = self.map_label.in_features
-            told = x.new_zeros(len(x), count) if labels is None else labels
-            embedding = embedding + self.map_label(told * math.sqrt(count))
+            labels = x.new_zeros(len(x), count) if labels is None else labels
+            embedding = embedding + self.map_label(labels * math.sqrt(count))
         embedding = F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
         skips: list[Tensor] = []
         for layer in self.enc.values():

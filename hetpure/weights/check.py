@@ -32,13 +32,13 @@ def denoising(denoiser: Denoiser) -> list[str]:
     for strength in STRENGTHS:
         index = denoiser.schedule.index(strength)
         x = add_noise(grey, denoiser.schedule.alpha_cumprod(index), noise)
-        _, found = denoiser.predict(x, index)
-        _check_finite(found)
-        alike = float(torch.corrcoef(torch.stack([found.flatten(), noise.flatten()]))[0, 1])
+        _, predicted = denoiser.predict(x, index)
+        _check_finite(predicted)
+        alike = float(torch.corrcoef(torch.stack([predicted.flatten(), noise.flatten()]))[0, 1])
         lines.append(
             f"index {index}, sigma {denoiser.schedule.sigma(index):.3f}: predicted noise of mean"
-            f" {float(found.mean()):+.3f} and std {float(found.std()):.3f}, correlation with the"
-            f" true noise {alike:.3f}"
+            f" {float(predicted.mean()):+.3f} and std {float(predicted.std()):.3f}, correlation"
+            f" with the true noise {alike:.3f}"
         )
     return [*lines, "a trained network's are near 0, 1 and 1: else a name is mapped wrong"]
 
@@ -48,8 +48,8 @@ def check_classifier(folder: Path, size: int | None = None) -> list[str]:
     """The range of its logits for grey, noisy images of `size` pixels; by default the network's, or
     224 where there are many classes and 32 where there are few."""
     classifier: Classifier = load_classifier(folder)
-    own = getattr(classifier.network, "image_size", 224 if classifier.num_classes > 200 else 32)
-    size = size or own
+    default = getattr(classifier.network, "image_size", 224 if classifier.num_classes > 200 else 32)
+    size = size or default
     pixels = torch.full((2, classifier.channels, size, size), 0.5)
     try:
         logits = classifier(pixels + 0.1 * noise_for(pixels).normal(Purpose.FORWARD, pixels))

@@ -10,7 +10,7 @@ import io
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -140,12 +140,12 @@ def _numbers(data: bytes, kind: torch.dtype) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=kind) if data else torch.empty(0, dtype=kind)
 
 
-def _persistent(told: Any) -> Inert:
+def _persistent(record: Any) -> Inert:
     """Stands for an object of NVIDIA's `torch_utils.persistence`, under the name of its class: the
     source that it carries is never run."""
-    found: Inert = type(str(told["class_name"]), (Inert,), {})()
-    found.state = told["state"]
-    return found
+    stand_in: Inert = type(str(record["class_name"]), (Inert,), {})()
+    stand_in.state = record["state"]
+    return stand_in
 
 
 def _tensor(
@@ -186,8 +186,8 @@ class _TensorReader(Reader):
         super().__init__(file)
         self.storage = storage
 
-    def persistent_load(self, told: Any, /) -> Any:
-        kind, *rest = told
+    def persistent_load(self, record: Any, /) -> Any:
+        kind, *rest = record
         if kind == "module":  # the older format: a class, its file, its source
             return rest[0]
         name = getattr(rest[0], "__name__", "").removesuffix("Storage")
@@ -217,11 +217,11 @@ def parts_of(content: Any, deeper: int = 1) -> dict[str, Part]:
     """Everything in a file that could be a network's weights, by where it lies ("" at the top): a
     state dict, or the list of an average, whose tensors have no names. Averages come first.
     """
-    found: dict[str, Part] = {}
+    parts: dict[str, Part] = {}
     if isinstance(content, (list, tuple)):
         content = {str(number): part for number, part in enumerate(content)}
-    if (own := _weights(content)) is not None:
-        found[""] = own
+    if (weights := _weights(content)) is not None:
+        parts[""] = weights
     if isinstance(content, Mapping):
         names = [str(name) for name in content]
         order = {name: number for number, name in reversed([*enumerate((*PARTS, *names))])}
@@ -229,11 +229,11 @@ def parts_of(content: Any, deeper: int = 1) -> dict[str, Part]:
         for name in sorted(names, key=lambda name: (not AVERAGE.search(name), order[name])):
             part = named[name]
             if (weights := _weights(part)) is not None:
-                found[name] = weights
+                parts[name] = weights
             elif isinstance(part, Mapping) and deeper:
                 for inner, weights in parts_of(part, deeper - 1).items():
-                    found[f"{name}.{inner}"] = weights
-    return found
+                    parts[f"{name}.{inner}"] = weights
+    return parts
 
 
 def _weights(part: Any) -> Part | None:
@@ -261,6 +261,10 @@ def _check_class(module: Inert) -> None:
         raise InputError(f"an EDMPrecond of sigma_data {sigma_data}: only 0.5 is read")
 
 
+def _all_begin(names: Collection[str], prefix: str) -> bool:
+    return bool(names) and all(name.startswith(prefix) for name in names)
+
+
 def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a network whose names all begin with its wrappers' names. A wrapper's own
     mean and std, of pixels, are kept under these names."""
@@ -269,11 +273,16 @@ def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         match = NORMALISER.fullmatch(name)
         if match and value.numel() in (1, 3):
             held[match[1]] = value
-    found = {name: value for name, value in state.items() if not NORMALISER.fullmatch(name)}
-    if len(held) + len(found) != len(state):  # names that only end so
-        held, found = {}, dict(state)
+    weights = {name: value for name, value in state.items() if not NORMALISER.fullmatch(name)}
+    if len(held) + len(weights) != len(state):  # names that only end so
+        held, weights = {}, dict(state)
     while prefix := next(
-        (one for one in PREFIXES if found and all(name.startswith(one) for name in found)), None
+        (
+            prefix
+            for prefix in PREFIXES
+            if weights and all(name.startswith(prefix) for name in weights)
+        ),
+        None,
     ):
-        found = {name.removeprefix(prefix): value for name, value in found.items()}
-    return held | found
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return held | weights

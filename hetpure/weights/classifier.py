@@ -79,7 +79,7 @@ def find_architecture(name: str) -> Callable[..., nn.Module]:
     try:
         if colon:
             return ADAPTERS[library](model)
-        found = getattr(importlib.import_module(module), attribute)
+        network_class = getattr(importlib.import_module(module), attribute)
     except InputError:
         raise
     # A foreign module runs while it is imported: it can raise anything, or exit.
@@ -89,9 +89,9 @@ def find_architecture(name: str) -> Callable[..., nn.Module]:
     except Exception as error:
         reason = in_one_line(error) + advice(name)
         raise InputError(f"architecture {name!r} cannot be imported: {reason}") from None
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+    if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
         raise InputError(f"architecture {name!r} is no nn.Module class")
-    return found
+    return network_class
 
 
 def declared(config: dict[str, Any], key: str) -> int:

@@ -62,7 +62,7 @@ def _convert(layout: Layout, state: State) -> ClassifierWeights:
     with torch.device("meta"):
         expected = ARCHITECTURES[layout.architecture](**network).state_dict()
     complete, added = _complete(renamed, expected)
-    normalisation, said = _choose(held, layout.normalisations(network), network)
+    normalisation, origin = _choose(held, layout.normalisations(network), network)
     config = {
         "architecture": layout.architecture,
         "network": network,
@@ -70,7 +70,7 @@ def _convert(layout: Layout, state: State) -> ClassifierWeights:
         "std": list(normalisation.std) if normalisation else None,
     }
     remarks = (*dropped, *assumed, *added)
-    return ClassifierWeights(layout.format, config, complete, remarks, layout.licence, said)
+    return ClassifierWeights(layout.format, config, complete, remarks, layout.licence, origin)
 
 
 def _held_normalisation(state: State) -> tuple[Normalisation | None, State]:
@@ -114,8 +114,8 @@ def _complete(state: State, expected: State) -> tuple[dict[str, Tensor], list[st
     _refuse(
         "has other numbers in", [k for k in kinds if kinds[k] != expected[k].is_floating_point()]
     )
-    said = ["counters of batches, which only training needs, begin at 0"] if counters else []
-    return {key: whole[key] for key in expected}, said
+    remarks = ["counters of batches, which only training needs, begin at 0"] if counters else []
+    return {key: whole[key] for key in expected}, remarks
 
 
 def _refuse(problem: str, names: list[str]) -> None:
@@ -129,7 +129,7 @@ def _choose(
 ) -> tuple[Normalisation | None, str]:
     """The normalisation and a line about it; None where the published ones differ or none fits."""
     if held is not None:
-        return held, f"mean and std are {held.whose}: {list(held.mean)}, {list(held.std)}"
+        return held, f"mean and std are {held.source}: {list(held.mean)}, {list(held.std)}"
     fits = [known for known in published if len(known.mean) == network["in_channels"]]
     if len(fits) == 1:
         return fits[0], f"the file holds no mean and std; taken are those of {fits[0]}"

@@ -1,7 +1,7 @@
-"""Families of published classifiers: how one is told by its names, its sizes, its normalisation.
+"""Families of published classifiers: its marks among the names, its sizes, its normalisation.
 
-Names and shapes do not tell an activation or a number of attention heads: the published value is
-taken and said.
+Names and shapes do not show an activation or a number of attention heads: the published value is
+taken, and a remark says so.
 """
 
 import re
@@ -21,14 +21,14 @@ Network = dict[str, Any]
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Of pixels in [0, 1], and whose it is."""
+    """Of pixels in [0, 1], and where it is published."""
 
-    whose: str
+    source: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __str__(self) -> str:
-        return f"{self.whose}: mean {list(self.mean)}, std {list(self.std)}"
+        return f"{self.source}: mean {list(self.mean)}, std {list(self.std)}"
 
 
 Normalisations = Callable[[Network], Sequence[Normalisation]]
@@ -43,7 +43,7 @@ class Layout:
         marks: names that only this family has together.
         architecture: our network of the same function.
         read: arguments of that network from a state under our names, and remarks.
-        normalisations: of the published networks with these arguments; one that is alone is taken.
+        normalisations: of the published networks with these arguments; a single one is taken.
         licence: of the published source.
         renames: patterns of published names and our names for them, applied in order.
         dead: beginning of names that are no part of the function.

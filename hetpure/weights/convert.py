@@ -22,7 +22,7 @@ from hetpure.weights.classifier import ARCHITECTURES, CONFIG, WEIGHTS, build_cla
 from hetpure.weights.classifier_formats import ClassifierWeights, recognise_classifier
 from hetpure.weights.diffusion import SAFE, meta_network, pairing_of
 from hetpure.weights.folders import in_one_line
-from hetpure.weights.formats import DiffusionWeights, State, Told
+from hetpure.weights.formats import DiffusionWeights, Hints, State
 from hetpure.weights.schedulers import build_scheduler
 from hetpure.weights.song_formats import read_edm, read_score_sde
 from hetpure.weights.unet_formats import read_ho, read_openai
@@ -35,7 +35,7 @@ KNOWN = (
 
 
 @dataclass(frozen=True)
-class OwnNetwork:
+class CustomNetwork:
     """A classifier that is recognised by nothing, because it is the user's own.
 
     Args:
@@ -54,32 +54,32 @@ class OwnNetwork:
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: `kind` is diffusion or classifier, `said` what a person should know."""
+    """What was written: `kind` is diffusion or classifier, `remarks` are for people."""
 
     folder: Path
     kind: str
     format: str
-    said: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
-Found: TypeAlias = DiffusionWeights | ClassifierWeights
+Weights: TypeAlias = DiffusionWeights | ClassifierWeights
 
 
 def convert(
     source: Path,
     folder: Path,
-    told: Told = Told(),  # noqa: B008 (frozen)
+    hints: Hints = Hints(),  # noqa: B008 (frozen)
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     part: str | None = None,
-    own: OwnNetwork | None = None,
+    custom: CustomNetwork | None = None,
 ) -> Converted:
     """Recognises the file by its names and writes the folder. No pickle is executed.
 
     `mean` and `std` (pixel [0, 1], a number a channel) are a classifier's normalisation in place of
-    its format's; `part` names the entry of the file to take, where it holds several; `own` says
-    whose weights they are in place of their names.
+    its format's; `part` names the entry of the file to take, where it holds several; `custom`
+    describes the user's network, where the names are of no known format.
     """
     if source.is_dir():
         raise InputError(
@@ -96,21 +96,23 @@ def convert(
         raise InputError(f"{source} has no part {part!r} of tensors, it has {_names(parts)}")
     asked = parts if part is None else {part: parts[part]}
     try:
-        name, found = _recognise(asked, told) if own is None else _own(asked, own, told, mean)
+        name, weights = (
+            _recognise(asked, hints) if custom is None else _custom(asked, custom, hints, mean)
+        )
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     large = [k for k, v in parts.items() if k != name and 2 * len(v) > len(parts[name])]
-    said = [f"taken from {name!r} in the file"] if name else []
-    said += [f"not taken: {_names(large)}; --part takes another"] if large and not part else []
-    return _write(source, folder, name, found, mean, std, said)
+    remarks = [f"taken from {name!r} in the file"] if name else []
+    remarks += [f"not taken: {_names(large)}; --part takes another"] if large and not part else []
+    return _write(source, folder, name, weights, mean, std, remarks)
 
 
-def _recognise(parts: Mapping[str, Part], told: Told) -> tuple[str, Found]:
+def _recognise(parts: Mapping[str, Part], hints: Hints) -> tuple[str, Weights]:
     """The first part that is of a known format. An average that is not is an error: the weights
     that it is of would be taken in its place."""
     for name, part in parts.items():
         try:
-            found = _read(part, told)
+            weights = _read(part, hints)
         except InputError:
             raise
         except Exception as error:  # a reader looks at shapes before they are compared
@@ -118,8 +120,8 @@ def _recognise(parts: Mapping[str, Part], told: Told) -> tuple[str, Found]:
                 f"{name or 'it'} has the names of a known format, but not its shapes"
                 f" ({in_one_line(error)[:80]})"
             ) from None
-        if found is not None:
-            return name, found
+        if weights is not None:
+            return name, weights
         if isinstance(part, list):
             raise InputError(
                 f"{name!r} is an average of {len(part)} tensors in no order that is known: --part"
@@ -131,48 +133,50 @@ def _recognise(parts: Mapping[str, Part], told: Told) -> tuple[str, Found]:
     )
 
 
-def _read(part: Part, told: Told) -> Found | None:
+def _read(part: Part, hints: Hints) -> Weights | None:
     if isinstance(part, list):
-        return read_score_sde(part, told)
+        return read_score_sde(part, hints)
     state = without_wrappers(part)
     if {"time_embedding.linear_1.weight", "conv_norm_out.weight"} <= state.keys():
         raise InputError(
             "these are diffusers' names: give the folder that they come from, with its config.json"
         )
     for read in (read_score_sde, read_edm, read_ho, read_openai):
-        if diffusion := read(state, told):
+        if diffusion := read(state, hints):
             return diffusion
     classifier = recognise_classifier(state)
     if classifier is not None:
-        told.only("sample_size")
+        hints.only("sample_size")
     return classifier
 
 
-def _own(
-    parts: Mapping[str, Part], own: OwnNetwork, told: Told, mean: Sequence[float] | None
+def _custom(
+    parts: Mapping[str, Part], custom: CustomNetwork, hints: Hints, mean: Sequence[float] | None
 ) -> tuple[str, ClassifierWeights]:
     """The first part that fits the user's own network, by its names as they are or without those of
     wrappers."""
-    told.only("sample_size")
+    hints.only("sample_size")
     config = {
-        "architecture": own.architecture,
-        "network": dict(own.network),
+        "architecture": custom.architecture,
+        "network": dict(custom.network),
         "mean": None,
         "std": None,
-        "num_classes": own.num_classes,
+        "num_classes": custom.num_classes,
         "in_channels": len(mean or ()),
-        "attention_blocks": None if own.attention_blocks is None else list(own.attention_blocks),
+        "attention_blocks": None
+        if custom.attention_blocks is None
+        else list(custom.attention_blocks),
     }
     channels = {"mean": [0.0] * len(mean or ()), "std": [1.0] * len(mean or ())}
     if mean is None:
         raise InputError("a network of your own needs --mean and --std, pixel [0, 1]")
-    network = build_classifier(config | channels, where=Path(own.architecture)).network
-    problem = f"it holds no named tensors for {own.architecture}"
+    network = build_classifier(config | channels, where=Path(custom.architecture)).network
+    problem = f"it holds no named tensors for {custom.architecture}"
     for name, part in parts.items():
         for state in () if isinstance(part, list) else (part, without_wrappers(part)):
             if (misfit := _misfit(state, network)) is None:
-                return name, ClassifierWeights(own.architecture, config, state, (), "your own")
-            problem = f"{name or 'it'} does not fit {own.architecture}: {misfit}"
+                return name, ClassifierWeights(custom.architecture, config, state, (), "your own")
+            problem = f"{name or 'it'} does not fit {custom.architecture}: {misfit}"
     raise InputError(problem)
 
 
@@ -189,41 +193,43 @@ def _write(
     source: Path,
     folder: Path,
     part: str,
-    found: Found,
+    weights: Weights,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    said: list[str],
+    remarks: list[str],
 ) -> Converted:
     given = {key: list(value) for key, value in (("mean", mean), ("std", std)) if value is not None}
-    if isinstance(found, DiffusionWeights):
+    if isinstance(weights, DiffusionWeights):
         if given:
             raise InputError("--mean and --std are a classifier's: a diffusion has none")
         kind, option = "diffusion", "--model.denoisers.ddpm"
-        said += found.remarks
+        remarks += weights.remarks
     else:
         kind, option = "classifier", "--model.classifier"
-        config = found.config | given
+        config = weights.config | given
         as_given = f"normalised by mean {config['mean']} and std {config['std']}, as given"
-        said += [as_given if given else found.normalisation]
-        said += found.remarks
+        remarks += [as_given if given else weights.normalisation]
+        remarks += weights.remarks
     with written_whole(folder) as place:
-        if isinstance(found, DiffusionWeights):
-            pairing = _write_diffusion(place, found)
-            said += [f"time and noise level: {pairing}"] if pairing else []
+        if isinstance(weights, DiffusionWeights):
+            pairing = _write_diffusion(place, weights)
+            remarks += [f"time and noise level: {pairing}"] if pairing else []
         else:
-            _write_classifier(place, found, config)
+            _write_classifier(place, weights, config)
         origin = {
             "file": source.name,
             "bytes": source.stat().st_size,
             "sha256": file_hash(source),
-            "format": found.format,
+            "format": weights.format,
             "part": part,
-            "licence": found.licence,
-            "remarks": said,
+            "licence": weights.licence,
+            "remarks": remarks,
         }
         (place / "source.json").write_text(json.dumps(origin, indent=2) + "\n")
         (place / "README.md").write_text(_card(origin, option))
-    return Converted(folder, kind, found.format, (*said, f"licence of the source: {found.licence}"))
+    return Converted(
+        folder, kind, weights.format, (*remarks, f"licence of the source: {weights.licence}")
+    )
 
 
 @contextmanager
@@ -240,22 +246,22 @@ def written_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _write_diffusion(folder: Path, found: DiffusionWeights) -> str:
-    config = found.config
+def _write_diffusion(folder: Path, weights: DiffusionWeights) -> str:
+    config = weights.config
     halvings = len(config.get("channel_mult") or config["block_out_channels"]) - 1
     if config["sample_size"] % 2**halvings:
         raise InputError(
             f"images of {config['sample_size']} pixels cannot be halved {halvings} times, as this"
             " network does: give another --sample_size"
         )
-    network = meta_network(found.network, config)
-    _check_fits(found.state, network, found.format)
-    scheduler = build_scheduler(found.scheduler)
+    network = meta_network(weights.network, config)
+    _check_fits(weights.state, network, weights.format)
+    scheduler = build_scheduler(weights.scheduler)
     (folder / "unet").mkdir()
     network.save_config(folder / "unet")
-    _save(found.state, folder / "unet" / SAFE)
+    _save(weights.state, folder / "unet" / SAFE)
     scheduler.save_pretrained(folder / "scheduler")
-    if found.network == "UNet2DModel" and isinstance(scheduler, DDPMScheduler):
+    if weights.network == "UNet2DModel" and isinstance(scheduler, DDPMScheduler):
         index = {  # diffusers reads it as a whole too
             "_class_name": "DDPMPipeline",
             "_diffusers_version": diffusers_version,
@@ -266,18 +272,18 @@ def _write_diffusion(folder: Path, found: DiffusionWeights) -> str:
     return pairing_of(network, scheduler)
 
 
-def _write_classifier(folder: Path, found: ClassifierWeights, config: dict[str, Any]) -> None:
+def _write_classifier(folder: Path, weights: ClassifierWeights, config: dict[str, Any]) -> None:
     if config["mean"] is None or config["std"] is None:
         raise InputError(
-            f"{found.format}: {found.normalisation}; give --mean and --std, a number a channel for"
-            " pixels in [0, 1] (0 and 1 for none)"
+            f"{weights.format}: {weights.normalisation}; give --mean and --std, a number a channel"
+            " for pixels in [0, 1] (0 and 1 for none)"
         )
     ours = config["architecture"] in ARCHITECTURES  # another's constructor may look at numbers
     with torch.device("meta") if ours else nullcontext():
         classifier = build_classifier(config, where=Path(CONFIG))
-    _check_fits(found.state, classifier.network, found.format)
+    _check_fits(weights.state, classifier.network, weights.format)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    _save(found.state, folder / WEIGHTS)
+    _save(weights.state, folder / WEIGHTS)
 
 
 def _check_fits(state: State, network: torch.nn.Module, format: str) -> None:

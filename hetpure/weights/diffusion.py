@@ -41,7 +41,7 @@ def load_denoiser(name: str | Path) -> Denoiser:
 
 
 def denoiser_of(network: nn.Module, scheduler: Scheduler) -> Denoiser:
-    """The network behind the contract that its scheduler's config tells of."""
+    """The network behind the contract in its scheduler's config."""
     schedule, config = schedule_of(scheduler), scheduler.config
     if isinstance(scheduler, EDMEulerScheduler):
         return Denoiser(network, schedule, "edm", config["sigma_data"])
@@ -50,14 +50,16 @@ def denoiser_of(network: nn.Module, scheduler: Scheduler) -> Denoiser:
 
 
 def pairing_of(network: nn.Module, scheduler: Scheduler) -> str:
-    """How a network that was trained in continuous time is asked at an index of the schedule, in
+    """How a network that was trained in continuous time is called at an index of the schedule, in
     words; nothing where there is one way only."""
     if isinstance(scheduler, VPScheduler):
         if scheduler.config["pairing"] == "diffpure":
             return "index n is the time t = (n + 1) / T with its own noise level, as in DiffPure"
         return "index n is the time t = n / (T - 1) with its own noise level, as it was trained"
     if isinstance(network, SongUNet) and isinstance(scheduler, DDPMScheduler):
-        return "it is told the index n, at the noise level of DDPM's betas, as in HetPure's code"
+        return (
+            "the network sees index n at the noise level of DDPM's betas, as in HetPure's code"
+        )
     return ""
 
 
@@ -74,8 +76,8 @@ def set_dropout(network: nn.Module, share: float) -> None:
 def another(network: Network) -> Network:
     """A network of the same settings with fresh weights, whole also where this one is sharded."""
     kind = SongUNet if isinstance(network, SongUNet) else UNet2DModel
-    found: Network = kind.from_config(network.config)
-    return found
+    fresh: Network = kind.from_config(network.config)
+    return fresh
 
 
 def blocks_of(network: Network) -> list[nn.Module]:

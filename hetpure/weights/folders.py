@@ -58,7 +58,7 @@ def weights_file(folder: Path, safe: str, pickled: str | None = None) -> Path:
         return path
     if pickled is not None and (folder / pickled).is_file():
         return folder / pickled
-    others = [found.name for pattern in _PICKLES for found in folder.glob(pattern)]
+    others = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
     if others:
         raise InputError(
             f"{folder} holds {others[0]}, a pickle, and no {safe}:"

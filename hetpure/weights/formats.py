@@ -1,4 +1,4 @@
-"""What a reader of a published diffusion network gives, and what it may be told beside the file."""
+"""What a reader of a published diffusion network gives, and what a user may add to the file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from hetpure.errors import InputError, check_at_least, check_choice
+from hetpure.errors import InputError, check_choice
 
 State = Mapping[str, Tensor]
 
@@ -36,7 +36,7 @@ Betas = Literal["linear", "squaredcos_cap_v2"]
 
 
 @dataclass(frozen=True)
-class Told:
+class Hints:
     """What files do not hold; None is the format's published value.
 
     Args:
@@ -56,13 +56,14 @@ class Told:
     pairing: PublishedPairing | None = None
 
     def __post_init__(self) -> None:
-        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
-        check_at_least(self, 1, *{"sample_size", "head_channels", "steps"}.intersection(given))
+        for name in ("sample_size", "head_channels", "steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name} must be >= 1, got {value}")
         if self.pairing is not None:
             check_choice(self, "pairing", PublishedPairing)
 
     def only(self, *names: str) -> None:
-        """InputError where more is told than a format needs."""
+        """InputError where more is given than a format needs."""
         for field in fields(self):
             if field.name not in names and getattr(self, field.name) is not None:
                 raise InputError(f"{field.name} is no choice for this format: leave it out")

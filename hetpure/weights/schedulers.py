@@ -66,7 +66,7 @@ class VPScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
 
 
 class RescaledScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as above
-    """DDPM's levels for a network that is told times as if there were `told_timesteps` indices, as
+    """DDPM's levels for a network that is given times as if there were `told_timesteps` indices, as
     improved diffusion's are (rescale_timesteps): a config, which samples nothing.
 
     Args:
@@ -75,7 +75,7 @@ class RescaledScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # a
         beta_end: of the betas.
         beta_schedule: of the betas.
         prediction_type: what the network predicts.
-        told_timesteps: at index n the network is told n times this over T.
+        told_timesteps: at index n the network is given n times this over T.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -132,16 +132,16 @@ def build_scheduler(config: Mapping[str, Any]) -> Scheduler:
             f"noise schedules of {name} are not read, only those of {', '.join(CLASSES)}: a network"
             " of another process would be asked at wrong noise levels"
         )
-    own = _translated({key: value for key, value in config.items() if not key.startswith("_")})
+    settings = _translated({key: value for key, value in config.items() if not key.startswith("_")})
     kind = CLASSES[name]
     known = inspect.signature(kind.__init__).parameters
-    if unknown := sorted(own.keys() - known.keys()):
+    if unknown := sorted(settings.keys() - known.keys()):
         raise InputError(
             f"{name} has no {unknown[0]}: take the key out, or name it as diffusers does"
         )
-    if own.get("use_flow_sigmas"):
+    if settings.get("use_flow_sigmas"):
         raise InputError("use_flow_sigmas is of networks that predict a flow, which are not read")
-    scheduler = kind(**own)
+    scheduler = kind(**settings)
     if name in TABLES:
         scheduler = _as_ddpm(scheduler)
     return _checked(scheduler)
@@ -149,32 +149,32 @@ def build_scheduler(config: Mapping[str, Any]) -> Scheduler:
 
 def _translated(config: dict[str, Any]) -> dict[str, Any]:
     """Keys of diffusers' first releases, under their present names."""
-    found = dict(config)
-    if "predict_epsilon" in found:
-        flag = found.pop("predict_epsilon")
+    settings = dict(config)
+    if "predict_epsilon" in settings:
+        flag = settings.pop("predict_epsilon")
         if not isinstance(flag, bool):
             raise InputError(f"predict_epsilon must be true or false, got {flag!r}")
-        told = "epsilon" if flag else "sample"
-        if found.setdefault("prediction_type", told) != told:
+        prediction = "epsilon" if flag else "sample"
+        if settings.setdefault("prediction_type", prediction) != prediction:
             raise InputError(
-                f"predict_epsilon contradicts prediction_type {found['prediction_type']}"
+                f"predict_epsilon contradicts prediction_type {settings['prediction_type']}"
             )
-    if "timesteps" in found:
-        told = found.pop("timesteps")
-        if found.setdefault("num_train_timesteps", told) != told:
+    if "timesteps" in settings:
+        steps = settings.pop("timesteps")
+        if settings.setdefault("num_train_timesteps", steps) != steps:
             raise InputError("timesteps contradicts num_train_timesteps")
-    if found.pop("timestep_values", None) is not None:
+    if settings.pop("timestep_values", None) is not None:
         raise InputError("timestep_values are not understood: a table of betas has all its indices")
-    found.pop("tensor_format", None)  # of the arrays that its sampler put out
-    return found
+    settings.pop("tensor_format", None)  # of the arrays that its sampler put out
+    return settings
 
 
 def _as_ddpm(scheduler: Any) -> DDPMScheduler:
-    told = {key: scheduler.config[key] for key in LEVELS if key in scheduler.config}
-    found = DDPMScheduler(**told)
-    if not torch.equal(found.alphas_cumprod, scheduler.alphas_cumprod):
+    levels = {key: scheduler.config[key] for key in LEVELS if key in scheduler.config}
+    table = DDPMScheduler(**levels)
+    if not torch.equal(table.alphas_cumprod, scheduler.alphas_cumprod):
         raise InputError(f"{type(scheduler).__name__} has other noise levels than DDPM's here")
-    return scheduler if isinstance(scheduler, DDPMScheduler) else found
+    return scheduler if isinstance(scheduler, DDPMScheduler) else table
 
 
 def _checked(scheduler: Scheduler) -> Scheduler:
@@ -188,8 +188,8 @@ def _checked(scheduler: Scheduler) -> Scheduler:
         raise InputError(f"prediction_type {predicted!r} is not one of {', '.join(DISCRETE)}")
     levels = schedule_of(scheduler).alphas_cumprod
     if len(levels) != scheduler.config["num_train_timesteps"]:
-        told = scheduler.config["num_train_timesteps"]
-        raise InputError(f"{len(levels)} trained_betas for {told} num_train_timesteps")
+        steps = scheduler.config["num_train_timesteps"]
+        raise InputError(f"{len(levels)} trained_betas for {steps} num_train_timesteps")
     if not levels or not all(0 < level < 1 for level in levels):
         raise InputError("these betas leave (0, 1), no noise schedule")
     return scheduler

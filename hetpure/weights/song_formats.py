@@ -14,9 +14,9 @@ from hetpure.weights.formats import (
     LINEAR,
     VP,
     DiffusionWeights,
+    Hints,
     PublishedPairing,
     State,
-    Told,
 )
 
 # Layers of score_sde's modules, then SongUNet's names of them. Their order is that of the
@@ -43,7 +43,7 @@ UNUSED = ("sigmas", "label_embed.weight")  # of score_sde's file, and of ADBM's
 Module = dict[str, Tensor]
 
 
-def read_score_sde(part: State | Sequence[Tensor], told: Told) -> DiffusionWeights | None:
+def read_score_sde(part: State | Sequence[Tensor], hints: Hints) -> DiffusionWeights | None:
     """DDPM++ of yang-song/score_sde_pytorch, by its names, or from the list of its parameters that
     an average of weights is kept as."""
     if isinstance(part, Sequence):
@@ -56,9 +56,9 @@ def read_score_sde(part: State | Sequence[Tensor], told: Told) -> DiffusionWeigh
         remarks = [f"dropped, not used: {name}" for name in UNUSED if name in part]
     if not modules:
         return None
-    told.only("sample_size", "pairing")
-    pairing: PublishedPairing = told.pairing or "network"
-    size = told.sample_size or 32
+    hints.only("sample_size", "pairing")
+    pairing: PublishedPairing = hints.pairing or "network"
+    size = hints.sample_size or 32
     config, state = _song(modules, size)
     return DiffusionWeights(
         format="score_sde's DDPM++, continuous VP",
@@ -93,7 +93,7 @@ def _by_shape(tensors: Sequence[Tensor]) -> list[Module] | None:
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if [len(shape) for shape in shapes[:6]] != [2, 1, 2, 1, 4, 1]:
         return None
-    found = [dict(zip(("weight", "bias"), tensors[k : k + 2], strict=True)) for k in (0, 2, 4)]
+    modules = [dict(zip(("weight", "bias"), tensors[k : k + 2], strict=True)) for k in (0, 2, 4)]
     at, end = 6, len(tensors) - 4
     if len(shapes[-1]) == 2:  # an embedding of classes stands behind
         end -= 1
@@ -104,9 +104,9 @@ def _by_shape(tensors: Sequence[Tensor]) -> list[Module] | None:
             names = RESIDUAL_ORDER[:-2]
         if at + len(names) > end:
             return None
-        found.append(dict(zip(names, tensors[at : at + len(names)], strict=True)))
+        modules.append(dict(zip(names, tensors[at : at + len(names)], strict=True)))
         at += len(names)
-    return found + [
+    return modules + [
         dict(zip(("weight", "bias"), tensors[k : k + 2], strict=True)) for k in (end, end + 2)
     ]
 
@@ -169,15 +169,15 @@ def _levels(blocks: list[Module]) -> tuple[int, int]:
 def song_blocks(size: int, levels: int, per_level: int) -> list[str]:
     """SongUNet's names of its blocks, in the order in which they are called."""
     sizes = [f"{size >> level}x{size >> level}" for level in range(levels)]
-    found = []
-    for level, own in enumerate(sizes):
-        found += [f"enc.{own}_down"] if level else []
-        found += [f"enc.{own}_block{number}" for number in range(per_level)]
-    found += [f"dec.{sizes[-1]}_in0", f"dec.{sizes[-1]}_in1"]
-    for level, own in reversed(list(enumerate(sizes))):
-        found += [f"dec.{own}_up"] if level < levels - 1 else []
-        found += [f"dec.{own}_block{number}" for number in range(per_level + 1)]
-    return found
+    names = []
+    for level, side in enumerate(sizes):
+        names += [f"enc.{side}_down"] if level else []
+        names += [f"enc.{side}_block{number}" for number in range(per_level)]
+    names += [f"dec.{sizes[-1]}_in0", f"dec.{sizes[-1]}_in1"]
+    for level, side in reversed(list(enumerate(sizes))):
+        names += [f"dec.{side}_up"] if level < levels - 1 else []
+        names += [f"dec.{side}_block{number}" for number in range(per_level + 1)]
+    return names
 
 
 def _attention(module: Module) -> dict[str, Tensor]:
@@ -195,51 +195,51 @@ def _attention(module: Module) -> dict[str, Tensor]:
     }
 
 
-def read_edm(state: State, told: Told) -> DiffusionWeights | None:
+def read_edm(state: State, hints: Hints) -> DiffusionWeights | None:
     """EDM's networks of DDPM++ (VP): an `EDMPrecond`'s state dict."""
     firsts = [
         match for name in state if (match := re.fullmatch(r"enc\.(\d+)x\1_conv\.weight", name))
     ]
     if "map_layer0.weight" not in state or len(firsts) != 1:
         return None
-    told.only()
+    hints.only()
     size, first = int(firsts[0][1]), state[firsts[0][0]]
     filters = [value for name, value in state.items() if name.endswith(".resample_filter")]
     if any(value.numel() != 4 or not bool((value == 0.25).all()) for value in filters):
         raise InputError("its resampling is not by 2x2 means: only EDM's VP networks are read")
     dropped = ("map_augment.weight", ".resample_filter")
-    found = {name: value for name, value in state.items() if not name.endswith(dropped)}
+    weights = {name: value for name, value in state.items() if not name.endswith(dropped)}
     width = len(first)
     sizes = sorted(
-        {int(m[1]) for name in found if (m := re.match(r"enc\.(\d+)x", name))}, reverse=True
+        {int(m[1]) for name in weights if (m := re.match(r"enc\.(\d+)x", name))}, reverse=True
     )
     numbers = [
-        int(m[1]) for name in found if (m := re.match(rf"enc\.{size}x{size}_block(\d+)\.", name))
+        int(m[1]) for name in weights if (m := re.match(rf"enc\.{size}x{size}_block(\d+)\.", name))
     ]
-    tops = [f"enc.{own}x{own}_block{max(numbers, default=0)}" for own in sizes]
+    tops = [f"enc.{side}x{side}_block{max(numbers, default=0)}" for side in sizes]
     needed = [*(f"{top}.conv1.bias" for top in tops), f"dec.{size}x{size}_aux_conv.bias"]
-    if missing := [name for name in needed if name not in found]:
+    if missing := [name for name in needed if name not in weights]:
         raise InputError(f"it looks like EDM's SongUNet, but has no {missing[0]}")
-    labels = found.get("map_label.weight")
+    labels = weights.get("map_label.weight")
     return DiffusionWeights(
         format="EDM's DDPM++ (VP)",
         network="SongUNet",
         config={
             "sample_size": size,
             "in_channels": first.shape[1],
-            "out_channels": len(found[needed[-1]]),
+            "out_channels": len(weights[needed[-1]]),
             "model_channels": width,
-            "channel_mult": [len(found[f"{top}.conv1.bias"]) // width for top in tops],
+            "channel_mult": [len(weights[f"{top}.conv1.bias"]) // width for top in tops],
             "num_blocks": max(numbers) + 1,
-            "attention_levels": [k for k, top in enumerate(tops) if f"{top}.qkv.bias" in found],
+            "attention_levels": [k for k, top in enumerate(tops) if f"{top}.qkv.bias" in weights],
             "label_dim": 0 if labels is None else labels.shape[1],
         },
-        state=found,
+        state=weights,
         scheduler=EDM,
         remarks=(
             "dropped: map_augment (used in training only) and constant filters",
             "taken for an EDMPrecond of sigma_data 0.5, whose names others of EDM's share",
-            *([] if labels is None else ["it is told an image's class: without one, zeros"]),
+            *([] if labels is None else ["it is given an image's class: without a class, zeros"]),
         ),
         licence="CC BY-NC-SA 4.0 (NVlabs/edm): no commercial use, changes under the same licence",
     )

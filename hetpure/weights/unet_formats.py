@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from hetpure.errors import InputError
-from hetpure.weights.formats import LINEAR, Betas, DiffusionWeights, State, Told
+from hetpure.weights.formats import LINEAR, Betas, DiffusionWeights, Hints, State
 
 # Parts of Ho's network, then diffusers' names of them.
 HO_PARTS = {
@@ -54,11 +54,11 @@ OPENAI_LAYERS = {
     "conv": "conv",  # of what doubles the size without a block
     "op": "conv",  # and of what halves it
 }
-OPENAI_TOLD = 1000  # times run to here, however many steps there are (rescale_timesteps)
+OPENAI_TIMES = 1000  # times run to here, however many steps there are (rescale_timesteps)
 
 
-class Unsaid(NamedTuple):
-    """What a file of OpenAI's does not say: see `Told`."""
+class Assumed(NamedTuple):
+    """What a file of OpenAI's does not say: see `Hints`."""
 
     sample_size: int
     head_channels: int
@@ -74,39 +74,39 @@ class Published:
     widths: tuple[int, ...]
     attended: tuple[bool, ...]
     blocks: int
-    unsaid: Unsaid
+    assumed: Assumed
 
 
 GUIDED = Published(
     (256, 256, 512, 512, 1024, 1024),
     (False, False, False, True, True, True),
     2,
-    Unsaid(256, 64, "linear", 1000),
+    Assumed(256, 64, "linear", 1000),
 )
 IMPROVED = Published(
     (128, 256, 256, 256),
     (False, True, True, False),
     3,
-    Unsaid(32, 64, "squaredcos_cap_v2", 4000),
+    Assumed(32, 64, "squaredcos_cap_v2", 4000),
 )
 
 
-def read_ho(state: State, told: Told) -> DiffusionWeights | None:
+def read_ho(state: State, hints: Hints) -> DiffusionWeights | None:
     """Ho et al.'s (2020) network as ermongroup/ddim and pesser/pytorch_diffusion name it."""
     if not {"temb.dense.0.weight", "mid.block_1.conv1.weight"} <= state.keys():
         return None
-    told.only("sample_size")
+    hints.only("sample_size")
     levels = 1 + max(_number(name, 1) for name in state if name.startswith("down."))
     blocks = 1 + max(_number(name, 3) for name in state if name.startswith("down.0.block."))
-    found = {}
+    weights = {}
     for name, value in state.items():
         new = _ho_name(name, levels)
         attention = re.search(r"\.(to_[qkv]|to_out\.0)\.weight$", new)
-        found[new] = value[:, :, 0, 0] if attention else value
-    size = told.sample_size or 32
+        weights[new] = value[:, :, 0, 0] if attention else value
+    size = hints.sample_size or 32
     attended = [f"down.{level}.attn.0.norm.weight" in state for level in range(levels)]
     config = _unet_config(
-        found,
+        weights,
         size=size,
         blocks=blocks,
         down=["AttnDownBlock2D" if on else "DownBlock2D" for on in attended],
@@ -123,7 +123,7 @@ def read_ho(state: State, told: Told) -> DiffusionWeights | None:
         format="Ho's DDPM in PyTorch",
         network="UNet2DModel",
         config=config,
-        state=found,
+        state=weights,
         scheduler=LINEAR,
         remarks=(
             f"not in the file: images of {size} x {size} pixels",
@@ -157,13 +157,13 @@ def _ho_level(way: str, level: int, levels: int) -> str:
     return f"{way}_blocks.{level if way == 'down' else levels - 1 - level}"
 
 
-def read_openai(state: State, told: Told) -> DiffusionWeights | None:
+def read_openai(state: State, hints: Hints) -> DiffusionWeights | None:
     """Improved and guided diffusion (Nichol & Dhariwal 2021; Dhariwal & Nichol 2021)."""
     if not {"time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight"} <= state.keys():
         return None
-    told.only("sample_size", "head_channels", "beta_schedule", "steps")
+    hints.only("sample_size", "head_channels", "beta_schedule", "steps")
     if "label_emb.weight" in state:
-        raise InputError("this diffusion is told an image's class: give an unconditional one")
+        raise InputError("this diffusion is given an image's class: give an unconditional one")
     places, levels, blocks = _openai_places(state)
     improved = any(name.endswith(".op.weight") for name in state)
     tops = [f"input_blocks.{1 + level * (blocks + 1) + blocks - 1}" for level in range(levels)]
@@ -174,8 +174,10 @@ def read_openai(state: State, told: Told) -> DiffusionWeights | None:
     scaled = len(state["middle_block.0.emb_layers.1.bias"]) == 2 * widths[-1]
     known = IMPROVED if improved else GUIDED
     seen = (known.widths, known.attended, known.blocks, True, True)
-    unsaid = _unsaid(told, known if (widths, attended, blocks, learned, scaled) == seen else None)
-    found: dict[str, Tensor] = {}
+    assumed = _assumed(
+        hints, known if (widths, attended, blocks, learned, scaled) == seen else None
+    )
+    weights: dict[str, Tensor] = {}
     for name, value in state.items():
         whole, _, kind = name.rpartition(".")
         new, layer = places.get(whole), ""
@@ -186,27 +188,27 @@ def read_openai(state: State, told: Told) -> DiffusionWeights | None:
                 raise InputError(f"it looks like OpenAI's diffusion, which has no {name} there")
             new = places[part]
         if layer == "qkv":
-            for key, rows in zip("qkv", _split_heads(value, unsaid.head_channels), strict=True):
-                found[f"{new}.to_{key}.{kind}"] = rows
+            for key, split in zip("qkv", _split_heads(value, assumed.head_channels), strict=True):
+                weights[f"{new}.to_{key}.{kind}"] = split
         else:
-            own = f"{new}.{OPENAI_LAYERS[layer]}" if layer else new
-            found[f"{own}.{kind}"] = value[:, :, 0] if value.ndim == 3 else value
+            name_here = f"{new}.{OPENAI_LAYERS[layer]}" if layer else new
+            weights[f"{name_here}.{kind}"] = value[:, :, 0] if value.ndim == 3 else value
     remarks = [
-        f"not in the file: images of {unsaid.sample_size} x {unsaid.sample_size} pixels;"
-        f" {unsaid.steps:,} steps of {unsaid.beta_schedule} betas; the noise is predicted",
-        f"not in the file: attention heads of {unsaid.head_channels} channels, whose queries, keys"
+        f"not in the file: images of {assumed.sample_size} x {assumed.sample_size} pixels;"
+        f" {assumed.steps:,} steps of {assumed.beta_schedule} betas; the noise is predicted",
+        f"not in the file: attention heads of {assumed.head_channels} channels, whose queries, keys"
         " and values lie head by head",
     ]
     if learned:
         remarks.append("the learned variance's channels of the output were dropped")
         for kind in ("weight", "bias"):
-            found[f"conv_out.{kind}"] = found[f"conv_out.{kind}"][:channels]
+            weights[f"conv_out.{kind}"] = weights[f"conv_out.{kind}"][:channels]
     plain_down, plain_up = ("DownBlock2D", "UpBlock2D")
     if not improved:
         plain_down, plain_up = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
     config = _unet_config(
-        found,
-        size=unsaid.sample_size,
+        weights,
+        size=assumed.sample_size,
         blocks=blocks,
         down=["AttnDownBlock2D" if on else plain_down for on in attended],
         up=["AttnUpBlock2D" if on else plain_up for on in attended[::-1]],
@@ -214,7 +216,7 @@ def read_openai(state: State, told: Told) -> DiffusionWeights | None:
     config |= {
         "norm_eps": 1e-5,
         "attn_norm_num_groups": 32,
-        "attention_head_dim": unsaid.head_channels,
+        "attention_head_dim": assumed.head_channels,
         "resnet_time_scale_shift": "scale_shift" if scaled else "default",
         "downsample_type": "conv" if improved else "resnet",
         "upsample_type": "conv" if improved else "resnet",
@@ -226,8 +228,8 @@ def read_openai(state: State, told: Told) -> DiffusionWeights | None:
         format=f"OpenAI's {'improved' if improved else 'guided'} diffusion",
         network="UNet2DModel",
         config=config,
-        state=found,
-        scheduler=_openai_scheduler(unsaid),
+        state=weights,
+        scheduler=_openai_scheduler(assumed),
         remarks=tuple(remarks),
         licence="MIT (openai/improved-diffusion, openai/guided-diffusion)",
     )
@@ -265,52 +267,52 @@ def _openai_places(state: State) -> tuple[dict[str, str], int, int]:
     return places, levels, blocks
 
 
-def _unsaid(told: Told, published: Published | None) -> Unsaid:
+def _assumed(hints: Hints, published: Published | None) -> Assumed:
     """What no shape tells: as given, else that of the published network."""
-    given = [getattr(told, name) for name in Unsaid._fields]
+    given = [getattr(hints, name) for name in Assumed._fields]
     if published is None and None in given:
-        missing = ", ".join(f for f, v in zip(Unsaid._fields, given, strict=True) if v is None)
+        missing = ", ".join(f for f, v in zip(Assumed._fields, given, strict=True) if v is None)
         raise InputError(
             "it is not OpenAI's published network of this kind, and the file does not say how it"
             f" was trained and built: give its {missing} (--help says as what)"
         )
-    known = given if published is None else published.unsaid
-    return Unsaid(*(k if g is None else g for g, k in zip(given, known, strict=True)))
+    known = given if published is None else published.assumed
+    return Assumed(*(k if g is None else g for g, k in zip(given, known, strict=True)))
 
 
-def _openai_scheduler(unsaid: Unsaid) -> dict[str, Any]:
-    """DDPM's, or one of ours where the network is not told the index itself."""
-    told = {"num_train_timesteps": unsaid.steps, "beta_schedule": unsaid.beta_schedule}
-    if unsaid.steps == OPENAI_TOLD:
-        return LINEAR | told
-    return LINEAR | told | {"_class_name": "RescaledScheduler", "told_timesteps": OPENAI_TOLD}
+def _openai_scheduler(assumed: Assumed) -> dict[str, Any]:
+    """DDPM's, or one of ours where the network is not given the index itself."""
+    levels = {"num_train_timesteps": assumed.steps, "beta_schedule": assumed.beta_schedule}
+    if assumed.steps == OPENAI_TIMES:
+        return LINEAR | levels
+    return LINEAR | levels | {"_class_name": "RescaledScheduler", "told_timesteps": OPENAI_TIMES}
 
 
-def _split_heads(rows: Tensor, channels_of_head: int) -> list[Tensor]:
+def _split_heads(stacked: Tensor, channels_of_head: int) -> list[Tensor]:
     """Rows (3 C, ...) that hold each head's queries, keys and values, as three of (C, ...)."""
-    if len(rows) % (3 * channels_of_head):
+    if len(stacked) % (3 * channels_of_head):
         raise InputError(
-            f"attention of {len(rows) // 3} channels has no heads of {channels_of_head}"
+            f"attention of {len(stacked) // 3} channels has no heads of {channels_of_head}"
         )
-    heads = rows.reshape(-1, 3, channels_of_head, *rows.shape[1:2])
-    return [heads[:, part].reshape(len(rows) // 3, *rows.shape[1:2]) for part in range(3)]
+    heads = stacked.reshape(-1, 3, channels_of_head, *stacked.shape[1:2])
+    return [heads[:, part].reshape(len(stacked) // 3, *stacked.shape[1:2]) for part in range(3)]
 
 
 def _unet_config(
-    found: State, *, size: int, blocks: int, down: list[str], up: list[str]
+    weights: State, *, size: int, blocks: int, down: list[str], up: list[str]
 ) -> dict[str, Any]:
     """What both families share, from a state dict under diffusers' names."""
     last = [f"down_blocks.{level}.resnets.{blocks - 1}.conv2.bias" for level in range(len(down))]
     if missing := [
-        name for name in (*last, "conv_in.weight", "conv_out.bias") if name not in found
+        name for name in (*last, "conv_in.weight", "conv_out.bias") if name not in weights
     ]:
         raise InputError(f"the file lacks what diffusers calls {missing[0]}")
     return {
         "sample_size": size,
-        "in_channels": found["conv_in.weight"].shape[1],
-        "out_channels": len(found["conv_out.bias"]),
+        "in_channels": weights["conv_in.weight"].shape[1],
+        "out_channels": len(weights["conv_out.bias"]),
         "layers_per_block": blocks,
-        "block_out_channels": [len(found[name]) for name in last],
+        "block_out_channels": [len(weights[name]) for name in last],
         "down_block_types": down,
         "up_block_types": up,
         "norm_num_groups": 32,
