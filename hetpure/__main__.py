@@ -30,7 +30,7 @@ from hetpure.report.report import report as write_and_print
 from hetpure.weights import convert as converting
 from hetpure.weights import folder_hash, resolve
 from hetpure.weights.check import check_classifier, check_denoiser
-from hetpure.weights.formats import Betas, PublishedPairing, Told
+from hetpure.weights.formats import Betas, Hints, PublishedPairing
 from lightning_modules.cli import quiet, run
 from lightning_modules.defenses import DefenseConfig
 from lightning_modules.evaluation_cli import evaluation_cli, print_gradient_checks
@@ -109,26 +109,26 @@ def convert(
         attention_blocks: modules of that classifier that the attention mask reads.
         check: run what was written once; a wrong map shows in the numbers.
     """
-    told, own = Told(sample_size, head_channels, beta_schedule, steps, pairing), None
+    hints, custom = Hints(sample_size, head_channels, beta_schedule, steps, pairing), None
     if architecture is not None:
         if num_classes is None:
             raise InputError("--architecture needs --num_classes, the number of its logits")
-        own = converting.OwnNetwork(architecture, num_classes, network or {}, attention_blocks)
+        custom = converting.CustomNetwork(architecture, num_classes, network or {}, attention_blocks)
     elif (num_classes, network, attention_blocks) != (None, None, None):
         raise InputError("--num_classes, --network, --attention_blocks belong to --architecture")
-    found = converting.convert(
-        Path(source), Path(target), told, mean=mean, std=std, part=part, own=own
+    converted = converting.convert(
+        Path(source), Path(target), hints, mean=mean, std=std, part=part, custom=custom
     )
-    print(f"{source}: {found.format}")
-    for line in found.said:
+    print(f"{source}: {converted.format}")
+    for line in converted.remarks:
         print(f"  {line}")
     if check:
-        diffusion = found.kind == "diffusion"
-        folder = found.folder
+        diffusion = converted.kind == "diffusion"
+        folder = converted.folder
         lines = check_denoiser(folder) if diffusion else check_classifier(folder, sample_size)
         print(*(f"  {line}" for line in lines), sep="\n")
-    option = "--model.classifier" if found.kind == "classifier" else "--model.denoisers.ddpm"
-    print(f"{target}: a {found.kind}, for evaluate.py {option} {target}")
+    option = "--model.classifier" if converted.kind == "classifier" else "--model.denoisers.ddpm"
+    print(f"{target}: a {converted.kind}, for evaluate.py {option} {target}")
 
 
 def tune(
