@@ -1,7 +1,8 @@
-"""The layers of docs/architecture.md, read from the imports, and rules that grep can see."""
+"""The layers of docs/architecture.md, read from the imports, and rules that the source shows."""
 
 import ast
-import re
+from collections.abc import Collection
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ FLOORS = (
         "hetpure.purifiers",
         "hetpure.attention",
         "hetpure.addt",
+        "hetpure.addt_variants",
         "hetpure.adversarial_training",
         "hetpure.sampling",
     ),
@@ -33,116 +35,127 @@ FLOORS = (
     ("hetpure.defense",),
     ("hetpure.expectation", "hetpure.gradient_check", "hetpure.acceleration"),
     ("hetpure.attacks", "hetpure.presets"),
-    ("hetpure.evaluation", "hetpure.report"),
+    ("hetpure", "hetpure.evaluation", "hetpure.report"),
     ("lightning_modules", "datamodules"),
     ("train", "evaluate", "hetpure.__main__"),
 )
+ENTRY = ("train", "evaluate", "hetpure.__main__")
+GLUE = {"lightning", "pytorch_lightning", "lightning_modules", "datamodules"}
+FOREIGN = {"torchvision", "timm", "robustbench", "torchattacks", "lpips"}
+RANDOM = {"rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "normal"}
 
 
 def floor(module: str) -> int | None:
+    """The floor's number; a module of `hetpure` that no floor names stands on none."""
     for level, names in enumerate(FLOORS):
-        if any(module == name or module.startswith(name + ".") for name in names):
-            return level
+        for name in names:
+            if module == name or (name != "hetpure" and module.startswith(f"{name}.")):
+                return level
     return None
 
 
-def sources() -> list[Path]:
+def program() -> dict[str, ast.Module]:
+    """The syntax tree of every file, by the name of its module."""
     packages = ("hetpure", "lightning_modules", "datamodules")
-    files = [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
-    return [*files, ROOT / "train.py", ROOT / "evaluate.py"]
+    paths = [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
+    trees = {}
+    for path in (*paths, ROOT / "train.py", ROOT / "evaluate.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        trees[".".join(part for part in parts if part != "__init__")] = ast.parse(path.read_text())
+    return trees
 
 
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
-
-
-def imports(path: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(tree: ast.Module, known: Collection[str] = ()) -> set[str]:
+    """Modules that a file imports, anywhere in it. `from a import b` is `a.b` where `known` holds
+    that module, else `a`."""
+    targets: set[str] = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            targets |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found.add(node.module or "")
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            assert node.level == 0, "a relative import"
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            targets |= members.intersection(known) or {node.module or ""}
+    return targets
 
 
-@pytest.mark.parametrize("path", sources(), ids=module_name)
-def test_imports_go_down(path: Path) -> None:
-    name = module_name(path)
-    own = floor(name)
-    if name == "hetpure":  # imports what it offers only when asked for it
-        own = floor("hetpure.presets")
-    assert own is not None, f"{name} stands on no floor"
-    for target in imports(path):
-        level = floor(target)
-        assert level is None or level <= own, f"{name} imports {target} from a floor above"
+def calls(tree: ast.Module) -> list[ast.Call]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
-@pytest.mark.parametrize("path", sources(), ids=module_name)
-def test_no_lightning_below_the_glue(path: Path) -> None:
-    """But for `python -m hetpure`, which is an entry point as train.py is."""
-    if module_name(path).startswith("hetpure") and path != ROOT / "hetpure" / "__main__.py":
-        forbidden = ("lightning", "pytorch_lightning", "lightning_modules", "datamodules")
-        assert not {name for name in imports(path) if name.split(".")[0] in forbidden}
+def draws(tree: ast.Module) -> list[str]:
+    """Calls of torch's generators."""
+    names = [ast.unparse(call.func) for call in calls(tree)]
+    return [name for name in names if name.removeprefix("torch.") in RANDOM]
 
 
-@pytest.mark.parametrize("path", sources(), ids=module_name)
-def test_nothing_pulls_in_torchvision(path: Path) -> None:
-    forbidden = {"torchvision", "timm", "robustbench", "torchattacks", "lpips"}
-    assert not {name.split(".")[0] for name in imports(path)} & forbidden
-
-
-@pytest.mark.parametrize("path", sources(), ids=module_name)
-def test_randomness_is_an_argument(path: Path) -> None:
-    """Noise comes from addresses only; a generator's state would break replay and resume."""
-    if module_name(path) != "hetpure.noise":
-        assert not re.search(r"torch\.(randn|rand|randint|normal)(_like)?\(", path.read_text())
-
-
-def unpickling(path: Path) -> list[str]:
+def unpickling(tree: ast.Module) -> list[str]:
     """Calls that would run a pickle: `torch.load` without `weights_only=True`, `numpy.load` without
-    `allow_pickle=False`, and the pickle module's own readers."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            name = f"{node.value.id}.{node.attr}"
-            if name in ("pickle.load", "pickle.loads", "pickle.Unpickler"):
-                found.append(name)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            name = ast.unparse(node.func)
-            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
-            if name == "torch.load" and given.get("weights_only") != "True":
-                found.append(name)
-            if name in ("np.load", "numpy.load") and given.get("allow_pickle") != "False":
-                found.append(name)
-    return found
+    `allow_pickle=False`, and the pickle module's readers, which a class may inherit from too."""
+    names = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    readers = [n for n in names if n in ("pickle.load", "pickle.loads", "pickle.Unpickler")]
+    for call in calls(tree):
+        name = ast.unparse(call.func)
+        given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        if name == "torch.load" and given.get("weights_only") != "True":
+            readers.append(name)
+        if name in ("np.load", "numpy.load") and given.get("allow_pickle") != "False":
+            readers.append(name)
+    return readers
 
 
-@pytest.mark.parametrize("path", sources(), ids=module_name)
-def test_nothing_is_unpickled(path: Path) -> None:
-    """But by the reader that looks every name up in a list of our own."""
-    allowed = ["pickle.Unpickler"] if module_name(path) == "hetpure.pickles" else []
-    assert unpickling(path) == allowed
+PROGRAM = program()
 
 
-@pytest.mark.parametrize("path", sources(), ids=module_name)
-def test_files_stay_readable(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
+def test_imports_go_down_and_never_in_a_circle() -> None:
+    graph = {name: imports(tree, PROGRAM) for name, tree in PROGRAM.items()}
+    for name, targets in graph.items():
+        level = floor(name)
+        assert level is not None, f"{name} stands on no floor"
+        above = [target for target in targets if (floor(target) or 0) > level]
+        assert not above, f"{name} imports {above} from a floor above"
+    # Imports that are for types only count too: what needs them belongs in one file, or apart.
+    TopologicalSorter(
+        {name: targets & graph.keys() - {name} for name, targets in graph.items()}
+    ).prepare()
 
 
-def test_the_check_sees_a_violation(tmp_path: Path) -> None:
-    """The reader of imports finds nested and aliased imports, so the tests above can fail."""
-    lines = ["from hetpure.defense import Defense as D", "import lightning.pytorch as p"]
-    (tmp_path / "x.py").write_text("def f():\n" + "".join(f"    {line}\n" for line in lines))
-    loads = "torch.load(f(x), mmap=True)\nnp.load(x)\ntorch.load(f(x), weights_only=True)"
-    (tmp_path / "y.py").write_text(loads)
-    assert unpickling(tmp_path / "y.py") == ["torch.load", "np.load"]
-    found = imports(tmp_path / "x.py")
-    assert {"hetpure.defense", "lightning.pytorch"} <= found
-    below, above = floor("hetpure.noise"), floor("hetpure.defense")
-    assert below is not None
-    assert above is not None
-    assert below < above
+def test_only_the_glue_imports_lightning_and_nothing_a_library_of_models() -> None:
+    for name, tree in PROGRAM.items():
+        libraries = {target.partition(".")[0] for target in imports(tree)}
+        assert not libraries & FOREIGN, name
+        if name.startswith("hetpure") and name not in ENTRY:
+            assert not libraries & GLUE, name
+
+
+def test_randomness_is_an_argument() -> None:
+    """Noise comes from addresses only; a generator's state would break replay and resume."""
+    assert [name for name, tree in PROGRAM.items() if draws(tree)] == []
+
+
+def test_nothing_is_unpickled() -> None:
+    """But by the reader that looks every name up in a list of its own."""
+    readers = {name: unpickling(tree) for name, tree in PROGRAM.items() if unpickling(tree)}
+    assert readers == {"hetpure.pickles": ["pickle.Unpickler"]}
+
+
+def test_the_checks_see_a_violation() -> None:
+    """Nested and aliased imports, a circle, a generator and every kind of pickle."""
+    tree = ast.parse(
+        "def f():\n  from hetpure.defense import Defense as D\n  import lightning as p"
+    )
+    assert imports(tree) == {"hetpure.defense", "lightning"}
+    assert imports(ast.parse("from a import b"), {"a.b"}) == {"a.b"}
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+    assert draws(ast.parse("torch.randn(3) + torch.rand_like(x) + noise.normal(x)")) == [
+        "torch.randn",
+        "torch.rand_like",
+    ]
+    loads = (
+        "torch.load(f(x), mmap=True)\nnp.load(x)\ntorch.load(x, weights_only=True)\npickle.load(x)"
+    )
+    assert sorted(unpickling(ast.parse(loads))) == ["np.load", "pickle.load", "torch.load"]
+    noise, defense = floor("hetpure.noise"), floor("hetpure.defense")
+    assert noise is not None and defense is not None and noise < defense
+    assert floor("hetpure.unknown") is None
