@@ -1,11 +1,12 @@
-"""Attacks: functions of a defence, images, labels and noise addresses."""
+"""Attacks: functions of a target, which binds a defence, images, labels and noise addresses."""
 
 from hetpure.attacks.apgd import APGD
-from hetpure.attacks.attack import Addresses, Attack, Monitor, Threat
+from hetpure.attacks.attack import Addresses, Attack, Cost, Monitor, Target, Threat
 from hetpure.attacks.auto_eot import AutoEOT
 from hetpure.attacks.autoattack import AutoAttack
 from hetpure.attacks.bpda import BPDA
 from hetpure.attacks.diffattack import DiffAttack
+from hetpure.attacks.gradient import unfolded
 from hetpure.attacks.low_frequency import LowFrequency
 from hetpure.attacks.pgd import PGD
 from hetpure.attacks.replay import Replay
@@ -20,11 +21,14 @@ __all__ = [
     "Attack",
     "AutoAttack",
     "AutoEOT",
+    "Cost",
     "DiffAttack",
     "LowFrequency",
     "Monitor",
     "Replay",
     "Square",
     "StAdv",
+    "Target",
     "Threat",
+    "unfolded",
 ]

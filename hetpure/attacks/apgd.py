@@ -1,19 +1,16 @@
 """Auto-PGD (Croce & Hein 2020, Algorithm 1) with expectation over transformation."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from hetpure.attacks.attack import Addresses, Monitor, unknown_groups
-from hetpure.attacks.gradient import Best, GradientAttack
+from hetpure.attacks.attack import Cost
+from hetpure.attacks.gradient import BallAttack, Best, Run
 from hetpure.defense import Defense
-from hetpure.expectation import Answer
 from hetpure.geometry import direction, project, uniform_in_ball
-from hetpure.noise import Group, attack_draw
+from hetpure.noise import Group
 
 FULL_STEPS = 100
 ALPHA = 0.75  # share of the new step; the rest is momentum
@@ -22,7 +19,7 @@ SHORT = {"cross_entropy": "ce", "dlr": "dlr", "margin": "margin"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGD(GradientAttack):
+class APGD(BallAttack):
     """Ascends the expected loss with momentum, in steps that begin at twice the radius and are
     halved, image by image, where they no longer help. Its candidates are the best iterate of each
     run.
@@ -47,57 +44,21 @@ class APGD(GradientAttack):
         return f"{self.title}, APGD-{loss} {self.steps} steps, {self.budget()}"
 
     def weaker_than_full(self) -> list[str]:
-        found = super().weaker_than_full()
+        weaknesses = super().weaker_than_full()
         if self.steps < FULL_STEPS:
-            found.append(f"{self.name}: {self.steps} iterations (AutoAttack: {FULL_STEPS})")
-        return found
+            weaknesses.append(f"{self.name}: {self.steps} iterations (AutoAttack: {FULL_STEPS})")
+        return weaknesses
 
-    def candidates(self, defense: Defense) -> int:
-        return self.runs(defense) * len(self.variants(defense))
+    def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
+        return self._cost(defense, known, gradients=self.steps + 1, candidates=1)
 
-    def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        iterates = self.runs(defense) * (self.steps + 1) * len(self.variants(defense))
-        return iterates * self.draws(defense, known)
-
-    def attack_one(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        monitor: Monitor,
-    ) -> Tensor:
-        clean_mask = defense.mask(images, addresses.samples)
-        certain = not unknown_groups(defense, addresses.known)
-        found = []
-        for run, losses in self.each_run(defense, images, labels, addresses, monitor):
-            ask = partial(
-                self.ask,
-                defense,
-                labels=labels,
-                clean_mask=clean_mask,
-                losses=losses,
-                addresses=addresses,
-                run=run,
-                monitor=monitor,
-            )
-            noise = addresses.noise.redraw(attack_draw(addresses.member, run, 0, 0))
-            rows = noise.on(addresses.samples)
-            start = uniform_in_ball(rows, images, self.epsilon, self.norm)
-            found.append(self._ascend(ask, start, images, labels, certain))
-        return torch.stack(found)
-
-    def _ascend(
-        self,
-        ask: Callable[..., Answer],
-        x: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        certain: bool,
-    ) -> Tensor:
-        """Algorithm 1 in the paper's letters, from the start x (B, C, H, W); the best adversarial
-        images. `top` is x_max: it goes by the loss alone, also where answers are certain."""
-        best, top = Best(images, certain=certain), Best(images, certain=False)
+    def ascend(self, run: Run) -> list[Tensor]:
+        """Algorithm 1 in the paper's letters; the best adversarial images. `top` is x_max: it goes
+        by the loss alone, also where answers are certain."""
+        images, labels = run.target.images, run.target.labels
+        noise = run.target.addresses.own_noise(run.number)
+        x = uniform_in_ball(noise, images, self.epsilon, self.norm)
+        best, top = Best(images, certain=run.target.certain), Best(images, certain=False)
         w = checkpoints(self.steps)
         since = {after: before for before, after in pairwise(w)}
         eta = images.new_full((len(images), 1, 1, 1), 2 * self.epsilon)
@@ -106,11 +67,11 @@ class APGD(GradientAttack):
         f_max: list[Tensor] = []
         previous, top_gradient = x, torch.zeros_like(x)
         for k in range(self.steps + 1):
-            answer = ask(x, iteration=k)
+            answer = self.ask(run, x, k)
             gradient = answer.gradient
             best.consider(x, answer, labels)
             better = top.consider(x, answer, labels)
-            top_gradient = torch.where(_rows(better), gradient, top_gradient)
+            top_gradient = torch.where(_images(better), gradient, top_gradient)
             f.append(answer.loss)
             f_max.append(answer.loss if k == 0 else torch.maximum(f_max[-1], answer.loss))
             if k == self.steps:
@@ -118,14 +79,14 @@ class APGD(GradientAttack):
             if k in since:
                 j = since[k]
                 halved = condition_1(torch.stack(f[j:])) | condition_2(halved, f_max[j], f_max[k])
-                eta = torch.where(_rows(halved), eta / 2, eta)
-                x = torch.where(_rows(halved), top.images, x)
-                gradient = torch.where(_rows(halved), top_gradient, gradient)
+                eta = torch.where(_images(halved), eta / 2, eta)
+                x = torch.where(_images(halved), top.images, x)
+                gradient = torch.where(_images(halved), top_gradient, gradient)
             alpha = ALPHA if k else 1.0
             z = self._project(x + eta * self._direction(gradient), images)
             moved = self._project(x + alpha * (z - x) + (1 - alpha) * (x - previous), images)
             previous, x = x, moved
-        return best.images
+        return [best.images]
 
     def _project(self, moved: Tensor, images: Tensor) -> Tensor:
         return project(moved, images, self.epsilon, self.norm)
@@ -159,6 +120,6 @@ def condition_2(halved: Tensor, f_max_then: Tensor, f_max: Tensor) -> Tensor:
     return ~halved & (f_max_then == f_max)
 
 
-def _rows(of_images: Tensor) -> Tensor:
+def _images(values: Tensor) -> Tensor:
     """(B,) to (B, 1, 1, 1)."""
-    return of_images[:, None, None, None]
+    return values[:, None, None, None]

@@ -8,16 +8,17 @@ from torch import Tensor
 
 from hetpure.attacks.apgd import APGD
 from hetpure.attacks.attack import (
-    SILENT,
-    Addresses,
     Attack,
-    Monitor,
+    Cost,
+    Target,
     Threat,
+    check_radius,
     unknown_groups,
 )
+from hetpure.attacks.gradient import unfolded
 from hetpure.attacks.square import Square
 from hetpure.defense import Defense
-from hetpure.errors import InputError
+from hetpure.errors import FieldError, check_at_least, check_choice
 from hetpure.expectation import Query, answers
 from hetpure.geometry import Norm
 from hetpure.noise import Group, Noise
@@ -64,16 +65,20 @@ class AutoEOT(Attack):
     members: tuple[Attack, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.check_draws < 1:
-            raise InputError(f"--model.attack.check_draws must be >= 1, got {self.check_draws}")
-        for number, member in enumerate(self.attacks):
+        check_choice(self, "norm", Norm)
+        check_radius(self, self.epsilon, self.norm)
+        check_at_least(self, 1, "steps", "eot_samples", "square_steps", "check_draws")
+        check_at_least(self, 0, "targets")
+        for member in self.attacks:
             if isinstance(member, AutoEOT):
-                raise InputError(f"--model.attack.members[{number}] is an ensemble itself")
+                raise FieldError(self, "members", f"must hold no ensemble, got {member.name}")
             if member.threat != self.threat:
-                raise InputError(
-                    f"--model.attack.members[{number}] ({member.name}) attacks"
-                    f" {member.threat or 'outside any ball'}, the ensemble {self.threat}: give all"
-                    " the same epsilon and norm"
+                ball = member.threat or "outside any ball"
+                raise FieldError(
+                    self,
+                    "members",
+                    f"must have the ensemble's epsilon and norm, {self.threat}: {member.name}"
+                    f" attacks {ball}",
                 )
 
     @property
@@ -111,79 +116,74 @@ class AutoEOT(Attack):
 
     def weaker_than_full(self) -> list[str]:
         names = {member.name for member in self.attacks}
-        found = [said for member in self.attacks for said in member.weaker_than_full()]
+        weaknesses = [words for member in self.attacks for words in member.weaker_than_full()]
         missing = [m.name for m in self._default_members() if m.name not in names]
         if missing:
-            found.append(f"{self.name}: without {', '.join(missing)}")
+            weaknesses.append(f"{self.name}: without {', '.join(missing)}")
         if self.check_draws < FULL_CHECK_DRAWS:
-            found.append(f"{self.name}: {self.check_draws} check draws (full: {FULL_CHECK_DRAWS})")
-        return list(dict.fromkeys(found))
+            draws = f"{self.check_draws} check draws (full: {FULL_CHECK_DRAWS})"
+            weaknesses.append(f"{self.name}: {draws}")
+        return list(dict.fromkeys(weaknesses))
 
     def notes(self, classes: int) -> list[str]:
         return list(dict.fromkeys(n for member in self.attacks for n in member.notes(classes)))
 
-    def candidates(self, defense: Defense) -> int:
-        return sum(member.candidates(defense) for member in self.attacks)
+    def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
+        """At most: images that are finished are not attacked. The last member's candidates are not
+        rated, since nothing follows."""
+        members = [_cost(member, defense, known) for member in self.attacks]
+        candidates = [member.candidates for member in members]
+        checks = self.check_draws if unknown_groups(defense, known) else 1
+        return Cost(
+            gradients=sum(member.gradients for member in members),
+            queries=sum(member.queries for member in members) + (1 + sum(candidates[:-1])) * checks,
+            candidates=sum(candidates),
+            draws=max(member.draws for member in members),
+        )
 
-    def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        """An upper bound: images that are finished are not attacked."""
-        return sum(member.purifications(defense, known) for member in self.attacks)
-
-    def queries(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        """An upper bound; the last member's candidates are not rated, since nothing follows."""
-        rated = 1 + sum(member.candidates(defense) for member in self.attacks[:-1])
-        asked = sum(member.queries(defense, known) for member in self.attacks)
-        return asked + rated * self._checks(defense, known)
-
-    def draws(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        return max(member.draws(defense, known) for member in self.attacks)
-
-    def _checks(self, defense: Defense, known: tuple[Group, ...]) -> int:
-        return self.check_draws if unknown_groups(defense, known) else 1
-
-    def __call__(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        *,
-        monitor: Monitor = SILENT,
-    ) -> Tensor:
-        draws = self._checks(defense, addresses.known)
+    def __call__(self, target: Target) -> Tensor:
+        defense, addresses = target.defense, target.addresses
+        draws = 1 if target.certain else self.check_draws
         noises = replace(addresses, member=CHECK).draws(0, 0, draws)
-        best = images
-        wrong = wrong_draws(defense, images, labels, addresses.samples, noises, monitor)
-        members = self.attacks
+        best = target.images
+        wrong = wrong_draws(target, noises)
         candidates = []
-        for number, member in enumerate(members):
-            places = best.repeat(member.candidates(defense), 1, 1, 1, 1)
+        for number, member in enumerate(self.attacks):
+            count = _cost(member, defense, addresses.known).candidates
+            places = best.repeat(count, 1, 1, 1, 1)
             (left,) = (wrong < draws).nonzero(as_tuple=True)
             if len(left):
-                own = replace(addresses.take(left), member=addresses.member + number)
-                found = member(defense, images[left], labels[left], own, monitor=monitor).detach()
-                places[: len(found), left] = found  # fewer where classes are too few for targets
-                if number + 1 < len(members):
-                    for candidate in found:
-                        rated = wrong_draws(
-                            defense, candidate, labels[left], own.samples, noises, monitor
-                        )
+                part = target.take(left)
+                part = replace(
+                    part, addresses=replace(part.addresses, member=addresses.member + number)
+                )
+                variants = unfolded(member, defense).values()
+                adversarial = torch.cat([variant(part).detach() for variant in variants])
+                places[: len(adversarial), left] = adversarial
+                if number + 1 < len(self.attacks):
+                    for images in adversarial:
+                        rated = wrong_draws(replace(part, images=images), noises)
                         better = rated > wrong[left]
                         wrong[left[better]] = rated[better]
-                        best = best.index_copy(0, left[better], candidate[better])
+                        best = best.index_copy(0, left[better], images[better])
             candidates.append(places)
         return torch.cat(candidates)
 
 
-def wrong_draws(
-    defense: Defense,
-    images: Tensor,
-    labels: Tensor,
-    samples: Tensor,
-    noises: list[Noise],
-    monitor: Monitor,
-) -> Tensor:
-    """On how many of the noises the defence is wrong about each image, (B,)."""
-    query = Query(images, samples, defense.mask(images, samples), noises)
-    logits = answers(defense, query, monitor.answered)
-    return (logits.argmax(-1) != labels).sum(0)
+def _cost(member: Attack, defense: Defense, known: tuple[Group, ...]) -> Cost:
+    """That of all the attacks that a member stands for."""
+    costs = [variant.cost(defense, known) for variant in unfolded(member, defense).values()]
+    return replace(
+        costs[0],
+        gradients=sum(cost.gradients for cost in costs),
+        queries=sum(cost.queries for cost in costs),
+        candidates=sum(cost.candidates for cost in costs),
+    )
+
+
+def wrong_draws(target: Target, noises: list[Noise]) -> Tensor:
+    """On how many of the noises the defence is wrong about each of the target's images, (B,)."""
+    mask = target.defense.mask(target.images, target.samples)
+    query = Query(target.images, target.samples, mask, noises)
+    logits = answers(target.defense, query, target.monitor.answered)
+    return (logits.argmax(-1) != target.labels).sum(0)

@@ -1,5 +1,5 @@
 """The official AutoAttack (Croce & Hein 2020, arXiv 2003.01690), as the package pyautoattack runs
-it, on a defence whose noise is by sample id."""
+it."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,17 +9,15 @@ from pyautoattack import AutoAttack as Official
 from torch import Tensor
 
 from hetpure.attacks.attack import (
-    SILENT,
-    Addresses,
     Attack,
-    Monitor,
+    Cost,
+    Target,
     Threat,
     check_radius,
-    unknown_groups,
 )
-from hetpure.attacks.row_model import Listener, RowModel, in_one_line, undisturbed
+from hetpure.attacks.library_model import LibraryModel, Listener, in_one_line, undisturbed
 from hetpure.defense import Defense
-from hetpure.errors import InputError, check_choice
+from hetpure.errors import FieldError, InputError, check_at_least, check_choice
 from hetpure.geometry import Norm, project
 from hetpure.noise import Group
 from hetpure.numbers import Number
@@ -31,6 +29,7 @@ PARTS: dict[Version, tuple[Part, ...]] = {
     "rand": ("apgd-ce", "apgd-dlr"),
 }
 LEAST_CLASSES: dict[Part, int] = {"apgd-dlr": 3, "apgd-t": 4}  # what its loss needs
+CHECKS: dict[Version, int] = {"standard": 8, "rand": 3}  # queries before the first attack
 FULL = {"steps": 100, "eot_samples": 20, "targets": 9, "square_queries": 5000}
 
 
@@ -38,12 +37,13 @@ FULL = {"steps": 100, "eot_samples": 20, "targets": 9, "square_queries": 5000}
 class AutoAttack(Attack):
     """AutoAttack in the version `standard` (deterministic defences) or `rand` (stochastic ones).
 
-    Every call of the defence is on noise of its own, but for what the attacker knows, and with the
-    mask of the very rows that it is asked about. One candidate an image: what AutoAttack found, or
-    the image itself where it gave up. It stops attacking an image after a single wrong answer, the
-    clean one included, so against a stochastic defence its `rand` overlooks images that are right
-    nearly always (see AutoEOT), and its candidates are counted by the protocol, not by its own
-    account. Its random starts are those of a block and a batch, not of a sample id.
+    Every call of the defence is on fresh noise, and with the mask of the very images that it is
+    asked about. There is one candidate an image: what AutoAttack found, or the image itself where
+    it gave up. AutoAttack stops attacking an image after a single wrong answer, the clean one
+    included. So against a stochastic defence `rand` overlooks images that are right nearly always
+    (see AutoEOT), and its candidates are counted by the protocol, not by its own account. Noise and
+    random starts are those of a block and a place in it, not of a sample id: see `LibraryModel` for
+    what is refused therefore.
 
     Args:
         epsilon: radius in pixel units [0, 1]; 8/255 may be written.
@@ -54,7 +54,6 @@ class AutoAttack(Attack):
         targets: target classes of the targeted attacks; officially 9, or as many as there are.
         square_queries: officially 5000.
         attacks: only these of the version's attacks.
-        verbose: print what AutoAttack prints.
     """
 
     epsilon: Number = Number("8/255")  # noqa: RUF009 (immutable)
@@ -65,20 +64,17 @@ class AutoAttack(Attack):
     targets: int = FULL["targets"]
     square_queries: int = FULL["square_queries"]
     attacks: tuple[Part, ...] | None = None
-    verbose: bool = False
 
     def __post_init__(self) -> None:
-        check_radius(self.epsilon, self.norm)
-        check_choice("--model.attack.norm", self.norm, Norm)
-        check_choice("--model.attack.version", self.version, Version)
-        for name in FULL:
-            if getattr(self, name) < 1:
-                raise InputError(f"--model.attack.{name} must be >= 1, got {getattr(self, name)}")
+        check_choice(self, "norm", Norm)
+        check_choice(self, "version", Version)
+        check_radius(self, self.epsilon, self.norm)
+        check_at_least(self, 1, *FULL)
         unknown = set(self.attacks or ()) - set(PARTS[self.version])
         if unknown or self.attacks == ():
-            raise InputError(
-                f"--model.attack.attacks is {self.attacks}: version {self.version} has"
-                f" {', '.join(PARTS[self.version])}"
+            parts = ", ".join(PARTS[self.version])
+            raise FieldError(
+                self, "attacks", f"is {self.attacks}: version {self.version} has {parts}"
             )
 
     @property
@@ -100,12 +96,12 @@ class AutoAttack(Attack):
 
     def parts(self, classes: int) -> tuple[Part, ...]:
         """The attacks that can be run against so many classes, in order."""
-        found = tuple(part for part in self._asked if classes >= LEAST_CLASSES.get(part, 2))
-        if not found:
+        parts = tuple(part for part in self._asked if classes >= LEAST_CLASSES.get(part, 2))
+        if not parts:
             raise InputError(
                 f"none of AutoAttack's {', '.join(self._asked)} can attack {classes} classes"
             )
-        return found
+        return parts
 
     def weaker_than_full(self) -> list[str]:
         asked = {*self._asked}
@@ -115,15 +111,15 @@ class AutoAttack(Attack):
             "targets": bool(asked & {"apgd-t", "fab-t"}),
             "square_queries": "square" in asked,
         }
-        found = [
+        weaknesses = [
             f"{self.name}: {getattr(self, name)} {name.replace('_', ' ')} (official: {full})"
             for name, full in FULL.items()
             if matters[name] and getattr(self, name) < full
         ]
         left_out = [part for part in PARTS[self.version] if part not in self._asked]
         if left_out:
-            found.append(f"{self.name}: without {', '.join(left_out)}")
-        return found
+            weaknesses.append(f"{self.name}: without {', '.join(left_out)}")
+        return weaknesses
 
     def notes(self, classes: int) -> list[str]:
         left_out = set(self._asked) - set(self.parts(classes))
@@ -133,101 +129,75 @@ class AutoAttack(Attack):
             if part in left_out
         ]
 
-    def candidates(self, defense: Defense) -> int:
-        return 1
-
-    def draws(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        return 1  # its draws are asked one after another
-
-    def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        """An upper bound, reached by an image that is never broken."""
-        steps, eot = self.steps, self._eot(defense, known)
-        targets = self._targets(defense.classifier.num_classes)
-        costs: dict[Part, int] = {
-            "apgd-ce": (steps + 1) * eot,
-            "apgd-dlr": (steps + 1) * eot,
-            "apgd-t": targets * (steps + 1) * eot,
-            "fab-t": targets * steps,
-            "square": 0,
+    def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
+        """At most: of an image that is never broken, in the batch that the library's checks see."""
+        classes = defense.classifier.num_classes
+        steps, eot, targets = self.steps, self._eot(defense), self._targets(classes)
+        apgd = (steps + 1) * eot
+        costs: dict[Part, tuple[int, int]] = {  # gradients, and queries without one
+            "apgd-ce": (apgd, 2),
+            "apgd-dlr": (apgd, 2),
+            "apgd-t": (targets * apgd, 2 + targets),
+            "fab-t": (targets * steps, 2 + targets * (steps + 3)),
+            "square": (0, self.square_queries + 4),
         }
-        return sum(costs[part] for part in self.parts(defense.classifier.num_classes))
+        gradients, queries = zip(*(costs[part] for part in self.parts(classes)), strict=True)
+        return Cost(gradients=sum(gradients), queries=CHECKS[self.version] + sum(queries))
 
-    def queries(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        """An upper bound, reached by an image that is never broken and is in the first batch, which
-        the library's checks look at."""
-        targets = self._targets(defense.classifier.num_classes)
-        costs: dict[Part, int] = {
-            "apgd-ce": 2,
-            "apgd-dlr": 2,
-            "apgd-t": 2 + targets,
-            "fab-t": 2 + targets * (self.steps + 3),
-            "square": self.square_queries + 4,
-        }
-        checks = 3 if self.version == "rand" else 8
-        return checks + sum(costs[part] for part in self.parts(defense.classifier.num_classes))
-
-    def _eot(self, defense: Defense, known: tuple[Group, ...]) -> int:
-        drawn = self.version == "rand" and unknown_groups(defense, known)
-        return self.eot_samples if drawn else 1
+    def _eot(self, defense: Defense) -> int:
+        return self.eot_samples if self.version == "rand" and defense.stochastic else 1
 
     def _targets(self, classes: int) -> int:
         return min(self.targets, classes - 1)
 
-    def __call__(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        *,
-        monitor: Monitor = SILENT,
-    ) -> Tensor:
-        if self.version == "standard" and unknown_groups(defense, addresses.known):
-            raise InputError(
-                "AutoAttack's version standard is for deterministic defences, and this one draws"
-                " noise: take --model.attack.version=rand, or AutoEOT, which counts over draws"
+    def __call__(self, target: Target) -> Tensor:
+        defense, images = target.defense, target.images
+        model = LibraryModel(target)
+        if self.version == "standard" and defense.stochastic:
+            raise FieldError(
+                self,
+                "version",
+                "is standard, which is for deterministic defences, and this one draws noise: make"
+                " it rand, or take AutoEOT, which counts over draws",
             )
-        model = RowModel(defense, images, addresses, self.threat, monitor)
         plain = images.detach().float().contiguous()  # APGD and FAB attack in float32 whatever
-        with undisturbed(self.verbose), in_one_line(model):
-            official = self._official(model, plain.device, addresses)
-            found, _ = official.run_standard_evaluation(
-                plain, labels, batch_size=defense.execution.micro_batch or len(images)
+        with undisturbed(), in_one_line(model):
+            library = self._library(model, plain.device, target.addresses.noise.seed)
+            adversarial, _ = library.run_standard_evaluation(
+                plain, target.labels, batch_size=defense.execution.micro_batch or len(images)
             )
-        moved = (found != plain).flatten(1).any(1)
-        inside = _inside(found.to(images), images, self.threat)
-        found = torch.where(
-            inside, found.to(images), project(found.to(images), images, self.epsilon, self.norm)
-        )
-        return torch.where(moved[:, None, None, None], found, images)[None]
+        moved = (adversarial != plain).flatten(1).any(1)[:, None, None, None]
+        adversarial = adversarial.to(images)
+        projected = project(adversarial, images, self.epsilon, self.norm)
+        inside = _inside(adversarial, images, self.threat)
+        return torch.where(moved, torch.where(inside, adversarial, projected), images)[None]
 
-    def _official(self, model: RowModel, device: torch.device, addresses: Addresses) -> Any:
+    def _library(self, model: LibraryModel, device: torch.device, seed: int) -> Any:
         """The library's object with this budget."""
-        official: Any = Official(
+        library: Any = Official(
             model,
             device=device,
             eps=float(self.epsilon),
             norm="Linf" if self.norm == "linf" else "L2",
-            seed=addresses.noise.seed,
+            seed=seed,
             version=self.version,
         )
-        classes = model.defense.classifier.num_classes
-        official.attacks_to_run = list(self.parts(classes))
-        for apgd in (official.apgd, official.apgd_targeted):
-            apgd.eot_iter = self._eot(model.defense, addresses.known)
+        defense = model.target.defense
+        classes = defense.classifier.num_classes
+        library.attacks_to_run = list(self.parts(classes))
+        for apgd in (library.apgd, library.apgd_targeted):
+            apgd.eot_iter = self._eot(defense)
             apgd.n_iter = self.steps
             # Its checkpoints (Croce & Hein 2020, section 3.1), else those of 100 iterations.
             apgd.n_iter_2 = max(int(0.22 * self.steps), 1)
             apgd.n_iter_min = max(int(0.06 * self.steps), 1)
             apgd.size_decr = max(int(0.03 * self.steps), 1)
-        official.apgd_targeted.n_target_classes = self._targets(classes)
-        official.fab.n_target_classes = self._targets(classes)
-        official.fab.n_iter = self.steps
-        official.fab.perturb = model.one_by_one(official.fab.perturb)
-        official.square.n_queries = self.square_queries
-        logger = Listener(self.verbose)
-        official.logger = official.apgd.logger = official.apgd_targeted.logger = logger
-        return official
+        library.apgd_targeted.n_target_classes = self._targets(classes)
+        library.fab.n_target_classes = self._targets(classes)
+        library.fab.n_iter = self.steps
+        library.square.n_queries = self.square_queries
+        library.logger = library.apgd.logger = library.apgd_targeted.logger = Listener()
+        return library
 
 
 def _inside(moved: Tensor, images: Tensor, threat: Threat) -> Tensor:

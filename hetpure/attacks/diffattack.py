@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hetpure.attacks.attack import Addresses, Monitor
+from hetpure.attacks.gradient import Run
 from hetpure.attacks.pgd import PGD
 from hetpure.defense import Defense, resized
 from hetpure.denoiser import to_model
-from hetpure.errors import InputError, check_choice
+from hetpure.errors import FieldError, InputError, check_choice
 from hetpure.expectation import Answer, Criterion, expected_loss
 from hetpure.gradients import EXACT, Execution, Policy
 from hetpure.noise import BatchNoise
@@ -40,8 +40,14 @@ class Deviated(Defense):
     """
 
     def __init__(self, defense: Defense, alpha: Mapping[Step, float]) -> None:
-        given = defense.purifier, defense.denoiser, defense.attention_mask, defense.execution
-        super().__init__(defense.classifier, *given, defense.purified_size)
+        super().__init__(
+            defense.classifier,
+            defense.purifier,
+            defense.denoiser,
+            defense.attention_mask,
+            defense.execution,
+            defense.purified_size,
+        )
         self._chosen = defense._chosen
         self.alpha = alpha
 
@@ -118,19 +124,21 @@ class DiffAttack(PGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("--model.attack.levels", self.levels, Levels)
+        check_choice(self, "levels", Levels)
         if not isfinite(self.deviation_weight) or self.deviation_weight < 0:
-            value = self.deviation_weight
-            raise InputError(f"--model.attack.deviation_weight must be >= 0, got {value}")
+            raise FieldError(self, "deviation_weight", f"must be >= 0, got {self.deviation_weight}")
         if self.average == "probabilities":
-            raise InputError(
-                "DiffAttack's deviation is no logit: --model.attack.average must be gradients or"
-                " logits, got probabilities"
+            raise FieldError(
+                self,
+                "average",
+                "must be gradients or logits, got probabilities: the deviation is no logit",
             )
         if self.approximation == "bpda":
-            raise InputError(
-                "DiffAttack differentiates every step: --model.attack.approximation must be none"
-                " (or classifier_only, a transfer attack), got bpda"
+            raise FieldError(
+                self,
+                "approximation",
+                "must be none (or classifier_only, a transfer attack), got bpda: DiffAttack"
+                " differentiates every step",
             )
 
     @property
@@ -141,33 +149,21 @@ class DiffAttack(PGD):
         levels = "" if self.levels == "all" else f" at {self.levels} noise levels"
         return f"{super().describe()}, deviation weight {self.deviation_weight}{levels}"
 
-    def ask(
-        self,
-        defense: Defense,
-        adversarial: Tensor,
-        labels: Tensor,
-        clean_mask: Tensor | None,
-        losses: Criterion,
-        addresses: Addresses,
-        run: int,
-        iteration: int,
-        monitor: Monitor,
-    ) -> Answer:
-        asked, objective = defense, losses
+    def ask(self, run: Run, adversarial: Tensor, iteration: int) -> Answer:
+        defense, losses = run.target.defense, run.criterion
         if defense.purifier is not None and self.approximation != "classifier_only":
-            asked = Deviated(defense, step_weights(defense.plan, self.levels))
-            objective = self._both(losses)
-        answer = super().ask(
-            asked, adversarial, labels, clean_mask, objective, addresses, run, iteration, monitor
-        )
+            deviated = Deviated(defense, step_weights(defense.plan, self.levels))
+            target = replace(run.target, defense=deviated)
+            run = replace(run, target=target, criterion=self._both(losses))
+        answer = super().ask(run, adversarial, iteration)
         logits = answer.logits[..., : defense.classifier.num_classes]
         return replace(answer, logits=logits, loss=expected_loss(logits, losses, self.average))
 
     def _both(self, losses: Criterion) -> Criterion:
         """L_cls + lambda L_dev of answers that end in the deviation."""
 
-        def of_rows(answers: Tensor, index: Tensor) -> Tensor:
+        def objective(answers: Tensor, index: Tensor) -> Tensor:
             deviation = answers[..., -1].double()
             return losses(answers[..., :-1], index) + self.deviation_weight * deviation
 
-        return of_rows
+        return objective

@@ -1,26 +1,25 @@
-"""What attacks with gradients share: what they ask a defence, and what they keep of the answers."""
+"""What attacks with gradients share: what they ask a defence, how they climb, what they keep."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from hetpure.attacks.attack import (
     NAMES,
-    SILENT,
-    Addresses,
     Attack,
-    Monitor,
+    Cost,
+    Target,
     Threat,
     check_radius,
     unknown_groups,
 )
 from hetpure.attacks.losses import Loss, criterion, likely_targets, usable
 from hetpure.defense import Defense
-from hetpure.errors import InputError, check_choice
+from hetpure.errors import FieldError, InputError, check_at_least, check_choice
 from hetpure.expectation import Answer, Average, Criterion, Query, answers, expected_gradient
 from hetpure.geometry import Norm
 from hetpure.gradients import Execution
@@ -32,6 +31,24 @@ MASKS: tuple[MaskPolicy, ...] = ("frozen", "recomputed", "soft")
 Approximation = Literal["none", "bpda", "classifier_only"]
 FULL_EOT = 20
 TARGETS_ITERATION = 0xFFFF  # of the draws that choose target classes: no attack is that long
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One ascent of an attack, with noise draws that no other has.
+
+    Args:
+        target: what is attacked.
+        number: of the run, in the addresses of its noise.
+        criterion: what is maximised.
+        mask: of the clean images (B, 1, H, W), where the purifier looks at one.
+    """
+
+    target: Target
+    number: int
+    criterion: Criterion
+    mask: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +56,6 @@ class GradientAttack(Attack):
     """An attack that follows the gradient of the expected loss over fresh noise draws.
 
     Args:
-        epsilon: radius in pixel units [0, 1]; 8/255 may be written.
-        norm: of the ball.
         steps: iterations.
         eot_samples: noise draws of each gradient.
         loss: what is maximised: cross_entropy, dlr or margin.
@@ -49,16 +64,15 @@ class GradientAttack(Attack):
         antithetic: draw noise in pairs of opposite sign.
         mask: what the attack knows of a heterogeneous purifier's mask: `frozen` (the clean
             image's), `recomputed` (each iterate's, no gradient through it; the published choice),
-            `soft` (each iterate's, with a gradient straight through); `all` is one after another.
-        targets: attack towards so many of the most likely wrong classes in turn, each a run of its
-            own; 0 is untargeted.
+            `soft` (each iterate's, with a gradient straight through); `all` stands for three
+            attacks, see `unfolded`.
+        targets: attack towards so many of the most likely wrong classes in turn, each in a run of
+            its own; 0 is untargeted.
         restarts: independent runs, of each target.
         approximation: a gradient that is not the defence's: `bpda` takes the purifier's derivative
             for the identity, `classifier_only` attacks the classifier alone (a transfer attack).
     """
 
-    epsilon: Number = Number("8/255")  # noqa: RUF009 (immutable)
-    norm: Norm = "linf"
     steps: int = 20
     eot_samples: int = 10
     loss: Loss = "cross_entropy"
@@ -70,123 +84,168 @@ class GradientAttack(Attack):
     approximation: Approximation = "none"
 
     def __post_init__(self) -> None:
-        check_radius(self.epsilon, self.norm)
-        for name, allowed in (
-            ("norm", Norm),
+        for field, allowed in (
             ("loss", Loss),
             ("average", Average),
             ("mask", MaskPolicy),
             ("approximation", Approximation),
         ):
-            check_choice(f"--model.attack.{name}", getattr(self, name), allowed)
-        for name, least in (("steps", 1), ("eot_samples", 1), ("restarts", 1), ("targets", 0)):
-            if getattr(self, name) < least:
-                value = getattr(self, name)
-                raise InputError(f"--model.attack.{name} must be >= {least}, got {value}")
+            check_choice(self, field, allowed)
+        check_at_least(self, 1, "steps", "eot_samples", "restarts")
+        check_at_least(self, 0, "targets")
         if self.antithetic and self.eot_samples % 2:
-            raise InputError(
-                f"--model.attack.eot_samples must be even where draws are antithetic pairs, got"
-                f" {self.eot_samples}"
+            raise FieldError(
+                self,
+                "eot_samples",
+                f"must be even where draws are antithetic pairs, got {self.eot_samples}",
             )
 
-    @property
-    def threat(self) -> Threat | None:
-        return Threat(self.norm, self.epsilon)
-
     def budget(self) -> str:
-        """What the settings shared by all attacks with gradients are, where not the defaults."""
-        said = [f"EOT {self.eot_samples}" + (" antithetic" if self.antithetic else "")]
+        """The settings shared by all attacks with gradients, where they are not the defaults."""
+        words = [f"EOT {self.eot_samples}" + (" antithetic" if self.antithetic else "")]
         if self.average != "gradients":
-            said.append(f"mean {self.average}")
+            words.append(f"mean {self.average}")
         if self.targets:
-            said.append(f"{self.targets} targets")
+            words.append(f"{self.targets} targets")
         if self.restarts > 1:
-            said.append(f"{self.restarts} restarts")
+            words.append(f"{self.restarts} restarts")
         if self.approximation != "none":
-            said.append(f"gradient {self.approximation}")
+            words.append(f"gradient {self.approximation}")
         if self.mask != "all":
-            said.append(f"{self.mask} mask")
-        return ", ".join(said)
+            words.append(f"{self.mask} mask")
+        return ", ".join(words)
 
     def notes(self, classes: int) -> list[str]:
         if usable(self.loss, classes, self.targets > 0) == self.loss:
             return []
         return [f"{self.name}: DLR needs more than {classes} classes: the margin was used"]
 
-    def variants(self, defense: Defense) -> dict[str, Attack]:
+    def weaker_than_full(self) -> list[str]:
+        weaknesses = []
+        if self.eot_samples < FULL_EOT:
+            published = f"(HetPure's published attack: {FULL_EOT})"
+            weaknesses.append(f"{self.name}: {self.eot_samples} EOT draws {published}")
         if self.mask != "all":
-            return {"": self}
-        if not defense.masked or self.approximation != "none":
-            return {"": replace(self, mask="recomputed")}
-        return {f"{mask} mask": replace(self, mask=mask) for mask in MASKS}
+            weaknesses.append(f"{self.name}: {self.mask} masks only")
+        if self.approximation != "none":
+            gradient = f"the gradient is an approximation, {self.approximation}"
+            weaknesses.append(f"{self.name}: {gradient}")
+        return weaknesses
 
-    def runs(self, defense: Defense) -> int:
-        """Independent runs of one variant: no more targets than there are wrong classes."""
-        targets = min(self.targets, defense.classifier.num_classes - 1)
-        return self.restarts * max(targets, 1)
+    def stronger(self) -> dict[str, Attack]:
+        return {
+            "more steps": replace(self, steps=2 * self.steps),
+            "more EOT draws": replace(self, eot_samples=2 * self.eot_samples),
+        }
 
-    def draws(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
+    def transferred(self) -> Attack | None:
+        return replace(self, approximation="classifier_only")
+
+    def execution(self, defense: Defense) -> Execution | None:
+        if self.approximation == "none" or defense.purifier is None:
+            return None
+        return Execution(self.approximation, micro_batch=defense.execution.micro_batch)
+
+    def substitute(self, defense: Defense) -> str | None:
+        if self.execution(defense) is not None:
+            return self.approximation
+        return "soft mask" if self.mask == "soft" and defense.masked else None
+
+    def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
+        """That of `climb`: a gradient a step, the last iterate of each run and the best."""
+        return self._cost(defense, known, gradients=self.steps, candidates=2)
+
+    def _cost(
+        self, defense: Defense, known: tuple[Group, ...], *, gradients: int, candidates: int
+    ) -> Cost:
+        """Of an attack that takes so many gradients and gives so many candidates in each run."""
+        draws = self._draws(defense, known)
+        targets = min(self.targets, defense.classifier.num_classes - 1)  # all the wrong classes
+        runs = self.restarts * max(targets, 1)
+        return Cost(
+            gradients=runs * gradients * draws,
+            queries=draws if self.targets else 0,
+            candidates=runs * candidates,
+            draws=draws,
+        )
+
+    def _draws(self, defense: Defense, known: tuple[Group, ...]) -> int:
+        """Noise draws of each gradient: where nothing unknown is drawn one is all."""
         drawn = unknown_groups(defense, known) and self.approximation != "classifier_only"
         return self.eot_samples if drawn else 1
 
-    def queries(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        if not self.targets:
-            return 0
-        return len(self.variants(defense)) * self.draws(defense, known)
+    def __call__(self, target: Target) -> Tensor:
+        if len(unfolded(self, target.defense)) > 1:
+            raise InputError(
+                f"{self.name} with mask: all is three attacks on a defence with an attention mask:"
+                f" run those of hetpure.attacks.unfolded, or choose one of {', '.join(MASKS)}"
+            )
+        return torch.stack([images for run in self._runs(target) for images in self.ascend(run)])
 
-    def each_run(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        monitor: Monitor,
-    ) -> Iterator[tuple[int, Criterion]]:
-        """The number of each run and what it maximises."""
-        if not self.targets:
-            for restart in range(self.restarts):
-                yield restart, criterion(self.loss, labels)
-            return
-        noises = addresses.draws(0, TARGETS_ITERATION, self.draws(defense, addresses.known))
-        query = Query(images, addresses.samples, defense.mask(images, addresses.samples), noises)
-        logits = answers(defense, query, monitor.answered)
-        targets = likely_targets(logits, labels, self.targets)
-        for restart in range(self.restarts):
-            for number, target in enumerate(targets):
-                yield restart * len(targets) + number, criterion(self.loss, labels, target)
+    def _runs(self, target: Target) -> Iterator[Run]:
+        """One for each restart and target class."""
+        defense, labels = target.defense, target.labels
+        mask = defense.mask(target.images, target.samples)
+        towards: list[Tensor | None] = [None]
+        if self.targets:
+            draws = self._draws(defense, target.addresses.known)
+            noises = target.addresses.draws(0, TARGETS_ITERATION, draws)
+            query = Query(target.images, target.samples, mask, noises)
+            logits = answers(defense, query, target.monitor.answered)
+            towards = list(likely_targets(logits, labels, self.targets))
+        for number, classes in enumerate(self.restarts * towards):
+            yield Run(target, number, criterion(self.loss, labels, classes), mask)
 
-    def ask(
+    @abstractmethod
+    def ascend(self, run: Run) -> list[Tensor]:
+        """The candidates of one run, (B, C, H, W) each."""
+
+    def climb(
         self,
-        defense: Defense,
-        adversarial: Tensor,
-        labels: Tensor,
-        clean_mask: Tensor | None,
-        losses: Criterion,
-        addresses: Addresses,
-        run: int,
-        iteration: int,
-        monitor: Monitor,
-    ) -> Answer:
-        """The gradient at the adversarial images, and what they are worth on the same draws."""
-        known = addresses.known
-        noises = addresses.draws(
-            run, iteration, self.draws(defense, known), antithetic=self.antithetic
-        )
+        run: Run,
+        start: State,
+        step: Callable[[State, Tensor], State],
+        images_of: Callable[[State], Tensor],
+    ) -> list[Tensor]:
+        """The last image of an ascent and the best one, (B, C, H, W).
+
+        Args:
+            start: where the ascent begins, in what the attack changes: images, offsets, a flow.
+            step: the next state, from a state and the gradient of the loss in its images.
+            images_of: the adversarial images of a state, inside the ball and [0, 1].
+        """
+        state = start
+        adversarial = images_of(state)
+        best = Best(run.target.images, certain=run.target.certain)
+        for iteration in range(self.steps):
+            answer = self.ask(run, adversarial, iteration)
+            best.consider(adversarial, answer, run.target.labels)
+            state = step(state, answer.gradient)
+            adversarial = images_of(state)
+        return [adversarial, best.images]
+
+    def ask(self, run: Run, adversarial: Tensor, iteration: int) -> Answer:
+        """The gradient at adversarial images (B, C, H, W), and what they are worth on the same
+        draws."""
+        target = run.target
+        defense, addresses = target.defense, target.addresses
+        draws = self._draws(defense, addresses.known)
+        noises = addresses.draws(run.number, iteration, draws, antithetic=self.antithetic)
         answer = expected_gradient(
             defense,
-            self.query(defense, adversarial, addresses.samples, clean_mask, noises),
-            losses,
-            monitor.rows,
+            self.query(defense, adversarial, target.samples, run.mask, noises),
+            run.criterion,
+            target.monitor.differentiated,
             average=self.average,
             execution=self.execution(defense),
-            labels=labels,
+            labels=target.labels,
         )
         values = {"loss": float(answer.loss.mean())}
         # Where a half ends inside an antithetic pair, both halves share its noise.
         whole = not self.antithetic or len(noises) % 4 == 0
         if answer.agreement is not None and whole:
             values["agreement"] = float(answer.agreement.mean())
-        monitor.iteration(iteration, **values)
+        target.monitor.iteration(iteration, **values)
         return answer
 
     def query(
@@ -204,64 +263,52 @@ class GradientAttack(Attack):
             adversarial = adversarial.detach().requires_grad_()
             with torch.enable_grad():
                 mask = defense.mask(adversarial, samples, soft=True)
-        elif self.mask == "recomputed":
+        elif self.mask != "frozen":
             mask = defense.mask(adversarial, samples)
         return Query(adversarial, samples, mask, noises)
 
-    def substitute(self, defense: Defense) -> str | None:
-        """The name of what the attack follows where that is not the defence's gradient with its
-        mask held fixed."""
-        if self.execution(defense) is not None:
-            return self.approximation
-        return "soft mask" if self.mask == "soft" and defense.masked else None
 
-    def __call__(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        *,
-        monitor: Monitor = SILENT,
-    ) -> Tensor:
-        if self.mask != "all":
-            return self.attack_one(defense, images, labels, addresses, monitor)
-        variants = self.variants(defense).values()
-        return torch.cat(
-            [one(defense, images, labels, addresses, monitor=monitor) for one in variants]
-        )
+@dataclass(frozen=True, kw_only=True)
+class BallAttack(GradientAttack):
+    """An attack with gradients whose candidates lie in a ball around their images.
 
-    @abstractmethod
-    def attack_one(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        monitor: Monitor,
-    ) -> Tensor:
-        """The candidates of one variant, whose mask policy is not `all`."""
+    Args:
+        epsilon: radius in pixel units [0, 1]; 8/255 may be written.
+        norm: of the ball.
+    """
 
-    def execution(self, defense: Defense) -> Execution | None:
-        if self.approximation == "none" or defense.purifier is None:
-            return None
-        return Execution(self.approximation, micro_batch=defense.execution.micro_batch)
+    epsilon: Number = Number("8/255")  # noqa: RUF009 (immutable)
+    norm: Norm = "linf"
 
-    def weaker_than_full(self) -> list[str]:
-        found = []
-        if self.eot_samples < FULL_EOT:
-            published = f"(HetPure's published attack: {FULL_EOT})"
-            found.append(f"{self.name}: {self.eot_samples} EOT draws {published}")
-        if self.mask != "all":
-            found.append(f"{self.name}: {self.mask} masks only")
-        if self.approximation != "none":
-            found.append(f"{self.name}: the gradient is an approximation, {self.approximation}")
-        return found
+    def __post_init__(self) -> None:
+        check_choice(self, "norm", Norm)
+        check_radius(self, self.epsilon, self.norm)
+        super().__post_init__()
+
+    @property
+    def threat(self) -> Threat:
+        return Threat(self.norm, self.epsilon)
 
     @property
     def title(self) -> str:
         """Norm and radius."""
         return f"{NAMES[self.norm]} {self.epsilon}"
+
+    def at_radius(self, epsilon: float) -> "BallAttack | None":
+        return replace(self, epsilon=Number(epsilon)) if self.epsilon > 0 else None
+
+
+def unfolded(attack: Attack, defense: Defense) -> dict[str, Attack]:
+    """The attacks that an attack stands for against this defence, by what tells them apart.
+
+    One with `mask: all` is three where the defence looks at a mask and the gradient is no
+    approximation; else it is one, with recomputed masks. Every other attack is itself, as "".
+    """
+    if not isinstance(attack, GradientAttack) or attack.mask != "all":
+        return {"": attack}
+    if not defense.masked or attack.approximation != "none":
+        return {"": replace(attack, mask="recomputed")}
+    return {f"{mask} mask": replace(attack, mask=mask) for mask in MASKS}
 
 
 class Best:

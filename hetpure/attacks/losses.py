@@ -70,16 +70,16 @@ def usable(loss: Loss, classes: int, targeted: bool) -> Loss:
 
 
 def criterion(loss: Loss, labels: Tensor, targets: Tensor | None = None) -> Criterion:
-    """The loss of rows whose images are `index`, for an attack on labels (B,), towards targets (B,)
-    where they are given."""
+    """The losses (R,) of logits (R, classes), answers to the images `index` (R,), for an attack on
+    labels (B,), towards targets (B,) where they are given."""
 
-    def of_rows(logits: Tensor, index: Tensor) -> Tensor:
+    def losses(logits: Tensor, index: Tensor) -> Tensor:
         kind = usable(loss, logits.shape[-1], targets is not None)
         if targets is None:
             return UNTARGETED[kind](logits, labels[index])
         return TARGETED[kind](logits, labels[index], targets[index])
 
-    return of_rows
+    return losses
 
 
 def likely_targets(logits: Tensor, labels: Tensor, count: int) -> Tensor:
@@ -95,5 +95,5 @@ def _at(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def _is(labels: Tensor, logits: Tensor) -> Tensor:
-    """True at each row's label."""
+    """True at each label."""
     return torch.arange(logits.shape[-1], device=logits.device) == labels[..., None]

@@ -10,13 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hetpure.attacks.attack import Addresses, Monitor, unknown_groups
-from hetpure.attacks.gradient import Best
+from hetpure.attacks.gradient import Run
 from hetpure.attacks.pgd import PGD
-from hetpure.defense import Defense
-from hetpure.errors import InputError
-from hetpure.geometry import Norm, direction, norms, uniform_in_ball
-from hetpure.noise import attack_draw
+from hetpure.errors import FieldError
+from hetpure.geometry import Norm, direction, norms
 
 PROJECTIONS = 8  # on linear problems 1 to 7% short of the best; none, with scaling: 12 to 24%
 
@@ -64,7 +61,7 @@ class LowFrequency(PGD):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.ratio <= 1:
-            raise InputError(f"--model.attack.ratio must be in (0, 1], got {self.ratio}")
+            raise FieldError(self, "ratio", f"must be in (0, 1], got {self.ratio}")
 
     @property
     def name(self) -> str:
@@ -73,48 +70,21 @@ class LowFrequency(PGD):
     def describe(self) -> str:
         return f"{super().describe()}, lowest {self.ratio:g} of the frequencies"
 
-    def attack_one(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        monitor: Monitor,
-    ) -> Tensor:
-        clean_mask = defense.mask(images, addresses.samples)
-        certain = not unknown_groups(defense, addresses.known)
-        candidates = []
-        for run, losses in self.each_run(defense, images, labels, addresses, monitor):
-            offset = self._first(images, addresses, run)
-            adversarial = (images + offset).clamp(0, 1)
-            best = Best(images, certain=certain)
-            for iteration in range(self.steps):
-                answer = self.ask(
-                    defense,
-                    adversarial,
-                    labels,
-                    clean_mask,
-                    losses,
-                    addresses,
-                    run,
-                    iteration,
-                    monitor,
-                )
-                best.consider(adversarial, answer, labels)
-                seen = adversarial == images + offset  # the cut passes no gradient elsewhere
-                step = ascent(answer.gradient * seen, self.ratio, self.norm)
-                offset = self._within(offset + self.step_size * step)
-                adversarial = (images + offset).clamp(0, 1)
-            candidates += [adversarial, best.images]
-        return torch.stack(candidates)
+    def ascend(self, run: Run) -> list[Tensor]:
+        images = run.target.images
 
-    def _first(self, images: Tensor, addresses: Addresses, run: int) -> Tensor:
-        """PGD's random start without its high frequencies."""
-        if not self.random_start:
-            return torch.zeros_like(images)
-        rows = addresses.noise.redraw(attack_draw(addresses.member, run, 0, 0))
-        start = uniform_in_ball(rows.on(addresses.samples), images, self.epsilon, self.norm)
-        return self._within(low_pass(start - images, self.ratio))
+        def images_of(offset: Tensor) -> Tensor:
+            return (images + offset).clamp(0, 1)
+
+        def step(offset: Tensor, gradient: Tensor) -> Tensor:
+            inside = images_of(offset) == images + offset  # the cut passes no gradient elsewhere
+            along = ascent(gradient * inside, self.ratio, self.norm)
+            return self._within(offset + self.step_size * along)
+
+        start = torch.zeros_like(images)
+        if self.random_start:  # PGD's without its high frequencies
+            start = self._within(low_pass(self.start(run) - images, self.ratio))
+        return self.climb(run, start, step, images_of)
 
     def _within(self, offset: Tensor) -> Tensor:
         return within(offset, self.epsilon, self.norm, self.ratio)

@@ -6,26 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hetpure.attacks.attack import SILENT, Addresses, Attack, Monitor, Threat
+from hetpure.attacks.attack import Attack, Cost, Target, Threat
 from hetpure.defense import Defense
 from hetpure.noise import Group
 
 
-class Unsearched(Attack):
-    """An attack that asks the defence nothing."""
-
-    def candidates(self, defense: Defense) -> int:
-        return 1
-
-    def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        return 0
-
-    def draws(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        return 1
-
-
 @dataclass(frozen=True)
-class NullAttack(Unsearched):
+class NullAttack(Attack):
     """Strength zero: gives back the images themselves. Counting that is honest finds the clean
     accuracy under it."""
 
@@ -40,20 +27,15 @@ class NullAttack(Unsearched):
     def threat(self) -> Threat:
         return Threat("linf", 0.0)
 
-    def __call__(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        *,
-        monitor: Monitor = SILENT,
-    ) -> Tensor:
-        return images[None].clone()
+    def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
+        return Cost()
+
+    def __call__(self, target: Target) -> Tensor:
+        return target.images[None].clone()
 
 
 @dataclass(frozen=True)
-class EightBit(Unsearched):
+class EightBit(Attack):
     """Adversarial images as a file of 8 bits a pixel would hold them.
 
     Args:
@@ -73,16 +55,11 @@ class EightBit(Unsearched):
     def threat(self) -> None:
         return None
 
-    def __call__(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        *,
-        monitor: Monitor = SILENT,
-    ) -> Tensor:
-        adversarial, ids = self.read()
-        known = dict(zip(ids.tolist(), adversarial, strict=True))
-        found = torch.stack([known[sample] for sample in addresses.samples.tolist()])
-        return ((255 * found).round() / 255)[None].to(images)
+    def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
+        return Cost()
+
+    def __call__(self, target: Target) -> Tensor:
+        saved, ids = self.read()
+        images = dict(zip(ids.tolist(), saved, strict=True))
+        adversarial = torch.stack([images[sample] for sample in target.samples.tolist()])
+        return ((255 * adversarial).round() / 255)[None].to(target.images)

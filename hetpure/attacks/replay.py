@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from hetpure.attacks.attack import (
-    SILENT,
-    Addresses,
     Attack,
-    Monitor,
+    Cost,
+    Target,
     Threat,
     check_candidates,
     check_radius,
@@ -47,9 +46,9 @@ class Replay(Attack):
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:
-        check_choice("--model.attack.norm", self.norm, Norm)
+        check_choice(self, "norm", Norm)
         if self.epsilon is not None:
-            check_radius(self.epsilon, self.norm)
+            check_radius(self, self.epsilon, self.norm)
         if not self._is_run and (self.row is not None or self.attack is not None):
             raise InputError(f"{self.path} is no run: an .npz file has no row and no attack")
 
@@ -73,45 +72,31 @@ class Replay(Attack):
     def weaker_than_full(self) -> list[str]:
         return [f"{self.name}: saved images, not adapted to the defence"]
 
-    def candidates(self, defense: Defense) -> int:
-        return 1
+    def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
+        return Cost()
 
-    def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        return 0
-
-    def draws(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        return 1
-
-    def __call__(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        *,
-        monitor: Monitor = SILENT,
-    ) -> Tensor:
-        found, ids = self._read()
-        if found.shape[1:] != images.shape[1:]:
+    def __call__(self, target: Target) -> Tensor:
+        images, samples = target.images, target.samples.tolist()
+        saved, ids = self._read()
+        if saved.shape[1:] != images.shape[1:]:
             raise InputError(
-                f"{self.path} holds images {tuple(found.shape[1:])}, the data"
+                f"{self.path} holds images {tuple(saved.shape[1:])}, the data"
                 f" {tuple(images.shape[1:])}: replay them on the data they were made from"
             )
-        place = {sample: row for row, sample in enumerate(ids.tolist())}
+        place = {sample: number for number, sample in enumerate(ids.tolist())}
         if len(place) < len(ids):
             twice = next(k for k in place if (ids == k).sum() > 1)
             raise InputError(f"{self.path} holds sample {twice} twice: leave one image of each")
-        missing = [sample for sample in addresses.samples.tolist() if sample not in place]
+        missing = [sample for sample in samples if sample not in place]
         if missing:
             raise InputError(
                 f"{self.path} has no image of sample {missing[0]}"
                 f" ({len(missing)} of {len(images)} are missing): evaluate the samples it was made"
                 " for"
             )
-        chosen = [place[sample] for sample in addresses.samples.tolist()]
-        adversarial = found[chosen].to(images)[None]
+        adversarial = saved[[place[sample] for sample in samples]].to(images)[None]
         try:
-            check_candidates(adversarial, images, addresses.samples, self.threat)
+            check_candidates(adversarial, images, target.samples, self.threat)
         except AssertionError as error:
             raise InputError(
                 f"{self.path}: {error}; replay pixels in [0, 1] with the epsilon and the norm that"

@@ -1,6 +1,6 @@
 """Square Attack (Andriushchenko et al. 2020): random search by the answers alone, no gradient."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import torch
@@ -9,20 +9,19 @@ from torch import Tensor
 
 from hetpure.attacks.attack import (
     NAMES,
-    SILENT,
-    Addresses,
     Attack,
-    Monitor,
+    Cost,
+    Target,
     Threat,
     check_radius,
     unknown_groups,
 )
 from hetpure.attacks.losses import criterion
 from hetpure.defense import Defense
-from hetpure.errors import InputError, check_choice
+from hetpure.errors import FieldError, check_at_least, check_choice
 from hetpure.expectation import Query, answers, expected_loss
 from hetpure.geometry import Norm, direction, project
-from hetpure.noise import BatchNoise, Group, Purpose, attack_draw
+from hetpure.noise import BatchNoise, Group, Purpose
 from hetpure.numbers import Number
 
 FULL_STEPS = 5000
@@ -58,15 +57,13 @@ class Square(Attack):
     eot_samples: int = 10
 
     def __post_init__(self) -> None:
-        flag = "--model.attack."
-        check_radius(self.epsilon, self.norm)
-        check_choice(f"{flag}norm", self.norm, Norm)
+        check_choice(self, "norm", Norm)
+        check_radius(self, self.epsilon, self.norm)
+        check_at_least(self, 1, "eot_samples")
         if not 1 <= self.steps <= MOST_STEPS:
-            raise InputError(f"{flag}steps must be in 1 to {MOST_STEPS}, got {self.steps}")
+            raise FieldError(self, "steps", f"must be in 1 to {MOST_STEPS}, got {self.steps}")
         if not 0 < self.p_init <= 1:
-            raise InputError(f"{flag}p_init must be in (0, 1], got {self.p_init}")
-        if self.eot_samples < 1:
-            raise InputError(f"{flag}eot_samples must be >= 1, got {self.eot_samples}")
+            raise FieldError(self, "p_init", f"must be in (0, 1], got {self.p_init}")
 
     @property
     def name(self) -> str:
@@ -85,89 +82,69 @@ class Square(Attack):
             return []
         return [f"{self.name}: {self.steps} queries (AutoAttack: {FULL_STEPS})"]
 
-    def candidates(self, defense: Defense) -> int:
-        return 1
+    def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
+        """Fewer queries where an answer that is certain is soon wrong."""
+        draws = self._draws(defense, known)
+        each = 2 * self.steps * draws if unknown_groups(defense, known) else 1 + self.steps
+        return Cost(queries=each, draws=draws)
 
-    def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        return 0
-
-    def queries(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        """At most: fewer where an answer that is certain is soon wrong."""
-        if unknown_groups(defense, known):
-            return 2 * self.steps * self.eot_samples
-        return 1 + self.steps
-
-    def draws(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
+    def _draws(self, defense: Defense, known: tuple[Group, ...]) -> int:
         return self.eot_samples if unknown_groups(defense, known) else 1
 
-    def __call__(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        *,
-        monitor: Monitor = SILENT,
-    ) -> Tensor:
-        certain = not unknown_groups(defense, addresses.known)
-        best = self._start(images, _rows(addresses, 0))
+    def __call__(self, target: Target) -> Tensor:
+        images, certain = target.images, target.certain
+        best = self._start(images, target.addresses.own_noise(0))
         left = torch.arange(len(images), device=images.device)  # those still searched for
         if certain:
-            loss, wrong = self._ask(defense, best, labels, addresses, 0, monitor)
+            loss, wrong = self._ask(replace(target, images=best), 0)
             left = left[~wrong]
         else:
             loss = images.new_zeros(len(images), dtype=torch.float64)
         for step in range(1, self.steps + 1):
             if not len(left):
                 break
-            part, y, x = addresses.take(left), labels[left], best[left]
-            proposal = self._propose(x, images[left], step, _rows(part, step))
+            part, x = target.take(left), best[left]
+            proposal = self._propose(x, part.images, step, part.addresses.own_noise(0, step))
             if certain:
                 before = loss[left]
-                after, wrong = self._ask(defense, proposal, y, part, step, monitor)
+                after, wrong = self._ask(replace(part, images=proposal), step)
             else:
                 # A loss kept from the draws on which it was taken would be the luckiest so far: in
                 # time it turns every better proposal away. The same draws for both leave only the
                 # difference between the images.
-                twice = addresses.take(left.repeat(2))
-                pair = torch.cat([x, proposal])
-                both, _ = self._ask(defense, pair, y.repeat(2), twice, step, monitor)
+                pair = replace(target.take(left.repeat(2)), images=torch.cat([x, proposal]))
+                both, _ = self._ask(pair, step)
                 before, after = both.chunk(2)
-                wrong = torch.zeros_like(y, dtype=torch.bool)
+                wrong = torch.zeros_like(part.labels, dtype=torch.bool)
             better = (after > before) | wrong
             best[left] = torch.where(better[:, None, None, None], proposal, x)
             loss[left] = torch.where(better, after, before)
             left = left[~wrong]
-            monitor.iteration(step, loss=float(loss.mean()))
+            target.monitor.iteration(step, loss=float(loss.mean()))
         return best[None]
 
-    def _ask(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        step: int,
-        monitor: Monitor,
-    ) -> tuple[Tensor, Tensor]:
-        """The expected margins (B,) and whether the answers are wrong on every draw (B,)."""
-        noises = addresses.draws(0, step, self.draws(defense, addresses.known))
-        mask = defense.mask(images, addresses.samples)
-        query = Query(images, addresses.samples, mask, noises)
-        logits = answers(defense, query, monitor.answered)
-        loss = expected_loss(logits, criterion("margin", labels), "gradients")
-        return loss, (logits.argmax(-1) != labels).all(0)
+    def _ask(self, target: Target, step: int) -> tuple[Tensor, Tensor]:
+        """The expected margins (B,) of the target's images, and whether their answers are wrong on
+        every draw (B,)."""
+        defense, images, addresses = target.defense, target.images, target.addresses
+        noises = addresses.draws(0, step, self._draws(defense, addresses.known))
+        mask = defense.mask(images, target.samples)
+        logits = answers(
+            defense, Query(images, target.samples, mask, noises), target.monitor.answered
+        )
+        loss = expected_loss(logits, criterion("margin", target.labels), "gradients")
+        return loss, (logits.argmax(-1) != target.labels).all(0)
 
-    def _start(self, images: Tensor, rows: BatchNoise) -> Tensor:
-        offset = stripes(rows, images) if self.norm == "linf" else tiles(rows, images)
+    def _start(self, images: Tensor, noise: BatchNoise) -> Tensor:
+        offset = stripes(noise, images) if self.norm == "linf" else tiles(noise, images)
         scaled = offset if self.norm == "linf" else direction(offset)
         return project(images + self.epsilon * scaled, images, self.epsilon, self.norm)
 
-    def _propose(self, x: Tensor, images: Tensor, step: int, rows: BatchNoise) -> Tensor:
+    def _propose(self, x: Tensor, images: Tensor, step: int, noise: BatchNoise) -> Tensor:
         share = share_of_pixels(self.p_init, step, self.steps)
         size = round(sqrt(share * images.shape[2] * images.shape[3]))
         propose = propose_linf if self.norm == "linf" else propose_l2
-        return propose(x, images, self.epsilon, size, rows)
+        return propose(x, images, self.epsilon, size, noise)
 
 
 def share_of_pixels(p_init: float, step: int, steps: int) -> float:
@@ -178,20 +155,20 @@ def share_of_pixels(p_init: float, step: int, steps: int) -> float:
     return p_init * 0.5**halvings
 
 
-def stripes(rows: BatchNoise, images: Tensor) -> Tensor:
+def stripes(noise: BatchNoise, images: Tensor) -> Tensor:
     """(B, C, H, W) vertical stripes of -1 or 1, one pixel wide, in each channel (Algorithm 2)."""
-    return signs(rows, Purpose.START, images[:, :, :1]).expand_as(images)
+    return signs(noise, Purpose.START, images[:, :, :1]).expand_as(images)
 
 
-def tiles(rows: BatchNoise, images: Tensor) -> Tensor:
+def tiles(noise: BatchNoise, images: Tensor) -> Tensor:
     """(B, C, H, W) five by five tiles of the pattern eta, lying or standing, each of one sign in
     each channel (Algorithm 3); more where the sides are no multiples of five."""
     height, width = images.shape[2:]
     size = max(min(height, width) // 5, 1)
     down, across = height // size, width // size
     grid = images[:, :, :1, :1].expand(-1, -1, down, across)
-    sign = _enlarged(signs(rows, Purpose.START, grid), size)
-    lying = _enlarged(signs(rows, Purpose.START, grid[:, :1], step=1), size) > 0
+    sign = _enlarged(signs(noise, Purpose.START, grid), size)
+    lying = _enlarged(signs(noise, Purpose.START, grid[:, :1], step=1), size) > 0
     pattern = eta(size, images)
     tiled = sign * torch.where(lying, pattern.repeat(down, across), pattern.T.repeat(down, across))
     top, left = (height - down * size) // 2, (width - across * size) // 2
@@ -199,27 +176,27 @@ def tiles(rows: BatchNoise, images: Tensor) -> Tensor:
     return F.pad(tiled, (left, right, top, bottom))
 
 
-def propose_linf(x: Tensor, images: Tensor, epsilon: float, size: int, rows: BatchNoise) -> Tensor:
+def propose_linf(x: Tensor, images: Tensor, epsilon: float, size: int, noise: BatchNoise) -> Tensor:
     """Algorithm 2: a square of x (B, C, H, W) goes to one side of the ball in each channel: a step
     of 2 epsilon, projected, ends there wherever it begins."""
     size = min(max(size, 1), *images.shape[2:])
-    square = window(places(rows, images, size, step=0), size, images)
-    side = signs(rows, Purpose.PERTURBATION, images[:, :, :1, :1], step=1)
+    square = window(places(noise, images, size, step=0), size, images)
+    side = signs(noise, Purpose.PERTURBATION, images[:, :, :1, :1], step=1)
     moved = project(images + epsilon * side, images, epsilon, "linf")
     return torch.where(square, moved, x)
 
 
-def propose_l2(x: Tensor, images: Tensor, epsilon: float, size: int, rows: BatchNoise) -> Tensor:
+def propose_l2(x: Tensor, images: Tensor, epsilon: float, size: int, noise: BatchNoise) -> Tensor:
     """Algorithm 3: what two windows of x (B, C, H, W) have moved, and what is left of the ball, is
     spent in the first, along what is there and a pattern eta; the second goes back to the image.
     The sum is then scaled up to the ball, as published."""
     size = max(size, 3)
     size = min(size + 1 - size % 2, *images.shape[2:])
-    place = places(rows, images, size, step=0)
+    place = places(noise, images, size, step=0)
     first = window(place, size, images)
-    second = window(places(rows, images, size, step=1), size, images)
-    sign = signs(rows, Purpose.PERTURBATION, images[:, :, :1, :1], step=2)
-    lying = signs(rows, Purpose.PERTURBATION, images[:, :1, :1, :1], step=3) > 0
+    second = window(places(noise, images, size, step=1), size, images)
+    sign = signs(noise, Purpose.PERTURBATION, images[:, :, :1, :1], step=2)
+    lying = signs(noise, Purpose.PERTURBATION, images[:, :1, :1, :1], step=3) > 0
     pattern = eta(size, images)
     stamp = torch.where(lying, stamped(pattern, place, images), stamped(pattern.T, place, images))
     delta = x - images
@@ -249,12 +226,12 @@ def bump(height: int, width: int, like: Tensor) -> Tensor:
     return unit(sums[torch.maximum(rows[:, None], columns)])
 
 
-def places(rows: BatchNoise, images: Tensor, size: int, *, step: int) -> Tensor:
+def places(noise: BatchNoise, images: Tensor, size: int, *, step: int) -> Tensor:
     """(B, 2) int64 top left corners of squares, uniform among those inside the image."""
     height, width = images.shape[2:]
     like = images.new_empty(len(images), 2, dtype=torch.float64)
     count = like.new_tensor([height - size + 1, width - size + 1])
-    return (rows.uniform(Purpose.PERTURBATION, like, step=step) * count).long()
+    return (noise.uniform(Purpose.PERTURBATION, like, step=step) * count).long()
 
 
 def window(place: Tensor, size: int, images: Tensor) -> Tensor:
@@ -270,9 +247,9 @@ def stamped(pattern: Tensor, place: Tensor, images: Tensor) -> Tensor:
     return pattern[down[:, :, None], across[:, None, :]][:, None]
 
 
-def signs(rows: BatchNoise, purpose: Purpose, like: Tensor, *, step: int = 0) -> Tensor:
+def signs(noise: BatchNoise, purpose: Purpose, like: Tensor, *, step: int = 0) -> Tensor:
     """-1 or 1, in the shape and dtype of `like`."""
-    return torch.where(rows.uniform(purpose, like, step=step) < 0.5, -1.0, 1.0).to(like.dtype)
+    return torch.where(noise.uniform(purpose, like, step=step) < 0.5, -1.0, 1.0).to(like.dtype)
 
 
 def unit(patterns: Tensor) -> Tensor:
@@ -290,9 +267,3 @@ def _within(place: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
 def _enlarged(grid: Tensor, size: int) -> Tensor:
     """Each value of (..., H, W) as a square of pixels."""
     return grid.repeat_interleave(size, -2).repeat_interleave(size, -1)
-
-
-def _rows(addresses: Addresses, step: int) -> BatchNoise:
-    """What the images' proposals of a step are drawn from, whatever the attacker knows."""
-    draw = attack_draw(addresses.member, 0, step, 0)
-    return addresses.noise.redraw(draw).on(addresses.samples)

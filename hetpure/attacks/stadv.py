@@ -4,19 +4,17 @@ Pixels are moved and none is changed: the image is sampled along a flow field. W
 attack is how far a pixel moves and how much its neighbours agree with it, no norm of the change.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hetpure.attacks.attack import Addresses, Monitor, unknown_groups
-from hetpure.attacks.gradient import Best, GradientAttack
+from hetpure.attacks.gradient import GradientAttack, Run
 from hetpure.attacks.losses import Loss
-from hetpure.defense import Defense
-from hetpure.errors import InputError
-from hetpure.geometry import Norm
-from hetpure.noise import Group, Purpose, attack_draw
+from hetpure.errors import FieldError
+from hetpure.noise import Purpose
 from hetpure.numbers import Number
 
 DECAY = (0.9, 0.999)  # Adam's beta_1 and beta_2
@@ -86,6 +84,15 @@ def adam_step(
     return mean / (1 - DECAY[0] ** count) / root, mean, square
 
 
+class FlowState(NamedTuple):
+    """A flow (B, 2, H, W) in pixels, and Adam's moments after so many steps."""
+
+    flow: Tensor
+    mean: Tensor
+    square: Tensor
+    steps: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class StAdv(GradientAttack):
     """Ascends the expected loss less tau times the flow's roughness (eq. 2) in the flow, by Adam,
@@ -104,8 +111,6 @@ class StAdv(GradientAttack):
             none: on whole pixels, where a derivative sees what lies on one side only.
     """
 
-    epsilon: Number = field(default=Number(0), init=False, repr=False)
-    norm: Norm = field(default="linf", init=False, repr=False)
     loss: Loss = "margin"
     max_flow: Number = Number(1)  # noqa: RUF009 (immutable)
     step_size: Number = Number("0.1")  # noqa: RUF009 (immutable)
@@ -114,15 +119,14 @@ class StAdv(GradientAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, good, allowed in (
+        for field, good, allowed in (
             ("max_flow", self.max_flow >= 0, ">= 0"),
             ("step_size", self.step_size > 0, "> 0"),
             ("smoothness", self.smoothness >= 0, ">= 0"),
         ):
-            if not good or not isfinite(getattr(self, name)):
-                raise InputError(
-                    f"--model.attack.{name} must be {allowed}, got {getattr(self, name)}"
-                )
+            value = getattr(self, field)
+            if not good or not isfinite(value):
+                raise FieldError(self, field, f"must be {allowed}, got {value}")
 
     @property
     def name(self) -> str:
@@ -132,70 +136,33 @@ class StAdv(GradientAttack):
     def threat(self) -> None:
         """No ball."""
 
-    @property
-    def title(self) -> str:
-        return f"flow within {self.max_flow} pixels"
-
     def describe(self) -> str:
         return (
-            f"{self.title}, stAdv {self.loss} {self.steps} steps of {self.step_size}, smoothness"
-            f" {self.smoothness}, {self.budget()}"
+            f"flow within {self.max_flow} pixels, stAdv {self.loss} {self.steps} steps of"
+            f" {self.step_size}, smoothness {self.smoothness}, {self.budget()}"
         )
 
-    def candidates(self, defense: Defense) -> int:
-        return 2 * self.runs(defense) * len(self.variants(defense))
+    def ascend(self, run: Run) -> list[Tensor]:
+        images = run.target.images
 
-    def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        return (
-            self.runs(defense)
-            * self.steps
-            * self.draws(defense, known)
-            * len(self.variants(defense))
-        )
+        def step(state: FlowState, gradient: Tensor) -> FlowState:
+            gradient = flow_gradient(images, state.flow, gradient, self.smoothness)
+            along, mean, square = adam_step(gradient, state.mean, state.square, state.steps + 1)
+            flow = bounded(state.flow + self.step_size * along.to(state.flow), self.max_flow)
+            return FlowState(flow, mean, square, state.steps + 1)
 
-    def attack_one(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        monitor: Monitor,
-    ) -> Tensor:
-        clean_mask = defense.mask(images, addresses.samples)
-        certain = not unknown_groups(defense, addresses.known)
-        candidates = []
-        for run, losses in self.each_run(defense, images, labels, addresses, monitor):
-            flow = self._first(images, addresses, run)
-            adversarial = warp(images, flow)
-            mean = square = torch.zeros_like(flow, dtype=torch.float64)
-            best = Best(images, certain=certain)
-            for iteration in range(self.steps):
-                answer = self.ask(
-                    defense,
-                    adversarial,
-                    labels,
-                    clean_mask,
-                    losses,
-                    addresses,
-                    run,
-                    iteration,
-                    monitor,
-                )
-                best.consider(adversarial, answer, labels)
-                gradient = flow_gradient(images, flow, answer.gradient, self.smoothness)
-                step, mean, square = adam_step(gradient, mean, square, iteration + 1)
-                flow = bounded(flow + self.step_size * step.to(flow), self.max_flow)
-                adversarial = warp(images, flow)
-            candidates += [adversarial, best.images]
-        return torch.stack(candidates)
+        flow = self._start(run)
+        zero = torch.zeros_like(flow, dtype=torch.float64)
+        start = FlowState(flow, zero, zero, 0)
+        return self.climb(run, start, step, lambda state: warp(images, state.flow))
 
-    def _first(self, images: Tensor, addresses: Addresses, run: int) -> Tensor:
-        """The flow that a run starts with, (B, 2, H, W)."""
+    def _start(self, run: Run) -> Tensor:
+        """The flow (B, 2, H, W) that a run begins with."""
+        images = run.target.images
         flow = images.new_zeros(len(images), 2, *images.shape[-2:])
         if not self.random_start:
             return flow
-        rows = addresses.noise.redraw(attack_draw(addresses.member, run, 0, 0))
-        uniform = rows.on(addresses.samples).uniform(Purpose.START, flow)
+        uniform = run.target.addresses.own_noise(run.number).uniform(Purpose.START, flow)
         return bounded(self.max_flow / 10 * (2 * uniform - 1), self.max_flow)
 
 

@@ -1,0 +1,126 @@
+"""A defence as a model for pyautoattack, a library that knows no sample ids, and what that library
+must leave as it was."""
+
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
+import torch
+from torch import Tensor
+
+from hetpure.attacks.attack import Target
+from hetpure.errors import InputError
+from hetpure.gradients import NOT_FINITE, GradientError
+from hetpure.noise import attack_draw
+
+SAMPLES = 2**32  # ids that an address has room for
+
+
+class LibraryModel:
+    """What the library takes for its model: images (R, C, H, W) in, logits (R, classes) out.
+
+    The library does not say which images it asks about, in batches that shrink. So noise is
+    addressed by place, not by image: the sample id is that of the target's first image plus the
+    place in the batch, and the draw is the number of calls so far. What needs the image itself is
+    refused: noise that the attacker knows, and masks that are placed by sample id.
+    """
+
+    def __init__(self, target: Target) -> None:
+        mask = target.defense.attention_mask
+        by_image = ""
+        if target.addresses.known:
+            by_image = "noise that the attacker knows (DW-box)"
+        elif target.defense.masked and mask.placement in ("random", "shifted"):
+            by_image = f"a mask placed {mask.placement}"
+        if by_image:
+            raise InputError(
+                "AutoAttack does not say which image it asks about, and each image has its own"
+                f" where there is {by_image}: take AutoEOT"
+            )
+        self.target = target
+        self.calls = 0
+        self.error: Exception | None = None  # raised by the defence, not by the library
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if not len(images):  # Square asks this where all that is left lies on the border
+            return images.new_zeros(0, self.target.defense.classifier.num_classes)
+        try:
+            return self._answer(images)
+        except Exception as error:
+            self.error = error
+            raise
+
+    def _answer(self, images: Tensor) -> Tensor:
+        target = self.target
+        defense, addresses, monitor = target.defense, target.addresses, target.monitor
+        differentiated = images.requires_grad and torch.is_grad_enabled()
+        pixels = images.to(target.images.dtype).view_as(images)
+        if differentiated:
+            pixels.register_hook(self._check_finite)  # type: ignore[no-untyped-call]
+        places = torch.arange(len(images), device=images.device)
+        samples = (addresses.samples[0] + places) % SAMPLES
+        draw = attack_draw(addresses.member, 0, self.calls >> 16, self.calls & 0xFFFF)
+        self.calls += 1
+        noise = addresses.noise.redraw(draw).on(samples)
+        logits: Tensor = defense(pixels, noise, defense.mask(pixels.detach(), samples))
+        if not logits.isfinite().all():
+            raise GradientError(f"what the defence answers {NOT_FINITE}")
+        (monitor.differentiated if differentiated else monitor.answered)(len(images))
+        return logits.to(images.dtype)
+
+    def _check_finite(self, gradient: Tensor) -> None:
+        if not gradient.isfinite().all():
+            self.error = GradientError(f"the gradient {NOT_FINITE}")
+            raise self.error
+
+
+class Listener(logging.Logger):
+    """What the library logs; no handler of the program hears it. Its warnings that say that the
+    attack is worth nothing here are errors, the others are warnings."""
+
+    def __init__(self) -> None:
+        super().__init__("pyautoattack", logging.DEBUG)
+
+    def handle(self, record: logging.LogRecord) -> None:
+        message = record.getMessage().split(" See ")[0].strip()
+        if record.levelno < logging.WARNING:
+            return
+        if "randomized defense" in message:
+            raise InputError(
+                "AutoAttack: asked twice about the same images the defence answers differently:"
+                " what does it draw outside its noise (dropout, a generator)?"
+            )
+        if "probability distribution" in message:
+            raise InputError(
+                "AutoAttack: the classifier answers probabilities: its losses need logits"
+            )
+        warnings.warn(f"AutoAttack: {message}", stacklevel=2)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """The library seeds the global generators, prints, and its check for dynamic defences ends
+    tracing (debuggers, coverage): what it finds is put back, whatever happens."""
+    tracer = sys.gettrace()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices), redirect_stdout(io.StringIO()):
+        try:
+            yield
+        finally:
+            sys.settrace(tracer)
+
+
+@contextmanager
+def in_one_line(model: LibraryModel) -> Iterator[None]:
+    """What the library raises, as an InputError; what the defence raises stays as it is."""
+    try:
+        yield
+    except Exception as error:
+        memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if isinstance(error, InputError) or error is model.error or memory:
+            raise
+        message = (str(error).splitlines() or [""])[0]
+        raise InputError(f"AutoAttack stopped with {type(error).__name__}: {message}") from error
