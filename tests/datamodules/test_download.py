@@ -181,7 +181,7 @@ def test_cifar_is_downloaded_when_asked_and_only_then(published: Server, tmp_pat
     place = str(tmp_path / "data")
     without = CIFAR10(place)
     without.prepare_data()
-    with pytest.raises(InputError, match="--data.download true"):
+    with pytest.raises(InputError, match="set download to true"):
         without.setup("test")
     assert not published.asked and not Path(place).exists()
     for _ in range(2):

@@ -172,10 +172,10 @@ def test_a_loaders_process_passes_a_bad_file_on_in_one_line(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"resize": 8, "crop": 9}, "--data.crop is 9, allowed is at most --data.resize (8)"),
-        ({"resize": (20, 8), "crop": 9}, "--data.crop is 9"),
-        ({"crop": 0}, "lengths are 1 or more"),
-        ({"resize": (8, 0)}, "lengths are 1 or more"),
+        ({"resize": 8, "crop": 9}, "ImageFolder.crop is 9, allowed is 1 to resize (8)"),
+        ({"resize": (20, 8), "crop": 9}, "ImageFolder.crop is 9"),
+        ({"crop": 0}, "ImageFolder.crop is 0, allowed is 1 or more"),
+        ({"resize": (8, 0)}, "ImageFolder.resize is (8, 0), allowed are lengths of 1 or more"),
     ],
 )
 def test_unusable_sizes_are_refused(options: dict[str, Any], says: str, folder: Path) -> None:
@@ -217,7 +217,7 @@ def test_what_is_no_class_folder_of_images_is_refused(folder: Path, tmp_path: Pa
             ImageFolder(str(path))
     respelled = f"{folder.parent}/./{folder.name}/../{folder.name}"
     for options in ({}, {"data_dir": str(folder), "train_dir": respelled}):
-        with pytest.raises(InputError, match="--data.train_dir"):
+        with pytest.raises(InputError, match="train_dir is"):
             ImageFolder(**options)
 
 
@@ -240,12 +240,12 @@ def test_a_training_has_a_folder_of_its_own(folder: Path, tmp_path: Path) -> Non
         again.setup("fit")
         assert again.train_dataloader().state_dict()["data"] != state["data"]
         picture(8, 8, 23).save(tmp_path / "more" / "dog" / "3.png")
-    with pytest.raises(InputError, match="no images to evaluate: give --data.data_dir"):
+    with pytest.raises(InputError, match="data_dir is needed: there are no test images"):
         data.setup("test")
-    with pytest.raises(InputError, match="no images to train on.*--data.train_dir"):
+    with pytest.raises(InputError, match="train_dir is needed: there are no train images"):
         ImageFolder(str(folder)).setup("fit")
     (tmp_path / "more" / "emu").mkdir()
-    with pytest.raises(InputError, match="emu is in one of them only"):
+    with pytest.raises(InputError, match="emu is in one of the two only"):
         ImageFolder(str(folder), str(tmp_path / "more"))
 
 

@@ -1,15 +1,12 @@
 """SVHN's MATLAB files: what is read, and what is refused."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from scipy.io import savemat
 
-from datamodules import base, svhn
 from datamodules.svhn import SVHN
 from hetpure.errors import InputError
 
@@ -81,9 +78,9 @@ def test_other_content_is_refused(changes: dict[str, Any], says: str, tmp_path: 
 
 
 def test_missing_and_cut_files_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"test_32x32.mat \(64,275,384 bytes.*--data.download"):
+    with pytest.raises(InputError, match=r"test_32x32.mat \(64,275,384 bytes.*download to true"):
         SVHN(str(tmp_path)).setup("test")
-    with pytest.raises(InputError, match=r"train_32x32.mat is not there"):
+    with pytest.raises(InputError, match=r"has no train_32x32.mat"):
         SVHN(str(tmp_path), test_split="validation").setup("test")
     write(tmp_path)
     path = tmp_path / "test_32x32.mat"
@@ -96,48 +93,3 @@ def test_missing_and_cut_files_are_one_line(tmp_path: Path) -> None:
     savemat(path, {"images": np.zeros(3)})
     with pytest.raises(InputError, match="X is nothing"):
         SVHN(str(tmp_path)).setup("test")
-
-
-def test_other_files_are_told_and_the_published_512_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(base, "rank_zero_info", told.append)
-    write(tmp_path), write(tmp_path, "train"), write(tmp_path, "extra")
-    for options in ({"extra": True}, {"extra": False}):
-        SVHN(str(tmp_path), validation=20, **options).setup()
-    others = [line.partition(" is not the published file")[0] for line in told if "not" in line]
-    paths = {kind: str(tmp_path / f"{kind}_32x32.mat") for kind in SMALL}
-    whole = [paths["train"], paths["extra"], paths["test"]]
-    assert others == [*whole, paths["train"], paths["test"]]
-    data = SVHN(str(tmp_path), subset="published_512")
-    for _ in range(2):
-        with pytest.raises(InputError, match=r"test_32x32.mat is not the published file: --data.s"):
-            data.setup("test")
-    files = dict(svhn.FILES)
-    for kind in SMALL:
-        digest = hashlib.sha256(Path(paths[kind]).read_bytes()).hexdigest()
-        files[kind] = (1, digest)
-    monkeypatch.setattr(svhn, "FILES", files)
-    told.clear()
-    SVHN(str(tmp_path), validation=20, extra=True).setup()
-    SVHN(str(tmp_path), subset="published_512").setup("test")
-    assert told == [f"SVHN from {tmp_path}"] * 2
-
-
-def test_hashes_are_the_published_ones() -> None:
-    assert {kind: digest for kind, (_, digest) in svhn.FILES.items()} == {
-        "train": "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
-        "test": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
-        "extra": "a133a4beb38a00fcdda90c9489e0c04f900b660ce8a316a5e854838379a71eb3",
-    }
-    assert [size for size, _ in svhn.FILES.values()] == [182_040_794, 64_275_384, 1_329_278_602]
-
-
-def test_images_are_not_copied(tmp_path: Path) -> None:
-    """The file's layout keeps an image in one piece: turning it around costs no memory."""
-    write(tmp_path)
-    data = SVHN(str(tmp_path))
-    whole = data._read("test").images
-    assert isinstance(whole, torch.Tensor)
-    assert whole.stride() == (3 * 32 * 32, 32 * 32, 1, 32)

@@ -24,7 +24,6 @@ from hetpure.classifiers import (
     WideResNet,
 )
 from hetpure.classifiers.deepmind_wide_resnet import pad_same
-from hetpure.classifiers.resnet import Stem
 from hetpure.errors import InputError
 
 LAYOUTS = Path(__file__).parent / "layouts"
@@ -247,29 +246,6 @@ def test_same_padding_at_stride_two(size: int, zeros: tuple[int, int]) -> None:
     assert padded[0, 0, 2].tolist() == [1.0] * 6 + [0.0]
 
 
-def test_deepmind_activation_is_the_chosen_one() -> None:
-    """The same weights with the other activation are another function."""
-    relu, silu = (
-        seeded(lambda kind=kind: DeepMindWideResNet(10, 1, activation=kind))  # type: ignore[misc]
-        for kind in ("relu", "silu")
-    )
-    silu.load_state_dict(relu.state_dict())
-    assert not torch.allclose(relu(images(32)), silu(images(32)))
-    assert isinstance(silu.relu, nn.SiLU)
-
-
-def test_distilled_logits_are_the_mean_of_both_heads() -> None:
-    network = seeded(lambda: tiny_vit(distilled=True))
-    assert isinstance(network, VisionTransformer)
-    assert network.head_dist is not None
-    with captured(network, ["norm"]) as outputs:
-        logits = network(images(32))
-    tokens = outputs["norm"]
-    assert tokens.shape == (2, 2 + 64, 24)
-    expected = (network.head(tokens[:, 0]) + network.head_dist(tokens[:, 1])) / 2
-    torch.testing.assert_close(logits, expected)
-
-
 @pytest.mark.parametrize(
     ("depth", "places"),
     [(12, (2, 5, 8, 11)), (24, (5, 11, 17, 23)), (5, (0, 1, 2, 4)), (3, (0, 1, 2)), (1, (0,))],
@@ -297,16 +273,6 @@ def test_a_vit_mask_is_where_the_patches_are() -> None:
     places = mask[0, 0].nonzero()
     assert len(places) > 0
     assert (places // 4 == torch.tensor([1, 6])).all()
-
-
-@pytest.mark.parametrize(
-    ("stem", "sizes"), [("imagenet", (16, 8, 4, 2)), ("cifar", (64, 32, 16, 8))]
-)
-def test_the_stem_decides_the_size_of_the_maps(stem: Stem, sizes: tuple[int, ...]) -> None:
-    network = seeded(lambda: ResNet(18, num_classes=5, stem=stem))
-    with captured(network, ResNet.attention_blocks) as outputs:
-        network(images(64))
-    assert tuple(outputs[name].shape[-1] for name in ResNet.attention_blocks) == sizes
 
 
 def test_meliketoys_attention_places_are_those_of_the_wrn() -> None:

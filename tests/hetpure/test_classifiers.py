@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hetpure.classifiers import Classifier, WideResNet
@@ -31,90 +30,6 @@ def seeded(*arguments: int, **settings: Any) -> WideResNet:
                     elif name in ("bias", "running_mean"):
                         nn.init.normal_(tensor, std=0.3)
     return network.eval()
-
-
-def batch_norm_shapes(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    vectors = ("weight", "bias", "running_mean", "running_var")
-    return {
-        **{f"{name}.{vector}": (width,) for vector in vectors},
-        f"{name}.num_batches_tracked": (),
-    }
-
-
-def published_shapes(units: int, widen_factor: int, classes: int) -> dict[str, tuple[int, ...]]:
-    """State dict of RobustBench's `WideResNet`, written from its definition: a 3x3 stem of 16
-    channels, three blocks of pre-activation units, a 1x1 shortcut in each block's first unit."""
-    shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (16, 3, 3, 3)}
-    width_in = 16
-    for block in (1, 2, 3):
-        width = 16 * 2 ** (block - 1) * widen_factor
-        for unit in range(units):
-            prefix = f"block{block}.layer.{unit}"
-            shapes |= batch_norm_shapes(f"{prefix}.bn1", width_in)
-            shapes[f"{prefix}.conv1.weight"] = (width, width_in, 3, 3)
-            shapes |= batch_norm_shapes(f"{prefix}.bn2", width)
-            shapes[f"{prefix}.conv2.weight"] = (width, width, 3, 3)
-            if unit == 0:
-                shapes[f"{prefix}.convShortcut.weight"] = (width, width_in, 1, 1)
-            width_in = width
-    shapes |= batch_norm_shapes("bn1", width_in)
-    return shapes | {"fc.weight": (classes, width_in), "fc.bias": (classes,)}
-
-
-@pytest.mark.parametrize(
-    ("depth", "widen_factor", "units", "millions"),
-    [(28, 10, 4, 36.48), (34, 10, 5, 46.16), (70, 16, 11, 266.80)],
-    ids=["WRN-28-10", "WRN-34-10", "WRN-70-16"],
-)
-def test_state_dict_is_that_of_robustbench(
-    depth: int, widen_factor: int, units: int, millions: float
-) -> None:
-    """Order included, so a checkpoint loads by name; sizes on the meta device cost nothing."""
-    with torch.device("meta"):
-        network = WideResNet(depth, widen_factor)
-    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    assert shapes == published_shapes(units, widen_factor, 10)
-    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=5e-3)
-
-
-def published_forward(network: WideResNet, x: Tensor) -> Tensor:
-    """The published forward pass from the state dict alone, for 32-pixel images."""
-    weights = network.state_dict()
-
-    def norm_relu(name: str, x: Tensor) -> Tensor:
-        mean, var, weight, bias = (
-            weights[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")
-        )
-        return F.relu(F.batch_norm(x, mean, var, weight, bias))
-
-    def conv(name: str, x: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
-        return F.conv2d(x, weights[f"{name}.weight"], None, stride, padding)
-
-    x = conv("conv1", x)
-    for block in (1, 2, 3):
-        unit = 0
-        while f"block{block}.layer.{unit}.conv1.weight" in weights:
-            name = f"block{block}.layer.{unit}"
-            stride = 2 if block > 1 and unit == 0 else 1
-            activated = norm_relu(f"{name}.bn1", x)
-            out = conv(f"{name}.conv1", activated, stride)
-            out = conv(f"{name}.conv2", norm_relu(f"{name}.bn2", out))
-            shortcut = f"{name}.convShortcut"
-            projected = f"{shortcut}.weight" in weights
-            x = out + (conv(shortcut, activated, stride, 0) if projected else x)
-            unit += 1
-    pooled = F.avg_pool2d(norm_relu("bn1", x), 8).flatten(1)
-    return F.linear(pooled, weights["fc.weight"], weights["fc.bias"])
-
-
-@pytest.mark.parametrize("shape", [(10, 2), (16, 1)], ids=["10-2", "16-1"])
-def test_logits_are_those_of_the_published_forward(shape: tuple[int, int]) -> None:
-    """Keys that fit do not show where a ReLU or a stride stands."""
-    network = seeded(*shape)
-    images = pixels(2, 3, 32, 32)
-    torch.testing.assert_close(
-        network(images), published_forward(network, images), rtol=1e-5, atol=1e-5
-    )
 
 
 @pytest.mark.parametrize("size", [28, 32, 48])
@@ -199,15 +114,6 @@ def test_normalisation_is_inside_the_classifier() -> None:
     assert classifier.channels == 3
 
 
-def test_classifier_is_its_network_on_normalised_images() -> None:
-    network = seeded(10, 1)
-    classifier = Classifier(network, num_classes=10, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
-    images = pixels(2, 3, 16, 16)
-    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
-    assert torch.equal(classifier(images), network((images - mean) / std))
-    assert not torch.allclose(classifier(images), network(images))
-
-
 def test_gradient_is_that_of_pixels() -> None:
     """1/std belongs to the gradient: an attack's step is measured in pixels."""
     classifier = Classifier(nn.Flatten(), num_classes=2, mean=(0.0, 0.0), std=(0.5, 0.25))
@@ -224,45 +130,31 @@ def test_normalisation_moves_with_the_module_but_is_not_in_its_weights() -> None
     assert classifier.double().mean.dtype == classifier.std.dtype == torch.float64
 
 
+SHORT, NUMBER = "one positive std a channel", "is no finite number"
+UNITS = r"not of pixels in \[0, 1\]: .*0\.\.255 by 255$"
+
+
 @pytest.mark.parametrize(
-    ("mean", "std"),
+    ("mean", "std", "message"),
     [
-        ((0.5, 0.5), (0.5,)),
-        ((0.5,), (0.5, 0.5, 0.5)),
-        ((0.5,), (0.0,)),
-        ((0.5, 0.5), (0.5, -1.0)),
-        ((), ()),
+        ([0.5, 0.5], [0.5], SHORT),
+        ([0.5], [0.5, 0.5, 0.5], SHORT),
+        ([0.5], [0.0], SHORT),
+        ([0.5, 0.5], [0.5, -1.0], SHORT),
+        ([], [], SHORT),
+        *(([0.5, value], [0.5, 0.5], NUMBER) for value in (float("nan"), True, "0.5", None)),
+        ([0.5, 0.5], [float("inf"), 0.5], NUMBER),
+        ([0.49, 0.48, 0.45], [63.0, 62.1, 66.7], UNITS),
+        ([125.3, 123.0, 113.9], [0.25, 0.24, 0.26], UNITS),
+        ([0.0, 0.0, 0.0], [255.0, 255.0, 255.0], UNITS),
+        ([-1.0, -1.0, -1.0], [1.0, 1.0, 1.0], UNITS),
     ],
-    ids=["short-std", "short-mean", "zero-std", "negative-std", "none"],
 )
-def test_impossible_normalisation_is_refused(
-    mean: tuple[float, ...], std: tuple[float, ...]
+def test_an_impossible_normalisation_is_refused(
+    mean: list[Any], std: list[Any], message: str
 ) -> None:
-    with pytest.raises(InputError, match="one positive std a channel"):
-        Classifier(nn.Identity(), num_classes=2, mean=mean, std=std)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "0.5", None], ids=str)
-def test_a_mean_or_a_std_that_is_no_number_is_refused(value: Any) -> None:
-    for mean, std in (([0.5, value], [0.5, 0.5]), ([0.5, 0.5], [value, 0.5])):
-        with pytest.raises(InputError, match="is no finite number"):
-            Classifier(nn.Identity(), num_classes=2, mean=mean, std=std)
-
-
-@pytest.mark.parametrize(
-    ("mean", "std"),
-    [
-        ([125.3, 123.0, 113.9], [63.0, 62.1, 66.7]),
-        ([0.49, 0.48, 0.45], [63.0, 62.1, 66.7]),
-        ([125.3, 123.0, 113.9], [0.25, 0.24, 0.26]),
-        ([0.0, 0.0, 0.0], [255.0, 255.0, 255.0]),
-        ([-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]),
-    ],
-    ids=["0..255", "std 0..255", "mean 0..255", "divisor", "negative"],
-)
-def test_a_normalisation_of_other_units_is_refused(mean: list[float], std: list[float]) -> None:
-    """Left alone it gives 0% where the right one gives 100%, with exit code 0."""
-    with pytest.raises(InputError, match=r"not of pixels in \[0, 1\]: .*0\.\.255 by 255$"):
+    """Of other units it would give 0% where the right one gives 100%, with exit code 0."""
+    with pytest.raises(InputError, match=message):
         Classifier(nn.Identity(), num_classes=2, mean=mean, std=std)
 
 

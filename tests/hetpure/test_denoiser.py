@@ -102,21 +102,6 @@ def test_per_sample_indices_equal_calls_at_one_index(
         torch.testing.assert_close(single_noise, noise[row : row + 1])
 
 
-def test_network_is_called_with_one_integer_index_per_sample() -> None:
-    seen: list[Tensor] = []
-
-    class Recorder(nn.Module):
-        def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-            seen.append(timesteps)
-            return x
-
-    denoiser = Denoiser(Recorder(), SCHEDULE)
-    denoiser(torch.zeros(3, 1, 2, 2), 7)
-    denoiser(torch.zeros(3, 1, 2, 2), torch.tensor([1, 2, 3]))
-    assert [timesteps.tolist() for timesteps in seen] == [[7, 7, 7], [1, 2, 3]]
-    assert all(timesteps.dtype == torch.int64 for timesteps in seen)
-
-
 def test_an_output_object_is_read_as_its_sample() -> None:
     """diffusers' UNets answer with an object, plain modules with a tensor."""
 

@@ -95,11 +95,6 @@ def test_churn_happens_between_its_two_levels_only() -> None:
     assert plan[2:7] == churned[2:7]
 
 
-def test_churn_stops_at_the_last_index() -> None:
-    plan = EDMPurifier(strength=1.0, churn=100.0).plan(LINEAR)
-    assert (plan[0].at, plan[0].via) == (999, 999)
-
-
 def heun_by_hand(
     denoiser: Denoiser, state: Tensor, fresh: Tensor | float, step: Step, purifier: EDMPurifier
 ) -> Tensor:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -76,20 +75,6 @@ def test_a_guided_step_by_hand(
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("output", ["x0", "state"])
-def test_guidance_pulls_every_image_towards_the_input(
-    output: Output, denoiser: Denoiser, images: Tensor, rows: Rows
-) -> None:
-    """Before the last prediction, and in the result where nothing is predicted after it."""
-    noise, target = rows(0, 1, 2, 3), to_model(images)
-    distances = []
-    for guidance in (0.0, 1.0, 3.0, 9.3, 20.0):
-        purifier = replace(GUIDED, guidance=guidance, rounds=2, output=output)
-        final = states(purifier, denoiser, images, noise)[-1]
-        distances.append((final - target).flatten(1).norm(dim=1))
-    assert all((nearer < farther).all() for farther, nearer in pairwise(distances))
-
-
 @pytest.mark.parametrize(("rounds", "calls"), [(1, 5), (2, 10), (4, 20)])
 def test_every_round_has_the_same_calls(rounds: int, calls: int) -> None:
     plan = replace(GUIDED, rounds=rounds).plan(SCHEDULE)
@@ -119,25 +104,6 @@ def test_a_round_starts_from_the_output_of_the_one_before(
         assert (step.at, step.via) == (last, 100)
         expected = purifier.advance(denoiser, replace(step, at=100), diffused, images, None, noise)
         assert torch.equal(after, expected)
-
-
-def test_rounds_share_no_address(
-    denoiser: Denoiser, images: Tensor, rows: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not even the initial noise, or the first target of a purification would be its own state."""
-    asked: list[tuple[Purpose, int, int]] = []
-    words = BatchNoise.words
-
-    def record(self: BatchNoise, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
-        asked.append((purpose, step, repeat))
-        return words(self, purpose, step, repeat, count)
-
-    monkeypatch.setattr(BatchNoise, "words", record)
-    noise = rows(0, 1, 2, 3)
-    found = states(replace(GUIDED, rounds=3), denoiser, images, noise)
-    assert len(asked) == len(set(asked))
-    unguided = states(replace(GUIDED, guidance=0.0), denoiser, images, noise)
-    assert not torch.isclose(found[1], unguided[1]).any()
 
 
 def test_defaults_are_the_published_ones() -> None:

@@ -76,10 +76,10 @@ def test_small_noise_is_exact_in_float32() -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "said"),
     [
-        (ContinuousLevels, {"beta_min": 0}, "beta_min"),
-        (ContinuousLevels, {"t_min": 1}, "t_min"),
-        (LogNormalLevels, {"std": 0}, "std"),
-        (LogNormalLevels, {"mean": math.nan}, "mean"),
+        (ContinuousLevels, {"beta_min": 0}, "ContinuousLevels.beta_min must be positive"),
+        (ContinuousLevels, {"t_min": 1}, "ContinuousLevels.t_min must be in"),
+        (LogNormalLevels, {"std": 0}, "LogNormalLevels.std must be"),
+        (LogNormalLevels, {"mean": math.nan}, "LogNormalLevels.mean must be"),
     ],
 )
 def test_impossible_settings(kind: Any, settings: dict[str, float], said: str) -> None:

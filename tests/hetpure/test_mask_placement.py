@@ -95,16 +95,6 @@ def test_place_depends_on_sample_id_and_seed_only(placement: Placement) -> None:
 
 
 @noised
-def test_a_mask_does_not_depend_on_the_batch(
-    placement: Placement, classifier: Classifier, images: Tensor
-) -> None:
-    rule = replace(AREA, placement=placement)
-    whole = rule(classifier, images, IDS)
-    for order in ([0], [3, 1], [2, 3, 0, 1]):
-        assert torch.equal(rule(classifier, images[order], IDS[order]), whole[order])
-
-
-@noised
 def test_placements_that_draw_need_sample_ids(
     placement: Placement, classifier: Classifier, images: Tensor
 ) -> None:
@@ -118,12 +108,6 @@ def test_sample_ids_of_another_batch_are_refused(count: int, placement: Placemen
     """One id would broadcast: every image's mask would move by the same shift."""
     with pytest.raises(ValueError, match=f"{count} sample ids given for a batch of 4"):
         placed(placement, torch.ones(4, 8, 8, dtype=torch.bool), IDS[:count])
-
-
-@pytest.mark.parametrize("seed", [-1, 2**32])
-def test_a_seed_that_no_noise_has_is_refused(seed: int) -> None:
-    with pytest.raises(InputError, match=f"seed must be .* got {seed}"):
-        placed("random", torch.ones(4, 8, 8, dtype=torch.bool), IDS, seed=seed)
 
 
 def test_unknown_placement_is_refused() -> None:
@@ -160,18 +144,6 @@ def test_random_subsets_are_all_equally_likely() -> None:
     seen = torch.unique(subset, return_counts=True)[1]
     assert len(seen) == 120
     assert stats.chisquare(seen.numpy()).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("count", [1, 20, 60])
-def test_random_pixels_are_uniform(count: int) -> None:
-    """Without replacement counts vary less than binomially: by (1 - k / n) n / (n - 1)."""
-    ids, n = torch.arange(10_000), 64
-    first = (torch.arange(n) < count).reshape(1, 8, 8).expand(len(ids), -1, -1)
-    drawn = placed("random", first, ids).sum(0).double()
-    share = count / n
-    variance = len(ids) * share * (1 - share) * n / (n - 1)
-    statistic = float(((drawn - len(ids) * share) ** 2).sum() / variance)
-    assert 1e-3 < stats.chi2.sf(statistic, n - 1) < 1 - 1e-3
 
 
 @dataclass(frozen=True)

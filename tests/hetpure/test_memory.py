@@ -5,7 +5,6 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +23,6 @@ from hetpure.memory import (
     free_bytes,
     gigabytes,
     saved_bytes,
-    trim_heap,
     weight_bytes,
 )
 from hetpure.noise import noise_for
@@ -147,17 +145,6 @@ def test_weights_are_counted_once() -> None:
     shared = nn.Linear(3, 5)
     both = nn.Sequential(shared, shared, nn.BatchNorm1d(5))
     assert weight_bytes([both, shared]) == 4 * (15 + 5 + 4 * 5)
-
-
-@pytest.mark.parametrize("library", [{"malloc_trim": True}, {}], ids=["glibc", "another"])
-def test_freed_memory_is_given_back_where_the_c_library_can(
-    library: dict[str, bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[int] = []
-    found = SimpleNamespace(**dict.fromkeys(library, asked.append))
-    monkeypatch.setattr("ctypes.CDLL", lambda name: found)
-    trim_heap()
-    assert asked == [0] * len(library)
 
 
 # What there is.

@@ -1,5 +1,5 @@
-"""What every purifier owes to an evaluation, of whatever family: exact gradients, a plan that tells
-its cost, noise that an attacker can lock, and results that follow the sample and not the batch."""
+"""What every purifier owes to an evaluation, of whatever family: exact gradients, a plan that says
+its cost, noise that an attacker can know, and results that follow the sample and not the batch."""
 
 from dataclasses import fields
 from typing import get_args
@@ -66,6 +66,12 @@ FAMILY: dict[str, Purifier] = {
     "heterogeneous ddim recombine": HeterogeneousPurifier(steps=20, recombine=True),
     "heterogeneous ddpm recombine": HeterogeneousPurifier(20, ANCESTRAL, recombine=True),
     "heterogeneous state": HeterogeneousPurifier(steps=20, output="state"),
+    **{
+        f"heterogeneous ddpm {how} from the last index": HeterogeneousPurifier(
+            5, ANCESTRAL, t_large=1.0, t_small=0.6, resampling=how, resample_jump=600
+        )
+        for how in get_args(Resampling)[:3]
+    },
 }
 REVERSE_NOISE = {
     name for name in FAMILY if {"eta", "ddpm", "vp-sde", "churn", "guided"} & set(name.split())
@@ -193,7 +199,7 @@ def test_its_plan_tells_the_calls_before_any_image(
         with count_network_calls(defense) as counter:
             defense.purify(images.double(), REPORT.on(IDS), half_mask)
         assert calls == [4] * defense.network_calls
-        assert (counter.batches, counter.rows) == (len(calls), sum(calls))
+        assert (counter.batches, counter.images) == (len(calls), sum(calls))
     handle.remove()
 
 
@@ -201,8 +207,8 @@ def test_its_plan_tells_the_calls_before_any_image(
 def test_its_result_does_not_depend_on_batch_or_order(
     purifier: Purifier, denoiser: Denoiser, images: Tensor, half_mask: Tensor
 ) -> None:
-    """To rounding only: the UNet's matrix products add up in an order that depends on the number
-    of rows."""
+    """To rounding only: the UNet's matrix products add up in an order that depends on the size of
+    the batch."""
     whole = last_state(purifier, denoiser, images, half_mask, REPORT.on(IDS))
     for order in ([2], [3, 0], [1, 3, 2, 0]):
         noise = REPORT.on(IDS[order])
@@ -224,7 +230,7 @@ def test_no_address_is_used_twice(
 @pytest.mark.parametrize(
     "keep",
     [(), ("forward",), ("reverse",), ("forward", "reverse")],
-    ids=["white-box", "DW-forward", "DW-reverse", "DW-both"],
+    ids=["white-box", "DW-box, forward", "DW-box, reverse", "DW-box, both"],
 )
 @pytest.mark.parametrize("name", FAMILY)
 def test_an_attacker_who_knows_noise_meets_it_again(

@@ -12,11 +12,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from scipy import stats
 from torch import Tensor, nn
 
 from hetpure.denoiser import Denoiser, PredictionType
-from hetpure.noise import Noise, Purpose, Stream
 from hetpure.samplers import (
     DDIM,
     DDPM,
@@ -36,13 +34,9 @@ SCHEDULES = {"linear": LINEAR, "squaredcos_cap_v2": COSINE}
 SHAPE = (2, 3, 4, 4)
 TRAJECTORIES: list[tuple[str, PredictionType, int]] = [
     ("linear", "epsilon", 50),
-    ("linear", "sample", 50),
-    ("linear", "v_prediction", 50),
-    ("squaredcos_cap_v2", "epsilon", 50),
-    ("squaredcos_cap_v2", "sample", 50),
+    ("linear", "sample", 20),
     ("squaredcos_cap_v2", "v_prediction", 50),
     ("linear", "epsilon", 1000),
-    ("squaredcos_cap_v2", "v_prediction", 1000),
 ]
 
 
@@ -200,37 +194,7 @@ def test_a_jump_is_the_composition_of_single_steps(t: int, s: int) -> None:
     assert float(jump_forward(ZERO, low, high, ONE)) ** 2 == pytest.approx(variance, rel=1e-9)
 
 
-def test_a_jump_and_single_steps_have_the_same_law() -> None:
-    """The same, with the project's own noise and no algebra: two-sample KS, and moments."""
-    noise = Noise.of(1, Stream.PROBE).on(torch.arange(20_000))
-    x = torch.full((20_000, 1, 1, 1), 0.7, dtype=torch.float64)
-    t, s = 100, 130
-    level = LINEAR.alpha_cumprod
-    walked = x
-    for k in range(t, s):
-        fresh = noise.normal(Purpose.RESAMPLE, x, step=k)
-        walked = jump_forward(walked, level(k), level(k + 1), fresh)
-    jumped = jump_forward(x, level(t), level(s), noise.normal(Purpose.RESAMPLE, x, step=s))
-    assert stats.ks_2samp(walked.flatten().numpy(), jumped.flatten().numpy()).pvalue > 1e-3
-    mean, std = 0.7 * math.sqrt(level(s) / level(t)), math.sqrt(1 - level(s) / level(t))
-    for sample in (walked, jumped):
-        assert float(sample.mean()) == pytest.approx(mean, abs=5 * std / 20_000**0.5)
-        assert float(sample.std()) == pytest.approx(std, rel=5 / 40_000**0.5)
-
-
 PAIRS = [(999, 979), (200, 198), (200, 100), (1, 0), (0, NO_NOISE)]
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize(("t", "s"), PAIRS)
-def test_ddim_with_eta_1_is_ddpm_with_fixed_small(t: int, s: int, name: str) -> None:
-    """Song et al. 2021, section 4.1, for a consistent pair (x0, noise)."""
-    alpha, alpha_next = (SCHEDULES[name].alpha_cumprod(k) for k in (t, s))
-    x0, predicted, noise = standard_normals(3)
-    x = add_noise(x0, alpha, predicted)
-    ddim = ddim_step(x0, predicted, alpha, alpha_next, 1.0, noise)
-    ddpm = ddpm_step(x, x0, alpha, alpha_next, "fixed_small", noise)
-    torch.testing.assert_close(ddim, ddpm, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize(("t", "s"), PAIRS[:-1])
@@ -325,7 +289,7 @@ def test_reverse_process_ends_in_the_data_distribution(sampler: Sampler, toleran
     ids=repr,
 )
 def test_stochastic_says_whether_noise_matters(sampler: Sampler, stochastic: bool) -> None:
-    """A sampler that used noise while it says it does not would escape the DW-box lock."""
+    """Else its noise would be hidden from an attacker who knows the noise (DW-box)."""
     x0, predicted, first, second = standard_normals(4)
     a_t, a_s = LINEAR.alpha_cumprod(200), LINEAR.alpha_cumprod(180)
     x = add_noise(x0, a_t, predicted)

@@ -42,7 +42,7 @@ def test_a_row_is_drawn_alike_in_any_batch() -> None:
     noise = Noise.of(0, Stream.PROBE).on(torch.arange(3))
     like = torch.empty(3, 1, 28, 28)
     together = draw_images(denoiser, noise, like, network_calls=4)
-    alone = draw_images(denoiser, noise.rows(torch.tensor([2])), like[:1], network_calls=4)
+    alone = draw_images(denoiser, noise.take(torch.tensor([2])), like[:1], network_calls=4)
     torch.testing.assert_close(alone[0], together[2], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(together[0], together[1], atol=0.1)
     assert (together >= 0).all() and (together <= 1).all()

@@ -19,12 +19,12 @@ from hetpure.errors import InputError
 from hetpure.schedule import linear_schedule
 from hetpure.weights import load_classifier, load_denoiser
 from hetpure.weights.check import denoising
-from hetpure.weights.convert import OwnNetwork, convert
-from hetpure.weights.formats import Told
+from hetpure.weights.convert import CustomNetwork, convert
+from hetpure.weights.formats import Hints
 from hetpure.weights.schedulers import load_scheduler
 from lightning_modules.cli import run
 from tests.hetpure.networks import tiny_unet
-from tests.hetpure.weights.files import Bomb, whole_module
+from tests.hetpure.weights.files import Bomb
 from tests.published import published_state, reference
 
 
@@ -58,7 +58,7 @@ def test_a_diffusion_on_the_command_line(
 
 
 def test_the_folder_says_where_it_is_from(ho: Path, tmp_path: Path) -> None:
-    convert(ho, tmp_path / "out", Told(16))
+    convert(ho, tmp_path / "out", Hints(16))
     origin = json.loads((tmp_path / "out" / "source.json").read_text())
     digest = hashlib.sha256(ho.read_bytes()).hexdigest()
     assert (origin["file"], origin["sha256"]) == (ho.name, digest)
@@ -71,7 +71,7 @@ def test_the_folder_says_where_it_is_from(ho: Path, tmp_path: Path) -> None:
 def test_edms_licence_is_named(tmp_path: Path) -> None:
     torch.save(reference("edm_ddpmpp_uncond").weights, tmp_path / "edm.pt")
     found = convert(tmp_path / "edm.pt", tmp_path / "out")
-    assert any("CC BY-NC-SA 4.0" in line for line in found.said)
+    assert any("CC BY-NC-SA 4.0" in line for line in found.remarks)
     assert "CC BY-NC-SA 4.0" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -81,8 +81,8 @@ def test_edms_licence_is_named(tmp_path: Path) -> None:
 def test_which_pairing_of_time_and_level_is_used_is_said(
     score_sde: Path, tmp_path: Path, pairing: str, sigma: float
 ) -> None:
-    found = convert(score_sde, tmp_path / "out", Told(16, pairing=pairing))  # type: ignore[arg-type]
-    (said,) = (line for line in found.said if "time and noise level" in line)
+    found = convert(score_sde, tmp_path / "out", Hints(16, pairing=pairing))  # type: ignore[arg-type]
+    (said,) = (line for line in found.remarks if "time and noise level" in line)
     assert ("HetPure" in said, "DiffPure" in said) == (pairing == "table", pairing == "diffpure")
     denoiser = load_denoiser(tmp_path / "out")
     assert denoiser.schedule.sigma(100) == pytest.approx(sigma, abs=5e-5)
@@ -135,12 +135,12 @@ def test_a_classifier_and_its_normalisation(
     with pytest.raises(InputError, match="mean and std"):
         convert(tmp_path / "Standard.pt", tmp_path / "other", mean=[0.5], std=[0.5])
     with pytest.raises(InputError, match="pairing is no choice"):
-        convert(tmp_path / "Standard.pt", tmp_path / "other", Told(pairing="table"))
+        convert(tmp_path / "Standard.pt", tmp_path / "other", Hints(pairing="table"))
 
 
 def test_a_diffusion_has_no_normalisation(ho: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a diffusion has none"):
-        convert(ho, tmp_path / "out", Told(16), mean=[0.5], std=[0.5])
+        convert(ho, tmp_path / "out", Hints(16), mean=[0.5], std=[0.5])
 
 
 def test_a_part_can_be_chosen(tmp_path: Path) -> None:
@@ -150,11 +150,11 @@ def test_a_part_can_be_chosen(tmp_path: Path) -> None:
     key = "conv_out.bias"
     for part, expected in ((None, weights), ("ema", weights), ("model", other)):
         out = tmp_path / str(part)
-        found = convert(tmp_path / "both.pt", out, Told(16), part=part)
-        assert ("not taken: 'model'; --part takes another" in found.said) == (part is None)
+        found = convert(tmp_path / "both.pt", out, Hints(16), part=part)
+        assert ("not taken: 'model'; --part takes another" in found.remarks) == (part is None)
         assert torch.equal(load_denoiser(out).network.state_dict()[key], expected[key])
     with pytest.raises(InputError, match="no part 'state'.*'ema', 'model'"):
-        convert(tmp_path / "both.pt", tmp_path / "out", Told(16), part="state")
+        convert(tmp_path / "both.pt", tmp_path / "out", Hints(16), part="state")
 
 
 def test_what_cannot_be_converted_says_why(ho: Path, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_what_cannot_be_converted_says_why(ho: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     with pytest.raises(InputError, match="exists already"):
-        convert(ho, tmp_path / "full", Told(16))
+        convert(ho, tmp_path / "full", Hints(16))
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
 
 
@@ -189,7 +189,7 @@ def test_a_bomb_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from hetpure.weights.convert import OwnNetwork, convert
+from hetpure.weights.convert import CustomNetwork, convert
 convert(Path(sys.argv[1]), Path(sys.argv[2]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -222,34 +222,6 @@ def test_the_published_checkpoint_needs_less_than_2_5_gigabytes(tmp_path: Path) 
     peak = int(done.stdout.split()[-1]) * 1024
     print(f"peak memory {peak / 1e9:.2f} GB")
     assert peak < 2.5e9
-
-
-def nested(name: str, folder: Path) -> Path:
-    """The reduced classifier in the nesting in which its kind is published."""
-    weights, path = reference(name).weights, folder / name
-    if name == "classifier_meliketoy_wrn":  # a whole module of torch's older format
-        return whole_module(weights, path, zipped=False)
-    prefix = "module.0." if "deepmind" in name else "module."
-    state = {f"{prefix}{key}": value for key, value in weights.items()}
-    torch.save({"model_state_dict": state, "epoch": 3} if "deepmind" in name else state, path)
-    return path
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "classifier_deepmind_wrn_swish",
-        "classifier_diffpure_wrn_dropout",
-        "classifier_meliketoy_wrn",
-    ],
-)
-def test_published_classifiers_give_the_official_logits(tmp_path: Path, name: str) -> None:
-    official = reference(name)
-    given = {key: official.config[key] for key in ("mean", "std")}
-    convert(nested(name, tmp_path), tmp_path / "out", **given)
-    with torch.no_grad():
-        logits = load_classifier(tmp_path / "out")(official.values["pixels"])
-    assert (logits - official.values["logits"]).abs().max() < 1e-5
 
 
 def test_a_network_of_ones_own(
@@ -301,7 +273,7 @@ def test_a_network_of_ones_own_in_wrappers_and_beside_other_tensors(
     (tmp_path / "my_wrapped.py").write_text(OWN_NET + WRAPPED)
     monkeypatch.syspath_prepend(tmp_path)
     state = {"model.conv.weight": torch.rand(4, 3, 1, 1), "model.fc.weight": torch.rand(5, 4)}
-    own = OwnNetwork("my_wrapped.Wrapped", 5)
+    own = CustomNetwork("my_wrapped.Wrapped", 5)
     scaling = {"mean": [0.5] * 3, "std": [0.5] * 3}
     wrapped = {f"module.{name}": value for name, value in state.items()}
     for number, content in enumerate(
@@ -313,8 +285,8 @@ def test_a_network_of_ones_own_in_wrappers_and_beside_other_tensors(
     ):
         torch.save(content, tmp_path / "mine.pt")
         if number == 2:  # without the wrapper's name, and so without its own
-            own = OwnNetwork("my_wrapped.Net", 5, {"width": 4})
-        convert(tmp_path / "mine.pt", tmp_path / f"out{number}", own=own, **scaling)
+            own = CustomNetwork("my_wrapped.Net", 5, {"width": 4})
+        convert(tmp_path / "mine.pt", tmp_path / f"out{number}", custom=own, **scaling)
 
 
 WRAPPED = """
@@ -332,10 +304,10 @@ def test_a_target_that_cannot_be_written_says_so(ho: Path, tmp_path: Path) -> No
     (tmp_path / "file").write_text("no folder")
     for target in (tmp_path / "file" / "out", tmp_path / ("x" * 300), Path("/proc/out")):
         with pytest.raises(InputError, match="cannot be written"):
-            convert(ho, target, Told(16))
+            convert(ho, target, Hints(16))
 
 
 def test_sizes_are_sizes() -> None:
     for wrong in ({"sample_size": 0}, {"head_channels": -16}, {"steps": 0}):
         with pytest.raises(InputError, match="1 or more"):
-            Told(**wrong)  # type: ignore[arg-type]
+            Hints(**wrong)  # type: ignore[arg-type]

@@ -94,7 +94,7 @@ def test_diffusers_and_we_precondition_alike() -> None:
         with torch.no_grad():
             output = network(scaled, scheduler.precondition_noise(sigma).reshape(1)).sample
             theirs = scheduler.precondition_outputs(noisy, output, sigma)
-            only = level.rows(torch.tensor([row]))
+            only = level.take(torch.tensor([row]))
             ours, _ = denoiser.predict(only.signal * noisy, only)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 

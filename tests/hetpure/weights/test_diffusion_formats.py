@@ -16,7 +16,7 @@ from hetpure.weights import load_denoiser
 from hetpure.weights.checkpoint import without_wrappers
 from hetpure.weights.convert import convert
 from hetpure.weights.diffusion import meta_network
-from hetpure.weights.formats import DiffusionWeights, Told
+from hetpure.weights.formats import DiffusionWeights, Hints
 from hetpure.weights.song_formats import read_edm, read_score_sde
 from hetpure.weights.unet_formats import read_ho, read_openai
 from tests.hetpure.weights.files import edm_snapshot
@@ -27,17 +27,17 @@ from tests.published import (
     reference,
 )
 
-GUIDED, IMPROVED = Told(16, 16, "linear", 1000), Told(16, 16, "squaredcos_cap_v2", 4000)
+GUIDED, IMPROVED = Hints(16, 16, "linear", 1000), Hints(16, 16, "squaredcos_cap_v2", 4000)
 # Of each reference: what the file does not say, and the names of its input, times and output.
-REFERENCES: dict[str, tuple[Told, tuple[str, str, str]]] = {
-    "ddpm_ho": (Told(16), ("x", "timesteps", "output")),
+REFERENCES: dict[str, tuple[Hints, tuple[str, str, str]]] = {
+    "ddpm_ho": (Hints(16), ("x", "timesteps", "output")),
     "guided_diffusion_uncond": (GUIDED, ("x", "timesteps", "output")),
     "improved_diffusion_uncond": (IMPROVED, ("x", "timesteps", "output")),
-    "score_sde_ddpmpp_vp": (Told(16), ("x", "labels", "output")),
-    "edm_ddpmpp_uncond": (Told(), ("network_x", "c_noise", "network_output")),
-    "edm_ddpmpp_cond": (Told(), ("network_x", "c_noise", "network_output")),
+    "score_sde_ddpmpp_vp": (Hints(16), ("x", "labels", "output")),
+    "edm_ddpmpp_uncond": (Hints(), ("network_x", "c_noise", "network_output")),
+    "edm_ddpmpp_cond": (Hints(), ("network_x", "c_noise", "network_output")),
 }
-READERS: dict[str, Callable[[Any, Told], DiffusionWeights | None]] = {
+READERS: dict[str, Callable[[Any, Hints], DiffusionWeights | None]] = {
     "ddpm_ho_cifar10_svhn": read_ho,
     "guided_diffusion_256x256_uncond": read_openai,
     "improved_diffusion_cifar10_uncond": read_openai,
@@ -138,7 +138,7 @@ def test_edms_preconditioning_is_the_official_one(tmp_path: Path) -> None:
 def test_score_sdes_network_at_the_index_itself() -> None:
     """What HetPure's published code tells it."""
     official = reference("score_sde_ddpmpp_vp")
-    found = read_score_sde(official.weights, Told(16))
+    found = read_score_sde(official.weights, Hints(16))
     assert found is not None
     network = meta_network(found.network, found.config).to_empty(device="cpu")
     network.load_state_dict(found.state)
@@ -158,7 +158,7 @@ def published(name: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", READERS)
 def test_published_sizes_map_without_a_rest(name: str) -> None:
-    found = READERS[name](published(name), Told())
+    found = READERS[name](published(name), Hints())
     assert found is not None
     wanted = meta_network(found.network, found.config).state_dict()
     assert {key: value.shape for key, value in found.state.items()} == {
@@ -171,7 +171,7 @@ def test_published_sizes_map_without_a_rest(name: str) -> None:
 )
 def test_names_and_settings_are_those_of_the_published_maps(name: str) -> None:
     """Name by name, with the settings that are known to be exact."""
-    found, expected = READERS[name](published(name), Told()), published_map(name)
+    found, expected = READERS[name](published(name), Hints()), published_map(name)
     assert found is not None
     entries = {entry[0]: tuple(entry[1]) for entry in expected["entries"]}
     assert {key: tuple(value.shape) for key, value in found.state.items()} == entries
@@ -188,7 +188,7 @@ def test_a_list_of_parameters_is_known_by_its_order(name: str) -> None:
     state = published(name)
     parameters = [value for key, value in state.items() if key != "sigmas"]
     assert len(parameters) == 956
-    named, listed = read_score_sde(state, Told()), read_score_sde(parameters, Told())
+    named, listed = read_score_sde(state, Hints()), read_score_sde(parameters, Hints())
     assert named is not None
     assert listed is not None
     assert listed.config == named.config
@@ -196,7 +196,7 @@ def test_a_list_of_parameters_is_known_by_its_order(name: str) -> None:
         k: v.shape for k, v in named.state.items()
     }
     # ADBM's files end in an embedding of classes that is not used.
-    with_classes = read_score_sde([*parameters, torch.zeros(10, 512)], Told())
+    with_classes = read_score_sde([*parameters, torch.zeros(10, 512)], Hints())
     assert with_classes is not None
     assert with_classes.config == named.config
 
@@ -205,8 +205,8 @@ def test_the_average_is_taken_by_its_order_not_the_raw_weights(tmp_path: Path) -
     """The raw weights of the reference's file are zeros."""
     official = reference("score_sde_ddpmpp_vp")
     path = on_disk("score_sde_ddpmpp_vp", official, tmp_path / "checkpoint_8.pth")
-    found = convert(path, tmp_path / "out", Told(16))
-    assert any("'ema'" in line for line in found.said)
+    found = convert(path, tmp_path / "out", Hints(16))
+    assert any("'ema'" in line for line in found.remarks)
     first = load_denoiser(tmp_path / "out").network.map_layer0.weight  # type: ignore[union-attr]
     assert torch.equal(first, official.weights["all_modules.0.weight"])  # type: ignore[arg-type]
 
@@ -223,15 +223,15 @@ def changed(name: str, change: Callable[[dict[str, Tensor]], object]) -> dict[st
         (
             "guided_diffusion_uncond",
             lambda s: None,
-            Told(16),
+            Hints(16),
             "head_channels, beta_schedule, steps",
         ),
-        ("improved_diffusion_uncond", lambda s: None, Told(16, 16, "linear"), "give its steps"),
-        ("guided_diffusion_uncond", lambda s: None, Told(16, 48, "linear", 1000), "no heads of 48"),
-        ("guided_diffusion_uncond", lambda s: None, Told(17, 16, "linear", 1000), "be halved"),
-        ("ddpm_ho", lambda s: None, Told(16, 16), "head_channels is no choice"),
-        ("ddpm_ho", lambda s: None, Told(16, pairing="table"), "pairing is no choice"),
-        ("edm_ddpmpp_uncond", lambda s: None, Told(16), "sample_size is no choice"),
+        ("improved_diffusion_uncond", lambda s: None, Hints(16, 16, "linear"), "give its steps"),
+        ("guided_diffusion_uncond", lambda s: None, Hints(16, 48, "linear", 1000), "no heads of 48"),
+        ("guided_diffusion_uncond", lambda s: None, Hints(17, 16, "linear", 1000), "be halved"),
+        ("ddpm_ho", lambda s: None, Hints(16, 16), "head_channels is no choice"),
+        ("ddpm_ho", lambda s: None, Hints(16, pairing="table"), "pairing is no choice"),
+        ("edm_ddpmpp_uncond", lambda s: None, Hints(16), "sample_size is no choice"),
         (
             "guided_diffusion_uncond",
             lambda s: s.update({"label_emb.weight": torch.zeros(10, 128)}),
@@ -245,24 +245,24 @@ def changed(name: str, change: Callable[[dict[str, Tensor]], object]) -> dict[st
             "h_upd",
         ),
         ("guided_diffusion_uncond", lambda s: s.pop("out.0.bias"), GUIDED, "do not fit"),
-        ("ddpm_ho", lambda s: s.pop("up.0.block.0.norm1.bias"), Told(16), "do not fit"),
-        ("ddpm_ho", lambda s: s.update({"mid.x": torch.zeros(1)}), Told(16), "has no mid.x"),
+        ("ddpm_ho", lambda s: s.pop("up.0.block.0.norm1.bias"), Hints(16), "do not fit"),
+        ("ddpm_ho", lambda s: s.update({"mid.x": torch.zeros(1)}), Hints(16), "has no mid.x"),
         (
             "score_sde_ddpmpp_vp",
             lambda s: s.update({"all_modules.30.W": torch.zeros(1)}),
-            Told(16),
+            Hints(16),
             "not like DDPM",
         ),
-        ("score_sde_ddpmpp_vp", lambda s: s.pop("all_modules.4.Conv_0.bias"), Told(16), "not like"),
+        ("score_sde_ddpmpp_vp", lambda s: s.pop("all_modules.4.Conv_0.bias"), Hints(16), "not like"),
         (
             "edm_ddpmpp_uncond",
             lambda s: s.update(
                 {"model.enc.8x8_down.conv0.resample_filter": torch.ones(1, 1, 4, 4)}
             ),
-            Told(),
+            Hints(),
             "2x2 means",
         ),
-        ("edm_ddpmpp_uncond", lambda s: s.pop("model.dec.4x4_in0.qkv.bias"), Told(), "do not fit"),
+        ("edm_ddpmpp_uncond", lambda s: s.pop("model.dec.4x4_in0.qkv.bias"), Hints(), "do not fit"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -270,7 +270,7 @@ def test_what_a_file_does_not_say_or_says_otherwise_is_refused(
     tmp_path: Path,
     name: str,
     change: Callable[[dict[str, Tensor]], object],
-    told: Told,
+    told: Hints,
     says: str,
 ) -> None:
     torch.save(changed(name, change), tmp_path / "file.pt")
@@ -284,7 +284,7 @@ def test_a_list_of_other_parameters_is_of_no_known_format(tmp_path: Path) -> Non
     for tensors in (short, [torch.zeros(3)], [torch.zeros(2, 2), torch.zeros(2)] * 4):
         torch.save({"shadow_params": tensors}, tmp_path / "file.pt")
         with pytest.raises(InputError):
-            convert(tmp_path / "file.pt", tmp_path / "out", Told(16))
+            convert(tmp_path / "file.pt", tmp_path / "out", Hints(16))
 
 
 def test_heads_are_split_as_published() -> None:
@@ -316,13 +316,13 @@ def test_an_average_that_does_not_fit_is_not_replaced_by_raw_weights(
     content = {"model": weights, "ema": {"shadow_params": change(average)}}
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(InputError, match=rf"{says}.*'ema', 'model'"):
-        convert(tmp_path / "file.pth", tmp_path / "out", Told(16))
-    convert(tmp_path / "file.pth", tmp_path / "out", Told(16), part="model")
+        convert(tmp_path / "file.pth", tmp_path / "out", Hints(16))
+    convert(tmp_path / "file.pth", tmp_path / "out", Hints(16), part="model")
 
 
 def test_improved_diffusion_is_told_times_up_to_1000(tmp_path: Path) -> None:
     """Of 4,000 steps: published networks were trained with rescale_timesteps."""
-    found = read_openai(published("improved_diffusion_cifar10_uncond"), Told())
+    found = read_openai(published("improved_diffusion_cifar10_uncond"), Hints())
     assert found is not None
     official = reference("improved_diffusion_uncond")
     convert(on_disk("improved", official, tmp_path / "file"), tmp_path / "out", IMPROVED)
@@ -331,7 +331,7 @@ def test_improved_diffusion_is_told_times_up_to_1000(tmp_path: Path) -> None:
     assert (schedule.time(400), schedule.time(3999)) == (100, 999.75)
     expected = cosine_schedule(4000).alphas_cumprod
     assert schedule.alphas_cumprod == pytest.approx(expected, rel=1e-4)
-    with_1000 = Told(16, 16, "linear", 1000)
+    with_1000 = Hints(16, 16, "linear", 1000)
     convert(tmp_path / "file", tmp_path / "other", with_1000)
     assert load_denoiser(tmp_path / "other").schedule.time(999) == 999
 
@@ -366,7 +366,7 @@ def test_low_precision_is_written_in_float32(tmp_path: Path) -> None:
     for kind in (torch.float16, torch.bfloat16, torch.float64):
         state = {key: value.to(kind) for key, value in reference("ddpm_ho").weights.items()}
         torch.save(state, tmp_path / "file.pt")
-        convert(tmp_path / "file.pt", tmp_path / str(kind), Told(16))
+        convert(tmp_path / "file.pt", tmp_path / str(kind), Hints(16))
         weights = load_denoiser(tmp_path / str(kind)).network.state_dict()
         assert {value.dtype for value in weights.values()} == {torch.float32}
         assert torch.equal(weights["conv_out.bias"], state["conv_out.bias"].float())

@@ -28,39 +28,6 @@ def test_classifier_config_that_does_not_fit_its_weights(
     assert str(folder / "model.safetensors") in refusal(load_classifier, folder)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"architecture": "ResNet"},
-        {"architecture": ["WideResNet"]},
-        {"network": {"depth": 10}},
-        {"network": [10, 1]},
-        {"network": {**CONFIG["network"], "colour": 1}},
-        {"network": {**CONFIG["network"], "depth": 11}},
-        {"network": {**CONFIG["network"], "depth": "10"}},
-        {"network": {**CONFIG["network"], "num_classes": -4}},
-        {"network": {**CONFIG["network"], "dropout": 5}},
-        {"network": {**CONFIG["network"], "in_channels": 1}},
-        {"mean": [0.5], "std": [0.5]},
-        {"mean": []},
-        {"mean": [], "std": []},
-        {"mean": ["a", "b", "c"]},
-        {"mean": 0.5},
-        {"std": [0.5, 0.5, 0]},
-        {"std": None},
-    ],
-    ids=json.dumps,
-)
-def test_a_config_that_describes_no_classifier_is_named(
-    tmp_path: Path, change: dict[str, Any]
-) -> None:
-    """Whatever is wrong inside, the user has to learn which file to open. A mean of another number
-    of channels than the network's must not broadcast."""
-    folder, _ = classifier_folder(tmp_path)
-    edit(folder / "config.json", lambda content: content.update(change))
-    assert str(folder / "config.json") in refusal(load_classifier, folder)
-
-
 @pytest.mark.parametrize("key", CONFIG)
 def test_a_classifier_config_without_a_key_names_both(tmp_path: Path, key: str) -> None:
     folder, _ = classifier_folder(tmp_path)
