@@ -25,14 +25,19 @@ def make_folder(path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """In place of what was there."""
+    """In place of what was there. Where the disk refuses, nothing is left of it; of a process that
+    is killed here, a file whose name begins with a dot and ends with `.part`."""
     make_folder(path.parent)
-    begun = path.with_suffix(".part")
-    with begun.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    begun.replace(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

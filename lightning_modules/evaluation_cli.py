@@ -1,12 +1,16 @@
-"""The command line of evaluations: what `evaluate.py` and `python -m hetpure check_gradients` share."""
+"""The command line of evaluations: what `evaluate.py` and `python -m hetpure check_gradients`
+share."""
 
 import fcntl
+import itertools
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,23 +20,28 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.console import Console
 
+from hetpure.disk import write_whole
 from hetpure.errors import InputError
-from hetpure.evaluation.records import CONFIG, RunFolder
+from hetpure.evaluation.cost import RowPlan, total_bytes, total_seconds
+from hetpure.evaluation.description import describe
+from hetpure.evaluation.facts import run_record
+from hetpure.evaluation.identity import differences
+from hetpure.evaluation.plan import plan
+from hetpure.evaluation.store import CONFIG, Store
+from hetpure.evaluation.worker import row_checks
 from hetpure.memory import gigabytes, weight_bytes
+from hetpure.report.finish import finish
 from hetpure.report.gradient_checks import gradient_checks_table
-from hetpure.report.plan import RowPlan, duration, plan_tables, total_bytes, total_seconds
+from hetpure.report.plan import duration, plan_tables
 from lightning_modules.cli import make_cli, with_default_config
-from lightning_modules.evaluation import RobustnessEvaluation
-from lightning_modules.run_config import chosen_before, same_or_new
-from lightning_modules.signals import (
-    check_nothing_is_loaded_unasked,
-    ending_with_children,
-    leave_slurm_to_us,
-    say,
-)
+from lightning_modules.compatibility import check_all_answers, check_defense
+from lightning_modules.evaluation import Claimed, RobustnessEvaluation
+from lightning_modules.images import images_of
+from lightning_modules.signals import say
 
 DEFAULT = Path(__file__).parent.parent / "configs" / "evaluate" / "quick.yaml"
 MIXED = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}  # of the network's calls alone
+FAILED = 1  # exit code of a run in which a row was struck out
 
 
 class EvaluationCLI(LightningCLI):
@@ -67,8 +76,8 @@ class EvaluationCLI(LightningCLI):
                 " for the diffusion network's calls (bf16-mixed, 16-mixed)"
             )
         strategy = trainer.strategy
-        own = isinstance(strategy, DDPStrategy) and strategy._start_method == "popen"
-        if not (own or isinstance(strategy, SingleDeviceStrategy)):
+        popen = isinstance(strategy, DDPStrategy) and strategy._start_method == "popen"
+        if not (popen or isinstance(strategy, SingleDeviceStrategy)):
             raise InputError("--trainer.strategy: an evaluation on several devices takes ddp")
         limit = trainer.limit_test_batches
         if self.config.trainer.fast_dev_run or isinstance(limit, int) or limit != 1.0:
@@ -78,71 +87,94 @@ class EvaluationCLI(LightningCLI):
             )
 
     def prepare(self) -> None:
-        """Chooses the run's folder, puts the model on its device and has it fix what is left open,
-        which becomes part of the config that the run saves."""
-        model = self.model
-        if self.trainer.is_global_zero:  # other processes will be told
-            wanted = model.folder.path
-            path = same_or_new(wanted, self._config(), force=self.config.resume == "force")
-            self.config.resume = "same"  # in the saved config: it is about this start alone
-            if path != wanted:
-                print(f"{wanted} holds a run with another config: this one is in {path}")
-                self.config.model.run = path.name
-            model.folder = RunFolder(path)
-            before = chosen_before(path)
-            model.execution |= before  # which agrees with what is asked for
-            model.kept = set(before)
+        """Puts networks on their device, checks that they and the data belong together, and has the
+        first process describe the run. What it chose becomes part of the config that is saved."""
+        model, device = self.model, self.trainer.strategy.root_device
         torch.backends.cudnn.allow_tf32 = False  # float32 is float32
-        model.to(self.trainer.strategy.root_device)
+        model.to(device)
         with one_at_a_time():
             self.datamodule.prepare_data()
         self.datamodule.setup("test")
         loader = self.datamodule.test_dataloader()
-        model.prepare(self.datamodule, loader, self.trainer.num_devices)
-        if self.trainer.is_global_zero:  # other processes will be told
-            model.resolve()
-        self.config.model.execution = {
-            name: asdict(execution) for name, execution in model.execution.items()
-        }
+        images = images_of(self.datamodule, loader, device)
+        defenses = {name: row.defense for name, row in model.loaded.rows.items()}
+        for defense in defenses.values():
+            check_defense(defense, self.datamodule)
+        size = min(loader.batch_size, len(images))
+        check_all_answers(defenses, images.read(range(size)).images)
+        model.describe = partial(
+            describe,
+            model.config,
+            model.loaded,
+            images,
+            device=device,
+            largest=size,
+            sharing=self.trainer.num_devices,
+        )
+        if self.trainer.is_global_zero:
+            model.store = self._store(model.store)
+            model.described = model.describe(model.store)
+
+    def _store(self, wanted: Store) -> Store:
+        """The folder of the run. One that holds another run is refused with the difference; or it
+        is left as it is, where that is forced, and the run gets a folder of its own."""
+        paths = (wanted.path.with_name(f"{wanted.path.name}-{n}") for n in itertools.count(2))
+        for path in itertools.chain([wanted.path], paths):
+            store = Store(path)
+            before = store.read_run()
+            if before is None:
+                break
+            assert self.model.describe is not None
+            now = self.model.describe(store).identity()
+            if self.config.resume != "force" or not differences(before["identity"], now):
+                store.check_same(before["identity"], now, f"{path} holds a run with")
+                threads = torch.get_num_threads()
+                if threads != before["threads"]:
+                    print(
+                        f"the run goes on with the {before['threads']} threads a process that it"
+                        f" began with ({threads} would be now): another number gives other"
+                        " roundings"
+                    )
+                torch.set_num_threads(before["threads"])
+                break
+        if path != wanted.path:
+            print(f"{wanted.path} holds a run with another config: this one is in {path}")
+        return store
 
     def evaluate(self) -> None:
-        """The evaluation in its folder, which the first process keeps for itself."""
-        model = self.model
-        leave_slurm_to_us(self.trainer)
-        check_nothing_is_loaded_unasked(self.trainer)
-        zero = self.trainer.is_global_zero
-        if zero:
-            print(f"run: {model.folder.path}", flush=True)
-        # The bar hides the cursor, and its line has no end.
-        terminal = sys.stderr is not None and sys.stderr.isatty()
-        after_the_bar = "\x1b[?25h\n" if terminal else ""
-        last_words = after_the_bar + model.how_to_go_on if zero else ""
+        """The evaluation in its folder, which the first process keeps for itself. Exit code 1 where
+        a row was struck out."""
+        model, zero = self.model, self.trainer.is_global_zero
+        struck = {}
         try:
-            # Lightning's handler waits for the end of an epoch: here, the whole run. Finished
-            # blocks are on the disk, so ending at once loses no record.
-            with self._opened() if zero else nullcontext(), ending_with_children(last_words):
-                self.trainer.test(model, model.tasks_claimed(), verbose=False)
+            with self._begun() if zero else nullcontext():
+                self.trainer.test(model, Claimed(model), verbose=False)
+                if zero and model.described is not None:
+                    struck = finish(model.described, model.store)["struck"]
         except BaseException as error:
-            model.tell_others(str(error).split("\n")[0])
+            model.end(str(error).split("\n")[0])
             if zero and isinstance(error, (KeyboardInterrupt, SystemExit)):
-                say(model.how_to_go_on)
+                say(f"stopped; go on with --model.run={shlex.quote(model.store.path.name)}\n")
             raise
-        finally:
-            model.give_terminal_back()
+        if struck:
+            sys.exit(FAILED)
 
     @contextmanager
-    def _opened(self) -> Iterator[None]:
-        folder = self.model.folder
-        with folder.locked():
-            same_or_new(folder.path, self._config(), force=False)  # nobody came in between
-            if not (folder.path / CONFIG).exists():
-                folder.write_config(self._config())
+    def _begun(self) -> Iterator[None]:
+        model = self.model
+        assert model.described is not None
+        with model.store.locked():
+            model.store.begin(run_record(model.described))
+            config = self.config.clone()
+            config.resume = "same"  # it is about this start alone
+            config.model.run = model.store.path.name
+            config.model.execution = {
+                name: asdict(execution) for name, execution in model.described.execution.items()
+            }
+            text: str = self.parser.dump(config, skip_none=False)
+            write_whole(model.store.path / CONFIG, text.encode())
+            print(f"run: {model.store.path}", flush=True)
             yield
-
-    def _config(self) -> str:
-        """All of it, as YAML."""
-        config: str = self.parser.dump(self.config, skip_none=False)
-        return config
 
 
 @contextmanager
@@ -172,18 +204,18 @@ def evaluation_cli(arguments: Sequence[str]) -> EvaluationCLI:
 
 def print_plan(cli: EvaluationCLI) -> dict[str, RowPlan]:
     """Prints what the evaluation costs, which is given back too."""
-    images = len(cli.model.loader.dataset)  # type: ignore[arg-type]
-    rows = cli.model.plan()
-    data = getattr(cli.datamodule, "description", "data")
-    title = f"{data}: {cli.model.attack.describe()}; n = {images}"
+    run = cli.model.described
+    assert run is not None
+    rows = plan(run)
+    title = f"{run.images.description}: {run.config.attack.describe()}; n = {len(run.images)}"
     console = _console()
-    for table in plan_tables(rows, title, cli.model.budget):
+    for table in plan_tables(rows, title, run.budget):
         console.print(table)
-    seconds = total_seconds(rows)
-    beside, networks = total_bytes(rows), weight_bytes([cli.model.networks])
+    networks = gigabytes(weight_bytes([cli.model.networks]))
     console.print(
-        f"the whole evaluation on one device: about {duration(seconds)}; memory: networks"
-        f" {gigabytes(networks)}, beside them up to {gigabytes(beside)}",
+        f"the whole evaluation on one device: about {duration(total_seconds(rows))}; blocks of"
+        f" {run.block} images; memory: networks {networks}, beside them up to"
+        f" {gigabytes(total_bytes(rows))}",
         highlight=False,
     )
     return rows
@@ -191,14 +223,16 @@ def print_plan(cli: EvaluationCLI) -> dict[str, RowPlan]:
 
 def print_gradient_checks(cli: EvaluationCLI) -> dict[str, dict[str, Any]]:
     """Computes the gradient checks of all rows and prints them."""
+    run = cli.model.described
+    assert run is not None
     console = _console()
-    found = {}
+    checks = {}
     with console.status("gradient checks") as status:
-        for name, row in cli.model.rows.items():
+        for name, row in run.rows.items():
             status.update(f"gradient check: {name}")
-            found[name] = cli.model.gradient_checks(row)
-    console.print(gradient_checks_table(found))
-    return found
+            checks[name] = row_checks(run, row)
+    console.print(gradient_checks_table(checks))
+    return checks
 
 
 def _console() -> Console:

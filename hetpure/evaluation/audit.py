@@ -6,33 +6,22 @@ what must hold, and warns where only the difference itself goes beyond the toler
 small.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import takewhile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from torch import Size, Tensor
+from torch import Tensor
 
-from hetpure.attacks import PGD, Attack
 from hetpure.attacks.attack import Threat, check_candidates
-from hetpure.attacks.gradient import GradientAttack
-from hetpure.attacks.losses import criterion
-from hetpure.attacks.null import EightBit
-from hetpure.attacks.square import Square
-from hetpure.defense import Defense
-from hetpure.errors import InputError
-from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Block, Cell, Record
+from hetpure.errors import FieldError, check_at_least
+from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
 from hetpure.evaluation.results import by_attack, draws_right, null_attack
 from hetpure.evaluation.statistics import in_points, mean_accuracy, paired_difference
-from hetpure.expectation import Query, expected_gradient
-from hetpure.gradients import GradientError
-from hetpure.noise import Noise, Stream
-from hetpure.numbers import Number
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
 STEPS, DRAWS, RADIUS = "more steps", "more EOT draws", "larger radius"
 WHOLE, BLACK_BOX, TRANSFER = "whole range", "black box", "transfer"
-LOCKED, EIGHT_BIT = "locked noise", "8-bit images"
+DW_BOX, EIGHT_BIT = "DW-box", "8-bit images"
 FEW_DRAWS = 0.1  # cosine between halves of the EOT draws, below which a gradient is mostly noise
 
 
@@ -51,11 +40,9 @@ class Audit:
     tolerance: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("images", "queries"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--model.audit.{name} must be >= 1, got {getattr(self, name)}")
+        check_at_least(self, 1, "images", "queries")
         if not 0 <= self.tolerance < 1:
-            raise InputError(f"--model.audit.tolerance must be in [0, 1), got {self.tolerance}")
+            raise FieldError(self, "tolerance", f"must be in [0, 1), got {self.tolerance}")
 
 
 @dataclass(frozen=True)
@@ -70,78 +57,6 @@ class Check:
         return asdict(self)
 
 
-def base_cell(cells: Sequence[Cell]) -> Cell:
-    """The cell of the main attack, whose variants stand before the null attack, that the audit
-    varies: the published mask policy where there are several."""
-    main = list(takewhile(lambda cell: cell.name != NULL, cells))
-    published = [cell for cell in main if getattr(cell.attack, "mask", "") == "recomputed"]
-    return (published or main)[0]
-
-
-def audit_cells(
-    base: Cell,
-    defense: Defense,
-    audit: Audit,
-    shape: Size,
-    read: Callable[[], tuple[Tensor, Tensor]],
-) -> list[Cell]:
-    """The attacks that the audit runs beside `base` on images of `shape` (C, H, W); `read` gives
-    what `base` saved. An attack without a gradient, or without a ball, has no budget to vary."""
-    attack = base.attack
-    found: dict[str, Attack] = {EIGHT_BIT: EightBit(read)}
-    if isinstance(attack, GradientAttack) and attack.threat is not None:
-        found |= _varied(attack, defense, audit, shape)
-    cells = [
-        Cell(f"{AUDIT}: {name}", other, base.known, audit.images) for name, other in found.items()
-    ]
-    if STEPS in found and defense.stochastic and not base.known:
-        cells.append(Cell(f"{AUDIT}: {LOCKED}", attack, ("forward", "reverse"), audit.images))
-    return cells
-
-
-def _varied(
-    attack: GradientAttack, defense: Defense, audit: Audit, shape: Size
-) -> dict[str, Attack]:
-    """The attack with more of one thing, and attackers with less knowledge."""
-    norm, draws = attack.norm, attack.eot_samples
-    square = Square(epsilon=attack.epsilon, norm=norm, steps=audit.queries, eot_samples=1)
-    found: dict[str, Attack] = {
-        STEPS: replace(attack, steps=2 * attack.steps),
-        BLACK_BOX: square,
-    }
-    if defense.stochastic:
-        found[DRAWS] = replace(attack, eot_samples=2 * draws)
-    if defense.purifier is not None:
-        found[TRANSFER] = replace(attack, approximation="classifier_only")
-    if attack.epsilon > 0:
-        found[RADIUS] = at_radius(attack, 2 * attack.epsilon)
-        found[WHOLE] = at_radius(attack, 1.0 if norm == "linf" else shape.numel() ** 0.5)
-    return found
-
-
-def at_radius(attack: GradientAttack, epsilon: float) -> GradientAttack:
-    """The attack in another ball, its steps as much longer."""
-    changed = replace(attack, epsilon=Number(epsilon))
-    if isinstance(changed, PGD):
-        longer = Number(changed.step_size * epsilon / attack.epsilon)
-        changed = replace(changed, step_size=longer)
-    return changed
-
-
-def first_gradients(attacked: Defense, block: Block, seed: int, attack: Attack) -> Check:
-    """Whether every image of a block that is answered rightly has a gradient, under one draw: that
-    of the attack's own loss, as the attack takes it."""
-    mask = attacked.mask(block.images, block.samples)
-    query = Query(block.images, block.samples, mask, [Noise.of(seed, Stream.PROBE)])
-    losses = criterion(getattr(attack, "loss", "cross_entropy"), block.labels)
-    how = attack.execution(attacked)
-    try:
-        expected_gradient(attacked, query, losses, execution=how, labels=block.labels)
-    except GradientError as error:
-        return Check("gradient", "FAIL", str(error))
-    return Check("gradient", "PASS", f"finite and not zero, n = {len(block.images)}")
-
-
 def verdicts(
     records: Sequence[Record],
     base: str,
@@ -153,59 +68,64 @@ def verdicts(
     """The checks of one defence, from its records under the main attack `base` and the audit's, its
     gradient checks, and the mean cosine between halves of its EOT draws."""
     attacks = by_attack(records)
-    rows = {
-        name.removeprefix(f"{AUDIT}: "): own
-        for name, own in attacks.items()
+    audited = {
+        name.removeprefix(f"{AUDIT}: "): of_attack
+        for name, of_attack in attacks.items()
         if name.startswith(f"{AUDIT}: ")
     }
-    found = [_checked(found) for found in gradient_checks]
+    checks = [_gradient(check) for check in gradient_checks]
     if NULL in attacks and len(attacks[NULL][0].predictions) > 1:  # one draw is always the same
-        found.append(_null(attacks[CLEAN], attacks[NULL]))
+        checks.append(_null(attacks[CLEAN], attacks[NULL]))
 
-    def compared(name: str, what: str, sign: int) -> None:
+    def compare(name: str, what: str, sign: int) -> None:
         """Whether attack `name` finds less (sign 1) or more (-1) than the base."""
-        if name in rows:
-            found.append(_compared(name, what, rows[name], attacks[base], sign, audit.tolerance))
+        if name in audited:
+            pair = audited[name], attacks[base]
+            checks.append(_compared(name, what, *pair, sign, audit.tolerance))
 
-    compared(STEPS, "twice the steps", 1)
-    compared(DRAWS, "twice the draws", 1)
-    compared(RADIUS, "twice the radius", 1)
-    if WHOLE in rows:
-        found.append(_chance(rows[WHOLE], classes))
-    compared(BLACK_BOX, "an attack without gradients", -1)
-    compared(TRANSFER, "an attack on the classifier alone", -1)
-    if EIGHT_BIT in rows:
-        found.append(_rounded(rows[EIGHT_BIT], attacks[base], audit.tolerance))
-    if LOCKED in rows:
-        found.append(_locked(rows[LOCKED], attacks[base], audit.tolerance))
+    compare(STEPS, "twice the steps", 1)
+    compare(DRAWS, "twice the draws", 1)
+    compare(RADIUS, "twice the radius", 1)
+    if WHOLE in audited:
+        checks.append(_chance(audited[WHOLE], classes))
+    compare(BLACK_BOX, "an attack without gradients", -1)
+    compare(TRANSFER, "an attack on the classifier alone", -1)
+    if EIGHT_BIT in audited:
+        checks.append(_rounded(audited[EIGHT_BIT], attacks[base], audit.tolerance))
+    if DW_BOX in audited:
+        checks.append(_dw_box(audited[DW_BOX], attacks[base], audit.tolerance))
     if agreement is not None:
-        found.append(_agreement(agreement))
-    return found
+        checks.append(_agreement(agreement))
+    return checks
 
 
 def saved_check(
-    clean: Tensor, saved: Mapping[str, tuple[tuple[Tensor, Tensor], Threat | None]]
+    clean: tuple[Tensor, Tensor],
+    saved: Mapping[str, tuple[tuple[Tensor, Tensor], Threat | None]],
 ) -> Check:
-    """Whether what lies on the disk is in [0, 1] and in each attack's ball around the clean images
-    (B, C, H, W), of which attacks may have the first only; attacks as (images, sample ids)."""
+    """Whether what lies on the disk is in [0, 1] and in each attack's ball around the clean images;
+    of each attack and of the clean images (B, C, H, W) with their sample ids (B,)."""
+    place = {sample: position for position, sample in enumerate(clean[1].tolist())}
+    count = 0
     for name, ((images, samples), threat) in saved.items():
+        around = clean[0][[place[sample] for sample in samples.tolist()]]
         try:
-            check_candidates(images[None], clean[: len(images)], samples, threat)
+            check_candidates(images[None], around, samples, threat)
         except AssertionError as error:
             return Check("saved images", "FAIL", f"{name}: {error}")
-    count = sum(len(images) for (images, _), _ in saved.values())
+        count += len(images)
     return Check("saved images", "PASS", f"{count} images are in [0, 1] and in their balls")
 
 
-def _checked(gradient_check: Mapping[str, Any]) -> Check:
-    verdict: Verdict = "PASS" if gradient_check["passed"] else "FAIL"
-    if gradient_check["approximation"] and gradient_check["passed"]:
+def _gradient(check: Mapping[str, Any]) -> Check:
+    verdict: Verdict = "PASS" if check["passed"] else "FAIL"
+    if check["approximation"] and check["passed"]:
         verdict = "WARN"
     return Check(
         "gradient check",
         verdict,
-        f"{gradient_check['policy']}, {gradient_check['finite_difference_error']:.1e} from finite"
-        f" differences, cosine {gradient_check['cosine_to_exact']:.4f} to the exact gradient",
+        f"{check['policy']}, {check['finite_difference_error']:.1e} from finite differences,"
+        f" cosine {check['cosine_to_exact']:.4f} to the exact gradient",
     )
 
 
@@ -230,28 +150,33 @@ def _compared(
     return Check(name, verdict, f"under {what} accuracy is {_points(moved)}")
 
 
-def _chance(rows: Sequence[Record], classes: int) -> Check:
-    found = mean_accuracy(draws_right(rows))
-    said = f"accuracy {100 * found.accuracy:.1f}% [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-    verdict: Verdict = "FAIL" if found.low > 1 / classes else "PASS"
-    if verdict == "PASS" and found.accuracy > 1 / classes:
+def _chance(records: Sequence[Record], classes: int) -> Check:
+    share = mean_accuracy(draws_right(records))
+    interval = f"[{100 * share.low:.1f}, {100 * share.high:.1f}]"
+    verdict: Verdict = "FAIL" if share.low > 1 / classes else "PASS"
+    if verdict == "PASS" and share.accuracy > 1 / classes:
         verdict = "WARN"
-    return Check(WHOLE, verdict, f"where any image is allowed: {said}, chance {100 / classes:.0f}%")
+    return Check(
+        WHOLE,
+        verdict,
+        f"where any image is allowed: accuracy {100 * share.accuracy:.1f}% {interval},"
+        f" chance {100 / classes:.0f}%",
+    )
 
 
-def _rounded(rows: Sequence[Record], base: Sequence[Record], tolerance: float) -> Check:
-    moved = _paired(rows, base)
+def _rounded(records: Sequence[Record], base: Sequence[Record], tolerance: float) -> Check:
+    moved = _paired(records, base)
     lost = moved["low"] > 0 or moved["difference"] > tolerance
     said = f"adversarial images rounded to 8 bits: accuracy is {_points(moved)}"
     return Check(EIGHT_BIT, "WARN" if lost else "PASS", said)
 
 
-def _locked(rows: Sequence[Record], base: Sequence[Record], tolerance: float) -> Check:
-    moved = _paired(rows, base)
+def _dw_box(records: Sequence[Record], base: Sequence[Record], tolerance: float) -> Check:
+    moved = _paired(records, base)
     random = moved["difference"] < -tolerance  # as everywhere: a warning needs no certainty
-    said = f"with the noise known and held (DW-box) accuracy is {_points(moved)}"
+    said = f"with the noise known (DW-box) accuracy is {_points(moved)}"
     return Check(
-        LOCKED,
+        DW_BOX,
         "WARN" if random else "PASS",
         said + (": robustness by randomness" if random else ""),
     )

@@ -1,8 +1,7 @@
 """Defences of one or several runs against a baseline, paired by sample, from the records alone."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
-from hetpure.evaluation.records import RECORDS, RunFolder
+from hetpure.evaluation.reading import description_of, read_records
 from hetpure.evaluation.results import by_attack, of_threat, worst
 from hetpure.evaluation.statistics import (
     CONFIDENCE,
@@ -26,15 +25,14 @@ from hetpure.evaluation.statistics import (
     wilson,
 )
 
-Counting = Literal["single", "vote", "worst", "locked"]
+Counting = Literal["single", "vote", "worst", "dw_box"]
 ROBUST = "robust"
-FIELDS = [field.name for field in fields(Record)]
-EARLIER: dict[str, Any] = {"threat": None, "known": []}  # of records that do not say
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder as read: its name here, its records, and its results, None until it ends."""
+    """A run's folder as read: its name here, its records, and when it has ended what it says of
+    itself: its `run` in words and the `provenance`."""
 
     name: str
     records: list[Record]
@@ -88,21 +86,6 @@ class Comparison:
         return self.test is None or self.test.p_value < 1 - CONFIDENCE
 
 
-def read_records(run: Path) -> list[dict[str, Any]]:
-    """The records of a run as they were written."""
-    if not any(run.glob("records*.jsonl")):
-        raise InputError(
-            f"RUN {run}: there is no {RECORDS} in it; a run is a folder that evaluate.py wrote"
-        )
-    try:
-        found = RunFolder(run).read_entries()
-    except KeyError as error:
-        raise InputError(f"RUN {run}: a line of {RECORDS} is no record: no {error}") from None
-    if not found:
-        raise InputError(f"RUN {run}: {RECORDS} holds no record yet")
-    return found
-
-
 def read_runs(paths: Sequence[str]) -> list[Run]:
     """The runs, each named by its folder, or by its path where two folders are named alike."""
     places = [Path(path).resolve() for path in paths]
@@ -112,8 +95,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
         if places.count(place) > 1:
             raise InputError(f"RUN {path} is given twice: give each run once")
         name = place.name if short.count(place.name) == 1 else path.rstrip("/")
-        records = [_record(entry, path) for entry in read_records(Path(path))]
-        runs.append(Run(name, records, _results(place)))
+        runs.append(Run(name, read_records(place), description_of(place)))
     return runs
 
 
@@ -121,7 +103,7 @@ def read_columns(
     runs: Sequence[Run], attack: str, counting: Counting
 ) -> tuple[list[Column], list[str]]:
     """The defences under the named attack or the worst of all (`robust`), and the names of those
-    that were not attacked so: one without noise has no `locked`."""
+    that were not attacked so: one without noise has no `dw_box`."""
     columns, absent = [], []
     for run in runs:
         for defense in dict.fromkeys(record.defense for record in run.records):
@@ -234,9 +216,9 @@ def _column(run: Run, defense: str, attack: str, counting: Counting) -> Column |
         if not all(record.chosen < len(record.selection) for record in found.values()):
             raise InputError(f"{where}, {name}: a record lacks its selection draws")
         known = next(iter(found.values())).known
-        if bool(known) != (counting == "locked"):
+        if bool(known) != (counting == "dw_box"):
             knows = f"knows noise ({', '.join(known)})" if known else "knows no noise"
-            need = "is counted by --protocol locked" if known else "is not --protocol locked"
+            need = "is counted by --protocol dw_box" if known else "is not --protocol dw_box"
             raise InputError(f"--attack {name} {knows} of {where}: it {need}")
     limited: list[str] = []
     if attack == ROBUST and run.results is not None:  # an unfinished run's may come to the end
@@ -253,19 +235,19 @@ def _column(run: Run, defense: str, attack: str, counting: Counting) -> Column |
 def _candidates(
     attacks: Mapping[str, dict[int, Record]], where: str, counting: Counting
 ) -> list[str]:
-    """What `robust` chooses among. For `locked` the one attack that knows noise: those that know
+    """What `robust` chooses among. For `dw_box` the one attack that knows noise: those that know
     other noise are other attackers, and count their selection draws differently."""
     rows = {
         name: list(found.values())
         for name, found in attacks.items()
         if name != NULL and not name.startswith(AUDIT)
     }
-    if counting != "locked":
+    if counting != "dw_box":
         return list(of_threat(rows)) if rows else []
     names = [name for name, records in rows.items() if records[0].known]
     if len(names) > 1:
         raise InputError(
-            f"--protocol locked: {where} has {len(names)} attacks that know noise; name one with"
+            f"--protocol dw_box: {where} has {len(names)} attacks that know noise; name one with"
             f" --attack: {', '.join(names)}"
         )
     return names
@@ -277,19 +259,3 @@ def _by_sample(records: Sequence[Record], where: str) -> dict[int, Record]:
         if found.setdefault(record.sample, record) != record:
             raise InputError(f"{where}: sample {record.sample} is there twice, differently")
     return found
-
-
-def _record(entry: dict[str, Any], run: str) -> Record:
-    try:
-        return Record(**EARLIER | {key: entry[key] for key in FIELDS if key in entry})
-    except TypeError as error:
-        raise InputError(f"RUN {run}: a line of records.jsonl is no record: {error}") from None
-
-
-def _results(run: Path) -> dict[str, Any] | None:
-    """What a finished run says of itself; None of one that has not ended."""
-    try:
-        found = json.loads((run / "results.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -7,10 +7,16 @@ import torch
 from torch import Tensor
 
 from hetpure.attacks import Addresses, Attack, Monitor
-from hetpure.attacks.attack import SILENT, check_candidates, check_labels, unknown_groups
+from hetpure.attacks.attack import (
+    SILENT,
+    Target,
+    check_candidates,
+    check_labels,
+    unknown_groups,
+)
 from hetpure.attacks.null import NullAttack
 from hetpure.defense import Defense, count_network_calls
-from hetpure.errors import InputError
+from hetpure.errors import InputError, check_at_least
 from hetpure.expectation import Query, answers
 from hetpure.noise import Draw, Group, Noise, Stream
 
@@ -31,46 +37,35 @@ class Protocol:
     selection_draws: int = FULL_SELECTION_DRAWS
 
     def __post_init__(self) -> None:
-        for name in ("report_draws", "selection_draws"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--model.protocol.{name} must be >= 1, got {getattr(self, name)}")
+        check_at_least(self, 1, "report_draws", "selection_draws")
 
-    def draws(self, defense: Defense, wanted: int, known: tuple[Group, ...] = ()) -> int:
-        """Where nothing unknown is drawn the defence answers alike every time: one is enough."""
-        return wanted if unknown_groups(defense, known) else 1
+    def reports(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
+        """Report draws: one where nothing unknown is drawn, since the answer is always the same."""
+        return self.report_draws if unknown_groups(defense, known) else 1
 
-    def purifications(self, defense: Defense, cell: "Cell | None" = None) -> int:
-        """Purifications without a gradient for one image: of its clean evaluation, report and
-        selection draws; of a cell, the report and the selection among the attack's candidates. An
-        attacker who knows noise has the clean image asked on it too, and the noise checked."""
-        if cell is None:
-            return self.reported(defense) + self.draws(defense, self.selection_draws)
-        locked = bool(cell.known)
-        asked = cell.attack.candidates(defense) + locked
-        selection = self.draws(defense, self.selection_draws, cell.known)
-        return self.reported(defense, cell.known) + asked * selection + 2 * locked
-
-    def reported(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        """Purifications of one report on one image."""
-        return self.draws(defense, self.report_draws, known)
+    def selections(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
+        """Selection draws, by the same rule."""
+        return self.selection_draws if unknown_groups(defense, known) else 1
 
     def weaker_than_full(self) -> list[str]:
         """What of the counting is below the full protocol."""
-        found = []
-        if self.report_draws < FULL_REPORT_DRAWS:
-            found.append(f"{self.report_draws} report draws (full: {FULL_REPORT_DRAWS})")
-        if self.selection_draws < FULL_SELECTION_DRAWS:
-            found.append(f"{self.selection_draws} selection draws (full: {FULL_SELECTION_DRAWS})")
-        return found
+        return [
+            f"{count} {name} draws (full: {full})"
+            for name, count, full in (
+                ("report", self.report_draws, FULL_REPORT_DRAWS),
+                ("selection", self.selection_draws, FULL_SELECTION_DRAWS),
+            )
+            if count < full
+        ]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One attack on one defence: what is run on every block.
+    """What is run against one defence on every block: an attack, or nothing for the clean images.
 
     Args:
         name: of the attack in records and tables.
-        attack: the attack.
+        attack: the attack; the null attack for the clean images.
         known: groups of noise that the attacker knows and the defence then runs with, the
             deterministic white box (DW-box); none is the white box.
         limit: only the first so many samples.
@@ -87,6 +82,13 @@ class Cell:
     member: int = 0
     report_from: int = 0
 
+    def images(self, count: int) -> int:
+        """How many of the first `count` images it is run on."""
+        return count if self.limit is None else min(self.limit, count)
+
+
+CLEAN_CELL = Cell(CLEAN, NullAttack())
+
 
 @dataclass(frozen=True)
 class Record:
@@ -96,7 +98,7 @@ class Record:
     draws were right for each candidate (the attack's, then the clean image; of a clean record, that
     alone), `chosen` the candidate reported. `linf` and `l2` are its distance from the image in
     pixel units. `threat` is the ball it was looked for in, `known` the groups of noise that the
-    attacker knew: where there are any, the predictions are those of the protocol `locked`.
+    attacker knew: where there are any, the predictions are those of the protocol `dw_box`.
     `network_calls` are the forward calls of the diffusion network spent on this sample.
     """
 
@@ -145,7 +147,7 @@ class Outcome:
 
 
 def evaluate_clean(
-    name: str,
+    row: str,
     defense: Defense,
     block: Block,
     protocol: Protocol,
@@ -156,17 +158,19 @@ def evaluate_clean(
     """Standard predictions of one defence for one block, and on how many selection draws it is
     right: the clean image is a candidate of every attack."""
     check_labels(block.labels, block.samples, defense.classifier.num_classes)
-    cell = Cell(CLEAN, NullAttack())
+    asking = _Asking(defense, block, protocol, Noise.of(seed, Stream.DW_BOX), CLEAN_CELL, monitor)
     with count_network_calls(defense) as calls:
-        kept = _selection(defense, block.images, block, protocol, seed, (), monitor)[None]
-        found = _report(defense, block.images, block, protocol, seed, cell, monitor)
+        kept = asking.kept(block.images)[None]
+        predictions, coverage = asking.report(block.images)
     chosen = torch.zeros_like(block.labels)
-    records = _records(name, cell, block, block.images, *found, calls.rows, kept, chosen)
+    records = _records(
+        row, CLEAN_CELL, block, block.images, predictions, coverage, calls.images, kept, chosen
+    )
     return Outcome(records, block.images)
 
 
 def evaluate_attack(
-    name: str,
+    row: str,
     defense: Defense,
     cell: Cell,
     block: Block,
@@ -188,30 +192,29 @@ def evaluate_attack(
     check_labels(block.labels, block.samples, defense.classifier.num_classes)
     noise = Noise.of(seed, Stream.DW_BOX)
     addresses = Addresses(block.samples, noise, cell.known, cell.member)
+    target = Target(attacked or defense, block.images, block.labels, addresses, monitor)
+    asking = _Asking(defense, block, protocol, noise, cell, monitor)
     with count_network_calls(defense) as calls:
         if cell.known:
-            _check_locked(defense, block, noise, monitor)
-        found = cell.attack(
-            attacked or defense, block.images, block.labels, addresses, monitor=monitor
-        ).detach()
-        check_candidates(found, block.images, block.samples, cell.attack.threat)
-        right = [
-            _selection(defense, candidate, block, protocol, seed, cell.known, monitor)
-            for candidate in found
-        ]
+            asking.check_deterministic()
+        candidates = cell.attack(target).detach()
+        check_candidates(candidates, block.images, block.samples, cell.attack.threat)
+        right = [asking.kept(candidate) for candidate in candidates]
         if clean is None or cell.known:
-            clean = _selection(defense, block.images, block, protocol, seed, cell.known, monitor)
+            clean = asking.kept(block.images)
         kept = torch.stack([*right, clean])
         chosen = kept.argmin(0)
-        candidates = torch.cat([found, block.images[None]])
+        candidates = torch.cat([candidates, block.images[None]])
         adversarial = candidates[chosen, torch.arange(len(chosen), device=chosen.device)]
-        reported = _report(defense, adversarial, block, protocol, seed, cell, monitor)
-    records = _records(name, cell, block, adversarial, *reported, calls.rows, kept, chosen)
+        predictions, coverage = asking.report(adversarial)
+    records = _records(
+        row, cell, block, adversarial, predictions, coverage, calls.images, kept, chosen
+    )
     return Outcome(records, adversarial)
 
 
 def evaluate_block(
-    name: str,
+    row: str,
     defense: Defense,
     attack: Attack,
     block: Block,
@@ -219,94 +222,71 @@ def evaluate_block(
     seed: int,
     *,
     attacked: Defense | None = None,
-    monitor: Monitor = SILENT,
 ) -> Outcome:
-    """Standard and robust predictions of one defence for one block, under one attack."""
-    clean = evaluate_clean(name, defense, block, protocol, seed, monitor=monitor)
+    """Clean and robust predictions of one defence for one block, under one attack."""
+    clean = evaluate_clean(row, defense, block, protocol, seed)
+    kept = torch.tensor([record.kept for record in clean.records]).to(block.labels)
+    cell = Cell(attack.name, attack)
     robust = evaluate_attack(
-        name,
-        defense,
-        Cell(attack.name, attack),
-        block,
-        protocol,
-        seed,
-        clean=torch.tensor([record.kept for record in clean.records]).to(block.labels),
-        attacked=attacked,
-        monitor=monitor,
+        row, defense, cell, block, protocol, seed, clean=kept, attacked=attacked
     )
     return Outcome([*clean.records, *robust.records], robust.adversarial)
 
 
-def _selection(
-    defense: Defense,
-    images: Tensor,
-    block: Block,
-    protocol: Protocol,
-    seed: int,
-    known: tuple[Group, ...],
-    monitor: Monitor,
-) -> Tensor:
-    """On how many selection draws the defence is right (B,)."""
-    noise = Noise.of(seed, Stream.DW_BOX)
-    count = protocol.draws(defense, protocol.selection_draws, known)
-    select = [noise.redraw(Draw(Stream.SELECTION, k), keep=known) for k in range(count)]
-    predictions, _ = predict(defense, images, block.samples, select, monitor)
-    return (predictions == block.labels[:, None]).sum(1)
+@dataclass(frozen=True)
+class _Asking:
+    """A defence that is asked, without a gradient, about candidates for the images of a block."""
 
+    defense: Defense
+    block: Block
+    protocol: Protocol
+    noise: Noise
+    cell: Cell
+    monitor: Monitor
 
-def _report(
-    defense: Defense,
-    images: Tensor,
-    block: Block,
-    protocol: Protocol,
-    seed: int,
-    cell: Cell,
-    monitor: Monitor,
-) -> tuple[Tensor, Tensor | None]:
-    """Predictions on fresh report draws, but for what the attacker knew."""
-    noise = Noise.of(seed, Stream.DW_BOX)
-    draws = range(cell.report_from, cell.report_from + protocol.reported(defense, cell.known))
-    report = [noise.redraw(Draw(Stream.REPORT, k), keep=cell.known) for k in draws]
-    return predict(defense, images, block.samples, report, monitor)
+    def kept(self, images: Tensor) -> Tensor:
+        """On how many selection draws the defence is right (B,)."""
+        count = self.protocol.selections(self.defense, self.cell.known)
+        predictions, _ = self._predict(images, [Draw(Stream.SELECTION, k) for k in range(count)])
+        return (predictions == self.block.labels[:, None]).sum(1)
 
+    def report(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Predictions (B, draws) on fresh report draws, but for what the attacker knew; and the
+        (B,) fraction of attended pixels where there is one."""
+        first = self.cell.report_from
+        count = self.protocol.reports(self.defense, self.cell.known)
+        return self._predict(images, [Draw(Stream.REPORT, first + k) for k in range(count)])
 
-@torch.no_grad()
-def _check_locked(defense: Defense, block: Block, noise: Noise, monitor: Monitor) -> None:
-    """The deterministic white box asks for a defence that the same noise makes deterministic: two
-    runs must agree bit for bit before anything is attacked."""
-    mask = defense.mask(block.images, block.samples)
-    query = Query(block.images, block.samples, mask, [noise])
-    first, second = (answers(defense, query, monitor.answered) for _ in range(2))
-    if not torch.equal(first, second):
-        raise InputError(
-            "the defence answers differently when the same images and noise are given again: what"
-            " is drawn outside its noise (dropout, a generator?) cannot be locked"
-        )
+    @torch.no_grad()
+    def check_deterministic(self) -> None:
+        """The deterministic white box asks for a defence that the same noise makes deterministic:
+        two runs must agree bit for bit before anything is attacked."""
+        mask = self.defense.mask(self.block.images, self.block.samples)
+        query = Query(self.block.images, self.block.samples, mask, [self.noise])
+        first, second = (answers(self.defense, query, self.monitor.answered) for _ in range(2))
+        if not torch.equal(first, second):
+            raise InputError(
+                "the defence answers differently when the same images and noise are given again:"
+                " what is drawn outside its noise (dropout, a generator?) no attacker can know"
+            )
 
-
-@torch.no_grad()
-def predict(
-    defense: Defense,
-    images: Tensor,
-    samples: Tensor,
-    noises: list[Noise],
-    monitor: Monitor = SILENT,
-) -> tuple[Tensor, Tensor | None]:
-    """(B, draws) predicted classes, and the (B,) fraction of attended pixels where there is one."""
-    mask = defense.mask(images, samples)
-    query = Query(images, samples, mask, noises)
-    logits = answers(defense, query, monitor.answered)
-    return logits.argmax(2).T, None if mask is None else mask.flatten(1).mean(1)
+    @torch.no_grad()
+    def _predict(self, images: Tensor, draws: list[Draw]) -> tuple[Tensor, Tensor | None]:
+        noises = [self.noise.redraw(draw, keep=self.cell.known) for draw in draws]
+        mask = self.defense.mask(images, self.block.samples)
+        query = Query(images, self.block.samples, mask, noises)
+        logits = answers(self.defense, query, self.monitor.answered)
+        return logits.argmax(2).T, None if mask is None else mask.flatten(1).mean(1)
 
 
 def _records(
-    name: str,
+    row: str,
     cell: Cell,
     block: Block,
     images: Tensor,
     predictions: Tensor,
     coverage: Tensor | None,
-    rows: int,
+    network_calls: int,
     kept: Tensor,
     chosen: Tensor,
 ) -> list[Record]:
@@ -315,7 +295,7 @@ def _records(
     linf, l2 = offset.abs().amax(1), offset.norm(dim=1)
     return [
         Record(
-            defense=name,
+            defense=row,
             attack=cell.name,
             sample=int(block.samples[i]),
             label=int(block.labels[i]),
@@ -325,7 +305,7 @@ def _records(
             linf=float(linf[i]),
             l2=float(l2[i]),
             coverage=None if coverage is None else float(coverage[i]),
-            network_calls=rows // len(block.images),
+            network_calls=network_calls // len(block.images),
             threat=None if threat is None else threat.ball,
             known=list(cell.known),
         )

@@ -1,15 +1,9 @@
 """Results as a function of the records: what `results.json` says of each defence."""
 
-import platform
-import resource
-import subprocess
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
@@ -23,15 +17,12 @@ from hetpure.evaluation.statistics import (
     worst_accuracy,
 )
 
-SCHEMA = 3
-PACKAGES = ("lightning", "diffusers", "numpy", "scipy", "pyautoattack")
-
 
 def protocols(records: Sequence[Record]) -> dict[str, Estimate]:
-    """`single`, `vote` and `worst` of one defence's records under one attack; `locked` alone where
+    """`single`, `vote` and `worst` of one defence's records under one attack; `dw_box` alone where
     the attacker knew noise."""
     if records[0].known:
-        return {"locked": mean_accuracy(draws_right(records))}
+        return {"dw_box": mean_accuracy(draws_right(records))}
     predictions = np.array([record.predictions for record in records])
     labels = np.array([record.label for record in records])
     return {
@@ -76,8 +67,8 @@ def summarise(records: Sequence[Record], baseline: str | None = None) -> dict[st
     right: dict[str, dict[str, NDArray[np.bool_]]] = {}
     samples: dict[str, list[int]] = {}
     for name in dict.fromkeys(record.defense for record in records):
-        own = [record for record in records if record.defense == name]
-        attacks = by_attack(own)
+        of_row = [record for record in records if record.defense == name]
+        attacks = by_attack(of_row)
         clean = attacks.pop(CLEAN)
         null = attacks.pop(NULL, None)
         audited = {key: attacks.pop(key) for key in list(attacks) if key.startswith(AUDIT)}
@@ -98,32 +89,32 @@ def summarise(records: Sequence[Record], baseline: str | None = None) -> dict[st
                 "max_l2": max(record.l2 for record in chosen),
             },
             "mask_coverage": {"clean": coverage(clean), "adversarial": coverage(chosen)},
-            "network_calls": sum(record.network_calls for record in own),
+            "network_calls": sum(record.network_calls for record in of_row),
             "audit_calls": sum(r.network_calls for rows in audited.values() for r in rows),
         }
         right[name] = {
-            kind: draws_right(sorted(rows, key=lambda record: record.sample))  # pairs them
-            for kind, rows in (("clean", clean), ("robust", chosen))
+            kind: draws_right(sorted(outcomes, key=lambda record: record.sample))  # pairs them
+            for kind, outcomes in (("clean", clean), ("robust", chosen))
         }
         samples[name] = sorted(record.sample for record in clean)
     if baseline is not None:
-        for name, own_right in right.items():
+        for name, outcomes in right.items():
             if samples[name] != samples[baseline]:
                 raise ValueError(f"{name!r} and {baseline!r} hold other samples: no pairs")
             if name != baseline:
                 summary[name]["difference"] = {
                     kind: paired_difference(values, right[baseline][kind]).as_dict()
-                    for kind, values in own_right.items()
+                    for kind, values in outcomes.items()
                 }
     return summary
 
 
 def by_attack(records: Sequence[Record]) -> dict[str, list[Record]]:
     """The records of one defence by attack, in the order of their first."""
-    found: dict[str, list[Record]] = {}
+    attacks: dict[str, list[Record]] = {}
     for record in records:
-        found.setdefault(record.attack, []).append(record)
-    return found
+        attacks.setdefault(record.attack, []).append(record)
+    return attacks
 
 
 def attack_summary(clean: Sequence[Record], rows: Sequence[Record]) -> dict[str, Any]:
@@ -165,50 +156,15 @@ def success(clean: Sequence[Record], rows: Sequence[Record]) -> Estimate:
 def null_attack(clean: Sequence[Record], null: Sequence[Record]) -> dict[str, Any]:
     """Accuracy under an attack of strength zero, on draws of its own, and its paired difference
     from the clean one: an interval without 0 means that the counting itself moves accuracy."""
-    found, before = (sorted(rows, key=lambda record: record.sample) for rows in (null, clean))
-    difference = paired_difference(draws_right(found), draws_right(before))
+    after, before = (sorted(rows, key=lambda record: record.sample) for rows in (null, clean))
+    difference = paired_difference(draws_right(after), draws_right(before))
     return {**_as_dicts(protocols(null)), "difference": difference.as_dict()}
 
 
 def coverage(records: Sequence[Record]) -> float | None:
     """Mean share of attended pixels; None without a mask."""
-    found = [record.coverage for record in records if record.coverage is not None]
-    return float(np.mean(found)) if found else None
-
-
-def provenance(root: Path, device: torch.device) -> dict[str, Any]:
-    """Commit, versions and device of this run."""
-    return {
-        "commit": _commit(root),
-        "python": platform.python_version(),
-        # torch's own string names its build (+cpu, +cu130), which its metadata may not.
-        "packages": {"torch": torch.__version__} | {name: version(name) for name in PACKAGES},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def peak_memory(device: torch.device) -> int:
-    """Largest memory so far in bytes: the accelerator's, or the process's on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _commit(root: Path) -> str | None:
-    """The checkout's commit, marked where files differ from it; None outside a checkout."""
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()
+    shares = [record.coverage for record in records if record.coverage is not None]
+    return float(np.mean(shares)) if shares else None
 
 
 def draws_right(records: Sequence[Record]) -> NDArray[np.bool_]:

@@ -1,125 +1,200 @@
-"""`results.json` of a run: a function of what lies in its folder, and of nothing else."""
+"""The results of a run: a function of its store, and of nothing else."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hetpure.attacks import Threat
+from hetpure.disk import write_whole
 from hetpure.errors import InputError
 from hetpure.evaluation.audit import Audit, saved_check, verdicts
 from hetpure.evaluation.protocol import CLEAN, Record
-from hetpure.evaluation.records import CONFIG, RunFolder
-from hetpure.evaluation.results import SCHEMA, summarise
+from hetpure.evaluation.results import summarise
+from hetpure.evaluation.store import (
+    CONFIG,
+    RECORDS,
+    RESULTS,
+    SCHEMA,
+    Finished,
+    Job,
+    Store,
+    json_bytes,
+    record_lines,
+)
 from hetpure.numbers import Number
-from hetpure.saved_images import saved_images
 
 Facts = Mapping[str, Any]
 
 
-def run_results(folder: RunFolder) -> dict[str, Any]:
-    """All of `results.json`. InputError where something is not computed yet."""
-    facts, records, gradient_checks = (
-        folder.read_facts(),
-        folder.read_records(),
-        folder.read_gradient_checks(),
-    )
-    check_complete(folder, facts, records, gradient_checks)
-    timing = folder.read_timing()
-    agreements = eot_agreements(folder)
-    defenses = summarise(records, facts["run"]["baseline"])
+@dataclass(frozen=True)
+class Contents:
+    """What a store holds of a run.
+
+    Args:
+        run: what the run wrote when it began.
+        jobs: all of the run's jobs.
+        finished: what those that are done left.
+        checks: of the rows' gradients; None where a row is not checked yet.
+    """
+
+    run: dict[str, Any]
+    jobs: Sequence[Job]
+    finished: Mapping[Job, Finished]
+    checks: Mapping[str, dict[str, Any] | None]
+
+    @classmethod
+    def read(cls, store: Store) -> "Contents":
+        """InputError where no run of this version is there, or a file of it is damaged."""
+        run = store.read_run()
+        if run is None:
+            raise InputError(f"{store.path} holds no evaluation")
+        facts, size = run["facts"], run["block"]
+        jobs = [
+            Job(name, cell, block)
+            for block in range(ceil(facts["images"] / size))
+            for name, row in facts["rows"].items()
+            for cell, about in row["cells"].items()
+            if block * size < about["images"]
+        ]
+        finished = {job: store.get(job) for job in jobs if store.has(job)}
+        return cls(run, jobs, finished, {name: store.get_check(name) for name in facts["rows"]})
+
+    @property
+    def facts(self) -> Facts:
+        """What the run says of itself."""
+        facts: Facts = self.run["facts"]
+        return facts
+
+    @property
+    def struck(self) -> dict[str, str]:
+        """The rows that are not evaluated any more, and why."""
+        checks = self.checks.items()
+        return {name: check["struck"] for name, check in checks if check and check["struck"]}
+
+    @property
+    def missing(self) -> int:
+        """How many jobs, and checks of gradients, are still to be done."""
+        jobs = [job for job in self.jobs if job not in self.finished and job.row not in self.struck]
+        return len(jobs) + sum(check is None for check in self.checks.values())
+
+    def records(self, *, complete: bool = False) -> list[Record]:
+        """Those of all rows that are not struck out; of `complete` blocks alone, which have all the
+        row's cells. Their order does not tell who computed them."""
+        ready = {(job.row, job.block) for job in self.jobs}
+        if complete:
+            ready -= {(job.row, job.block) for job in self.jobs if job not in self.finished}
+        cells = [(job.row, job.attack) for job in self.jobs]
+        place = {cell: number for number, cell in enumerate(dict.fromkeys(cells))}
+        records = [
+            record
+            for job, finished in self.finished.items()
+            if job.row not in self.struck and (job.row, job.block) in ready
+            for record in finished.records
+        ]
+        return sorted(records, key=lambda r: (r.sample, place[r.defense, r.attack]))
+
+
+def write_results(store: Store) -> dict[str, Any]:
+    """Computes the results of a run, finished or not, and writes them and the records that they are
+    made of."""
+    contents = Contents.read(store)
+    results = run_results(store, contents)
+    write_whole(store.path / RECORDS, record_lines(contents.records()))
+    write_whole(store.path / RESULTS, json_bytes(results))
+    return results
+
+
+def run_results(store: Store, contents: Contents) -> dict[str, Any]:
+    """All of `results.json`. Of an unfinished run it holds what is complete: each row on the
+    blocks that all its cells have."""
+    facts, measured = contents.facts, store.measured()
+    records = contents.records(complete=True)
+    rows = {name: [r for r in records if r.defense == name] for name in facts["rows"]}
+    rows = {name: of_row for name, of_row in rows.items() if of_row}
+    samples = {name: {record.sample for record in of_row} for name, of_row in rows.items()}
+    baseline = facts["run"]["baseline"]
+    if any(samples[name] != samples.get(baseline) for name in rows):
+        baseline = None  # an unfinished run: rows have other images, nothing can be paired
+    defenses = summarise(records, baseline)
+    agreements = eot_agreements(contents)
     for name, summary in defenses.items():
-        row, own = facts["rows"][name], [record for record in records if record.defense == name]
+        row, check = facts["rows"][name], contents.checks[name] or {}
         summary["purification_calls"] = row["purification_calls"]
-        summary |= gradient_checks[name]["gradient_checks"]
+        summary |= check.get("gradient_checks", {})
         summary["execution"] = row["execution"]
-        for attack, found in summary["attacks"].items():
-            found["eot_agreement"] = agreements.get((name, attack))
-        summary["audit"] = _audit(folder, facts, name, own, gradient_checks[name], agreements)
+        for attack, about in summary["attacks"].items():
+            about["eot_agreement"] = agreements.get((name, attack))
+        summary["audit"] = _audit(store, facts, name, rows[name], check, agreements)
         summary["cost"] = {
             "network_calls": summary.pop("network_calls"),
             "audit_calls": summary.pop("audit_calls"),
-            "seconds": sum(t["seconds"] for t in timing if t.get("defense") == name),
-            "latency_seconds": _last(timing, "latency", {}).get(name),
+            "seconds": sum(
+                finished.seconds for job, finished in contents.finished.items() if job.row == name
+            ),
+            "latency_seconds": measured.get("latency", {}).get(name),
         }
-    first, *later = folder.read_sessions()
+    commits = sorted({str(finished.commit) for finished in contents.finished.values()})
+    checks = [check for check in contents.checks.values() if check]
     return {
         "schema": SCHEMA,
-        "samples": len({record.sample for record in records}),
-        "run": facts["run"],
+        "samples": max((len(of_row) for of_row in samples.values()), default=0),
+        "run": {**facts["run"], "baseline": baseline},
+        "missing": contents.missing,
+        "struck": contents.struck,
         "defenses": defenses,
         "notes": facts["notes"],
         "weaker_than_full": [
             *facts["weaker_than_full"],
             *(
                 line
-                for name, row in facts["rows"].items()
-                for line in inexact(name, row, gradient_checks[name]["gradient_checks"])
+                for name in defenses
+                for line in inexact(name, facts["rows"][name], defenses[name])
             ),
         ],
         "cost": {
-            "peak_memory_bytes": max((t.get("peak_memory_bytes", 0) for t in timing), default=0),
-            "gradient_check_seconds": sum(t.get("gradient_checks", 0) for t in timing),
+            "peak_memory_bytes": measured.get("peak_memory_bytes", 0),
+            "gradient_check_seconds": sum(check["seconds"] for check in checks),
         },
-        "provenance": first
-        | ({"continued": [session["commit"] for session in later]} if later else {}),
-        "config": (folder.path / CONFIG).read_text(),
+        "provenance": contents.run["provenance"] | {"commits of blocks": commits},
+        "config": _config(store.path),
     }
 
 
-def check_complete(
-    folder: RunFolder, facts: Facts, records: Sequence[Record], gradient_checks: Mapping[str, Any]
-) -> None:
-    """InputError unless every sample of every row has its records."""
-    if not facts:
-        raise InputError(f"{folder.path} holds no evaluation of this version")
-    found = Counter((record.defense, record.attack) for record in records)
-    missing = {name: int(name not in gradient_checks) for name in facts["rows"]}
-    for name, row in facts["rows"].items():
-        for cell, about in row["cells"].items():
-            missing[name] += about["images"] - found.pop((name, cell), 0)
-    if found:
-        raise InputError(f"{folder.path} holds records of what it does not name: {list(found)[:3]}")
-    if any(missing.values()):
-        row = next(name for name, count in missing.items() if count)
-        raise InputError(
-            f"{folder.path} is not finished ({sum(missing.values())} results are missing, the"
-            f" first of {row!r}): start the same command again"
-        )
-
-
-def inexact(name: str, row: Facts, gradient_checks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def inexact(name: str, row: Facts, checks: Mapping[str, Any]) -> list[str]:
     """Where the gradient of a row's attack is not that of the defence, or not all of it was
     checked, given its gradient checks."""
-    own = gradient_checks.get(row["gradient_check"])
-    if own is None:
-        return [f"{name}: its gradient has no gradient check"]
-    cosine = f"cosine {own['cosine_to_exact']:.3f} to the exact one"
-    found = [f"{name}: {said} {cosine}" for said in row["inexact"]]
-    steps, of_steps = own.get("steps"), own.get("of_steps")
+    check = checks.get(row["attacked"])
+    if check is None:
+        return [f"{name}: its gradient has no check"]
+    cosine = f"cosine {check['cosine_to_exact']:.3f} to the exact one"
+    lines = [f"{name}: {line} {cosine}" for line in row["inexact"]]
+    steps, of_steps = check.get("steps"), check.get("of_steps")
     if steps != of_steps:
-        found.append(f"{name}: its gradient is checked on {steps} of {of_steps} steps")
-    return found
+        lines.append(f"{name}: its gradient is checked on {steps} of {of_steps} steps")
+    return lines
 
 
-def eot_agreements(folder: RunFolder) -> dict[tuple[str, str], float]:
-    """By defence and attack, the mean cosine between the gradients of both halves of the EOT draws,
+def eot_agreements(contents: Contents) -> dict[tuple[str, str], float]:
+    """By row and attack, the mean cosine between the gradients of both halves of the EOT draws,
     over images and iterations."""
-    found: dict[tuple[str, str], list[float]] = {}
-    for entry in sorted(folder.read_iterations(), key=lambda entry: int(entry["block"])):
-        said = [one["agreement"] for one in entry["iterations"] if "agreement" in one]
-        if said:
-            found.setdefault((entry["defense"], entry["attack"]), []).extend(said)
-    return {key: float(np.mean(values)) for key, values in found.items()}
+    cosines: dict[tuple[str, str], list[float]] = {}
+    for job, finished in contents.finished.items():
+        values = [entry["agreement"] for entry in finished.iterations if "agreement" in entry]
+        if values:
+            cosines.setdefault((job.row, job.attack), []).extend(values)
+    return {key: float(np.mean(values)) for key, values in cosines.items()}
 
 
 def _audit(
-    folder: RunFolder,
+    store: Store,
     facts: Facts,
     name: str,
     records: Sequence[Record],
-    checked: Mapping[str, Any],
+    check: Mapping[str, Any],
     agreements: Mapping[tuple[str, str], float],
 ) -> list[dict[str, Any]] | None:
     if facts["run"]["audit"] is None:
@@ -130,22 +205,24 @@ def _audit(
         row["base"],
         row["classes"],
         Audit(**facts["run"]["audit"]),
-        list(checked["gradient_checks"].values()),
+        list(check.get("gradient_checks", {}).values()),
         agreements.get((name, row["base"])),
     )
-    clean, _ = saved_images(folder.path, name, CLEAN)
-    for_attacks = {
-        cell: (saved_images(folder.path, name, cell), _threat(about["threat"]))
+    saved = {
+        cell: (store.images(name, cell), _threat(about["threat"]))
         for cell, about in row["cells"].items()
         if cell != CLEAN
     }
-    checks.append(saved_check(clean, for_attacks))
-    return [checked["gradient"], *(check.as_dict() for check in checks)]
+    checks.append(saved_check(store.images(name, CLEAN), saved))
+    gradient = [check["gradient"]] if check else []
+    return [*gradient, *(line.as_dict() for line in checks)]
 
 
 def _threat(about: Mapping[str, Any] | None) -> Threat | None:
     return None if about is None else Threat(about["norm"], Number(about["epsilon"]))
 
 
-def _last(timing: Sequence[Mapping[str, Any]], key: str, default: Any) -> Any:
-    return next((entry[key] for entry in reversed(timing) if key in entry), default)
+def _config(folder: Path) -> str | None:
+    """What evaluate.py was run with; a notebook writes none."""
+    path = folder / CONFIG
+    return path.read_text() if path.exists() else None

@@ -18,7 +18,7 @@ MEANING = {
     " and draws",
     "vote": "vote: majority of the draws, a tie is wrong",
     "worst": "worst: right in all draws",
-    "locked": "locked: mean over draws with the noise that the attacker knew; clean images with"
+    "dw_box": "dw_box: mean over draws with the noise that the attacker knew; clean images with"
     " fresh noise; differences by a paired bootstrap over samples and draws",
 }
 TESTED = (
@@ -107,7 +107,7 @@ def cautions(
     for run in runs:
         if run.results is None:
             yield (
-                f"{run.name} has no results.json (unfinished?): its data and attacks cannot be"
+                f"{run.name} is not finished: its data and attacks cannot be"
                 " checked, and robust is over the samples that all its attacks have"
             )
         elif reference.results is not None:

@@ -56,46 +56,6 @@ def gradient_checks_table(gradient_checks: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def failure(name: str, found: dict[str, Any]) -> str:
-    """One line that says what failed and what to do."""
-    if not found["policies_equal"]:
-        return (
-            f"the gradient of defence {name!r} failed its gradient check: the policies"
-            f" {', '.join(found['compared'])} disagree, so a step does something else when it is"
-            " called again (noise that is not by address?)"
-            + (
-                ""
-                if found.get("device", "cpu") == "cpu"
-                else f", or an operation of it does not repeat its bits on {found['device']}: there"
-                " --trainer.accelerator=cpu tells them apart"
-            )
-        )
-    cosine = found["cosine_to_float32"]
-    if cosine is not None and not cosine >= found["cosine_bound"]:
-        return (
-            f"the accelerated gradient of defence {name!r} failed its gradient check: its cosine to"
-            f" float32 is {cosine:.4f}, below {found['cosine_bound']}: use another"
-            " --model.acceleration, or allow it with --model.cosine_bound"
-        )
-    if not found["approximation"] and not found["cosine_to_exact"] >= found["cosine_bound"]:
-        return (
-            f"the attack's gradient of defence {name!r} failed its gradient check: as it is computed"
-            f" on this device its cosine to the exact one is {found['cosine_to_exact']:.4f}, below"
-            f" {found['cosine_bound']}: allow it with --model.cosine_bound"
-        )
-    if not found["directions"]:
-        return (
-            f"the gradient of defence {name!r} could not be checked: every step of a finite"
-            " difference crossed a kink of a network; another --model.seed takes other directions"
-        )
-    return (
-        f"the gradient of defence {name!r} failed its gradient check: its error against finite"
-        f" differences is {found['finite_difference_error']:.1e}, above {found['bound']:.0e}, on"
-        f" {found['directions']} directions: a step may be detached, or raise"
-        " --model.gradient_bound if the network's kinks explain it"
-    )
-
-
 def _cells(found: dict[str, Any]) -> tuple[str, ...]:
     approximation = found["approximation"]
     return (

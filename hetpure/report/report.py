@@ -1,32 +1,52 @@
-"""`report.md`: one page for people, drawn from `results.json`."""
+"""`report.md`: one page for people, drawn from the results of a run."""
 
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from hetpure.evaluation.records import RunFolder
-from hetpure.evaluation.run_results import run_results
+from hetpure.evaluation.reading import earlier_results
+from hetpure.evaluation.run_results import write_results
+from hetpure.evaluation.store import REPORT, RUN, Store
 from hetpure.report.gradient_checks import gradient_checks_markdown
 from hetpure.report.table import markdown, terminal
 
 FIGURE = "figure.png"
 
 
-def report(folder: RunFolder) -> None:
-    """Computes the results of a finished run from its folder, writes them, and prints them."""
-    results = run_results(folder)
-    folder.write_results(results)
-    write_report(results, folder.path, FIGURE if (folder.path / FIGURE).exists() else None)
+def report(run: Path, results: dict[str, Any] | None = None) -> None:
+    """Writes the results of a run, finished or not, into its folder and prints them; they are
+    computed where they are not given. Of a run of an earlier version the tables of its records are
+    printed, and nothing is written."""
     console = Console(width=None if Console().is_terminal else 140)
+    if (run / RUN).exists():
+        results = results or write_results(Store(run))
+        (run / REPORT).write_text(page(results, FIGURE if (run / FIGURE).exists() else None))
+        last = f"run folder: {run} (report.md, results.json)"
+    else:
+        results = earlier_results(run)
+        last = f"{run} is of an earlier version: its gradient checks are in its own report"
     for table in terminal(results):
         console.print(table)
-    console.print(f"run folder: {folder.path} (report.md, results.json)", soft_wrap=True)
+    for line in state(results):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(last, markup=False, soft_wrap=True)
 
 
-def write_report(results: dict[str, Any], folder: Path, figure: str | None) -> None:
-    """Writes `report.md` into the run's folder."""
-    sections = ["# Robustness report", markdown(results)]
+def state(results: dict[str, Any]) -> list[str]:
+    """What is not there: rows that are struck out, and what is still to be computed."""
+    lines = [f"struck out: {name}: {reason}" for name, reason in results["struck"].items()]
+    if results["missing"]:
+        lines.append(
+            f"NOT FINISHED: {results['missing']} parts are missing; the tables hold the images that"
+            " all cells of a row have. Start the same command again to go on"
+        )
+    return lines
+
+
+def page(results: dict[str, Any], figure: str | None) -> str:
+    """The whole of `report.md`."""
+    sections = ["# Robustness report", *state(results), markdown(results)]
     if figure is not None:
         sections.append(f"![clean, adversarial, mask and purified images]({figure})")
         sections.append(
@@ -38,7 +58,7 @@ def write_report(results: dict[str, Any], folder: Path, figure: str | None) -> N
     sections += ["## Gradient checks", gradient_checks_markdown(results["defenses"])]
     sections += ["## Cost", _costs(results)]
     sections += ["## Provenance", _bullets(_provenance(results["provenance"]))]
-    (folder / "report.md").write_text("\n\n".join(sections) + "\n")
+    return "\n\n".join(sections) + "\n"
 
 
 def _costs(results: dict[str, Any]) -> str:

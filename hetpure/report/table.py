@@ -13,7 +13,7 @@ MOST_DEPARTURES = 8  # under the terminal's table; report.md has all
 WIDE = 10  # points
 ORDER = ("FAIL", "WARN", "PASS")
 ROBUST = "robust"
-PROTOCOLS = ("single", "vote", "worst", "locked")
+PROTOCOLS = ("single", "vote", "worst", "dw_box")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def attacks_sheet(results: Mapping[str, Any]) -> Sheet:
                 found[f"{ROBUST} over {len(defense[worst]['attacks'])} attacks"] = defense[worst]
         rows += [(name, attack, *_counted(one)) for attack, one in found.items()]
     heads = (
-        "defence", "attack", "n", "single", "vote", "worst", "locked", "success", "EOT cosine",
+        "defence", "attack", "n", "single", "vote", "worst", "DW-box", "success", "EOT cosine",
     )  # fmt: skip
     told = "; ".join(f"{name}: {what}" for name, what in results["run"]["attacks"].items())
     return Sheet(
@@ -132,7 +132,7 @@ def attacks_sheet(results: Mapping[str, Any]) -> Sheet:
         heads,
         rows,
         "robust: each sample's worst over attacks in the same ball. worst: right on all report"
-        " draws. locked: on the very noise that the attacker knew."
+        " draws. DW-box: on the very noise that the attacker knew."
         " success: of the samples that the majority of draws has right, the share that it has wrong"
         " under attack. EOT cosine: between the gradients of both halves of the draws."
         + (f" Further attacks: {told}." if told else ""),

@@ -1,7 +1,7 @@
-"""The rows of an evaluation: what a config says of each defence, and sweeps of one setting."""
+"""Many rows from one: a row with one of its settings changed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import reduce
 from operator import or_
 from types import NoneType, UnionType
@@ -9,54 +9,10 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from hetpure.attention import AttentionMask
-from hetpure.classifiers import Classifier
-from hetpure.defense import Defense
-from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.gradients import Policy
-from hetpure.purifiers import Purifier
+from hetpure.evaluation.rows import DefenseConfig
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class DefenseConfig:
-    """One row of the table.
-
-    Args:
-        purifier: what stands before the classifier; nothing is the plain classifier.
-        denoiser: key of the diffusion weights in `denoisers`.
-        mask: attention mask of a heterogeneous purifier.
-        gradient: policy of the gradient; see `hetpure.gradients.Execution`.
-        classifier: packaged name or folder of a classifier of its own, in place of the one that
-            all rows share.
-        purified_size: height and width at which images are purified, where that is not their own:
-            they are resized to it and back, bilinearly, within the gradient.
-        surrogate: a purifier that the attack differentiates in place of the defence's own, as
-            published evaluations did. Weaker than the full attack, and the results say so.
-    """
-
-    purifier: Purifier | None = None
-    denoiser: str | None = None
-    mask: AttentionMask = field(default_factory=AttentionMask)
-    gradient: Policy = "auto"
-    surrogate: Purifier | None = None
-    classifier: str | None = None
-    purified_size: int | None = None
-
-    def build(
-        self, classifier: Classifier, denoiser: Denoiser | None
-    ) -> tuple[Defense, Defense | None]:
-        """The defence, and the surrogate that is attacked in its place where one is set."""
-
-        def defense(purifier: Purifier | None, gradient: Policy = self.gradient) -> Defense:
-            size = self.purified_size
-            return Defense(classifier, purifier, denoiser, self.mask, gradient, size)
-
-        if self.surrogate is None:
-            return defense(self.purifier), None
-        return defense(self.purifier, "auto"), defense(self.surrogate)
 
 
 @dataclass(frozen=True)
@@ -75,26 +31,26 @@ class Sweep:
         """The varied rows by name. A value that the base or a row before it has gives no row."""
         if self.base not in defenses:
             known = ", ".join(defenses)
-            raise InputError(f"--model.sweep.base {self.base!r} is not among the defences: {known}")
+            raise InputError(f"sweep.base {self.base!r} is not among the defences: {known}")
         base = defenses[self.base]
-        found: dict[str, DefenseConfig] = {}
+        varied: dict[str, DefenseConfig] = {}
         for path, values in self.vary.items():
             if not values:
-                raise InputError(f"--model.sweep.vary {path} names no value")
+                raise InputError(f"sweep.vary {path} names no value")
             for value in values:
                 try:
                     row = with_setting(base, path, value)
                 except InputError as error:
-                    raise InputError(f"--model.sweep.vary {path}: {error}") from None
-                if row == base or row in found.values():
+                    raise InputError(f"sweep.vary {path}: {error}") from None
+                if row == base or row in varied.values():
                     continue
                 plain = isinstance(value, str | int | float | list | None)
                 built = reduce(getattr, path.split("."), row)
                 name = f"{path}={_written(value if plain else built)}"
-                if name in defenses or name in found:
-                    raise InputError(f"--model.sweep.vary: there is another row {name!r} already")
-                found[name] = row
-        return found
+                if name in defenses or name in varied:
+                    raise InputError(f"sweep.vary: there is another row {name!r} already")
+                varied[name] = row
+        return varied
 
 
 def with_setting(config: T, path: str, value: Any) -> T:
@@ -110,16 +66,6 @@ def with_setting(config: T, path: str, value: Any) -> T:
     else:
         value = _read(name, get_type_hints(type(config))[name], value)
     return replace(config, **{name: value})  # type: ignore[type-var]
-
-
-def differing(surrogate: Purifier | None, purifier: Purifier | None) -> str:
-    """In which settings a surrogate is not the defence's purifier."""
-    if surrogate is None or type(surrogate) is not type(purifier):
-        return f"{type(surrogate).__name__}, not {type(purifier).__name__}"
-    pairs = [
-        (f.name, getattr(surrogate, f.name), getattr(purifier, f.name)) for f in fields(surrogate)
-    ]
-    return ", ".join(f"{name} {a}, not {b}" for name, a, b in pairs if a != b) or "no difference"
 
 
 def _read(name: str, kind: Any, value: Any) -> Any:
@@ -149,9 +95,9 @@ def _written(value: Any) -> str:
     if not is_dataclass(value):
         return str(value)
     settings = ", ".join(
-        f"{f.name}={_written(own)}"
+        f"{f.name}={_written(setting)}"
         for f in fields(value)
-        if (own := getattr(value, f.name))
+        if (setting := getattr(value, f.name))
         != (f.default_factory() if callable(f.default_factory) else f.default)
     )
     return type(value).__name__ + (f"({settings})" if settings else "")

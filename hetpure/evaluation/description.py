@@ -1,0 +1,302 @@
+"""What an evaluation is: its config, and the description of the run that networks, images and a
+device make of it. Nothing changes in a description while the run goes on."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hetpure.acceleration import Acceleration
+from hetpure.attacks import PGD, Attack
+from hetpure.errors import InputError
+from hetpure.evaluation.audit import Audit
+from hetpure.evaluation.cells import (
+    AttackConfig,
+    attack_cells,
+    audit_cells,
+    base_cell,
+    check_attacks,
+)
+from hetpure.evaluation.cost import slowest_cell
+from hetpure.evaluation.identity import device_kind, plain
+from hetpure.evaluation.protocol import Block, Protocol
+from hetpure.evaluation.rows import DefenseConfig, Row, build_rows, choose_execution
+from hetpure.evaluation.stopwatch import Stopwatch
+from hetpure.evaluation.store import Store
+from hetpure.gradient_check import float64_device
+from hetpure.gradients import Execution
+from hetpure.memory import budget_bytes
+from hetpure.numbers import Bytes
+from hetpure.weights import folder_hash, load_classifier, load_denoiser, resolve
+
+GRADIENT_BOUND, COSINE_BOUND = 1e-5, 0.99
+LONGEST = 600.0  # seconds that one file of a store may stand for: a kill loses no more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The config of an evaluation.
+
+    Args:
+        classifier: packaged name or folder of the classifier that all defences share.
+        denoisers: names of diffusion weights, each a packaged name or a diffusers folder.
+        defenses: rows of the table by name.
+        baseline: row that every other one is compared with, paired by sample.
+        attack: the main attack, against every row: the audit varies it, and its ball is the one
+            that `robust` is about.
+        attacks: further attacks by name.
+        protocol: how draws are counted.
+        audit: sanity checks of the attack on the first images; null leaves them out, which the
+            results say.
+        gradient_bound: largest relative error of the gradient against finite differences on
+            the run's own configuration, where clamps and ReLUs have kinks.
+        memory_budget: bytes that gradients may take, as 8GB; by default six tenths of the free
+            memory.
+        execution: by row, how it is computed: policy, taped_steps and micro_batch. What is left
+            open is chosen by memory and written here in the run's config.
+        acceleration: precision, memory format and compilation of the diffusion network's call.
+        cosine_bound: smallest mean cosine of the attack's gradient to the exact one, and of an
+            accelerated gradient to the plain one.
+        seed: of all noise.
+    """
+
+    classifier: str
+    denoisers: dict[str, str]
+    defenses: dict[str, DefenseConfig]
+    baseline: str | None = None
+    attack: Attack = field(default_factory=PGD)
+    attacks: dict[str, AttackConfig] | None = None
+    protocol: Protocol = field(default_factory=Protocol)
+    audit: Audit | None = field(default_factory=Audit)
+    gradient_bound: float = GRADIENT_BOUND
+    memory_budget: Bytes | None = None
+    execution: dict[str, Execution] | None = None
+    acceleration: Acceleration = field(default_factory=Acceleration)
+    cosine_bound: float = COSINE_BOUND
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.defenses:
+            raise InputError("defenses names no defence")
+        if self.baseline is not None and self.baseline not in self.defenses:
+            raise InputError(
+                f"baseline {self.baseline!r} is not among the defences: {', '.join(self.defenses)}"
+            )
+        check_attacks(self.further, self.defenses, self.attack)
+        if unknown := set(self.execution or {}) - set(self.defenses):
+            raise InputError(f"execution names no row of the table: {', '.join(unknown)}")
+
+    @property
+    def further(self) -> dict[str, AttackConfig]:
+        """The further attacks."""
+        return self.attacks or {}
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a run, read block by block.
+
+    Args:
+        description: of the data, in a few words.
+        class_names: of the labels.
+        samples: ids of all images (N,), in order.
+        read: gives the images at these positions, on the run's device.
+        files: SHA-256 of the files that they come from, by name.
+    """
+
+    description: str
+    class_names: tuple[str, ...]
+    samples: Tensor
+    read: Callable[[range], Block]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        images: Tensor,
+        labels: Tensor,
+        class_names: tuple[str, ...],
+        samples: Tensor | None = None,
+        description: str = "images",
+    ) -> "Images":
+        """Images (N, C, H, W), pixel [0, 1], with labels (N,) that are in memory. Ids are positions
+        where none are given."""
+        samples = torch.arange(len(images)) if samples is None else samples
+
+        def read(positions: range) -> Block:
+            part = slice(positions.start, positions.stop)
+            return Block(images[part], labels[part], samples[part].to(images.device))
+
+        digest = hashlib.sha256(images.detach().cpu().numpy().tobytes()).hexdigest()
+        return cls(description, class_names, samples.cpu(), read, {"images": digest})
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes them these images."""
+        ids = hashlib.sha256(self.samples.long().numpy().tobytes()).hexdigest()
+        files = dict(self.files)
+        return {"description": self.description, "count": len(self), "ids": ids, "files": files}
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The rows of a config with their weights, and the weights' hashes."""
+
+    rows: Mapping[str, Row]
+    weights: Mapping[str, str]
+
+    @classmethod
+    def load(cls, config: Evaluation) -> "Networks":
+        """Reads the weights that the rows need."""
+        wanted = config.defenses.values()
+        others = [row.classifier for row in wanted if row.classifier is not None]
+        keys = [key for key in config.denoisers if key in {row.denoiser for row in wanted}]
+        rows = build_rows(
+            config.defenses,
+            load_classifier(config.classifier),
+            {name: load_classifier(name) for name in others},
+            {key: load_denoiser(config.denoisers[key]) for key in keys},
+            config.acceleration,
+        )
+        folders = {"classifier": config.classifier}
+        folders |= {f"classifier {name}": name for name in others}
+        folders |= {f"denoiser {key}": config.denoisers[key] for key in keys}
+        return cls(rows, {name: folder_hash(resolve(path)) for name, path in folders.items()})
+
+    def modules(self) -> nn.ModuleList:
+        """All networks, to be moved to a device."""
+        return nn.ModuleList(defense for row in self.rows.values() for defense in row.defenses)
+
+
+@dataclass(frozen=True)
+class Run:
+    """An evaluation as it is run.
+
+    Args:
+        config: of the evaluation.
+        images: what it is run on.
+        rows: by name, each with its cells, computed as the run computes it.
+        weights: their hashes, by the names that the config gives them.
+        block: images of a block.
+        device: of networks and images.
+        budget: bytes that gradients may take on the device.
+        check_budget: bytes that gradient checks may take where float64 is computed.
+    """
+
+    config: Evaluation
+    images: Images
+    rows: Mapping[str, Row]
+    weights: Mapping[str, str]
+    block: int
+    device: torch.device
+    budget: int
+    check_budget: int
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return -(-len(self.images) // self.block)
+
+    def positions(self, block: int) -> range:
+        """Of the images of a block."""
+        return range(block * self.block, min((block + 1) * self.block, len(self.images)))
+
+    def read(self, block: int) -> Block:
+        """The images of a block."""
+        return self.images.read(self.positions(block))
+
+    @property
+    def execution(self) -> dict[str, Execution]:
+        """How each row is computed."""
+        return {name: row.attacked.execution for name, row in self.rows.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it this run: runs of one identity give the same records."""
+        config = plain(self.config)
+        for name in ("memory_budget", "classifier", "denoisers"):  # weights stand for themselves
+            del config[name]
+        config["denoisers"] = sorted(self.config.denoisers)
+        config["execution"] = plain(self.execution)
+        return {
+            "config": config,
+            "weights": dict(self.weights),
+            "data": self.images.identity(),
+            "torch": torch.__version__,
+            "device": device_kind(self.device),
+        }
+
+
+def describe(
+    config: Evaluation,
+    networks: Networks,
+    images: Images,
+    store: Store,
+    *,
+    device: torch.device,
+    largest: int,
+    sharing: int = 1,
+) -> Run:
+    """The run that a config makes of networks on the `device` and of images.
+
+    A run that goes on keeps what it began with: how its rows are computed, and its blocks. A new
+    one chooses: executions by memory, of which `sharing` processes each take a part, and blocks of
+    at most `largest` images, so small that no file of the store stands for more than ten minutes.
+    """
+    before = store.read_run() or {}
+    host = config.memory_budget or budget_bytes(torch.device("cpu")) // sharing
+    budget = host if device.type == "cpu" else config.memory_budget or budget_bytes(device)
+    here = float64_device(device) == device
+    size = before.get("block") or min(largest, len(images))
+    first = images.read(range(size)).images
+    wishes = _wishes(config.execution or {}, before.get("execution", {}))
+    rows = {}
+    for name, row in networks.rows.items():
+        row.compute(choose_execution(row, wishes.get(name), first, config.attack, budget))
+        rows[name] = replace(row, cells=_cells(config, row, first, store))
+    run = Run(
+        config, images, rows, networks.weights, size, device, budget, budget if here else host
+    )
+    if before:
+        return run
+    block = min(
+        size, max(1, int(LONGEST / max(_slowest(row, run, first) for row in rows.values())))
+    )
+    if block < size:  # what is computed at once is then smaller too
+        for name, row in rows.items():
+            small = first[:block]
+            row.compute(choose_execution(row, wishes.get(name), small, config.attack, budget))
+    return replace(run, block=block)
+
+
+def _cells(config: Evaluation, row: Row, first: Tensor, store: Store) -> tuple[Any, ...]:
+    cells = attack_cells(row.name, row.defense, config.attack, config.further, config.protocol)
+    if config.audit is not None:
+        base = base_cell(cells)
+        read = partial(store.images, row.name, base.name)
+        cells += audit_cells(base, row.defense, config.audit, first[0].numel(), read)
+    return tuple(cells)
+
+
+def _slowest(row: Row, run: Run, first: Tensor) -> float:
+    """Seconds of one image in the row's dearest cell, timed once."""
+    attacked = evaluated = Stopwatch(row.defense, first, repeats=1)
+    if row.surrogate is not None:
+        attacked = Stopwatch(row.surrogate, first, repeats=1)
+    return slowest_cell(row, run.config.protocol, evaluated, attacked)
+
+
+def _wishes(
+    wishes: Mapping[str, Execution], before: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Execution]:
+    """What is asked for, beside what a run that goes on has: it keeps what is not asked for."""
+    merged = {name: Execution(**execution) for name, execution in before.items()}
+    for name, wish in wishes.items():
+        asked = {key: value for key, value in asdict(wish).items() if value not in (None, "auto")}
+        merged[name] = replace(merged.get(name, wish), **asked)
+    return merged

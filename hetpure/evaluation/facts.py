@@ -1,0 +1,109 @@
+"""What the results of a run need and its records do not say: the run in words, and its jobs."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from hetpure.evaluation.cells import base_cell
+from hetpure.evaluation.description import COSINE_BOUND, GRADIENT_BOUND, Run
+from hetpure.evaluation.provenance import provenance
+from hetpure.evaluation.rows import Row
+
+
+def run_record(run: Run) -> dict[str, Any]:
+    """What a run writes into its store when it begins."""
+    return {
+        "identity": run.identity(),
+        "facts": facts(run),
+        "execution": {name: asdict(execution) for name, execution in run.execution.items()},
+        "block": run.block,
+        "threads": torch.get_num_threads(),
+        "provenance": provenance(run.device)
+        | {"weights": dict(run.weights), "data": dict(run.images.files)},
+    }
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """The run in words, and each row's cells with as many images as they get."""
+    config = run.config
+    return {
+        "run": {
+            "data": run.images.description,
+            "attack": config.attack.describe(),
+            "attacks": {name: other.attack.describe() for name, other in config.further.items()},
+            "report_draws": config.protocol.report_draws,
+            "selection_draws": config.protocol.selection_draws,
+            "audit": None if config.audit is None else asdict(config.audit),
+            "baseline": config.baseline,
+            "network_call": config.acceleration.describe(),
+        },
+        "images": len(run.images),
+        "rows": {name: _row(row, len(run.images)) for name, row in run.rows.items()},
+        "notes": _notes(run),
+        "weaker_than_full": _weaker_than_full(run),
+    }
+
+
+def _row(row: Row, count: int) -> dict[str, Any]:
+    return {
+        "purification_calls": row.defense.network_calls,
+        "classes": row.defense.classifier.num_classes,
+        "execution": asdict(row.attacked.execution),
+        "base": base_cell(list(row.cells)).name,
+        "attacked": "gradient_check" if row.surrogate is None else "surrogate_gradient_check",
+        "inexact": row.inexact(),
+        "cells": {
+            cell.name: {
+                "images": cell.images(count),
+                "threat": None if cell.attack.threat is None else asdict(cell.attack.threat),
+            }
+            for cell in row.cells
+        },
+    }
+
+
+def _weaker_than_full(run: Run) -> list[str]:
+    """Departures from the full evaluation, but for those of rows."""
+    config = run.config
+    departures = [*config.attack.weaker_than_full(), *config.protocol.weaker_than_full()]
+    if not config.further:
+        departures.append("one kind of attack only")
+    for name, other in config.further.items():
+        prefix = f"{other.attack.name}: "  # the table has the config's name
+        weaker = other.attack.weaker_than_full()
+        departures += [f"{name}: {line.removeprefix(prefix)}" for line in weaker]
+    if config.audit is None:
+        departures.append("no audit")
+    elif not config.attack.stronger():
+        departures.append(f"the audit varies nothing of {config.attack.name}")
+    if config.acceleration.active:
+        departures.append(f"the diffusion network's calls: {config.acceleration.describe()}")
+    if config.gradient_bound > GRADIENT_BOUND or config.cosine_bound < COSINE_BOUND:
+        departures.append(
+            f"gradients may be {config.gradient_bound:g} from finite differences (full:"
+            f" {GRADIENT_BOUND:g}) and have cosines of {config.cosine_bound:g} (full:"
+            f" {COSINE_BOUND:g})"
+        )
+    return list(dict.fromkeys(departures))
+
+
+def _notes(run: Run) -> list[str]:
+    """What attacks did otherwise than asked, and what published code does in several ways."""
+    attacks = [run.config.attack, *(other.attack for other in run.config.further.values())]
+    classes = {row.defense.classifier.num_classes for row in run.rows.values()}
+    notes = [note for attack in attacks for count in classes for note in attack.notes(count)]
+    if len({_whole(row) for row in run.rows.values()}) > 1:
+        notes.append("Not every row was attacked by the same attacks: see the table of attacks")
+    for row in run.rows.values():
+        denoiser = row.defense.denoiser
+        if denoiser is not None and denoiser.schedule.pairing:
+            notes.append(f"{row.name}, time and noise level: {denoiser.schedule.pairing}")
+    return list(dict.fromkeys(notes))
+
+
+def _whole(row: Row) -> Sequence[int]:
+    """The attacks that have all images, by the numbers that variants of one attack share."""
+    cells = (cell for cell in row.cells if cell.limit is None and not cell.known)
+    return tuple(dict.fromkeys(cell.member for cell in cells))

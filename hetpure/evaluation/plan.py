@@ -1,0 +1,31 @@
+"""What the whole of a run costs."""
+
+from hetpure.evaluation.cost import RowPlan, phases
+from hetpure.evaluation.description import Run
+from hetpure.evaluation.row_check import gradients_phase, plan_checks
+from hetpure.evaluation.rows import Row
+from hetpure.evaluation.stopwatch import Stopwatch
+
+
+def plan(run: Run) -> dict[str, RowPlan]:
+    """By row. Every network is timed here, on the run's first block."""
+    return {name: _plan(run, row) for name, row in run.rows.items()}
+
+
+def _plan(run: Run, row: Row) -> RowPlan:
+    images, config = run.read(0).images, run.config
+    attacked = evaluated = Stopwatch(row.defense, images)
+    if row.surrogate is not None:
+        attacked = Stopwatch(row.surrogate, images)
+    defense = row.attacked
+    size = defense.execution.micro_batch or 1
+    forward, both = attacked.step(size)
+    return RowPlan(
+        phases=phases(row, config.protocol, len(run.images), evaluated, attacked),
+        execution=defense.execution,
+        call_seconds=(forward / size, both / size),
+        footprint=defense.footprint(images),
+        steps=len(defense.plan),
+        gradients=gradients_phase(row, attacked, config.attack),
+        checks=plan_checks(row, images, config.attack, run.check_budget),
+    )

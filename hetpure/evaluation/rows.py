@@ -1,0 +1,179 @@
+"""The rows of an evaluation's table: what is defended how, built and put on a device."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+
+from torch import Tensor
+
+from hetpure.acceleration import Acceleration, accelerate
+from hetpure.attacks import Attack
+from hetpure.attention import AttentionMask
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense
+from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError
+from hetpure.evaluation.protocol import Cell
+from hetpure.evaluation.stopwatch import Stopwatch
+from hetpure.gradients import APPROXIMATIONS, Execution, Policy
+from hetpure.memory import choose
+from hetpure.purifiers import Purifier
+
+
+@dataclass(frozen=True)
+class DefenseConfig:
+    """One row of the table.
+
+    Args:
+        purifier: what stands before the classifier; nothing is the plain classifier.
+        denoiser: key of the diffusion weights in `denoisers`.
+        mask: attention mask of a heterogeneous purifier.
+        gradient: policy of the gradient; see `hetpure.gradients.Execution`.
+        classifier: packaged name or folder of a classifier of its own, in place of the one that
+            all rows share.
+        purified_size: height and width at which images are purified, where that is not their own:
+            they are resized to it and back, bilinearly, within the gradient.
+        surrogate: a purifier that the attack differentiates in place of the defence's own, as
+            published evaluations did. Weaker than the full attack, and the results say so.
+    """
+
+    purifier: Purifier | None = None
+    denoiser: str | None = None
+    mask: AttentionMask = field(default_factory=AttentionMask)
+    gradient: Policy = "auto"
+    surrogate: Purifier | None = None
+    classifier: str | None = None
+    purified_size: int | None = None
+
+    def build(
+        self, classifier: Classifier, denoiser: Denoiser | None
+    ) -> tuple[Defense, Defense | None]:
+        """The defence, and the surrogate that is attacked in its place where one is set."""
+
+        def defense(purifier: Purifier | None, gradient: Policy) -> Defense:
+            return Defense(classifier, purifier, denoiser, self.mask, gradient, self.purified_size)
+
+        if self.surrogate is None:
+            return defense(self.purifier, self.gradient), None
+        return defense(self.purifier, "auto"), defense(self.surrogate, self.gradient)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table, built.
+
+    `defense` is evaluated, `surrogate` attacked in its place where there is one; `plain` are both
+    with the diffusion network as it is, not accelerated. `gradient` is the policy of the config.
+    `cells` are run against it on every block, the clean images first.
+    """
+
+    name: str
+    defense: Defense
+    surrogate: Defense | None
+    plain: tuple[Defense, Defense | None]
+    gradient: Policy = "auto"
+    cells: tuple[Cell, ...] = ()
+
+    @property
+    def attacked(self) -> Defense:
+        """What the attack differentiates."""
+        return self.surrogate or self.defense
+
+    @property
+    def defenses(self) -> list[Defense]:
+        """All that it holds."""
+        every = (self.defense, self.surrogate, *self.plain)
+        return [defense for defense in every if defense is not None]
+
+    @property
+    def attacks(self) -> list[Attack]:
+        """What is run against it."""
+        return [cell.attack for cell in self.cells]
+
+    def wish(self, wish: Execution | None) -> Execution:
+        """How it is to be computed, given what `--model.execution` asks for it. InputError where
+        that contradicts its config."""
+        wish = wish or Execution(self.gradient)
+        if wish.policy == "auto":
+            return replace(wish, policy=self.gradient)
+        if self.gradient not in ("auto", wish.policy):
+            raise InputError(
+                f"execution says {wish.policy} for {self.name!r}, and its gradient in defenses"
+                f" {self.gradient}: take one of them away"
+            )
+        return wish
+
+    def compute(self, execution: Execution) -> None:
+        """From now on the row is computed so."""
+        # Where a surrogate is attacked, the defence itself is only asked for answers.
+        answers = Execution("checkpoint", micro_batch=execution.micro_batch)
+        for defense in (self.defense, self.plain[0]):
+            defense.execution = execution if self.surrogate is None else answers
+        for surrogate in (self.surrogate, self.plain[1]):
+            if surrogate is not None:
+                surrogate.execution = execution
+
+    def inexact(self) -> list[str]:
+        """How its attack's gradient is not that of the defence; its cosine is to follow."""
+        lines = []
+        policy = self.attacked.execution.policy
+        if self.surrogate is not None:
+            lines.append(
+                f"the attack differentiates a surrogate of {self.surrogate.network_calls} network"
+                f" calls, not the defence's {self.defense.network_calls}"
+                f" ({_differing(self.surrogate.purifier, self.defense.purifier)}); its gradient has"
+            )
+        if policy in APPROXIMATIONS:
+            lines.append(f"the attack's gradient is an approximation, {policy}, with")
+        return lines
+
+
+def build_rows(
+    configs: Mapping[str, DefenseConfig],
+    classifier: Classifier,
+    classifiers: Mapping[str, Classifier],
+    denoisers: Mapping[str, Denoiser],
+    acceleration: Acceleration,
+) -> dict[str, Row]:
+    """Every row by name; rows share the networks, accelerated ones too. `classifiers` are those
+    that rows name for themselves."""
+    fast = {key: accelerate(denoiser, acceleration) for key, denoiser in denoisers.items()}
+    rows = {}
+    for name, config in configs.items():
+        key = config.denoiser
+        if key is not None and key not in denoisers:
+            raise InputError(
+                f"defenses.{name}.denoiser {key!r} is not among the denoisers"
+                f" ({', '.join(denoisers)})"
+            )
+        chosen = classifier if config.classifier is None else classifiers[config.classifier]
+        plain = config.build(chosen, None if key is None else denoisers[key])
+        used = plain
+        if key is not None and acceleration.active:
+            used = config.build(chosen, fast[key])
+        rows[name] = Row(name, *used, plain, config.gradient)
+    return rows
+
+
+def choose_execution(
+    row: Row, wish: Execution | None, images: Tensor, attack: Attack, budget: int
+) -> Execution:
+    """What a wish and the row's own policy leave open, chosen by memory for blocks like `images`
+    (B, C, H, W) under the attack."""
+    defense = row.attacked
+    entries = len(images) * attack.cost(defense).draws
+    footprint = defense.footprint(images)
+    stopwatch = Stopwatch(defense, images)
+    try:
+        return choose(row.wish(wish), len(defense.plan), entries, footprint, budget, stopwatch.step)
+    except InputError as error:
+        raise InputError(f"{row.name}: {error}") from None
+
+
+def _differing(surrogate: Purifier | None, purifier: Purifier | None) -> str:
+    """In which settings a surrogate is not the defence's purifier."""
+    if surrogate is None or type(surrogate) is not type(purifier):
+        return f"{type(surrogate).__name__}, not {type(purifier).__name__}"
+    pairs = [
+        (f.name, getattr(surrogate, f.name), getattr(purifier, f.name)) for f in fields(surrogate)
+    ]
+    return ", ".join(f"{name} {a}, not {b}" for name, a, b in pairs if a != b) or "no difference"

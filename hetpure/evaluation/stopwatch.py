@@ -1,0 +1,107 @@
+"""Seconds of one call on this machine."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hetpure.defense import Defense
+from hetpure.noise import noise_for
+
+REPEATS = 3
+# An image's time hardly falls in batches larger than these (measured on a CPU, assumed of
+# accelerators): larger ones are not timed, but taken for as fast an image.
+TIMED, TIMED_ACCELERATOR = 64, 512
+
+
+class Stopwatch:
+    """Times the pieces of one defence on this machine, each once for a batch size. Seconds are
+    medians of `repeats` calls after a first one."""
+
+    def __init__(self, defense: Defense, images: Tensor, repeats: int = REPEATS) -> None:
+        self.defense = defense
+        self.repeats = repeats
+        self.images = images.detach()
+        cap = TIMED if images.device.type == "cpu" else TIMED_ACCELERATOR
+        self.cap = cap
+        self._steps: dict[int, tuple[float, float]] = {}
+        self._classifier: tuple[float, float] | None = None
+        self._mask: float | None = None
+
+    def step(self, size: int) -> tuple[float, float]:
+        """Seconds of one network call within its step, noise and sampler included, for a batch of
+        `size`: forward, and forward with the backward pass to its input."""
+        timed = min(size, self.cap)
+        if timed not in self._steps:
+            self._steps[timed] = self._time_step(timed)
+        forward, both = self._steps[timed]
+        return forward * size / timed, both * size / timed
+
+    def classifier(self) -> tuple[float, float]:
+        """Seconds an image of the classifier, forward, and forward with backward."""
+        if self._classifier is None:
+            images = self._batch(min(len(self.images), self.cap))
+            forward, both = self._both(lambda x: self.defense.classifier(x), images)
+            self._classifier = forward / len(images), both / len(images)
+        return self._classifier
+
+    def mask(self) -> float:
+        """Seconds an image of the attention mask."""
+        if self._mask is None:
+            images = self._batch(min(len(self.images), self.cap))
+            samples = torch.arange(len(images), device=images.device)
+            self._mask = self._median(lambda: self.defense.mask(images, samples)) / len(images)
+        return self._mask
+
+    def _batch(self, count: int) -> Tensor:
+        return self.images[torch.arange(count, device=self.images.device) % len(self.images)]
+
+    def _time_step(self, size: int) -> tuple[float, float]:
+        purifier, denoiser = self.defense.purifier, self.defense.denoiser
+        if purifier is None or denoiser is None:
+            return 0.0, 0.0
+        images = self._batch(size)
+        noise = noise_for(images)
+        with torch.no_grad():
+            known, mask = self.defense.resized(images), self.defense.mask(images, noise.samples)
+            state = purifier.start(denoiser, known, noise)
+        step = max(self.defense.plan, key=lambda step: step.network_calls)
+        forward, both = self._both(
+            lambda x: purifier.advance(denoiser, step, x, known, mask, noise), state
+        )
+        return forward / step.network_calls, both / step.network_calls
+
+    def _both(self, run: Callable[[Tensor], Tensor], point: Tensor) -> tuple[float, float]:
+        def forward() -> None:
+            with torch.no_grad():
+                run(point)
+
+        @torch.enable_grad()
+        def both() -> None:
+            x = point.clone().requires_grad_()
+            torch.autograd.grad(run(x).sum(), x)
+
+        return self._median(forward), self._median(both)
+
+    def _median(self, run: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(1 + self.repeats):
+            start = time.perf_counter()
+            run()
+            if self.images.device.type == "cuda":
+                torch.cuda.synchronize(self.images.device)
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds[1:])
+
+
+@torch.no_grad()
+def latency(defense: Defense, image: Tensor) -> float:
+    """Seconds for one image (1, C, H, W) to be purified and classified, the second call of two."""
+    noise = noise_for(image)
+    for _ in range(2):
+        start = time.perf_counter()
+        defense(image, noise).argmax(1).tolist()  # waits for the device
+        seconds = time.perf_counter() - start
+    return seconds

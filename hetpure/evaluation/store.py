@@ -1,0 +1,205 @@
+"""What a run has computed, on the disk. A finished block of a row under an attack is one file that
+was written aside and renamed: it exists, so it is done."""
+
+import errno
+import fcntl
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hetpure.disk import make_folder, write_whole
+from hetpure.errors import InputError
+from hetpure.evaluation.identity import differences
+from hetpure.evaluation.protocol import Outcome, Record
+from hetpure.saved_images import block_path, file_stem, read_header, save_images, saved_images
+
+SCHEMA = 4
+RUN, CONFIG, LOCK, MEASURED = "run.json", "config.yaml", "lock", "measured.json"
+RECORDS, RESULTS, REPORT = "records.jsonl", "results.json", "report.md"
+CHECKS = "gradient_checks"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The work that one file stands for: a row under an attack (or `clean`) on a block."""
+
+    row: str
+    attack: str
+    block: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a finished job left: its records, what each of its iterations said, its seconds, and the
+    commit of the code that computed it."""
+
+    records: list[Record]
+    iterations: list[dict[str, float]]
+    seconds: float
+    commit: str | None
+
+
+class Store:
+    """The folder of one run. Any number of processes may write to it: two that compute one job
+    write the same file.
+
+    Args:
+        path: the folder; the first write makes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, run: Mapping[str, Any]) -> None:
+        """Takes the folder for a run: its `identity`, and whatever else its results need. A run of
+        the same identity goes on with what is there. InputError where another one is there."""
+        before = self.read_run()
+        if before is not None:
+            self.check_same(before["identity"], run["identity"], f"{self.path} holds a run with")
+        write_whole(self.path / RUN, json_bytes({"schema": SCHEMA, **run}))
+
+    def check_same(self, before: Any, now: Any, what: str) -> None:
+        """InputError, which begins with `what`, where two identities differ."""
+        if lines := differences(before, now):
+            raise InputError(
+                f"{what} another {'; '.join(lines[:5])}: give another run a name of its own"
+                " (--model.run), or the same settings to go on with this one"
+            )
+
+    def read_run(self) -> dict[str, Any] | None:
+        """What `begin` wrote; None in a folder that no run has taken. InputError where the run is
+        of another version, or its file is damaged."""
+        path = self.path / RUN
+        if not path.exists():
+            if any(self.path.glob("records*.jsonl")):
+                raise InputError(
+                    f"{self.path} holds a run of an earlier version, which can be reported and"
+                    " compared but not gone on with: give a run another name"
+                )
+            return None
+        try:
+            run: dict[str, Any] = json.loads(path.read_text())
+            schema = run["schema"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged ({error}): restore it") from None
+        if schema != SCHEMA:
+            raise InputError(
+                f"{self.path} holds a run of schema {schema}, this version writes {SCHEMA}: give a"
+                " run another name"
+            )
+        return run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process. The system takes the lock away when the process ends,
+        however it does. InputError where another process holds it: both would do the same work."""
+        make_folder(self.path)
+        with (self.path / LOCK).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{self.path}: another evaluation is writing there: wait for its end, stop it,"
+                    " or give a run another name"
+                ) from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:  # without locks two runs do work twice, no harm
+                    raise
+            for part in self.path.rglob(".*.part"):  # of processes that were killed
+                part.unlink(missing_ok=True)
+            yield
+
+    def has(self, job: Job) -> bool:
+        """Whether the job is done."""
+        return block_path(self.path, job.row, job.attack, job.block).exists()
+
+    def put(
+        self,
+        job: Job,
+        outcome: Outcome,
+        iterations: Sequence[Mapping[str, float]],
+        seconds: float,
+        commit: str | None,
+    ) -> None:
+        """Keeps what a job gave."""
+        header = {
+            "records": json.dumps([record.as_dict() for record in outcome.records]),
+            "iterations": json.dumps(list(iterations)),
+            "seconds": json.dumps(seconds),
+            "commit": json.dumps(commit),
+        }
+        samples = torch.tensor([record.sample for record in outcome.records])
+        save_images(self.path, job.row, job.attack, job.block, outcome.adversarial, samples, header)
+
+    def get(self, job: Job) -> Finished:
+        """What a finished job left. InputError where its file is damaged, or another program's."""
+        path = block_path(self.path, job.row, job.attack, job.block)
+        header = read_header(path)
+        try:
+            records = [Record(**record) for record in json.loads(header["records"])]
+            return Finished(
+                records,
+                json.loads(header["iterations"]),
+                json.loads(header["seconds"]),
+                json.loads(header["commit"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path} is no block of this version ({error}): delete it, and it is computed anew"
+            ) from None
+
+    def images(self, row: str, attack: str) -> tuple[Tensor, Tensor]:
+        """The adversarial images (N, C, H, W) of a row under an attack, and their sample ids."""
+        return saved_images(self.path, row, attack)
+
+    def put_check(self, row: str, check: Mapping[str, Any]) -> None:
+        """Keeps what the check of a row's gradients gave: `struck` is the reason why the row is not
+        evaluated, or None."""
+        write_whole(self._check_path(row), json_bytes({"row": row, **check}))
+
+    def get_check(self, row: str) -> dict[str, Any] | None:
+        """None where it was not checked yet."""
+        path = self._check_path(row)
+        try:
+            check: dict[str, Any] = json.loads(path.read_text())
+            check["struck"], check["gradient_checks"], check["seconds"]
+        except FileNotFoundError:
+            return None
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{path} is damaged ({error}): delete it to check again") from None
+        return check
+
+    def struck(self, row: str) -> str | None:
+        """Why a row is not evaluated any more; None where it is."""
+        check = self.get_check(row)
+        return None if check is None else check["struck"]
+
+    def put_measured(self, measured: Mapping[str, Any]) -> None:
+        """Latency and memory, which differ each time and are in no record."""
+        write_whole(self.path / MEASURED, json_bytes(measured))
+
+    def measured(self) -> dict[str, Any]:
+        """Empty where nothing was measured yet."""
+        path = self.path / MEASURED
+        values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return values
+
+    def _check_path(self, row: str) -> Path:
+        return self.path / CHECKS / f"{file_stem(row)}.json"
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """As files of a run hold it."""
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def record_lines(records: Sequence[Record]) -> bytes:
+    """Records as lines of JSON."""
+    return "".join(json.dumps(asdict(record)) + "\n" for record in records).encode()

@@ -1,0 +1,228 @@
+"""The work of a run: tasks in order, each done once, each result kept as it comes."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hetpure.attacks import Attack, Monitor
+from hetpure.evaluation.audit import Check
+from hetpure.evaluation.cost import CellCost, block_work, cell_cost
+from hetpure.evaluation.description import Run
+from hetpure.evaluation.protocol import (
+    CLEAN,
+    Block,
+    Cell,
+    Record,
+    evaluate_attack,
+    evaluate_clean,
+)
+from hetpure.evaluation.provenance import commit
+from hetpure.evaluation.row_check import check_gradients, failure, first_gradients
+from hetpure.evaluation.rows import Row
+from hetpure.evaluation.store import Job, Store
+from hetpure.gradients import GradientError
+
+AT_THE_END = 4  # tasks of each process that are given by size, the largest first
+Claim = Callable[[], int | None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process does at a time: all jobs of a row on a block, or the check of the row's
+    gradients (`block` None)."""
+
+    row: str
+    block: int | None
+
+
+class Watch:
+    """Hears what an evaluation does; this one does not listen."""
+
+    def begin(self, row: str, attack: str) -> None:
+        """A job, or the check of a row's gradients, begins."""
+
+    def advance(self, work: int) -> None:
+        """So much more was done, in forward passes of networks."""
+
+    def finish(self, row: str, attack: str, records: Sequence[Record]) -> None:
+        """A job ended."""
+
+    def strike(self, row: str, reason: str) -> None:
+        """A row is not evaluated any more."""
+
+
+def evaluate(
+    run: Run,
+    store: Store,
+    claim: Claim | None = None,
+    watch: Watch | None = None,
+    processes: int = 1,
+) -> None:
+    """Computes what the store has not yet. `claim` gives this process numbers of tasks, until None;
+    by default all of them in order."""
+    tasks = tasks_of(run, processes)
+    count = itertools.count()
+    for number in iter(claim or (lambda: next(count)), None):
+        if number >= len(tasks):
+            return
+        work(run, store, tasks[number], watch or Watch())
+
+
+def tasks_of(run: Run, processes: int = 1) -> list[Task]:
+    """Block by block, so that all rows have as many images when a run is stopped. The last ones by
+    size: else a large one, begun when nothing else is left, would be waited for. The check of a
+    row's gradients comes right before its first block, so that the run's first block does not wait
+    for those of all rows; several processes begin both at once."""
+    tasks = [Task(row, block) for block in range(run.blocks) for row in run.rows]
+    end = max(len(tasks) - AT_THE_END * processes, 0)
+    last = sorted(tasks[end:], key=lambda task: task_work(run, task), reverse=True)
+    ordered: list[Task] = []
+    unchecked = set(run.rows)
+    for task in tasks[:end] + last:
+        if task.row in unchecked:
+            unchecked.remove(task.row)
+            ordered.append(Task(task.row, None))
+        ordered.append(task)
+    return ordered
+
+
+def task_work(run: Run, task: Task) -> int:
+    """What a task costs, in forward passes; the check of a row's gradients counts for nothing."""
+    if task.block is None:
+        return 0
+    positions = run.positions(task.block)
+    return block_work(run.rows[task.row], run.config.protocol, positions.start, len(positions))
+
+
+@torch.enable_grad()
+def work(run: Run, store: Store, task: Task, watch: Watch) -> None:
+    """Does a task. A row whose gradients are none is struck out, and the others go on."""
+    row = run.rows[task.row]
+    try:
+        if task.block is None:
+            _check(run, store, row, watch)
+        elif store.struck(row.name) is None:
+            for job, cell, count in jobs_of(run, task):
+                _compute(run, store, row, job, cell, count, watch)
+    except GradientError as error:
+        _strike(store, row, str(error), watch)
+
+
+def jobs_of(run: Run, task: Task) -> Iterator[tuple[Job, Cell, int]]:
+    """The jobs of a row on a block, each with its cell and images: some cells have the first images
+    of the run only."""
+    assert task.block is not None
+    positions = run.positions(task.block)
+    for cell in run.rows[task.row].cells:
+        count = cell.images(positions.stop) - cell.images(positions.start)
+        if count:
+            yield Job(task.row, cell.name, task.block), cell, count
+
+
+def _compute(
+    run: Run, store: Store, row: Row, job: Job, cell: Cell, count: int, watch: Watch
+) -> None:
+    """One job, if it is not done."""
+    cost = cell_cost(row, cell, run.config.protocol)
+    if store.has(job):
+        watch.advance(count * cost.work)
+        return
+    watch.begin(row.name, cell.name)
+    monitor = CellMonitor(watch, cost)
+    start = time.perf_counter()
+    block = run.read(job.block).first(count)
+    if cell.name == CLEAN:
+        outcome = evaluate_clean(
+            row.name, row.defense, block, run.config.protocol, run.config.seed, monitor=monitor
+        )
+    else:
+        clean = store.get(Job(row.name, CLEAN, job.block)).records[:count]
+        outcome = evaluate_attack(
+            row.name,
+            row.defense,
+            cell,
+            block,
+            run.config.protocol,
+            run.config.seed,
+            clean=torch.tensor([record.kept for record in clean]).to(block.labels),
+            attacked=row.attacked,
+            monitor=monitor,
+        )
+    seconds = time.perf_counter() - start
+    store.put(job, outcome, monitor.iterations, seconds, commit())
+    watch.finish(row.name, cell.name, outcome.records)
+
+
+class CellMonitor(Monitor):
+    """Tells the watch how much of a cell is done, and keeps what its iterations say."""
+
+    def __init__(self, watch: Watch, cost: CellCost) -> None:
+        self.watch = watch
+        self.cost = cost
+        self.iterations: list[dict[str, float]] = []
+
+    def differentiated(self, count: int) -> None:
+        self.watch.advance(count * self.cost.gradient_work)
+
+    def answered(self, count: int) -> None:
+        self.watch.advance(count * self.cost.answer_work)
+
+    def iteration(self, number: int, **values: float) -> None:
+        self.iterations.append({"iteration": number, **values})
+
+
+def _check(run: Run, store: Store, row: Row, watch: Watch) -> None:
+    """The gradients of a row, if they are not checked."""
+    if store.get_check(row.name) is not None:
+        return
+    watch.begin(row.name, "gradient check")
+    start = time.perf_counter()
+    config, block = run.config, run.read(0)
+    gradients = first_gradients(row, block, config.seed, config.attack)
+    checks: dict[str, dict[str, Any]] = {}
+    if gradients.verdict == "FAIL" and follows_gradient(config.attack, row):
+        raise GradientError(gradients.said)
+    try:
+        checks = row_checks(run, row, block)
+    except GradientError as error:
+        if follows_gradient(config.attack, row):
+            raise
+        gradients = Check("gradient", "FAIL", str(error))
+    reasons = [reason for check in checks.values() if (reason := failure(check))]
+    struck = "; ".join(reasons) or None
+    seconds = time.perf_counter() - start
+    content = {"struck": struck, "gradient": gradients.as_dict(), "gradient_checks": checks}
+    store.put_check(row.name, content | {"seconds": seconds})
+    if struck:
+        watch.strike(row.name, struck)
+
+
+def row_checks(run: Run, row: Row, block: Block | None = None) -> dict[str, dict[str, Any]]:
+    """The gradient checks of a row, by the names that results give them."""
+    config = run.config
+    return check_gradients(
+        row,
+        block or run.read(0),
+        config.attack,
+        run.check_budget,
+        config.seed,
+        bound=config.gradient_bound,
+        cosine_bound=config.cosine_bound,
+    )
+
+
+def follows_gradient(attack: Attack, row: Row) -> bool:
+    """Whether an attack follows the row's own gradient: a defence that hides it can be attacked
+    otherwise, and the audit then says so."""
+    return attack.cost(row.attacked).gradients > 0 and attack.execution(row.attacked) is None
+
+
+def _strike(store: Store, row: Row, reason: str, watch: Watch) -> None:
+    before = store.get_check(row.name) or {"gradient_checks": {}, "seconds": 0.0}
+    failed = Check("gradient", "FAIL", reason).as_dict()
+    store.put_check(row.name, {**before, "gradient": failed, "struck": reason})
+    watch.strike(row.name, reason)

@@ -1,0 +1,49 @@
+"""The images of a datamodule, as an evaluation reads them: block by block, in order."""
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, SequentialSampler
+
+from datamodules.dataset import ImageDataset, check_ids
+from hetpure.errors import InputError
+from hetpure.evaluation.description import Images
+from hetpure.evaluation.protocol import Block
+from lightning_modules.batches import WHERE, block_of, check_told, checked
+from lightning_modules.compatibility import check_data
+
+
+def images_of(data: Any, loader: DataLoader[Any], device: torch.device) -> Images:
+    """The images of a datamodule's `test_dataloader`, on the device. InputError unless all labels
+    and ids are right, no id twice.
+
+    An `ImageDataset` is asked for those that its items give. Of any other dataset every batch is
+    read and checked whole, which takes as long as its images take to load.
+    """
+    check_data(data)
+    check_in_order(loader)
+    dataset: Any = loader.dataset
+    if not len(dataset):
+        raise InputError(f"{WHERE} holds no images")
+
+    def read(positions: range) -> Block:
+        batch = loader.collate_fn([dataset[position] for position in positions])
+        return block_of(batch, data, device)
+
+    if isinstance(dataset, ImageDataset):
+        samples = dataset.samples
+        check_told(dataset.labels, samples, len(dataset), data)
+    else:
+        samples = torch.cat([checked(batch, data)["sample"] for batch in loader])
+    check_ids(samples, WHERE)
+    return Images(data.description, data.class_names, samples, read, data.files_sha256())
+
+
+def check_in_order(loader: DataLoader[Any]) -> None:
+    """InputError unless the loader's batches are its samples in order, none left out."""
+    right = isinstance(loader, DataLoader) and isinstance(loader.sampler, SequentialSampler)
+    if not right or loader.batch_size is None or loader.drop_last:
+        raise InputError(
+            "the data's test_dataloader must be a DataLoader that gives all samples in order, in"
+            " batches: without shuffle, sampler or drop_last"
+        )
