@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetpure.errors import InputError, check_choice
+from hetpure.errors import FieldError, check_at_least, check_choice
 from hetpure.geometry import Norm, direction, project, uniform_in_ball
 from hetpure.noise import BatchNoise, Purpose
 from hetpure.numbers import Number
@@ -46,30 +46,28 @@ class AdversarialTraining:
     beta: float | None = None
 
     def __post_init__(self) -> None:
-        check_choice("--model.adversarial.method", self.method, Method)
-        check_choice("--model.adversarial.norm", self.norm, Norm)
+        check_choice(self, "method", Method)
+        check_choice(self, "norm", Norm)
+        check_at_least(self, 1, "steps")
         if not (isfinite(self.epsilon) and self.epsilon >= 0):
-            raise InputError(f"--model.adversarial.epsilon must be >= 0, got {self.epsilon}")
+            raise FieldError(self, "epsilon", f"must be >= 0, got {self.epsilon}")
         if not (isfinite(self.step_size) and self.step_size > 0):
-            raise InputError(f"--model.adversarial.step_size must be > 0, got {self.step_size}")
-        if self.steps < 1:
-            raise InputError(f"--model.adversarial.steps must be >= 1, got {self.steps}")
+            raise FieldError(self, "step_size", f"must be > 0, got {self.step_size}")
         if self.method == "pgd" and self.beta is not None:
-            raise InputError(
-                f"--model.adversarial.beta {self.beta} weighs TRADES' divergence: leave it out, or"
-                " give --model.adversarial.method trades"
-            )
-        if self.method == "trades" and self.beta is None:
-            raise InputError("--model.adversarial.method trades needs --model.adversarial.beta (6)")
-        if self.beta is not None and not (isfinite(self.beta) and self.beta >= 0):
-            raise InputError(f"--model.adversarial.beta must be >= 0, got {self.beta}")
+            wrong = f"{self.beta} weighs TRADES' divergence: leave it out, or take method trades"
+            raise FieldError(self, "beta", wrong)
+        if self.method == "trades":
+            if self.beta is None:
+                raise FieldError(self, "beta", "is needed by method trades (6)")
+            if not (isfinite(self.beta) and self.beta >= 0):
+                raise FieldError(self, "beta", f"must be >= 0, got {self.beta}")
 
 
 def adversarial_loss(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
-    rows: BatchNoise,
+    noise: BatchNoise,
     against: AdversarialTraining,
     *,
     label_smoothing: float = 0.0,
@@ -77,7 +75,7 @@ def adversarial_loss(
     """The mean loss of one update. Epsilon 0 of PGD and beta 0 of TRADES are clean training."""
     if against.beta == 0:
         return F.cross_entropy(network(images), labels, label_smoothing=label_smoothing)
-    adversarial = perturb(network, images, labels, rows, against)
+    adversarial = perturb(network, images, labels, noise, against)
     if against.beta is None:
         return F.cross_entropy(network(adversarial), labels, label_smoothing=label_smoothing)
     clean = network(images)
@@ -89,7 +87,7 @@ def perturb(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
-    rows: BatchNoise,
+    noise: BatchNoise,
     against: AdversarialTraining,
 ) -> Tensor:
     """Images in the ball around `images` and in [0, 1] that the training loss dislikes.
@@ -99,9 +97,9 @@ def perturb(
     """
     with evaluating(network):
         if against.method == "pgd":
-            adversarial = uniform_in_ball(rows, images, against.epsilon, against.norm)
+            adversarial = uniform_in_ball(noise, images, against.epsilon, against.norm)
         else:
-            adversarial = images + TRADES_START * rows.normal(Purpose.START, images)
+            adversarial = images + TRADES_START * noise.normal(Purpose.START, images)
             # Not under no_grad: autocast keeps the weights it has cast, and older releases of torch
             # would then give the update copies that no gradient flows through.
             clean = network(images).detach()

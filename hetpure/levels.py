@@ -1,4 +1,4 @@
-"""The noise levels at which a diffusion network is trained: one for each row of an update."""
+"""The noise levels at which a diffusion network is trained: one for each image of an update."""
 
 import math
 from abc import ABC, abstractmethod
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hetpure.errors import InputError
+from hetpure.errors import FieldError, InputError
 from hetpure.noise import BatchNoise, Purpose
 from hetpure.schedule import Level, Schedule
 
@@ -23,7 +23,7 @@ class Levels(ABC):
 
     @abstractmethod
     def draw(self, schedule: Schedule, noise: BatchNoise, like: Tensor) -> Level:
-        """The level of each row of `like` (B, C, H, W), in its dtype, by addressed noise."""
+        """The level of each image of `like` (B, C, H, W), in its dtype, by addressed noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +39,11 @@ class DiscreteLevels(Levels):
     highest: int | None = None
 
     def check(self, schedule: Schedule, prediction_type: str) -> None:
-        last = len(schedule) - 1
-        if not 0 <= self.lowest <= self._highest(schedule) <= last:
-            raise InputError(
-                f"--model.levels takes timesteps {self.lowest} to {self._highest(schedule)}: the"
-                f" schedule has 0 to {last}"
-            )
+        last, highest = len(schedule) - 1, self._highest(schedule)
+        if not 0 <= self.lowest <= highest <= last:
+            field = "lowest" if highest == last else "highest"
+            wrong = f"gives timesteps {self.lowest} to {highest}: the schedule has 0 to {last}"
+            raise FieldError(self, field, wrong)
 
     def _highest(self, schedule: Schedule) -> int:
         return len(schedule) - 1 if self.highest is None else self.highest
@@ -72,21 +71,19 @@ class ContinuousLevels(Levels):
 
     def __post_init__(self) -> None:
         if not 0 < self.beta_min <= self.beta_max < math.inf:
-            raise InputError(
-                f"--model.levels wants 0 < beta_min <= beta_max, got {self.beta_min} and"
-                f" {self.beta_max}"
-            )
+            allowed = "must be positive and at most beta_max"
+            raise FieldError(self, "beta_min", f"{allowed} {self.beta_max}, got {self.beta_min}")
         if not 0 < self.t_min < 1:
-            raise InputError(f"--model.levels.t_min must be in (0, 1), got {self.t_min}")
+            raise FieldError(self, "t_min", f"must be in (0, 1), got {self.t_min}")
 
     def check(self, schedule: Schedule, prediction_type: str) -> None:
         times = torch.linspace(0, 1, len(schedule), dtype=torch.float64)
         apart = (self._log_alpha(times).exp() - torch.tensor(schedule.alphas_cumprod)).abs().max()
         if apart > NEAR:
             raise InputError(
-                "--model.levels ContinuousLevels have other noise levels than the schedule that the"
-                f" network is used on (by up to {float(apart):.2f}): take a linear schedule with"
-                f" beta_start {self.beta_min}/T and beta_end {self.beta_max}/T"
+                "ContinuousLevels have other noise levels than the schedule that this network is"
+                f" used on (by up to {float(apart):.2f}): take a linear schedule with beta_start"
+                f" {self.beta_min}/T and beta_end {self.beta_max}/T"
             )
 
     def draw(self, schedule: Schedule, noise: BatchNoise, like: Tensor) -> Level:
@@ -113,16 +110,16 @@ class LogNormalLevels(Levels):
     std: float = 1.2
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
-            raise InputError(
-                f"--model.levels wants a finite mean and std > 0, got {self.mean} and {self.std}"
-            )
+        if not math.isfinite(self.mean):
+            raise FieldError(self, "mean", f"must be finite, got {self.mean}")
+        if not 0 < self.std < math.inf:
+            raise FieldError(self, "std", f"must be finite and > 0, got {self.std}")
 
     def check(self, schedule: Schedule, prediction_type: str) -> None:
         if prediction_type != "edm":
             raise InputError(
-                "--model.levels LogNormalLevels belong to EDM's preconditioning, and this network"
-                f" predicts {prediction_type}: take DiscreteLevels"
+                "LogNormalLevels belong to EDM's preconditioning, and this network predicts"
+                f" {prediction_type}: take DiscreteLevels"
             )
 
     def draw(self, schedule: Schedule, noise: BatchNoise, like: Tensor) -> Level:

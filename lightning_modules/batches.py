@@ -5,13 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from datamodules.dataset import ImageDataset, check_ids, check_images, check_labels
+from datamodules.dataset import check_ids, check_images, check_labels
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Block
 from lightning_modules.compatibility import height_width
-from lightning_modules.tasks import read_block
 
 KEYS = ("image", "label", "sample")
 WHERE = "the data"
@@ -33,12 +31,12 @@ def checked(batch: Any, data: Any) -> dict[str, Tensor]:
     images, labels, samples = (batch[key] for key in KEYS)
     check_told(labels, samples, len(images), data)
     check_images(images, WHERE, samples=samples)
-    for what, found, declared in (
+    for what, size, declared in (
         ("channels", images.shape[1], getattr(data, "channels", None)),
         ("size", tuple(images.shape[2:]), height_width(getattr(data, "image_size", None))),
     ):
-        if declared not in (None, found):
-            raise InputError(f"the data's images have {what} {found}, and it declares {declared}")
+        if declared not in (None, size):
+            raise InputError(f"the data's images have {what} {size}, and it declares {declared}")
     # Both in the default type, that of Lightning's precision: float32, or float64 in 64-true.
     eight_bits = images.dtype == torch.uint8
     pixels = images / 255 if eight_bits else images.to(torch.get_default_dtype())
@@ -47,29 +45,8 @@ def checked(batch: Any, data: Any) -> dict[str, Tensor]:
 
 def block_of(batch: Any, data: Any, device: torch.device | str) -> Block:
     """A batch that an evaluation computes on, checked, on the device."""
-    right = checked(batch, data)
-    return Block(*(right[key].to(device) for key in KEYS))
-
-
-def first_block(loader: DataLoader[Any], data: Any, device: torch.device) -> Block:
-    """The first batch of an evaluation's loader, on the device. InputError unless all labels and
-    ids of the loader are right, no id twice.
-
-    An `ImageDataset` is asked for those that its items give. Of any other dataset every batch is
-    read and checked whole, which takes as long as its images take to load.
-    """
-    dataset: Any = loader.dataset
-    if not len(dataset):
-        raise InputError(f"{WHERE} holds no images")
-    first = block_of(read_block(loader, 0), data, device)
-    if isinstance(dataset, ImageDataset):
-        samples = dataset.samples
-        check_told(dataset.labels, samples, len(dataset), data)
-    else:
-        others = (checked(read_block(loader, number), data) for number in range(1, len(loader)))
-        samples = torch.cat([first.samples.cpu(), *(other["sample"] for other in others)])
-    check_ids(samples, WHERE)
-    return first
+    tensors = checked(batch, data)
+    return Block(*(tensors[key].to(device) for key in KEYS))
 
 
 def check_told(labels: Tensor, samples: Tensor, count: int, data: Any) -> None:

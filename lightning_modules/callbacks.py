@@ -1,8 +1,6 @@
 """What a training leaves behind: weights that others can load, and pictures to look at."""
 
 import shlex
-import signal
-import sys
 from pathlib import Path
 
 import lightning as L
@@ -11,18 +9,16 @@ from diffusers import UNet2DModel
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.fashion_mnist import FashionMNIST
 from hetpure.denoiser import Denoiser
-from hetpure.errors import InputError
+from hetpure.errors import InputError, check_at_least
 from hetpure.noise import Noise, Stream
 from hetpure.sampling import draw_images
 from hetpure.weights import save_classifier, save_diffusion
 from lightning_modules.classifier import ClassifierTraining
 from lightning_modules.diffusion import DiffusionTraining
-from lightning_modules.processes import everyones
-from lightning_modules.signals import say, stop_listening
 
 
 class ExportWeights(Callback):
@@ -40,40 +36,28 @@ class ExportWeights(Callback):
         self.folder: Path | None = None
         self.checkpoint: Path | None = None
         self.option = ""
-        self._written = False
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         run = trained_folder(trainer)
-        if run is None:
-            return
-        self.checkpoint = run / "checkpoints" / "end.ckpt"
-        trainer.save_checkpoint(self.checkpoint)
-        self._write(run, trainer, pl_module)
+        if run is not None:
+            self.checkpoint = run / "checkpoints" / "end.ckpt"
+            trainer.save_checkpoint(self.checkpoint)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._written:
-            return
         run = trained_folder(trainer)
-        if run is not None:
-            self._write(run, trainer, pl_module)
-
-    def _write(self, run: Path, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._written = True
-        denoiser = None
-        if isinstance(pl_module, DiffusionTraining):
-            denoiser = pl_module.averaged_denoiser()  # may be a collective too
-        if isinstance(pl_module, ClassifierTraining):
-            check_finite(pl_module.classifier)  # a diffusion's training stops at its first NaN
-        if not trainer.is_global_zero:
+        if run is None:
             return
-        if isinstance(pl_module, DiffusionTraining) and denoiser is not None:
+        if isinstance(pl_module, DiffusionTraining):
+            denoiser = pl_module.averaged_denoiser()  # may be a collective: on every rank
             folder = run / "diffusion"
-            save_diffusion(folder, denoiser.network, pl_module.scheduler)
+            if trainer.is_global_zero:
+                save_diffusion(folder, denoiser.network, pl_module.scheduler)
             kind = "ddpm" if pl_module.perturbation is None else "addt"
             self.option, self.folder = f"--model.denoisers.{kind}", folder
         elif isinstance(pl_module, ClassifierTraining):
             folder = run / "classifier"
-            save_classifier(folder, pl_module.classifier, pl_module.description)
+            if trainer.is_global_zero:
+                save_classifier(folder, pl_module.classifier, pl_module.description)
             self.option, self.folder = "--model.classifier", folder
 
 
@@ -96,17 +80,10 @@ def trained_folder(trainer: L.Trainer) -> Path | None:
     return run
 
 
-def check_finite(network: nn.Module) -> None:
-    """Raises InputError where weights are no numbers any more."""
-    if not all(weight.isfinite().all() for weight in network.state_dict().values()):
-        raise InputError(
-            "the trained weights hold NaN or infinity: they are not written; train anew with a"
-            " smaller --model.learning_rate"
-        )
-
-
 def announce(trainer: L.Trainer) -> None:
     """Prints where the results of a training lie and the command that evaluates them."""
+    if not trainer.is_global_zero:
+        return
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ExportWeights) and callback.folder is not None:
             if callback.checkpoint is not None:
@@ -120,58 +97,6 @@ def announce(trainer: L.Trainer) -> None:
             print(f"  python evaluate.py {option}\n")
 
 
-class SaveWhenStopped(Callback):
-    """On SIGTERM, SIGUSR1 or Ctrl-C to any process of a training: all end the update they are in,
-    save `checkpoints/stopped.ckpt`, and exit with 128 + the number of the signal that came first
-    (of those that came at once the larger). A second Ctrl-C ends at once. Also under SLURM, where
-    Lightning would save within the handler: in the middle of an update, by a collective."""
-
-    def __init__(self) -> None:
-        self._signal = 0
-        self._updates = 0
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        signal.signal(signal.SIGUSR1, self._asked)  # Lightning takes no signal that is taken
-
-    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._take_over()
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._updates = trainer.global_step
-        self._take_over()  # no matter whether there was a sanity check
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a script's background
-            signal.signal(signal.SIGINT, self._asked)
-
-    def _take_over(self) -> None:
-        """In place of Lightning's handlers, which save nothing, and which it restores."""
-        signal.signal(signal.SIGTERM, self._asked)
-        stop_listening()
-
-    def _asked(self, number: int, frame: object) -> None:
-        first, self._signal = not self._signal, self._signal or number
-        if number == signal.SIGINT:
-            if not first:
-                raise KeyboardInterrupt
-            say("\nstopping after this update; once more to stop at once\n")
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
-    ) -> None:
-        if trainer.global_step == self._updates:  # gradients that add up are in no checkpoint
-            return
-        self._updates = trainer.global_step
-        if not trainer.strategy.reduce_boolean_decision(bool(self._signal), all=False):
-            return
-        self._signal = max(everyones(self._signal))  # this process may have got none
-        run = Path(trainer.log_dir or trainer.default_root_dir)
-        path = run / "checkpoints" / "stopped.ckpt"
-        trainer.save_checkpoint(path)
-        if trainer.is_global_zero:
-            where = shlex.quote(str(path))
-            say(f"stopped by a signal; go on with --ckpt_path={where}\n", stream=1)
-        sys.exit(128 + self._signal)
-
-
 class SampleGrid(Callback):
     """Draws images from the averaged weights, to TensorBoard and to `<run>/samples.png`.
 
@@ -182,13 +107,10 @@ class SampleGrid(Callback):
     """
 
     def __init__(self, every_n_steps: int = 1000, rows: int = 6, network_calls: int = 50) -> None:
-        if min(every_n_steps, rows, network_calls) < 1:
-            raise InputError(
-                "a SampleGrid needs every_n_steps, rows and network_calls of 1 or more"
-            )
         self.every_n_steps = every_n_steps
         self.rows = rows
         self.network_calls = network_calls
+        check_at_least(self, 1, "every_n_steps", "rows", "network_calls")
         self._drawn_at = -1
 
     def on_train_batch_end(

@@ -92,9 +92,7 @@ class ClassifierTraining(Training):
         batch = self.checked(batch)
         noise = Noise.of(self.seed, Stream.TRAIN, self.global_step).on(batch["sample"])
         images = shift(flip(batch["image"], noise), noise, self.shift_pixels)
-        loss = self._loss(images, batch["label"], noise)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        return self.logged(self._loss(images, batch["label"], noise), batch)
 
     def _loss(self, images: Tensor, labels: Tensor, noise: BatchNoise) -> Tensor:
         smoothing = self.label_smoothing

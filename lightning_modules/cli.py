@@ -5,21 +5,17 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from jsonargparse import ArgumentError, _typehints, set_parsing_settings
-from jsonargparse._typehints import ActionTypeHint
-from jsonargparse.typing import register_type
+from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningCLI
 
 from hetpure.errors import InputError
-from hetpure.numbers import Bytes, Number
-from lightning_modules.config_keys import refuse_repeated_keys
+from lightning_modules.config_keys import adapt_parser
+from lightning_modules.options import naming_options
 from lightning_modules.signals import say
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -27,7 +23,6 @@ PARTIAL = (
     "; a --config takes the default's place: lay a partial one over a whole one, as --config"
     " configs/evaluate/quick.yaml --config my.yaml (configs/train/quick.yaml)"
 )
-CHECKPOINT = {"pytorch-lightning_version", "state_dict", "loops"}  # what every one of them holds
 WRITING = (  # what a disk or its permissions can refuse
     errno.ENOSPC,
     errno.EDQUOT,
@@ -41,35 +36,7 @@ WRITING = (  # what a disk or its permissions can refuse
     errno.ESTALE,
     errno.ETIMEDOUT,
 )
-register_type(Number, serializer=str, deserializer=Number)
-register_type(Bytes, serializer=str, deserializer=Bytes)
-refuse_repeated_keys()
-# A class_path in a sweep's values is read as its setting's type, never built for being there.
-if "instantiate_subclass_spec_in_any" in signature(set_parsing_settings).parameters:
-    set_parsing_settings(instantiate_subclass_spec_in_any=False)
-
-
-def _keep_what_was_set(discard: Callable[[Any, Any, Any], None]) -> Callable[..., None]:
-    """A class that takes another's place keeps what was set for that one and fits, as epsilon; not
-    that one's defaults: BPDA's `approximation` would be PGD's, none, and DDPM's `clip_x0` DDIM's.
-    jsonargparse has no setting for it."""
-
-    def keep(parser_or_action: Any, previous: Any, value: Any) -> None:
-        name = previous["class_path"] if previous and "init_args" in previous else None
-        if name is not None and name != value["class_path"]:  # a dataclass has no name
-            parser = ActionTypeHint.get_class_parser(name)  # type: ignore[no-untyped-call]
-            before = parser.get_defaults()
-            for key, set_to in list(previous["init_args"].items()):
-                if key in before and str(set_to) == str(before[key]):
-                    del previous["init_args"][key]
-        discard(parser_or_action, previous, value)
-
-    return keep
-
-
-_typehints.discard_init_args_on_class_path_change = _keep_what_was_set(
-    _typehints.discard_init_args_on_class_path_change
-)
+adapt_parser()
 
 
 def with_default_config(arguments: Sequence[str], default: Path) -> list[str]:
@@ -88,17 +55,17 @@ def run(main: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
         main(list(arguments))
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning's trainer makes an exit of an interrupt.
-        if not any(isinstance(one, KeyboardInterrupt) for one in (error, error.__context__)):
+        if not any(isinstance(e, KeyboardInterrupt) for e in (error, error.__context__)):
             raise
         say("stopped; records and checkpoints that were written are kept\n")
         sys.exit(INTERRUPTED)
     except Exception as error:
-        said = _users_mistake(error) or _of_the_machine(error)
-        if said is None:
+        message = _users_mistake(error) or _of_the_machine(error)
+        if message is None:
             raise
-        partial = "arguments are required" in str(said) and _name_a_config(arguments)
+        partial = "arguments are required" in str(message) and _name_a_config(arguments)
         hint = PARTIAL if partial else ""
-        print(f"error: {_one_line(str(said))}{hint}", file=sys.stderr)
+        print(f"error: {one_line(str(message))}{hint}", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
 
@@ -113,68 +80,20 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r"\s*.*deprecated in v4\.49")
 
     def no_tip(record: logging.LogRecord) -> bool:
-        told = record.getMessage()  # the second is about what a checkpoint is to hold
-        return "Tip:" not in told and "`weights_only` was not set" not in told
+        message = record.getMessage()  # the second is about what a checkpoint is to hold
+        return "Tip:" not in message and "`weights_only` was not set" not in message
 
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("lightning"):
             logging.getLogger(name).addFilter(no_tip)
 
 
-class KeepConfig(SaveConfigCallback):
-    """Saves a training's config in its folder. One that holds a training already, as under SLURM
-    that of the same job, is for going on from its own checkpoints."""
+class CLI(LightningCLI):
+    """A LightningCLI that names the options of what a class refuses while it is built."""
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir).resolve()
-        path = self.config.ckpt_path
-        from_here = path is not None and folder in Path(path).resolve().parents
-        taken = any((folder / "checkpoints").glob("*.ckpt")) and not from_here
-        if trainer.strategy.broadcast(taken):
-            raise InputError(
-                f"{folder} holds another training: give another --trainer.default_root_dir, or go"
-                " on from its checkpoint (--ckpt_path)"
-            )
-        super().setup(trainer, pl_module, stage)
-
-
-class TrainingCLI(LightningCLI):
-    """Adds the checkpoint to go on from."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--ckpt_path", type=str | None, default=None, help="checkpoint to continue from"
-        )
-
-    def before_instantiate_classes(self) -> None:
-        path = self.config.ckpt_path
-        if path is not None:
-            check_checkpoint(Path(path))
-
-
-def check_checkpoint(path: Path) -> None:
-    """InputError unless a checkpoint of Lightning's is there and holds tensors and plain values
-    only: whatever else its pickle holds would be run. So would the index of torch's distributed
-    format, which is a folder."""
-    if not path.exists():
-        raise InputError(f"--ckpt_path {path}: there is no such file")
-    if path.is_dir():
-        raise InputError(
-            f"--ckpt_path {path} is a folder: only files are read, as a sharded training writes"
-            " them with --trainer.strategy.save_distributed_checkpoint=false"
-        )
-    try:
-        content = torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:  # of whatever kind the file's damage is
-        raise InputError(
-            f"--ckpt_path {path} is no checkpoint of tensors and plain values"
-            f" ({_one_line(str(error))[:100]}): give one that train.py wrote"
-        ) from None
-    if not isinstance(content, dict) or not content.keys() >= CHECKPOINT:
-        raise InputError(
-            f"--ckpt_path {path} is no checkpoint of a training: give one that train.py wrote;"
-            " weights alone are given as --model.diffusion"
-        )
+    def instantiate_classes(self) -> None:
+        with naming_options(self.config):
+            super().instantiate_classes()
 
 
 def make_cli(kind: type[LightningCLI], arguments: list[str], **settings: Any) -> LightningCLI:
@@ -215,12 +134,12 @@ def _users_mistake(error: BaseException) -> BaseException | None:
         chain.append(current)
         current = current.__cause__ or current.__context__
     for kind in (InputError, ArgumentError, MisconfigurationException):
-        for found in chain:
-            if isinstance(found, kind):
-                return found
+        for link in chain:
+            if isinstance(link, kind):
+                return link
     return None
 
 
-def _one_line(message: str) -> str:
+def one_line(message: str) -> str:
     """A loader's process sends its traceback along: of that, what the error itself said."""
     return " ".join(message.rpartition(f"{InputError.__name__}: ")[2].split())

@@ -156,9 +156,3 @@ def check_trainer(trainer: L.Trainer) -> None:
             f"--trainer.strategy {type(strategy).__name__}: a diffusion is trained by ddp, or"
             " sharded by ModelParallelStrategy (docs/cluster.md)"
         )
-    # Lightning tells it nowhere else.
-    if getattr(strategy, "_save_distributed_checkpoint", False):
-        raise InputError(
-            "--trainer.strategy.save_distributed_checkpoint must be false: the index of a"
-            " distributed checkpoint is a pickle, which no training would go on from"
-        )

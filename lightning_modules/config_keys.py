@@ -1,29 +1,41 @@
-"""Configs in which no key stands twice: YAML would keep the last of them and say nothing."""
+"""What jsonargparse reads for our command lines: types of ours, no key twice, and what a class that
+takes another's place keeps."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from inspect import signature
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import _typehints, get_loader, set_loader, set_parsing_settings
+from jsonargparse._typehints import ActionTypeHint
+from jsonargparse.typing import register_type
 
 from hetpure.errors import InputError
+from hetpure.numbers import Bytes, Number
 
 _load = get_loader("yaml")
 
 
-def refuse_repeated_keys() -> None:
-    """From now on jsonargparse reads no YAML, a file or an option's value, with a key twice."""
+def adapt_parser() -> None:
+    """Settings of jsonargparse, for all parsers of the program."""
+    register_type(Number, serializer=str, deserializer=Number)
+    register_type(Bytes, serializer=str, deserializer=Bytes)
     set_loader("yaml", load, (yaml.YAMLError,))
+    # A class_path in a sweep's values is read as its setting's type, never built for being there.
+    if "instantiate_subclass_spec_in_any" in signature(set_parsing_settings).parameters:
+        set_parsing_settings(instantiate_subclass_spec_in_any=False)
+    _typehints.discard_init_args_on_class_path_change = _keep_what_was_set(
+        _typehints.discard_init_args_on_class_path_change
+    )
 
 
 def load(text: str) -> Any:
     """What jsonargparse's own reader makes of YAML (or JSON); InputError where a key is in it
-    twice."""
+    twice: YAML would keep the last of them and say nothing."""
     for name, mark in repeated_keys(text):
         raise InputError(
-            f"{_named(text)}, line {mark.line + 1}: {name!r} is there twice, the first one would be"
-            " lost: take one away, or give it another name"
+            f"{name!r} is there twice (line {mark.line + 1} of a config, or of an option's value),"
+            " and the first one would be lost: take one away, or give it another name"
         )
     return _load(text)
 
@@ -31,35 +43,43 @@ def load(text: str) -> Any:
 def repeated_keys(text: str) -> Iterator[tuple[str, yaml.Mark]]:
     """Dotted names of keys that repeat one of their own mapping, and where. What a merge (`<<`)
     brings may be overridden: that is what it is for."""
-    keys = yaml.constructor.SafeConstructor()
-    seen: set[yaml.Node] = set()
+    constructor = yaml.constructor.SafeConstructor()
+    walked: set[yaml.Node] = set()
 
     def walk(node: yaml.Node | None, path: str) -> Iterator[tuple[str, yaml.Mark]]:
-        if node is None or node in seen:  # an alias
+        if node is None or node in walked:  # an alias
             return
-        seen.add(node)
+        walked.add(node)
         if isinstance(node, yaml.SequenceNode):
             for child in node.value:
                 yield from walk(child, path)
         elif isinstance(node, yaml.MappingNode):
-            found = set()
+            keys = set()
             for key, child in node.value:
                 name = f"{path}.{key.value}".lstrip(".")
                 if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
-                    value = keys.construct_object(key)  # on and yes are one key
-                    if value in found:
+                    value = constructor.construct_object(key)  # on and yes are one key
+                    if value in keys:
                         yield name, key.start_mark
-                    found.add(value)
+                    keys.add(value)
                 yield from walk(child, name)
 
     yield from walk(yaml.compose(text, Loader=yaml.SafeLoader), "")
 
 
-def _named(text: str) -> str:
-    """jsonargparse gives a file's text without its name, but reads it in the file's own folder."""
-    lines, size = text.splitlines(), len(text.encode())
-    for path in sorted(Path.cwd().iterdir()):
-        about = path.is_file() and size <= path.stat().st_size <= size + len(lines)  # as \r\n
-        if about and path.read_text(errors="replace").splitlines() == lines:
-            return str(path)
-    return "an option's value"
+def _keep_what_was_set(discard: Callable[[Any, Any, Any], None]) -> Callable[..., None]:
+    """A class that takes another's place keeps what was set for that one and fits, as epsilon; not
+    that one's defaults: BPDA's `approximation` would be PGD's, none, and DDPM's `clip_x0` DDIM's.
+    jsonargparse has no setting for it."""
+
+    def keep(parser_or_action: Any, previous: Any, value: Any) -> None:
+        name = previous["class_path"] if previous and "init_args" in previous else None
+        if name is not None and name != value["class_path"]:  # a dataclass has no name
+            parser = ActionTypeHint.get_class_parser(name)  # type: ignore[no-untyped-call]
+            before = parser.get_defaults()
+            for key, set_to in list(previous["init_args"].items()):
+                if key in before and str(set_to) == str(before[key]):
+                    del previous["init_args"][key]
+        discard(parser_or_action, previous, value)
+
+    return keep

@@ -3,10 +3,8 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from itertools import chain
-from pathlib import Path
-from typing import Any, Literal, NoReturn
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -15,15 +13,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from hetpure.acceleration import compiled_cosine
-from hetpure.addt import Batch, Found, Perturbation, RankGaussian, denoising_loss
+from hetpure.addt import Batch, Perturbation, RankGaussian, denoising_loss
 from hetpure.adversarial_training import evaluating
 from hetpure.augmentation import flip
 from hetpure.classifiers import Classifier
 from hetpure.denoiser import Denoiser, to_model, to_pixels
-from hetpure.errors import InputError
+from hetpure.errors import FieldError, InputError
 from hetpure.levels import DiscreteLevels, Levels
 from hetpure.noise import BatchNoise, Noise, Purpose, Stream
-from hetpure.schedule import Level
 from hetpure.weights import folder_hash, load_classifier, resolve
 from hetpure.weights.diffusion import (
     Network,
@@ -41,8 +38,8 @@ from lightning_modules.compatibility import (
     check_trainer,
 )
 from lightning_modules.learning_rate import learning_rate_schedule
-from lightning_modules.processes import everyones, parted, shard, whole
-from lightning_modules.resume import comparable, described, take_back
+from lightning_modules.processes import parted, shard, whole
+from lightning_modules.resume import comparable, described
 from lightning_modules.training import Training
 
 COMPILED_COSINE = 0.99
@@ -50,11 +47,11 @@ COMPILED_COSINE = 0.99
 
 @dataclass(frozen=True)
 class Update:
-    """What one update was computed on: losses (B,), levels, and the perturbation, if any."""
+    """What one update was computed on: its batch, losses (B,), and the perturbation, if any."""
 
+    batch: Batch
     losses: Tensor
-    level: Level
-    found: Found | None
+    perturbation: Tensor | None
 
 
 class DiffusionTraining(Training):
@@ -154,11 +151,6 @@ class DiffusionTraining(Training):
         self._unchecked = compile
         self._validated: tuple[Denoiser, ...] = ()
         self.last_update: Update | None = None
-        self.watched = False  # set by who will tell of this update
-        self._batches: list[list[int]] = []  # sample ids of the update that is computed
-        self._failed = ""
-        self._stopped = False
-        self.gradient_norm: Tensor | None = None  # of the last update, before it was clipped
         self.settings = comparable(network.config) | comparable(self.scheduler.config)
         # The optimiser's are the checkpoint's own, another value would be ignored; the others make
         # the updates what they are.
@@ -219,10 +211,8 @@ class DiffusionTraining(Training):
             self.unasked = {"the guide": self.guide}
         skips = isinstance(self.perturbation, RankGaussian) and self.perturbation.skip_below > 0
         if self._sharded and skips:  # each call gathers weights of all, who would wait
-            raise InputError(
-                "--model.perturbation.skip_below must be 0 where the network is sharded: all"
-                " devices have to call it as often"
-            )
+            allowed = "must be 0 where the network is sharded: all devices have to call it as often"
+            raise FieldError(self.perturbation, "skip_below", allowed)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         batch = self.checked(batch)
@@ -235,47 +225,22 @@ class DiffusionTraining(Training):
         if self._unchecked:
             self._check_compiled(to_model(images), noise)
         update = self.losses(to_model(images), batch["label"], noise)
-        self.last_update = replace(update, losses=update.losses.detach())
-        self._batches.append(batch["sample"].tolist())
-        loss = update.losses.mean()
-        if not loss.isfinite():
-            # Told by the gradients, which all processes see: they then stop together.
-            self._failed, loss = f"the loss is {float(loss.detach()):g}", loss * torch.nan
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
-        self.gradient_norm = whole(torch.linalg.vector_norm(norms))
-        if not self.gradient_norm.isfinite():
-            self._stop(f"the gradient's norm is {float(self.gradient_norm):g}")
-        self._batches = []
+        self.last_update = Update(update.batch, update.losses.detach(), update.perturbation)
+        return self.logged(update.losses.mean(), batch)
 
     def losses(self, x0: Tensor, labels: Tensor, noise: BatchNoise) -> Update:
-        """The update's losses of images in model units under addressed noise; if it is `watched`,
-        with what the search reached."""
+        """The update's losses of images in model units under addressed noise."""
         level = self.levels.draw(self.denoiser.schedule, noise, x0)
-        training_noise = noise.normal(Purpose.TRAINING, x0)
-        if self.perturbation is None:
-            losses = denoising_loss(self.denoiser, x0, level, training_noise)
-            return Update(losses, level, None)
+        training_noise, delta = noise.normal(Purpose.TRAINING, x0), None
         batch = Batch(x0, labels, level, noise)
-        with self._searching():
-            found = self.perturbation.find(self.denoiser, self.guide, batch)
-        training_noise = self.perturbation.mix(training_noise, found.perturbation, level)
-        losses = denoising_loss(self.denoiser, x0, level, training_noise)
-        if self.watched and self.perturbation.objective is not None:
-            # Last of all: dropout, in reference mode, draws as if nobody had watched.
-            with self._searching():
-                after = self.perturbation.score(
-                    self.denoiser, self.guide, batch, found.perturbation
-                )
-            found = replace(found, after=after)
-        return Update(losses, level, found)
+        if self.perturbation is not None:
+            with self.searching():
+                delta = self.perturbation.find(self.denoiser, self.guide, batch)
+            training_noise = self.perturbation.mix(training_noise, delta, level)
+        return Update(batch, denoising_loss(self.denoiser, x0, level, training_noise), delta)
 
     @contextmanager
-    def _searching(self) -> Iterator[None]:
+    def searching(self) -> Iterator[None]:
         """The mode in which perturbations are looked for. The weights are frozen: a compiled
         network's backward pass would else compute their gradients too, to throw them away. Sharded
         ones stay as they are: those that are gathered for a call do not follow."""
@@ -300,14 +265,14 @@ class DiffusionTraining(Training):
 
         weights = list(self.unet.parameters())
         with evaluating(self.denoiser):  # without dropout's draws
-            found = {}
+            cosines = {}
             if not self._sharded:  # whose weights autograd alone cannot ask for
-                found["the diffusion network's weights"] = compiled_cosine(network, x0, weights)
-            with self._searching():
-                found["the diffusion network"] = compiled_cosine(network, x0)
+                cosines["the diffusion network's weights"] = compiled_cosine(network, x0, weights)
+            with self.searching():
+                cosines["the diffusion network"] = compiled_cosine(network, x0)
                 if (guide := self.guide) is not None:
-                    found["the guide"] = compiled_cosine(lambda x: guide(to_pixels(x)), x0)
-        for name, cosine in found.items():
+                    cosines["the guide"] = compiled_cosine(lambda x: guide(to_pixels(x)), x0)
+        for name, cosine in cosines.items():
             right = self.trainer.strategy.reduce_boolean_decision(cosine >= COMPILED_COSINE)
             if not right:  # on some process
                 raise InputError(
@@ -315,22 +280,6 @@ class DiffusionTraining(Training):
                     f" {cosine:.3f} to the module's as written): set --model.compile=false"
                 )
         self._unchecked = False
-
-    def _stop(self, what: str) -> NoReturn:
-        """Ends a training that computes no numbers, on all processes. The weights that are kept are
-        those before this update, and its batches count as not seen."""
-        run = Path(self.trainer.log_dir or self.trainer.default_root_dir)
-        path = run / "checkpoints" / "before-nan.ckpt"
-        self._stopped = True
-        self.trainer.save_checkpoint(path)
-        told = everyones((self._failed, list(chain(*self._batches))))
-        failed = [one for one in told if one[0]]  # where it was a loss, of those that had it
-        samples = [sample for _, own in failed or told for sample in own]
-        raise InputError(
-            f"update {self.global_step}: {failed[0][0] if failed else what}, of samples {samples};"
-            f" the state before it is kept in {path}: go on from it in full precision, or start"
-            " anew with a smaller --model.learning_rate"
-        )
 
     def on_validation_epoch_start(self) -> None:
         # In a tuple, so that it is neither in checkpoints nor among the weights.
@@ -387,8 +336,6 @@ class DiffusionTraining(Training):
         average = self.ema.state_dict()
         average["shadow_params"] = [whole(value).cpu() for value in average["shadow_params"]]
         checkpoint["ema"] = average
-        if self._stopped:
-            take_back(checkpoint, [len(batch) for batch in self._batches], self.trainer.world_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

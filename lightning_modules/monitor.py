@@ -1,7 +1,8 @@
-"""What a diffusion training tells while it runs, beside its loss."""
+"""What a diffusion training logs while it runs, beside its loss."""
 
 import copy
 import time
+from abc import ABC, abstractmethod
 from itertools import pairwise
 
 import lightning as L
@@ -16,7 +17,7 @@ from hetpure.attacks import PGD, Attack
 from hetpure.attacks.null import NullAttack
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
-from hetpure.errors import InputError
+from hetpure.errors import FieldError, InputError, check_at_least
 from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_attack
 from hetpure.noise import Noise, Stream
 from hetpure.purifiers import Purifier, UniformPurifier
@@ -33,7 +34,7 @@ CHUNK = 128  # images at once
 class TrainingMonitor(Callback):
     """Logs, every `log_every_n_steps` of the trainer, what an update was made of.
 
-    `train/loss_<first>_<last>`: mean loss of the rows whose level lies between these indices of
+    `train/loss_<first>_<last>`: mean loss of the images whose level lies between these indices of
     the schedule; `train/objective_before`, `train/objective_after`: what CGPO raises, under the
     perturbation that it began with and the one that it found, on the same noise; `train/lambda`,
     `train/gradient_norm` (before clipping), `train/ema_decay`, `train/images_per_second` (of
@@ -42,15 +43,20 @@ class TrainingMonitor(Callback):
 
     def __init__(self) -> None:
         self._images, self._seconds, self._began = 0, 0.0, 0.0
-        self._told_at = 0
+        self._objective: dict[str, float] = {}
+        self._logged_at = 0
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
     ) -> None:
         self._began = time.perf_counter()
-        if isinstance(pl_module, DiffusionTraining):
-            every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-            pl_module.watched = bool(every) and (trainer.global_step + 1) % every == 0
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
+    ) -> None:
+        """Asks for the objective: the weights are still those that were searched with."""
+        if isinstance(pl_module, DiffusionTraining) and _due(trainer, trainer.global_step + 1):
+            self._objective = objective(pl_module)
 
     def on_train_batch_end(
         self,
@@ -64,59 +70,100 @@ class TrainingMonitor(Callback):
             return
         self._seconds += time.perf_counter() - self._began
         self._images += len(batch["image"]) * trainer.world_size
-        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not every or step % every or step == self._told_at:
+        step, update = trainer.global_step, pl_module.last_update
+        if not _due(trainer, step) or step == self._logged_at:
             return
-        self._told_at = step
-        told = described(pl_module, pl_module.last_update)
-        told["train/images_per_second"] = self._images / self._seconds
-        told["train/ema_decay"] = float(pl_module.ema.cur_decay_value or 0.0)
+        self._logged_at = step
+        values = described(pl_module, update) | self._objective
+        values["train/images_per_second"] = self._images / self._seconds
+        values["train/ema_decay"] = float(pl_module.ema.cur_decay_value or 0.0)
         if pl_module.gradient_norm is not None:
-            told["train/gradient_norm"] = float(pl_module.gradient_norm)
+            values["train/gradient_norm"] = float(pl_module.gradient_norm)
         self._images, self._seconds = 0, 0.0
-        tell(trainer, pl_module, told, shown="train/images_per_second")
-        found = pl_module.last_update.found
+        log(trainer, pl_module, values, shown="train/images_per_second")
         for logger in trainer.loggers:
-            if found is not None and isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_histogram("perturbation", found.perturbation.float(), step)
+            if update.perturbation is not None and isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_histogram("perturbation", update.perturbation.float(), step)
 
 
-def tell(
+def _due(trainer: L.Trainer, step: int) -> bool:
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return bool(every) and step % every == 0
+
+
+def log(
     trainer: L.Trainer, module: L.LightningModule, values: dict[str, float], *, shown: str
 ) -> None:
-    """To the loggers at this very update, and to whoever reads `callback_metrics`; one of them is
-    shown in the progress bar."""
+    """To the loggers at this very update, and to whoever reads `callback_metrics`; one of the
+    values is shown in the progress bar."""
     for logger in trainer.loggers:
         logger.log_metrics(values, step=trainer.global_step)
     for name, value in values.items():
         module.log(name, value, logger=False, prog_bar=name == shown)
 
 
+def objective(module: DiffusionTraining) -> dict[str, float]:
+    """The mean objective of the last update's batch, before and after the search."""
+    update, perturbation = module.last_update, module.perturbation
+    if update is None or perturbation is None or perturbation.objective is None:
+        return {}
+    assert update.perturbation is not None
+    values = {}
+    for name, delta in (
+        ("before", perturbation.start(update.batch)),
+        ("after", update.perturbation),
+    ):
+        with module.searching():
+            score = perturbation.score(module.denoiser, module.guide, update.batch, delta)
+        values[f"train/objective_{name}"] = float(score.mean())
+    return values
+
+
 def described(module: DiffusionTraining, update: Update) -> dict[str, float]:
-    """The scalars of an update; a bucket without rows is left out."""
+    """The losses of an update by level, and its lambda; a bucket without images is left out."""
     levels, count = module.denoiser.schedule.alphas_cumprod, len(module.denoiser.schedule)
     edges = [k * count // BUCKETS for k in range(BUCKETS + 1)]
     # Between the last level of a bucket and the first of the next.
     middles = [(levels[edge - 1] + levels[edge]) / 2 for edge in edges[1:-1]]
-    alpha = update.level.signal.flatten() ** 2
+    level = update.batch.level
+    alpha = level.signal.flatten() ** 2
     bucket = (alpha[:, None] < alpha.new_tensor(middles)).sum(1)
-    found = {}
+    values = {}
     for k, (first, after) in enumerate(pairwise(edges)):
-        rows = bucket == k
-        if rows.any():
-            found[f"train/loss_{first}_{after - 1}"] = float(update.losses[rows].mean())
-    if module.perturbation is not None and update.found is not None:
-        ratio = module.perturbation.ratio(update.level)
-        if ratio is not None:
-            found["train/lambda"] = float(ratio.mean())
-        asked = update.found.before.isfinite()
-        for name, values in (("before", update.found.before), ("after", update.found.after)):
-            if values is not None and asked.any():
-                found[f"train/objective_{name}"] = float(values[asked].mean())
-    return found
+        members = bucket == k
+        if members.any():
+            values[f"train/loss_{first}_{after - 1}"] = float(update.losses[members].mean())
+    ratio = None if module.perturbation is None else module.perturbation.ratio(level)
+    if ratio is not None:
+        values["train/lambda"] = float(ratio.mean())
+    return values
 
 
-class RobustProbe(Callback):
+class Measurement(Callback, ABC):
+    """Measures the averaged weights of a diffusion training every `every_n_steps` updates and logs
+    the values, the one called `shown` in the progress bar too."""
+
+    shown: str
+    every_n_steps: int
+
+    def __init__(self) -> None:
+        self._measured_at = 0
+
+    @abstractmethod
+    def measure(self, trainer: L.Trainer, module: DiffusionTraining) -> dict[str, float]:
+        """The values by name, of the averaged weights as they are now."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
+    ) -> None:
+        step = trainer.global_step
+        due = step % self.every_n_steps == 0 and step != self._measured_at
+        if due and isinstance(pl_module, DiffusionTraining):
+            self._measured_at = step
+            log(trainer, pl_module, self.measure(trainer, pl_module), shown=self.shown)
+
+
+class RobustProbe(Measurement):
     """Attacks the averaged weights, as a purifier, on a few validation images under noise that the
     attacker knows (DW-box): what the training is for, and cheap, since one draw is all.
 
@@ -134,6 +181,8 @@ class RobustProbe(Callback):
         seed: of the noise, which is the same in every probe.
     """
 
+    shown = "probe/robust"
+
     def __init__(
         self,
         classifier: str | None = None,
@@ -143,48 +192,36 @@ class RobustProbe(Callback):
         every_n_steps: int = 500,
         seed: int = 0,
     ) -> None:
-        if images < 1 or every_n_steps < 1:
-            raise InputError("a RobustProbe needs images and every_n_steps of 1 or more")
+        super().__init__()
+        self.images = images
+        self.every_n_steps = every_n_steps
+        check_at_least(self, 1, "images", "every_n_steps")
         self.classifier = None if classifier is None else load_classifier(classifier)
         self.purifier = purifier
         self.attack = attack
-        self.images = images
-        self.every_n_steps = every_n_steps
         self.seed = seed
-        self._probed_at = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if isinstance(pl_module, DiffusionTraining):
             rank_zero_info(f"RobustProbe: attacking {self.images} images before the first update")
             # Not to `callback_metrics`: what is logged here counts for the whole epoch.
-            found = self.probe(trainer, pl_module)
+            values = self.measure(trainer, pl_module)
             for logger in trainer.loggers:
-                logger.log_metrics(found, step=trainer.global_step)
+                logger.log_metrics(values, step=trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
-    ) -> None:
-        step = trainer.global_step
-        due = step % self.every_n_steps == 0 and step != self._probed_at
-        if due and isinstance(pl_module, DiffusionTraining):
-            self._probed_at = step
-            found = self.probe(trainer, pl_module)
-            tell(trainer, pl_module, found, shown="probe/robust")
-
-    def probe(self, trainer: L.Trainer, pl_module: DiffusionTraining) -> dict[str, float]:
-        """Of the averaged weights as they are now."""
+    def measure(self, trainer: L.Trainer, module: DiffusionTraining) -> dict[str, float]:
         batch = first_images(trainer, self.images)
-        if self.classifier is None and pl_module.guide is None and pl_module.guide_name:
-            self.classifier = load_classifier(pl_module.guide_name)  # which guides nothing here
-        classifier = self.classifier or pl_module.guide
+        if self.classifier is None and module.guide is None and module.guide_name:
+            self.classifier = load_classifier(module.guide_name)  # which guides nothing here
+        classifier = self.classifier or module.guide
         if classifier is None:
-            raise InputError("a RobustProbe of a training without a guide needs its classifier")
-        denoiser = pl_module.averaged_denoiser()
+            raise FieldError(self, "classifier", "is needed: this training has no guide")
+        denoiser = module.averaged_denoiser()
         # A copy: the guide has the training's precision.
         classifier = copy.deepcopy(classifier).float()
-        defense = Defense(classifier, self.purifier, denoiser).to(pl_module.device)
+        defense = Defense(classifier, self.purifier, denoiser).to(module.device)
         data = trainer.datamodule  # type: ignore[attr-defined]
-        block = block_of(batch, data, pl_module.device)
+        block = block_of(batch, data, module.device)
         check_classifier(defense.classifier, data)
         check_answers(defense.classifier, block.images, "the RobustProbe's classifier")
         return {
@@ -200,7 +237,7 @@ class RobustProbe(Callback):
         return sum(record.predictions[0] == record.label for record in records) / len(records)
 
 
-class FeatureFID(Callback):
+class FeatureFID(Measurement):
     """Logs `fid`: the Frechet distance between validation images and samples of the averaged
     weights, in the features that a classifier's last layer reads (torchmetrics). It is no
     published FID: that one's features are another network's.
@@ -213,6 +250,8 @@ class FeatureFID(Callback):
         seed: of the samples' noise.
     """
 
+    shown = "fid"
+
     def __init__(
         self,
         classifier: str,
@@ -221,27 +260,16 @@ class FeatureFID(Callback):
         every_n_steps: int = 1000,
         seed: int = 0,
     ) -> None:
-        if images < 2 or every_n_steps < 1:
-            raise InputError("a FeatureFID needs 2 images or more, and every_n_steps of 1 or more")
-        self.features = LastFeatures(load_classifier(classifier))
+        super().__init__()
         self.images = images
         self.network_calls = network_calls
         self.every_n_steps = every_n_steps
+        check_at_least(self, 2, "images")
+        check_at_least(self, 1, "network_calls", "every_n_steps")
+        self.features = LastFeatures(load_classifier(classifier))
         self.seed = seed
-        self._measured_at = 0
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
-    ) -> None:
-        step = trainer.global_step
-        due = step % self.every_n_steps == 0 and step != self._measured_at
-        if due and isinstance(pl_module, DiffusionTraining):
-            self._measured_at = step
-            found = {"fid": self.distance(trainer, pl_module)}
-            tell(trainer, pl_module, found, shown="fid")
-
-    def distance(self, trainer: L.Trainer, module: DiffusionTraining) -> float:
-        """Of what the averaged weights draw now."""
+    def measure(self, trainer: L.Trainer, module: DiffusionTraining) -> dict[str, float]:
         distance = FrechetInceptionDistance(
             self.features, normalize=True, sync_on_compute=False
         ).to(module.device)  # every process has the same images
@@ -255,7 +283,7 @@ class FeatureFID(Callback):
                 like = batch["image"][: len(samples)].to(module.device)
                 drawn = draw_images(denoiser, noise, like, network_calls=self.network_calls)
                 distance.update(drawn, real=False)
-        return float(distance.compute())
+        return {"fid": float(distance.compute())}
 
 
 class LastFeatures(nn.Module):
@@ -271,22 +299,22 @@ class LastFeatures(nn.Module):
         self.num_features = self.last.in_features
 
     def forward(self, images: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        hook = self.last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        features: list[Tensor] = []
+        hook = self.last.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
         try:
             with torch.no_grad():
                 self.classifier(images)
         finally:
             hook.remove()
-        return seen[0].flatten(1)
+        return features[0].flatten(1)
 
 
 def first_images(trainer: L.Trainer, count: int) -> dict[str, Tensor]:
     """The first validation images of the trainer's data: image, label and sample."""
     data = trainer.datamodule  # type: ignore[attr-defined]
-    found: list[dict[str, Tensor]] = []
+    batches: list[dict[str, Tensor]] = []
     for batch in data.val_dataloader():
-        found.append(checked(batch, data))
-        if sum(len(one["image"]) for one in found) >= count:
+        batches.append(checked(batch, data))
+        if sum(len(batch["image"]) for batch in batches) >= count:
             break
-    return {key: torch.cat([one[key] for one in found])[:count] for key in found[0]}
+    return {key: torch.cat([batch[key] for batch in batches])[:count] for key in batches[0]}

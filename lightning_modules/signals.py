@@ -1,155 +1,83 @@
-"""What signals do to a program that Lightning runs."""
+"""A training that is told to stop: it ends its update and saves it. Lightning's own checkpoints of
+SLURM jobs are refused."""
 
 import os
-import select
+import shlex
 import signal
-import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from threading import RLock, Thread, local
-from typing import NamedTuple
 
 import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import Callback
 
 from hetpure.errors import InputError
-
-
-class _Listening(NamedTuple):
-    reads: socket.socket  # by the thread
-    writes: socket.socket  # by the system, the numbers of signals
-    before: int  # what the system wrote to
-
-
-_listening: _Listening | None = None
-_ending = False  # whether this process is within ending_with_children
-_held = local()  # a thread's mask of signals from before it forks
+from lightning_modules.processes import everyones
 
 
 def say(text: str, stream: int = 2) -> None:
     """Writes to standard error (2) or output (1). Nothing ends because nobody reads it any more, as
-    where a signal has ended `tee` too, or because a log's disk is full."""
-    if (sys.__stderr__ if stream == 2 else sys.__stdout__) is None:
-        return  # closed from the start: by now the number may be another file's
+    where Ctrl-C has ended `tee` too, or because a log's disk is full."""
     with suppress(OSError):
         os.write(stream, text.encode())
 
 
-@contextmanager
-def ending_with_children(last_words: str = "") -> Iterator[None]:
-    """Here SIGTERM ends the program at once, with exit code 128 + 15, and first the processes that
-    it started (Lightning's own): while they begin nobody else ends them, and they would wait for
-    this one.
+class SaveWhenStopped(Callback):
+    """On SIGTERM, SIGUSR1 or Ctrl-C to any process of a training: all end the update they are in,
+    save `checkpoints/stopped.ckpt`, and exit with 128 + the number of the signal that came first
+    (of those that came at once the larger). A second Ctrl-C ends at once.
 
-    A thread listens: Python runs no handler while the main thread waits within a library, as for
-    other processes to begin, and Lightning's handler asks all processes of a group before ours."""
-    global _ending
-    at_it = RLock()
+    Lightning's own handlers would end a training within an update of several batches, call the
+    other processes from within the handler, and take SIGUSR1 under SLURM alone.
+    """
 
-    def end(number: int = signal.SIGTERM, frame: object = None) -> None:
-        with at_it:  # of the handler and the thread the second one waits for the end
-            try:
-                for child in children():
-                    with suppress(OSError):
-                        os.kill(child, number)
-                with suppress(OSError, ValueError):
-                    if select.select([], [2], [], 1)[1]:  # else its reader stalls
-                        say(last_words)
-            finally:
-                os._exit(128 + number)
+    def __init__(self) -> None:
+        self._signal = 0
+        self._updates = 0
 
-    before = signal.signal(signal.SIGTERM, end)
-    _listen(end)
-    _ending = True
-    try:
-        yield
-    finally:
-        _ending = False
-        stop_listening()
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        signal.signal(signal.SIGUSR1, self._asked)  # Lightning takes no signal that is taken
 
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        signal.signal(signal.SIGTERM, self._asked)  # in place of Lightning's, which it restores
 
-def _listen(end: Callable[[], None]) -> None:
-    global _listening
-    reads, writes = socket.socketpair()
-    writes.setblocking(False)
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._updates = trainer.global_step
+        signal.signal(signal.SIGTERM, self._asked)  # no matter whether there was a sanity check
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a script's background
+            signal.signal(signal.SIGINT, self._asked)
 
-    def listen() -> None:
-        with suppress(OSError):  # closed
-            while numbers := reads.recv(64):
-                if signal.SIGTERM in numbers:
-                    end()
+    def _asked(self, number: int, frame: object) -> None:
+        first, self._signal = not self._signal, self._signal or number
+        if number == signal.SIGINT:
+            if not first:
+                raise KeyboardInterrupt
+            say("\nstopping after this update; once more to stop at once\n")
 
-    before = signal.set_wakeup_fd(writes.fileno(), warn_on_full_buffer=False)
-    _listening = _Listening(reads, writes, before)
-    Thread(target=listen, name="SIGTERM", daemon=True).start()
-
-
-def stop_listening() -> None:
-    """From here SIGTERM is heeded by its handler alone, which may be another one now."""
-    global _listening
-    if _listening is not None:
-        signal.set_wakeup_fd(_listening.before)
-        with suppress(OSError):
-            _listening.reads.shutdown(socket.SHUT_RDWR)  # its thread ends
-        _listening.reads.close()
-        _listening.writes.close()
-        _listening = None
-
-
-def _before_a_fork() -> None:
-    _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-
-def _after_a_fork() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, _held.mask)
-
-
-def _in_a_fork() -> None:
-    """A data loader's process, or one of a user's pool, would write its signals to the program's
-    thread: what ends it would end the program. It ends by itself alone, from its first moment."""
-    global _listening, _ending
-    if _listening is not None:
-        signal.set_wakeup_fd(-1)
-        _listening.reads.close()
-        _listening.writes.close()
-        _listening = None
-    if _ending:
-        _ending = False
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _after_a_fork()
-
-
-os.register_at_fork(before=_before_a_fork, after_in_parent=_after_a_fork, after_in_child=_in_a_fork)
-
-
-def children() -> list[int]:
-    """Of this process, where the system tells (`/proc`): a launcher does not know of one that it
-    is just starting."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, ValueError):  # it has ended
-            _, parent = path.read_text().rpartition(")")[2].split()[:2]
-            if int(parent) == os.getpid():
-                found.append(int(path.parent.name))
-    return found
-
-
-def leave_slurm_to_us(trainer: L.Trainer) -> None:
-    """Under SLURM Lightning would, on SIGUSR1, save `hpc_ckpt_1.ckpt` in `default_root_dir` from
-    within the handler, and load it into what is started there next. We stop in our own way."""
-    environment = trainer._accelerator_connector.cluster_environment
-    if isinstance(environment, SLURMEnvironment):
-        environment.auto_requeue = False
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
+    ) -> None:
+        if trainer.global_step == self._updates:  # gradients that add up are in no checkpoint
+            return
+        self._updates = trainer.global_step
+        if not trainer.strategy.reduce_boolean_decision(bool(self._signal), all=False):
+            return
+        self._signal = max(everyones(self._signal))  # this process may have got none
+        run = Path(trainer.log_dir or trainer.default_root_dir)
+        path = run / "checkpoints" / "stopped.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            where = shlex.quote(str(path))
+            say(f"stopped by a signal; go on with --ckpt_path={where}\n", stream=1)
+        sys.exit(128 + self._signal)
 
 
 def check_nothing_is_loaded_unasked(trainer: L.Trainer) -> None:
     """InputError where Lightning, which is given no checkpoint, would load one all the same."""
-    found = sorted(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
-    if SLURMEnvironment.detect() and found:
+    files = sorted(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
+    if SLURMEnvironment.detect() and files:
         raise InputError(
-            f"{found[0]}: under SLURM Lightning loads this file into what is started there: move it"
+            f"{files[0]}: under SLURM Lightning loads this file into what is started there: move it"
             " away, or give another --trainer.default_root_dir (in a training, or --ckpt_path)"
         )

@@ -27,7 +27,7 @@ def test_every_row_and_update_has_its_own_level_and_variance_is_preserved(levels
     level = levels.draw(SCHEDULE, rows(), LIKE)
     assert level.signal.shape == level.spread.shape == (COUNT, 1, 1, 1)
     torch.testing.assert_close(level.signal**2 + level.spread**2, torch.ones_like(level.signal))
-    alone = levels.draw(SCHEDULE, rows().rows(torch.tensor([7])), LIKE[:1])
+    alone = levels.draw(SCHEDULE, rows().take(torch.tensor([7])), LIKE[:1])
     assert torch.equal(alone.signal[0], level.signal[7])
     other = levels.draw(SCHEDULE, rows(update=1), LIKE)
     assert not torch.equal(other.signal, level.signal)

@@ -1,0 +1,90 @@
+"""Perturbations that ADDT's experiments are compared with: without RBGM, and in random order.
+
+The label-free variant is `RankGaussian` with `objective: denoising`.
+"""
+
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from hetpure.addt import (
+    Batch,
+    Guide,
+    Objective,
+    Perturbation,
+    Ranked,
+    fresh_noise,
+    gradient_sum,
+    rbgm,
+)
+from hetpure.denoiser import Denoiser
+from hetpure.errors import FieldError, check_at_least, check_choice
+from hetpure.numbers import Number
+from hetpure.schedule import Level
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomOrder(Ranked):
+    """The control: RBGM of noise in place of gradients. In law it is noise, so this is clean
+    fine-tuning on other draws.
+
+    Args:
+        scale: as of `Ranked`.
+        cap: as of `Ranked`.
+        ranks: as of `Ranked`.
+    """
+
+    def find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch) -> Tensor:
+        return rbgm(self.start(batch), batch.noise, 0, self.ranks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ball(Perturbation):
+    """Without RBGM: the image moves in an Linf ball, by sign steps from no perturbation, and the
+    network is to predict eps + gamma delta, which no longer is Gaussian.
+
+    Args:
+        epsilon: radius in pixel units [0, 1]; 8/255 may be written.
+        step_size: of the sign, pixel units.
+        snr_cap: upper bound of gamma: near the clean image it grows without bound.
+        steps: sign steps.
+        eot_samples: noise draws of each gradient.
+        objective: as of `RankGaussian`.
+    """
+
+    epsilon: Number = Number("8/255")  # noqa: RUF009 (immutable)
+    step_size: Number = Number("4/255")  # noqa: RUF009 (immutable)
+    snr_cap: float = 10.0
+    steps: int = 5
+    eot_samples: int = 1
+    objective: Objective = "classification"
+
+    def __post_init__(self) -> None:
+        check_choice(self, "objective", Objective)
+        check_at_least(self, 1, "steps", "eot_samples")
+        for name in ("epsilon", "step_size", "snr_cap"):
+            if not (isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise FieldError(self, name, f"must be > 0, got {getattr(self, name)}")
+
+    def start(self, batch: Batch) -> Tensor:
+        return torch.zeros_like(batch.x0)
+
+    def mix(self, noise: Tensor, perturbation: Tensor, level: Level) -> Tensor:
+        return noise + level.snr_root.clamp(max=self.snr_cap) * perturbation
+
+    def find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch) -> Tensor:
+        radius, length = 2 * self.epsilon, 2 * self.step_size  # model units
+        loss = self.loss(denoiser, guide, batch)
+
+        def objective(delta: Tensor, eps: Tensor) -> Tensor:
+            return loss(self.mix(eps, delta, batch.level))
+
+        delta = self.start(batch)
+        for k in range(1, self.steps + 1):
+            draws = fresh_noise(batch.noise, delta, k, self.eot_samples)
+            gradient = gradient_sum(objective, delta, draws)
+            sign = gradient.sign().masked_fill(gradient.isnan(), torch.nan)  # else 0
+            delta = (delta + length * sign.to(delta.dtype)).clamp(-radius, radius)
+        return delta

@@ -1,0 +1,75 @@
+"""The command line of trainings: the folder they write to and the checkpoint they go on from."""
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+
+from hetpure.errors import InputError
+from lightning_modules.cli import CLI, one_line
+
+DISTRIBUTED = "init_args.save_distributed_checkpoint"
+CHECKPOINT = {"pytorch-lightning_version", "state_dict", "loops"}  # what every one of them holds
+
+
+class KeepConfig(SaveConfigCallback):
+    """Saves a training's config in its folder. One that holds a training already, as under SLURM
+    that of the same job, is for going on from its own checkpoints."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir).resolve()
+        path = self.config.ckpt_path
+        from_here = path is not None and folder in Path(path).resolve().parents
+        taken = any((folder / "checkpoints").glob("*.ckpt")) and not from_here
+        if trainer.strategy.broadcast(taken):
+            raise InputError(
+                f"{folder} holds another training: give another --trainer.default_root_dir, or go"
+                " on from its checkpoint (--ckpt_path)"
+            )
+        super().setup(trainer, pl_module, stage)
+
+
+class TrainingCLI(CLI):
+    """Adds the checkpoint to go on from."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--ckpt_path", type=str | None, default=None, help="checkpoint to continue from"
+        )
+
+    def before_instantiate_classes(self) -> None:
+        if self.config.ckpt_path is not None:
+            check_checkpoint(Path(self.config.ckpt_path))
+        strategy = self.config.trainer.strategy
+        if isinstance(strategy, Namespace) and strategy.get(DISTRIBUTED, False):
+            raise InputError(
+                "--trainer.strategy.save_distributed_checkpoint must be false: the index of a"
+                " distributed checkpoint is a pickle, which no training would go on from"
+            )
+
+
+def check_checkpoint(path: Path) -> None:
+    """InputError unless a checkpoint of Lightning's is there and holds tensors and plain values
+    only: whatever else its pickle holds would be run. So would the index of torch's distributed
+    format, which is a folder."""
+    if not path.exists():
+        raise InputError(f"--ckpt_path {path}: there is no such file")
+    if path.is_dir():
+        raise InputError(
+            f"--ckpt_path {path} is a folder: only files are read, as a sharded training writes"
+            " them with --trainer.strategy.save_distributed_checkpoint=false"
+        )
+    try:
+        content = torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # of whatever kind the file's damage is
+        raise InputError(
+            f"--ckpt_path {path} is no checkpoint of tensors and plain values"
+            f" ({one_line(str(error))[:100]}): give one that train.py wrote"
+        ) from None
+    if not isinstance(content, dict) or not content.keys() >= CHECKPOINT:
+        raise InputError(
+            f"--ckpt_path {path} is no checkpoint of a training: give one that train.py wrote;"
+            " weights alone are given as --model.diffusion"
+        )
