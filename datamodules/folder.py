@@ -124,6 +124,10 @@ class FileDataModule(ImageDataModule):
         ids = torch.arange(len(names))
         return ImageDataset(files, torch.tensor(labels), ids, where=str(folder))
 
+    def _files(self, split: str) -> list[Path]:
+        folder, names, _ = self._listed("test" if split == "test" else "train")
+        return [folder / name for name in names]
+
     def test_dataloader(self) -> DataLoader[Sample]:
         """The images to evaluate in the order of their ids, each one's file opened and checked."""
         loader = super().test_dataloader()

@@ -22,7 +22,7 @@ Size = tuple[int, int]  # height and width, pixels
 MOST_PREFIX_TOKENS = 16
 NO_BLOCKS = (
     "the classifier names no modules for the attention mask: convert it with --attention_blocks, or"
-    " name the mask's blocks"
+    " give its blocks (mask.blocks)"
 )
 SOFTNESS = 0.1  # of a relaxed mask's edge, as a share of the scores' span
 Placement = Literal["attended", "inverted", "random", "shifted"]

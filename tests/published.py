@@ -62,12 +62,6 @@ def published_state(name: str) -> dict[str, Tensor]:
     return {key: torch.zeros((), dtype=kinds[key]).expand(shape) for key, shape in shapes.items()}
 
 
-def published_config(name: str) -> dict[str, Any]:
-    """The official config of a published file."""
-    found: dict[str, Any] = _names()["keys"][name]["config"]
-    return found
-
-
 def published_map(name: str) -> dict[str, Any]:
     """`target`, its `config` and `entries`: [name there, shape, name on disk, operation]."""
     found: dict[str, Any] = _names()["maps"][name]

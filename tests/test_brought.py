@@ -1,6 +1,5 @@
 """The commands of docs/your_own.md, as they stand there, on small files of published formats."""
 
-import importlib
 import json
 import re
 import shlex
@@ -13,7 +12,6 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -23,7 +21,6 @@ import train
 from datamodules.cifar import CIFAR10
 from hetpure.__main__ import main
 from hetpure.classifiers import ResNet, WideResNet
-from hetpure.schedule import linear_schedule
 from hetpure.weights import load_denoiser
 from hetpure.weights.convert import convert
 from hetpure.weights.formats import Told
@@ -192,22 +189,6 @@ def test_a_hugging_face_id_is_fine_tuned() -> None:
     before = load_denoiser("hf://google/ddpm-cifar10-32").network.state_dict()
     after = load_denoiser(exported).network.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
-
-
-@pytest.mark.parametrize(
-    ("name", "calls"), [("cifar10", [10, 30]), ("imagenet", [8, 30])], ids=["cifar10", "imagenet"]
-)
-def test_the_configs_say_how_many_network_calls_they_take(name: str, calls: list[int]) -> None:
-    text = (ROOT / "configs" / "evaluate" / f"{name}.yaml").read_text()
-    assert f"({calls[0]} and {calls[1]} network calls)" in text.replace("\n# ", " ")
-    found = []
-    for row in yaml.safe_load(text)["model"]["defenses"].values():
-        if purifier := row.get("purifier"):
-            module, _, kind = purifier["class_path"].rpartition(".")
-            options = {k: v for k, v in purifier["init_args"].items() if k != "sampler"}
-            built = getattr(importlib.import_module(module), kind)(**options)
-            found.append(sum(step.network_calls for step in built.plan(linear_schedule())))
-    assert found == calls
 
 
 def test_imagenets_config_is_that_of_guided_diffusion(capsys: pytest.CaptureFixture[str]) -> None:

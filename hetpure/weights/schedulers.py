@@ -62,7 +62,7 @@ class VPScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         if not 0 < beta_min <= beta_max < float("inf") or num_train_timesteps < 2:
             raise ValueError(f"no VP-SDE has betas {beta_min} to {beta_max}")
         if pairing not in get_args(Pairing):
-            raise ValueError(f"pairing is {pairing!r}, allowed are {', '.join(get_args(Pairing))}")
+            raise InputError(f"pairing is {pairing!r}, allowed are {', '.join(get_args(Pairing))}")
 
 
 class RescaledScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as above

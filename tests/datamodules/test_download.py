@@ -212,9 +212,3 @@ def test_svhn_is_downloaded_by_file(
         svhn.SVHN(str(tmp_path), download=download, extra=extra).prepare_data()
         assert len(server.asked) == there
     assert (tmp_path / "extra_32x32.mat").read_bytes() == CONTENT
-
-
-def test_urls_are_the_published_ones() -> None:
-    assert CIFAR10.binary.remote.url == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-    test = svhn._remote("test")
-    assert test.url == "http://ufldl.stanford.edu/housenumbers/test_32x32.mat"

@@ -109,17 +109,6 @@ def test_packaged_files_are_the_full_set_at_their_ids_and_are_made_again() -> No
         assert torch.equal(packaged.samples, again[split][2].long())
 
 
-def test_choice_is_balanced_disjoint_and_ascending() -> None:
-    labels = torch.arange(300) % 10
-    first, second = build_subset.choose(labels, (5, 7), "a")
-    assert labels[first.long()].bincount().tolist() == [5] * 10
-    assert labels[second.long()].bincount().tolist() == [7] * 10
-    assert not torch.isin(first, second).any()
-    assert (first.diff() > 0).all() and (second.diff() > 0).all()
-    assert torch.equal(first, build_subset.choose(labels, (5,), "a")[0])
-    assert not torch.equal(first, build_subset.choose(labels, (5,), "b")[0])
-
-
 def test_building_without_the_data_is_one_line_and_exit_code_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

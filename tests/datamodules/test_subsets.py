@@ -166,6 +166,7 @@ def test_a_validation_split_that_cannot_be_is_refused() -> None:
         with pytest.raises(InputError, match=r"multiples of the 3 classes up to 27"):
             Squares(validation=validation).setup("fit")
 
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -13,7 +13,7 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.gradients import Execution, Policy, input_gradient
+from hetpure.gradients import Policy, input_gradient
 from hetpure.memory import saved_bytes
 from hetpure.noise import BatchNoise, Purpose, noise_for
 from hetpure.purifiers import HeterogeneousPurifier, Output, Purifier, UniformPurifier
@@ -217,13 +217,3 @@ def test_no_equation_is_an_error(
     images.requires_grad_()
     with pytest.raises(InputError, match=line):
         defense(images, noise_for(images), policy="adjoint")
-
-
-@pytest.mark.parametrize("purifier", [UniformPurifier(), None], ids=["ddim", "plain"])
-def test_a_refused_setting_changes_nothing(
-    purifier: Purifier | None, denoiser: Denoiser, classifier: Classifier
-) -> None:
-    defense = Defense(classifier, purifier, denoiser if purifier else None, policy="tape")
-    with pytest.raises(InputError, match="use auto"):
-        defense.execution = Execution("adjoint")
-    assert defense.execution == Execution("tape")

@@ -24,6 +24,7 @@ from hetpure.classifiers import (
     WideResNet,
 )
 from hetpure.classifiers.deepmind_wide_resnet import pad_same
+from hetpure.classifiers.resnet import Stem
 from hetpure.errors import InputError
 
 LAYOUTS = Path(__file__).parent / "layouts"
@@ -275,21 +276,14 @@ def test_a_vit_mask_is_where_the_patches_are() -> None:
     assert (places // 4 == torch.tensor([1, 6])).all()
 
 
-def test_meliketoys_attention_places_are_those_of_the_wrn() -> None:
-    """The inner activation of each layer's last unit, before its stride where it has one."""
-    network = seeded(lambda: MeliketoyWideResNet(16, 2))
-    assert network.attention_blocks == (
-        "layer1.1.relu2",
-        "layer2.1.relu2",
-        "layer3.1.relu2",
-        "relu",
-    )
-    with captured(network, network.attention_blocks) as outputs:
-        logits = network(images(32))
-    shapes = [tuple(outputs[name].shape[1:]) for name in network.attention_blocks]
-    assert shapes == [(32, 32, 32), (64, 16, 16), (128, 8, 8), (128, 8, 8)]
-    assert all(outputs[name].min() == 0 < outputs[name].max() for name in outputs)
-    torch.testing.assert_close(network.linear(outputs["relu"].mean((2, 3))), logits)
+@pytest.mark.parametrize(
+    ("stem", "sizes"), [("imagenet", (16, 8, 4, 2)), ("cifar", (64, 32, 16, 8))]
+)
+def test_the_stem_decides_the_size_of_the_maps(stem: Stem, sizes: tuple[int, ...]) -> None:
+    network = seeded(lambda: ResNet(18, num_classes=5, stem=stem))
+    with captured(network, ResNet.attention_blocks) as outputs:
+        network(images(64, 1))
+    assert tuple(outputs[name].shape[-1] for name in ResNet.attention_blocks) == sizes
 
 
 @pytest.mark.parametrize(
@@ -297,7 +291,10 @@ def test_meliketoys_attention_places_are_those_of_the_wrn() -> None:
     [
         (lambda: ResNet(20), r"one of \(18, 34, 50, 101, 152\), got 20"),
         (lambda: ResNet(50, stem="svhn"), "'svhn'.*imagenet, cifar"),  # type: ignore[arg-type]
-        (lambda: ResNet(18, inner_width=128), "inner_width is of .* 50 and more, not of 18"),
+        (
+            lambda: ResNet(18, inner_width=128),
+            "belongs to depth 50 and more, not to 18",
+        ),
         (lambda: DeepMindWideResNet(27, 1), "6n \\+ 4"),
         (lambda: MeliketoyWideResNet(27, 1), "6n \\+ 4"),
         (lambda: WideResNet(10, 0), "at least 1, got 0"),

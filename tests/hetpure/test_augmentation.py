@@ -54,11 +54,6 @@ def test_shift_gives_every_move_equally_often_and_no_other(pixels: int) -> None:
     assert stats.chisquare(matches.sum(0).numpy()).pvalue > 1e-3
 
 
-def test_shift_by_nothing_changes_nothing() -> None:
-    images = image().repeat(3, 1, 1, 1)
-    assert torch.equal(shift(images, rows(torch.arange(3)), 0), images)
-
-
 @pytest.mark.parametrize("augment", [flip, lambda x, n: shift(x, n, 2)], ids=["flip", "shift"])
 def test_augmentation_depends_on_the_sample_and_the_update_only(
     augment: Callable[[Tensor, BatchNoise], Tensor],

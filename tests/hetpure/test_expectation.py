@@ -22,7 +22,7 @@ SAMPLES = torch.tensor([11, 3, 40])
 NOISES = [Noise.of(7, Stream.PROBE, draw) for draw in (0, 5)]
 ROWS = len(NOISES) * len(SAMPLES)
 NOISY = DDPM(clip_x0=False)
-every_size = pytest.mark.parametrize("size", [None, *range(1, ROWS + 2)])
+every_size = pytest.mark.parametrize("size", [None, 1, 4, ROWS + 1])
 
 
 def cross_entropy(logits: Tensor, index: Tensor) -> Tensor:
@@ -191,15 +191,3 @@ def test_logits_that_are_not_finite_are_an_error(size: int | None, bad: float) -
     images[1, 0, 1, 0] = bad
     with pytest.raises(GradientError, match="answers holds NaN or infinite.*bfloat16"):
         answers(defense, Query(images, SAMPLES, None, NOISES))
-
-
-@pytest.mark.parametrize("size", range(1, ROWS + 1))
-def test_pieces_name_the_image_of_each_row(size: int, query: Query) -> None:
-    """Noise-major, each row's draw and sample with it."""
-    pieces = list(query.pieces(size))
-    assert torch.cat([index for index, *_ in pieces]).tolist() == [0, 1, 2, 0, 1, 2]
-    assert torch.cat([n.reverse_draw for *_, n, _ in pieces]).tolist() == [0, 0, 0, 5, 5, 5]
-    assert torch.cat([n.samples for *_, n, _ in pieces]).tolist() == SAMPLES.tolist() * 2
-    for index, images, noise, mask in pieces:
-        assert len(index) == len(images) == len(noise) == len(mask) <= size
-        assert torch.equal(images, query.images[index]) and torch.equal(mask, query.mask[index])

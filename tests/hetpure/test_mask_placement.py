@@ -10,13 +10,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from hetpure.attacks import PGD, Addresses
 from hetpure.attention import AttentionMask, Placement
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.gradients import Execution
 from hetpure.noise import BatchNoise, Noise, Stream
 from hetpure.purifiers import HeterogeneousPurifier, Step
 
@@ -180,23 +178,3 @@ def test_a_defence_places_its_mask_by_the_noises_samples(
     seen.clear()
     defense.purify(images.repeat(2, 1, 1, 1), BatchNoise.stack(noises, IDS))
     assert all(torch.equal(mask, expected.repeat(2, 1, 1, 1)) for mask in seen)
-
-
-@pytest.mark.parametrize("placement", NOISED)
-@pytest.mark.parametrize("epsilon", [0.0, 0.05])
-def test_an_attack_meets_the_mask_of_the_report(
-    epsilon: float, placement: Placement, denoiser: Denoiser, classifier: Classifier, images: Tensor
-) -> None:
-    """Every iteration and EOT draw of an image that stays; and of one that moves, the random mask
-    stays too where the number of pixels does."""
-    defense, seen = watched(placement, denoiser, classifier)
-    defense.execution = Execution("checkpoint")
-    expected = defense.mask(images, IDS)
-    assert expected is not None
-    attack = PGD(epsilon=epsilon, steps=3, step_size=0.05, eot_samples=2, mask="recomputed")
-    addresses = Addresses(IDS, Noise.of(7, Stream.REPORT))
-    attack(defense, images, torch.tensor([0, 1, 2, 3]), addresses)
-    assert len(seen) == 2 * 3 * defense.network_calls  # recomputed in the backward pass
-    fixed = epsilon == 0 or placement == "random"
-    same = [torch.equal(mask, expected.repeat(2, 1, 1, 1)) for mask in seen]
-    assert all(same) if fixed else not all(same)

@@ -259,7 +259,7 @@ def test_too_small_a_budget_is_one_line(wish: Execution, need: int, advice: str)
     with pytest.raises(InputError) as error:
         choose(wish, STEPS, ROWS, size, less, never)
     line = str(error.value)
-    assert "\n" not in line and "--model.memory_budget" in line and advice in line
+    assert "\n" not in line and "give a larger memory_budget" in line and advice in line
     assert f"needs {gigabytes(need)}, the budget is {gigabytes(less)}" in line
     choose(wish, STEPS, ROWS, size, need, never)
 

@@ -68,20 +68,6 @@ def test_the_mask_is_of_the_activations_at_the_purifiers_size(
     assert torch.autograd.grad(soft.sum(), points)[0].abs().sum() > 0
 
 
-@pytest.mark.parametrize("policy", ["checkpoint", "hybrid"])
-def test_policies_agree_bit_for_bit(
-    classifier: Classifier, denoiser: Denoiser, policy: str
-) -> None:
-    def gradient(execution: Execution) -> Tensor:
-        x = images().requires_grad_()
-        defense = sized(classifier, denoiser)
-        logits = defense(x, noise_for(x), defense.mask(x.detach()), execution)
-        return torch.autograd.grad(logits[:, 0].sum(), x)[0]
-
-    other = Execution("hybrid", 1) if policy == "hybrid" else Execution("checkpoint")
-    assert torch.equal(gradient(Execution("tape")), gradient(other))
-
-
 def test_the_gradient_is_that_of_finite_differences(
     smooth_classifier: Classifier, denoiser: Denoiser
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from hetpure.errors import InputError
 from hetpure.purifiers import GuidedPurifier, HeterogeneousPurifier, UniformPurifier
-from hetpure.purifiers.purifier import GridPurifier, descending_grid
+from hetpure.purifiers.purifier import GridPurifier
 from hetpure.schedule import NO_NOISE, linear_schedule
 
 SCHEDULE, SHORT = linear_schedule(), linear_schedule(100)
@@ -83,12 +83,6 @@ def test_start_stage_boundary_and_0_are_always_in(grid: dict[str, Any], output: 
     assert (indices[0], indices[-1]) == (200, NO_NOISE if output == "x0" else 0)
     assert 117 in indices
     assert [step.to for step in plan if step.known] == [t for t in indices[1:] if t >= 117]
-
-
-def test_descending_grid_keeps_what_is_not_above_the_start() -> None:
-    assert descending_grid([10, 40, 20, 30], 25) == [25, 20, 10, 0]
-    assert descending_grid([10, 40, 20, 30], 30, include=7) == [30, 20, 10, 7, 0]
-    assert descending_grid([], 4) == [4, 0]
 
 
 @pytest.mark.parametrize("names", [*combinations(WRITTEN, 2), tuple(WRITTEN)], ids=str)

@@ -25,6 +25,8 @@ from hetpure.schedule import linear_schedule
 SCHEDULE = linear_schedule()
 PAIRS = [(999, 979), (200, 198), (200, 100), (1, 0)]
 Rows = Callable[..., BatchNoise]
+
+
 def normals(count: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(3)
     return [torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(count)]

@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,7 +16,6 @@ from hetpure.errors import InputError
 from hetpure.weights.checkpoint import (
     _TensorReader,
     parts_of,
-    read_content,
     read_parts,
     without_wrappers,
 )
@@ -244,14 +242,6 @@ def test_a_snapshot_of_another_preconditioning_is_refused(tmp_path: Path) -> Non
         read_parts(path)
 
 
-def test_views_of_one_storage_share_it(tmp_path: Path) -> None:
-    shared = torch.arange(1000.0)
-    state = {f"part{k}.w": shared[k : k + 10] for k in range(50)}
-    found = read_parts(whole_module(state, tmp_path / "net.t7", zipped=True))["net"]
-    assert isinstance(found, dict)
-    assert len({value.untyped_storage().data_ptr() for value in found.values()}) == 1
-
-
 @pytest.mark.parametrize(
     "damage",
     [
@@ -269,16 +259,3 @@ def test_damage_is_told_in_one_line(tmp_path: Path, damage: Callable[[bytes], by
         path.write_bytes(damage(path.read_bytes()))
         with suppress(InputError):  # or it has no parts
             assert read_parts(path) == {} or zipped
-
-
-def test_numbers_of_a_zip_are_mapped_not_read(tmp_path: Path) -> None:
-    """Changing the file changes the tensor: its numbers are the file's own pages."""
-    path = tmp_path / "weights.pt"
-    torch.save({"w": torch.full((4096,), 7.0)}, path)
-    tensor = read_content(path)["w"]
-    data = path.read_bytes()
-    at = data.index(np.full(4096, 7.0, "f4").tobytes())
-    with path.open("r+b") as file:
-        file.seek(at)
-        file.write(np.full(1, 9.0, "f4").tobytes())
-    assert tensor[0].item() == 9

@@ -309,5 +309,5 @@ def test_a_target_that_cannot_be_written_says_so(ho: Path, tmp_path: Path) -> No
 
 def test_sizes_are_sizes() -> None:
     for wrong in ({"sample_size": 0}, {"head_channels": -16}, {"steps": 0}):
-        with pytest.raises(InputError, match="1 or more"):
+        with pytest.raises(InputError, match="must be >= 1"):
             Hints(**wrong)  # type: ignore[arg-type]
