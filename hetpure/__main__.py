@@ -2,41 +2,32 @@
 settings, check an evaluation's gradients, report a run anew, or compare the defences of several."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jsonargparse
-import torch
 import yaml
-from lightning import LightningDataModule
 from rich.console import Console
 
-from hetpure.attacks import Attack
 from hetpure.errors import InputError
 from hetpure.evaluation import compare as comparing
-from hetpure.evaluation.frontier import choose
-from hetpure.evaluation.protocol import CLEAN, Protocol
-from hetpure.evaluation.records import RunFolder
-from hetpure.gradients import APPROXIMATIONS
+from hetpure.evaluation.protocol import CLEAN
+from hetpure.evaluation.row_check import failure
 from hetpure.images import read_image, write_image
 from hetpure.noise import noise_for
 from hetpure.presets import PRESETS, load_defense
 from hetpure.report import comparison
 from hetpure.report.figure import draw
-from hetpure.report.frontier import draw_frontier, frontier_markdown, frontier_table
-from hetpure.report.gradient_checks import failure
 from hetpure.report.purification import purification_panels
 from hetpure.report.report import report as write_and_print
 from hetpure.weights import convert as converting
-from hetpure.weights import folder_hash, resolve
 from hetpure.weights.check import check_classifier, check_denoiser
 from hetpure.weights.formats import Betas, Hints, PublishedPairing
 from lightning_modules.cli import quiet, run
-from lightning_modules.defenses import DefenseConfig
-from lightning_modules.evaluation_cli import evaluation_cli, print_gradient_checks
-from lightning_modules.tuning import claim_folder, search, tuned_config
-
-FAILED = 1  # exit code of a check that ran and did not pass
+from lightning_modules.evaluation_cli import FAILED, evaluation_cli, print_gradient_checks
+from lightning_modules.options import naming_options
+from lightning_modules.tuning import tune
 
 
 def purify(
@@ -113,7 +104,9 @@ def convert(
     if architecture is not None:
         if num_classes is None:
             raise InputError("--architecture needs --num_classes, the number of its logits")
-        custom = converting.CustomNetwork(architecture, num_classes, network or {}, attention_blocks)
+        custom = converting.CustomNetwork(
+            architecture, num_classes, network or {}, attention_blocks
+        )
     elif (num_classes, network, attention_blocks) != (None, None, None):
         raise InputError("--num_classes, --network, --attention_blocks belong to --architecture")
     converted = converting.convert(
@@ -131,92 +124,7 @@ def convert(
     print(f"{target}: a {converted.kind}, for evaluate.py {option} {target}")
 
 
-def tune(
-    config: dict[str, Any],
-    classifier: str,
-    denoiser: str,
-    base: DefenseConfig,
-    vary: dict[str, list[Any]],
-    attack: Attack,
-    data: LightningDataModule,
-    protocol: Protocol = Protocol(),  # noqa: B008 (frozen)
-    clean_weight: float = 0.5,
-    seed: int = 0,
-    folder: str = "runs/tune",
-    device: Literal["cpu", "cuda", "mps"] = "cpu",
-) -> None:
-    """Searches a defence's settings on validation images, prints the frontier, writes a config.
-
-    Args:
-        config: all of the following as plain values.
-        classifier: packaged name or folder.
-        denoiser: packaged name or folder of the diffusion.
-        base: the defence whose settings vary.
-        vary: dotted names of settings (mask.threshold, purifier.t_large), and values; every
-            combination is tried.
-        attack: the small attack that a trial is measured under.
-        data: datamodule; its test_split must be validation, so that nothing is chosen on images
-            that results are reported on.
-        protocol: how draws are counted.
-        clean_weight: the chosen trial has the highest weighted mean of clean and robust accuracy;
-            this is the weight of clean.
-        seed: of all noise.
-        folder: where trials, frontier and the chosen config go. The same command goes on where it
-            was stopped.
-        device: where to compute.
-    """
-    if not 0 <= clean_weight <= 1:
-        raise InputError(f"--clean_weight must be in [0, 1], got {clean_weight}")
-    if getattr(data, "test_split", None) != "validation":
-        raise InputError("tuning chooses, so it needs data with a test_split, set to validation")
-    if base.purifier is None or base.denoiser is not None or base.surrogate is not None:
-        raise InputError(
-            "the base of a search has a purifier, no denoiser of its own (it is --denoiser) and no"
-            " surrogate"
-        )
-    if "gradient" in vary or base.gradient in APPROXIMATIONS:
-        raise InputError("the gradient is the attack's, not a setting to tune: give an exact one")
-    if device != "cpu" and not getattr(torch, device).is_available():
-        raise InputError(f"this machine or this build of torch has no {device}: use --device=cpu")
-    place, console = Path(folder), Console(width=None if Console().is_terminal else 140)
-    weights = {name: folder_hash(resolve(name)) for name in (classifier, denoiser)}
-    claim_folder(place, config | {"weights": weights})
-    trials = list(
-        search(
-            classifier=classifier,
-            denoiser=denoiser,
-            base=base,
-            vary=vary,
-            attack=attack,
-            protocol=protocol,
-            data=data,
-            seed=seed,
-            folder=place,
-            device=device,
-            console=console,
-        )
-    )
-    chosen = choose(trials, clean_weight)
-    title = f"{getattr(data, 'description', 'data')}: {attack.describe()}; n = {chosen.clean.n}"
-    notes = [
-        f"{len(trials)} settings tried; the chosen one has the highest mean of clean and robust"
-        f" accuracy, clean weighing {clean_weight:g}. These accuracies chose it: they flatter it.",
-        f"{protocol.report_draws} report draws, {protocol.selection_draws} selection draws",
-        *(f"weaker than full: {line}" for line in attack.weaker_than_full()),
-        *(f"weaker than full: {line}" for line in protocol.weaker_than_full()),
-        *(f"`{name}@{digest[:12]}`" for name, digest in weights.items()),
-    ]
-    console.print(frontier_table(trials, chosen, title))
-    (place / "frontier.md").write_text(frontier_markdown(trials, chosen, title, notes))
-    draw_frontier(trials, chosen, title, place / "frontier.png")
-    tuned = place / "tuned.yaml"
-    tuned.write_text(yaml.safe_dump(tuned_config(config, chosen.settings), sort_keys=False))
-    console.print(
-        f"{notes[0]}\nOn all test images: python evaluate.py --config {tuned}", soft_wrap=True
-    )
-
-
-def check_gradient(arguments: list[str]) -> None:
+def check_gradients(arguments: list[str]) -> None:
     """Computes the gradient checks of an evaluation, prints them, and fails where one does.
 
     Args:
@@ -224,31 +132,30 @@ def check_gradient(arguments: list[str]) -> None:
     """
     cli = evaluation_cli(arguments)
     if cli.config.plan:
-        raise InputError("--plan is an option of evaluate.py: check computes its gradient checks")
+        raise InputError("--plan is an option of evaluate.py: check_gradients computes the checks")
     cli.prepare()
     if not cli.trainer.is_global_zero:  # one process says it
         return
-    gradient_checks = print_gradient_checks(cli)
-    failed = [
-        failure(name, found)
-        for name, row in gradient_checks.items()
-        for found in row.values()
-        if not found["passed"]
+    failures = [
+        f"{row}, {name.replace('_', ' ')}: {reason}"
+        for row, checks in print_gradient_checks(cli).items()
+        for name, check in checks.items()
+        if (reason := failure(check)) is not None
     ]
-    print(*failed, sep="\n", end="\n" if failed else "")
-    if failed:
+    if failures:
+        print(*failures, sep="\n")
         sys.exit(FAILED)
 
 
 def report(run: str) -> None:
-    """Computes results and report of a finished run anew, from what lies in its folder.
+    """Writes and prints results and report of a run, finished or not, from what its folder holds.
 
     Args:
         run: the folder, as evaluate.py writes it.
     """
     if not Path(run).is_dir():
         raise InputError(f"{run}: there is no such folder; give its path, as runs/evaluate/NAME")
-    write_and_print(RunFolder(Path(run)))
+    write_and_print(Path(run))
 
 
 def compare(
@@ -267,12 +174,12 @@ def compare(
     Intervals are not corrected for their number.
 
     Args:
-        runs: folders with records.jsonl, as evaluate.py writes them.
+        runs: folders of runs, as evaluate.py writes them.
         baseline: defence that all others are compared with, as DEFENCE or RUN:DEFENCE, RUN being
             the folder's name; by default the first defence of the first run.
         attack: robust, for each sample the worst over the attacks of its run, or an attack's name.
         protocol: what counts as right: single, the mean over draws; vote, their majority; worst,
-            all of them; locked, the mean under an attack that knew noise.
+            all of them; dw_box, the mean under an attack that knew noise.
         tolerance: drop in points that is allowed.
         csv: file to write every number to.
         latex: file to write a tabular to; it needs the package booktabs.
@@ -285,20 +192,20 @@ def compare(
     read = comparing.read_runs(runs)
     columns, absent = comparing.read_columns(read, attack, protocol)
     reference = comparing.find_baseline(columns, baseline)
-    found = comparing.compare(columns, reference, attack, protocol)
+    compared = comparing.compare(columns, reference, attack, protocol)
     for line in comparison.cautions(read, columns, absent, reference, protocol):
         print(f"warning: {line}", file=sys.stderr)
-    remarks = comparison.notes(found, reference, protocol)
-    _, clean = comparison.verdict(found, reference, CLEAN, tolerance)
-    passed, attacked = comparison.verdict(found, reference, attack, tolerance)
+    remarks = comparison.notes(compared, reference, protocol)
+    _, clean = comparison.verdict(compared, reference, CLEAN, tolerance)
+    passed, attacked = comparison.verdict(compared, reference, attack, tolerance)
     console = Console(width=None if Console().is_terminal else 140)
-    console.print(*comparison.tables(found))
+    console.print(*comparison.tables(compared))
     for line in (*remarks, clean, attacked):
         console.print(line, markup=False, highlight=False, emoji=False)  # :a: is a name
     if csv is not None:
-        comparison.write_csv(found, reference, protocol, Path(csv))
+        comparison.write_csv(compared, reference, protocol, Path(csv))
     if latex is not None:
-        Path(latex).write_text(comparison.latex(found, remarks))
+        Path(latex).write_text(comparison.latex(compared, remarks))
     if not passed:
         sys.exit(FAILED)
 
@@ -306,68 +213,63 @@ def compare(
 def main(arguments: list[str]) -> None:
     """Parses the arguments and runs the command."""
     quiet()
+    if arguments[:1] == ["check_gradients"]:  # its options are those of evaluate.py
+        check_gradients(arguments[1:])
+        return
     parser = jsonargparse.ArgumentParser(
-        prog="python -m hetpure",
-        description="Look at one purification, convert published weights, search for a defence's"
-        " settings, check gradients, compare defences, report a run.",
-        exit_on_error=False,
+        prog="python -m hetpure", description=__doc__, exit_on_error=False
     )
-    commands = parser.add_subcommands()
-    purifying = jsonargparse.ArgumentParser(
-        exit_on_error=False, description="Purifies one image file."
-    )
-    purifying.add_function_arguments(purify, as_positional=True)
-    commands.add_subcommand("purify", purifying, help="purify one image file")
-    converter = jsonargparse.ArgumentParser(
-        exit_on_error=False, description=(convert.__doc__ or "").split("Args:")[0]
-    )
-    converter.add_function_arguments(
-        convert, as_positional=True, skip={"mean", "std", "attention_blocks", "check"}
-    )
+    subcommands = parser.add_subcommands()
+    parsers = _parsers()
+    for command, of_command in parsers.items():
+        summary = (command.__doc__ or "").split("\n")[0]
+        subcommands.add_subcommand(command.__name__, of_command, help=summary)
+    summary = (check_gradients.__doc__ or "").split("\n")[0]
+    checking = jsonargparse.ArgumentParser(add_help=False)
+    subcommands.add_subcommand("check_gradients", checking, help=summary)
+
+    parsed = parser.parse_args(arguments)
+    command = next(command for command in parsers if command.__name__ == parsed.subcommand)
+    options = parsed[parsed.subcommand]
+    with naming_options(options):
+        settings = parsers[command].instantiate_classes(options).as_dict()
+    if command is tune:
+        settings["config"] = yaml.safe_load(parsers[command].dump(options))
+    command(**settings)
+
+
+def _parsers() -> dict[Callable[..., None], jsonargparse.ArgumentParser]:
+    """By command; its arguments are those of the function, but for lists and switches."""
+    converter = _parser(convert, "mean", "std", "attention_blocks", "check")
     for name in ("mean", "std"):
-        converter.add_argument(
-            f"--{name}", type=float, nargs="+", help="of a classifier, pixel [0, 1], by channel"
-        )
+        of_channels = "of a classifier, pixel [0, 1], by channel"
+        converter.add_argument(f"--{name}", type=float, nargs="+", help=of_channels)
     converter.add_argument(
         "--attention_blocks", nargs="+", help="its modules that the attention mask reads"
     )
     converter.add_argument("--check", action="store_true", help="run what was written once")
-    commands.add_subcommand("convert", converter, help="turn a published file into a folder")
-    tuning = jsonargparse.ArgumentParser(exit_on_error=False)
-    tuning.add_argument("--config", action="config", help="a YAML file with what follows")
-    tuning.add_function_arguments(tune, skip={"config"}, as_positional=False)
-    commands.add_subcommand("tune", tuning, help="search for a defence's settings")
-    purpose = (compare.__doc__ or "").split("Args:")[0]
-    paired = jsonargparse.ArgumentParser(exit_on_error=False, description=purpose)
-    paired.add_argument("runs", nargs="+", metavar="RUN", help="folders with records.jsonl")
-    paired.add_function_arguments(compare, skip={"runs"}, as_group=False)
-    commands.add_subcommand("compare", paired, help="compare defences, paired by sample")
-    reporting = jsonargparse.ArgumentParser(exit_on_error=False)
-    reporting.add_function_arguments(report, as_positional=True)
-    commands.add_subcommand("report", reporting, help="results of a finished run, from its records")
-    checking = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
-    commands.add_subcommand("check_gradients", checking, help="check an evaluation's gradients")
-    if arguments[:1] == ["check_gradients"]:  # its options are those of evaluate.py
-        check_gradient(arguments[1:])
-        return
+    comparer = _parser(compare, "runs")
+    comparer.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
+    tuner = _parser(tune, "config", positional=False)
+    tuner.add_argument("--config", action="config", help="a YAML file with what follows")
+    return {
+        purify: _parser(purify),
+        convert: converter,
+        tune: tuner,
+        compare: comparer,
+        report: _parser(report),
+    }
 
-    parsed = parser.parse_args(arguments)
-    if parsed.subcommand == "purify":
-        purify(**parsed.purify)
-        return
-    if parsed.subcommand == "convert":
-        convert(**parsed.convert)
-        return
-    if parsed.subcommand == "report":
-        report(**parsed.report)
-        return
-    if parsed.subcommand == "compare":
-        compare(**parsed.compare)
-        return
-    plain = yaml.safe_load(tuning.dump(parsed.tune))
-    ready = tuning.instantiate_classes(parsed.tune).as_dict()
-    ready.pop("config", None)
-    tune({name: plain[name] for name in ready if name in plain}, **ready)
+
+def _parser(
+    command: Callable[..., None], *skip: str, positional: bool = True
+) -> jsonargparse.ArgumentParser:
+    """From the command's signature and docstring; what it requires comes without an option's
+    name where it is `positional`."""
+    purpose = (command.__doc__ or "").split("Args:")[0].strip()
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, description=purpose)
+    parser.add_function_arguments(command, as_group=False, as_positional=positional, skip=set(skip))
+    return parser
 
 
 if __name__ == "__main__":

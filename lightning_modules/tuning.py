@@ -1,67 +1,171 @@
-"""Search for a defence's settings on validation images, one finished trial a line."""
+"""`python -m hetpure tune`: a search for a defence's settings on validation images."""
 
 import copy
 import itertools
-import json
-import os
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import lightning as L
 import torch
+import yaml
+from lightning import LightningDataModule
 from rich.console import Console
-from torch.utils.data import DataLoader
 
-from datamodules.dataset import check_ids
 from hetpure.attacks import Attack
 from hetpure.errors import InputError
-from hetpure.evaluation.frontier import Trial
-from hetpure.evaluation.protocol import CLEAN, Protocol, Record, evaluate_block
-from hetpure.evaluation.results import coverage, protocols
-from hetpure.memory import budget_bytes
-from hetpure.weights import load_classifier, load_denoiser
-from lightning_modules.batches import WHERE, block_of
-from lightning_modules.compatibility import check_answers, check_classifier, check_denoiser
-from lightning_modules.defenses import DefenseConfig, with_setting
-from lightning_modules.rows import Row
+from hetpure.evaluation.description import Evaluation, Networks, Run, describe
+from hetpure.evaluation.frontier import Settings, Trial, choose
+from hetpure.evaluation.protocol import Protocol
+from hetpure.evaluation.rows import DefenseConfig
+from hetpure.evaluation.search import check_no_earlier, search
+from hetpure.evaluation.store import Store
+from hetpure.gradients import APPROXIMATIONS
+from hetpure.report.frontier import draw_frontier, frontier_markdown, frontier_table
+from lightning_modules.compatibility import check_all_answers, check_defense
+from lightning_modules.images import images_of
+from lightning_modules.sweep import with_setting
 
-TRIALS = "trials.jsonl"
-Settings = dict[str, Any]
+DENOISER = "tuned"  # its key in the configs of the evaluations
+
+
+def tune(
+    config: dict[str, Any],
+    classifier: str,
+    denoiser: str,
+    base: DefenseConfig,
+    vary: dict[str, list[Any]],
+    attack: Attack,
+    data: LightningDataModule,
+    protocol: Protocol = Protocol(),  # noqa: B008 (frozen)
+    clean_weight: float = 0.5,
+    seed: int = 0,
+    folder: str = "runs/tune",
+    device: Literal["cpu", "cuda", "mps"] = "cpu",
+) -> None:
+    """Searches a defence's settings on validation images, prints the frontier, writes a config.
+
+    Args:
+        config: all of the following as plain values.
+        classifier: packaged name or folder.
+        denoiser: packaged name or folder of the diffusion.
+        base: the defence whose settings vary.
+        vary: dotted names of settings (mask.threshold, purifier.t_large), and values; every
+            combination is tried.
+        attack: the small attack that a trial is measured under.
+        data: datamodule; its test_split must be validation, so that nothing is chosen on images
+            that results are reported on.
+        protocol: how draws are counted.
+        clean_weight: the chosen trial has the highest weighted mean of clean and robust accuracy;
+            this is the weight of clean.
+        seed: of all noise.
+        folder: where trials, frontier and the chosen config go. The same command goes on where it
+            was stopped.
+        device: where to compute.
+    """
+    if not 0 <= clean_weight <= 1:
+        raise InputError(f"--clean_weight must be in [0, 1], got {clean_weight}")
+    if getattr(data, "test_split", None) != "validation":
+        raise InputError("tuning chooses, so it needs data with a test_split, set to validation")
+    if base.purifier is None or base.denoiser is not None or base.surrogate is not None:
+        raise InputError(
+            "the base of a search has a purifier, no denoiser of its own (it is --denoiser) and no"
+            " surrogate"
+        )
+    if "gradient" in vary or base.gradient in APPROXIMATIONS:
+        raise InputError("the gradient is the attack's, not a setting to tune: give an exact one")
+    if device != "cpu" and not getattr(torch, device).is_available():
+        raise InputError(f"this machine or this build of torch has no {device}: use --device=cpu")
+    store, console = Store(Path(folder)), Console(width=None if Console().is_terminal else 140)
+    check_no_earlier(store)
+    base = replace(base, denoiser=DENOISER)
+    candidates, refused = combinations(base, vary)
+    for reason in refused:
+        console.print(f"[dim]left out: {reason}[/dim]", soft_wrap=True)
+    evaluation = Evaluation(
+        classifier=classifier,
+        denoisers={DENOISER: denoiser},
+        defenses={name: defense for name, (_, defense) in candidates.items()},
+        attack=attack,
+        protocol=protocol,
+        audit=None,
+        seed=seed,
+    )
+    run = described(evaluation, data, store, torch.device(device))
+    settings = {name: settings for name, (settings, _) in candidates.items()}
+    trials = []
+    for number, (name, trial) in enumerate(search(run, store, base, settings), start=1):
+        if trial is None:
+            result = f"struck out: {store.struck(name)}"
+        else:
+            trials.append(trial)
+            result = (
+                f"clean {trial.clean.accuracy:.1%}, robust {trial.robust.accuracy:.1%}"
+                f" ({trial.seconds:.0f} s)"
+            )
+        line = f"{number}/{len(settings)} {name}: {result}"
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    if not trials:
+        raise InputError("every trial was struck out: nothing can be chosen")
+    chosen = choose(trials, clean_weight)
+    _write(run, trials, chosen, clean_weight, store.path, console)
+    tuned = store.path / "tuned.yaml"
+    tuned.write_text(yaml.safe_dump(tuned_config(config, chosen.settings), sort_keys=False))
+    console.print(f"On all test images: python evaluate.py --config {tuned}", soft_wrap=True)
+
+
+def described(
+    config: Evaluation, data: LightningDataModule, store: Store, device: torch.device
+) -> Run:
+    """The run on the test images of a datamodule. InputError unless they and the networks belong
+    together."""
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32
+    networks = Networks.load(config)
+    networks.modules().to(device)
+    data.prepare_data()
+    data.setup("test")
+    loader = data.test_dataloader()
+    images = images_of(data, loader, device)
+    defenses = {name: row.defense for name, row in networks.rows.items()}
+    for defense in defenses.values():
+        check_defense(defense, data)
+    largest = min(loader.batch_size, len(images))
+    check_all_answers(defenses, images.read(range(largest)).images)
+    return describe(config, networks, images, store, device=device, largest=largest)
 
 
 def combinations(
-    base: DefenseConfig, vary: dict[str, list[Any]]
+    base: DefenseConfig, vary: Mapping[str, list[Any]]
 ) -> tuple[dict[str, tuple[Settings, DefenseConfig]], list[str]]:
     """Every combination of the values by a name, each defence once, and why some combinations are
     impossible (t_small above t_large). A value that is in none is an error."""
     empty = [path for path, values in vary.items() if not values]
     if empty or not vary:
         raise InputError(f"vary names no value for {', '.join(empty) or 'any setting'}")
-    found: dict[str, tuple[Settings, DefenseConfig]] = {}
+    possible: dict[str, tuple[Settings, DefenseConfig]] = {}
     refused: list[str] = []
     reasons: dict[tuple[str, str], str] = {}
     used: set[tuple[str, str]] = set()
     for values in itertools.product(*vary.values()):
         settings = dict(zip(vary, values, strict=True))
         name = " ".join(f"{path}={value}" for path, value in settings.items())
+        pairs = [(path, str(value)) for path, value in settings.items()]
         try:
-            config = apply(base, settings)
+            defense = with_settings(base, settings)
         except InputError as error:
             refused.append(f"{name}: {error}")
-            reasons |= {(path, str(value)): str(error) for path, value in settings.items()}
+            reasons |= dict.fromkeys(pairs, str(error))
             continue
-        used |= {(path, str(value)) for path, value in settings.items()}
-        if config not in (known for _, known in found.values()):
-            found[name] = settings, config
+        used.update(pairs)
+        if defense not in (known for _, known in possible.values()):
+            possible[name] = settings, defense
     for (path, value), reason in reasons.items():
         if (path, value) not in used:  # wrong in itself, not beside the other values
             raise InputError(f"vary {path}={value} is never possible: {reason}")
-    return found, refused
+    return possible, refused
 
 
-def apply(base: DefenseConfig, settings: Settings) -> DefenseConfig:
+def with_settings(base: DefenseConfig, settings: Settings) -> DefenseConfig:
     """The base with settings changed. What is right together may be wrong half changed, as two
     noise levels that both move up: so a step that fails is tried again after the others."""
     config, left = base, list(settings.items())
@@ -79,110 +183,22 @@ def apply(base: DefenseConfig, settings: Settings) -> DefenseConfig:
     return config
 
 
-def search(
-    *,
-    classifier: str,
-    denoiser: str,
-    base: DefenseConfig,
-    vary: dict[str, list[Any]],
-    attack: Attack,
-    protocol: Protocol,
-    data: L.LightningDataModule,
-    seed: int,
-    folder: Path,
-    device: str,
-    console: Console,
-) -> Iterator[Trial]:
-    """Trials in order, each written to the folder as soon as it is done; those that a run before
-    this one finished are read from there."""
-    network, diffusion = load_classifier(classifier).to(device), load_denoiser(denoiser).to(device)
-    check_classifier(network, data)
-    check_denoiser(diffusion, data, base.purified_size)
-    data.prepare_data()
-    data.setup("test")
-    blocks = [block_of(batch, data, device) for batch in _loader(data)]
-    check_ids(torch.cat([block.samples for block in blocks]), WHERE)
-    check_answers(network, blocks[0].images, "the classifier")
-    candidates, refused = combinations(base, vary)
-    for reason in refused:
-        console.print(f"[dim]left out: {reason}[/dim]", soft_wrap=True)
-    path = folder / TRIALS
-    done = finished(path)
-    for number, (name, (settings, config)) in enumerate(candidates.items(), start=1):
-        if name not in done:
-            start = time.perf_counter()
-            defense, surrogate = built = config.build(network, diffusion)
-            row = Row(name, defense, surrogate, built)
-            row.resolve(None, blocks[0].images, attack, budget_bytes(blocks[0].images.device))
-            records: list[Record] = []
-            for block in blocks:
-                outcome = evaluate_block(
-                    name, defense, attack, block, protocol, seed, attacked=row.attacked
-                )
-                records += outcome.records
-            done[name] = _trial(settings, records, defense.network_calls)
-            with path.open("a") as file:
-                file.write(json.dumps({"name": name, "trial": done[name].as_dict()}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            seconds = f"{time.perf_counter() - start:.0f} s"
-        else:
-            seconds = "from an earlier run"
-        trial = done[name]
-        console.print(
-            f"{number}/{len(candidates)} {name}: clean {trial.clean.accuracy:.1%},"
-            f" robust {trial.robust.accuracy:.1%} ({seconds})",
-            soft_wrap=True,
-            highlight=False,
-        )
-        yield trial
-
-
-def claim_folder(folder: Path, config: dict[str, Any]) -> None:
-    """Takes a folder for a search. Trials of another one are not mixed in: only what does not
-    change a trial, the values to try and the choice among trials, may differ."""
-    kept = {k: v for k, v in config.items() if k not in ("vary", "clean_weight", "folder")}
-    path = folder / "search.json"
-    if path.exists() and finished(folder / TRIALS):
-        before = json.loads(path.read_text())
-        differing = [name for name in kept if kept[name] != before.get(name)]
-        if differing:
-            raise InputError(
-                f"{folder} holds trials of another search, with another {', '.join(differing)}:"
-                " give another --folder"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = path.with_suffix(".part")  # a run that is killed here leaves the old file or the new
-    whole.write_text(json.dumps(kept, indent=2) + "\n")
-    whole.replace(path)
-
-
-def finished(path: Path) -> dict[str, Trial]:
-    """Trials of earlier runs by name. A last line that a killed run left torn is cut off."""
-    text = path.read_text() if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
-    lines = [json.loads(line) for line in whole.splitlines()]
-    return {line["name"]: Trial.from_dict(line["trial"]) for line in lines}
-
-
-def tuned_config(config: dict[str, Any], settings: Settings) -> dict[str, Any]:
+def tuned_config(config: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """A config for evaluate.py with the chosen settings, on all test images."""
-    row = copy.deepcopy(config["base"]) | {"denoiser": "tuned"}
+    row = copy.deepcopy(config["base"]) | {"denoiser": DENOISER}
     for path, value in settings.items():
         node = row
         *parents, last = path.split(".")
         for parent in parents:
-            node = _inner(node)[parent]
-        _inner(node)[last] = value
+            node = _settings_of(node)[parent]
+        _settings_of(node)[last] = value
     data = copy.deepcopy(config["data"])
     data["init_args"] |= {"test_split": "test", "limit": None}
     return {
         "seed_everything": config["seed"],
         "model": {
             "classifier": config["classifier"],
-            "denoisers": {"tuned": config["denoiser"]},
+            "denoisers": {DENOISER: config["denoiser"]},
             "defenses": {"plain classifier": {}, "tuned": row},
             "attack": config["attack"],
             "protocol": config["protocol"],
@@ -201,24 +217,34 @@ def tuned_config(config: dict[str, Any], settings: Settings) -> dict[str, Any]:
     }
 
 
-def _inner(node: dict[str, Any]) -> dict[str, Any]:
+def _settings_of(node: dict[str, Any]) -> dict[str, Any]:
     """Where a class's settings are in a config: beside its class_path, or in the node itself."""
     inner: dict[str, Any] = node["init_args"] if "class_path" in node else node
     return inner
 
 
-def _trial(settings: Settings, records: list[Record], network_calls: int) -> Trial:
-    clean = [record for record in records if record.attack == CLEAN]
-    attacked = [record for record in records if record.attack != CLEAN]
-    return Trial(
-        settings,
-        protocols(clean)["single"],
-        protocols(attacked)["single"],
-        coverage(clean),
-        network_calls,
-    )
-
-
-def _loader(data: L.LightningDataModule) -> DataLoader[dict[str, torch.Tensor]]:
-    loader: DataLoader[dict[str, torch.Tensor]] = data.test_dataloader()
-    return loader
+def _write(
+    run: Run,
+    trials: list[Trial],
+    chosen: Trial,
+    clean_weight: float,
+    folder: Path,
+    console: Console,
+) -> None:
+    """Prints the frontier; writes it as a table and a figure."""
+    attack, protocol = run.config.attack, run.config.protocol
+    title = f"{run.images.description}: {attack.describe()}; n = {chosen.clean.n}"
+    names = {"classifier": run.config.classifier}
+    names |= {f"denoiser {key}": name for key, name in run.config.denoisers.items()}
+    notes = [
+        f"{len(trials)} settings tried; the chosen one has the highest mean of clean and robust"
+        f" accuracy, clean weighing {clean_weight:g}. These accuracies chose it: they flatter it.",
+        f"{protocol.report_draws} report draws, {protocol.selection_draws} selection draws",
+        *(f"weaker than full: {line}" for line in attack.weaker_than_full()),
+        *(f"weaker than full: {line}" for line in protocol.weaker_than_full()),
+        *(f"`{names.get(key, key)}@{digest[:12]}`" for key, digest in run.weights.items()),
+    ]
+    console.print(frontier_table(trials, chosen, title))
+    console.print(notes[0], soft_wrap=True)
+    (folder / "frontier.md").write_text(frontier_markdown(trials, chosen, title, notes))
+    draw_frontier(trials, chosen, title, folder / "frontier.png")

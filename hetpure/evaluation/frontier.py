@@ -1,29 +1,25 @@
 """Clean against robust accuracy: which settings nothing else beats."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hetpure.evaluation.statistics import Estimate
 
+Settings = Mapping[str, Any]
+
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting that was evaluated: dotted names and values, and what it reached."""
+    """One combination of settings that was evaluated: dotted names and values, and what it
+    reached. `seconds` is what its evaluation took."""
 
-    settings: dict[str, Any]
+    settings: Settings
     clean: Estimate
     robust: Estimate
     coverage: float | None
     network_calls: int
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Trial":
-        estimates = {kind: Estimate(**content[kind]) for kind in ("clean", "robust")}
-        return cls(**(content | estimates))
+    seconds: float
 
 
 def frontier(trials: Sequence[Trial]) -> list[Trial]:

@@ -50,7 +50,7 @@ class Contents:
     def read(cls, store: Store) -> "Contents":
         """InputError where no run of this version is there, or a file of it is damaged."""
         run = store.read_run()
-        if run is None:
+        if run is None or "facts" not in run:  # it is taken by something else
             raise InputError(f"{store.path} holds no evaluation")
         facts, size = run["facts"], run["block"]
         jobs = [

@@ -1,0 +1,87 @@
+"""A search for a defence's settings: each combination of them is a row of one evaluation, whose
+store keeps what is finished."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from hetpure.errors import InputError
+from hetpure.evaluation.description import Run
+from hetpure.evaluation.frontier import Settings, Trial
+from hetpure.evaluation.identity import plain
+from hetpure.evaluation.protocol import NULL
+from hetpure.evaluation.results import summarise
+from hetpure.evaluation.rows import DefenseConfig, Row
+from hetpure.evaluation.statistics import Estimate
+from hetpure.evaluation.store import Finished, Store
+from hetpure.evaluation.worker import Task, Watch, jobs_of, work
+
+EARLIER = "trials.jsonl"  # where searches of earlier versions kept their trials
+
+
+def search(
+    run: Run, store: Store, base: DefenseConfig, settings: Mapping[str, Settings]
+) -> Iterator[tuple[str, Trial | None]]:
+    """The rows of the run in order, each as a trial; None for a row that was struck out.
+
+    A trial has the clean images and the main attack alone: no null attack, and no gradient check,
+    which would take longer than the trial. The chosen settings get both when they are evaluated.
+
+    Args:
+        run: the base with each combination of settings, by the name of the combination.
+        store: what an earlier start of the same search finished is read there.
+        base: the defence whose settings vary.
+        settings: of each row.
+    """
+    rows = {name: _of_trial(row) for name, row in run.rows.items()}
+    run = replace(run, rows=rows)
+    with store.locked():
+        _begin(run, store, base)
+        for name, row in rows.items():
+            tasks = [Task(name, block) for block in range(run.blocks)]
+            for task in tasks:
+                work(run, store, task, Watch())
+            if store.struck(name) is not None:
+                yield name, None
+                continue
+            finished = [store.get(job) for task in tasks for job, _, _ in jobs_of(run, task)]
+            yield name, _trial(settings[name], row, finished)
+
+
+def check_no_earlier(store: Store) -> None:
+    """InputError where the folder holds trials of an earlier version."""
+    if (store.path / EARLIER).exists():
+        raise InputError(
+            f"{store.path} holds a search of an earlier version, which this one cannot go on with:"
+            " give another folder"
+        )
+
+
+def _begin(run: Run, store: Store, base: DefenseConfig) -> None:
+    """Takes the folder. Which settings are tried may change from one start to the next. All else
+    may not: the name of a row says its settings, and what it is beside them is the base."""
+    identity = run.identity()
+    for of_rows in ("defenses", "execution"):
+        del identity["config"][of_rows]
+    before: dict[str, Any] = store.read_run() or {}
+    chosen = {name: asdict(execution) for name, execution in run.execution.items()}
+    execution = before.get("execution", {}) | chosen
+    store.begin(
+        {"identity": identity | {"base": plain(base)}, "block": run.block, "execution": execution}
+    )
+
+
+def _of_trial(row: Row) -> Row:
+    return replace(row, cells=tuple(cell for cell in row.cells if cell.name != NULL))
+
+
+def _trial(settings: Settings, row: Row, finished: list[Finished]) -> Trial:
+    (summary,) = summarise([record for job in finished for record in job.records]).values()
+    return Trial(
+        settings,
+        Estimate(**summary["clean"]["single"]),
+        Estimate(**summary["robust"]["single"]),
+        summary["mask_coverage"]["clean"],
+        row.defense.network_calls,
+        sum(job.seconds for job in finished),
+    )
