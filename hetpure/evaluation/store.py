@@ -69,8 +69,8 @@ class Store:
         """InputError, which begins with `what`, where two identities differ."""
         if lines := differences(before, now):
             raise InputError(
-                f"{what} another {'; '.join(lines[:5])}: give another run a folder of its own, or the"
-                " same settings to go on with this one"
+                f"{what} another {'; '.join(lines[:5])}: give another run a folder of its own, or"
+                " the same settings to go on with this one"
             )
 
     def read_run(self) -> dict[str, Any] | None:
