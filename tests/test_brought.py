@@ -12,6 +12,8 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import yaml
+from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -22,9 +24,9 @@ from datamodules.cifar import CIFAR10
 from hetpure.__main__ import main
 from hetpure.classifiers import ResNet, WideResNet
 from hetpure.weights import load_denoiser
+from hetpure.weights.classifier import build_classifier, save_classifier
 from hetpure.weights.convert import convert
-from hetpure.weights.formats import Told
-from tests.datamodules.test_addt_cifar10 import write_parts
+from hetpure.weights.formats import Hints
 from tests.hetpure.weights.files import whole_module
 from tests.published import reference
 
@@ -54,6 +56,12 @@ model:
         class_path: hetpure.purifiers.HeterogeneousPurifier
         init_args: {t_large: 0.2, t_small: 0.1, steps: 10}
 """
+SMALL_WRN = {
+    "architecture": "WideResNet",
+    "network": {"depth": 10, "widen_factor": 1, "num_classes": 10, "in_channels": 3},
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+}
 OWN_NET = """
 from torch import nn
 
@@ -67,6 +75,28 @@ class Net(nn.Module):
     def forward(self, x):
         return self.fc(self.layer4(self.layer3(x)).mean((2, 3)))
 """
+
+
+def write_parts(data: Path, diffusion: Path, classifier: Path) -> None:
+    """CIFAR-10's files with fewer images, a diffusers folder and a classifier's folder, tiny."""
+    random = np.random.default_rng(0)
+    (data / CIFAR10.binary.folder).mkdir(parents=True)
+    for name in CIFAR10.binary.names:
+        records = random.integers(0, 256, (20, 3073), np.uint8)
+        records[:, 0] = np.arange(20) % 10
+        (data / CIFAR10.binary.folder / name).write_bytes(records.tobytes())
+    network = UNet2DModel(
+        sample_size=32,
+        layers_per_block=1,
+        block_out_channels=(4, 8),
+        norm_num_groups=2,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        add_attention=False,
+    )
+    network.save_pretrained(diffusion / "unet")
+    DDPMScheduler().save_pretrained(diffusion / "scheduler")
+    save_classifier(classifier, build_classifier(SMALL_WRN, where=classifier), SMALL_WRN)
 
 
 def command(block: int, line: int) -> list[str]:
@@ -106,9 +136,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        write_parts(tmp_path)
-        for made, named in (("data", "DATA"), ("ddpm", "cache"), ("wrn", "another")):
-            (tmp_path / made).rename(tmp_path / named)
+        write_parts(tmp_path / "DATA", tmp_path / "cache", tmp_path / "another")
         yield tmp_path
 
 
@@ -131,7 +159,7 @@ def test_cifar_robustbench_and_googles_ddpm() -> None:
 
 def guided() -> None:
     torch.save(reference("guided_diffusion_uncond").weights, "guided.pt")
-    convert(Path("guided.pt"), Path("guided"), Told(16, 16, "linear", 1000))
+    convert(Path("guided.pt"), Path("guided"), Hints(16, 16, "linear", 1000))
 
 
 def photos(classes: int) -> None:
@@ -177,17 +205,30 @@ def test_a_classifier_of_ones_own(monkeypatch: pytest.MonkeyPatch, place: Path) 
 
 
 def test_a_hugging_face_id_is_fine_tuned() -> None:
+    """By the published config, with all its callbacks, made small by numbers alone."""
     whole_module(reference("classifier_meliketoy_wrn").weights, Path("origin.t7"), zipped=False)
     converted(4)
     words = command(4, 1)
-    assert words[:2] == ["python", "train.py"]
-    small = ["--data.batch_size=8", "--data.validation=20", "--trainer.max_steps=1"]
-    callbacks = "[{class_path: lightning_modules.callbacks.ExportWeights}]"
-    options = [f"--trainer.callbacks={callbacks}", "--trainer.accelerator=cpu"]
-    train.main([*words[2:], *small, *options, "--trainer.enable_progress_bar=false"])
+    assert words[:3] == ["python", "train.py", "--config"]
+    config = yaml.safe_load(Path(words[3]).read_text())
+    assert config["data"]["init_args"] == {"batch_size": 256}
+    config["trainer"] |= {"max_steps": 2, "enable_progress_bar": False, "accelerator": "cpu"}
+    config["trainer"]["log_every_n_steps"] = 1
+    options = {
+        callback["class_path"].rpartition(".")[2]: callback.setdefault("init_args", {})
+        for callback in config["trainer"]["callbacks"]
+    }
+    options["SampleGrid"] |= {"rows": 1, "network_calls": 2}
+    options["RobustProbe"]["images"] = 2
+    options["RobustProbe"]["attack"]["init_args"]["steps"] = 1
+    options["RobustProbe"]["purifier"]["init_args"]["steps"] = 20
+    Path("small.yaml").write_text(yaml.safe_dump(config))
+    small = ["--data.batch_size=8", "--data.validation=20"]
+    train.main(["--config=small.yaml", *words[4:], *small])
     (exported,) = Path("runs").glob("**/diffusion")
     before = load_denoiser("hf://google/ddpm-cifar10-32").network.state_dict()
     after = load_denoiser(exported).network.state_dict()
+    assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 

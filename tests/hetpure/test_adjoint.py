@@ -2,7 +2,6 @@
 equation that the purifier solves, along the noise that it saw, in memory that does not grow."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.gradients import Policy, input_gradient
 from hetpure.memory import saved_bytes
-from hetpure.noise import BatchNoise, Purpose, noise_for
+from hetpure.noise import BatchNoise, noise_for
 from hetpure.purifiers import HeterogeneousPurifier, Output, Purifier, UniformPurifier
 from hetpure.samplers import DDIM, VPODE, VPSDE, Sampler
 from hetpure.schedule import Schedule, linear_schedule
@@ -159,34 +158,6 @@ def test_its_network_calls_are_told(
         gradient(defense, images, noise_for(images), "adjoint")
     assert counter.batches == len(recorded)
     assert (len(recorded), sum(recorded)) == defense.gradient_calls()
-
-
-def test_the_way_back_meets_the_noise_of_the_way_down(
-    smooth_classifier: Classifier, images: Tensor, rows: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every draw once more, in the order of the way back; and the gradient hangs on them."""
-    asked: list[tuple[Purpose, int, int]] = []
-    words = BatchNoise.words
-    replayed = 0
-
-    def record(self: BatchNoise, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
-        draw = self.reverse_draw + (replayed if len(asked) > len(defense.plan) - 1 else 0)
-        asked.append((purpose, step, repeat))
-        return words(replace(self, reverse_draw=draw), purpose, step, repeat, count)
-
-    monkeypatch.setattr(BatchNoise, "words", record)
-    purifier = UniformPurifier(steps=50, strength=0.3, sampler=VPSDE())
-    defense = Defense(smooth_classifier, purifier, denoise())
-    found = gradient(defense, images, rows(0, 1, 2, 3), "adjoint")
-    start, *down = asked[: len(defense.plan)]
-    assert start == (Purpose.FORWARD, 300, 0)
-    assert asked[len(defense.plan) :] == down[::-1]
-    asked.clear()
-    assert torch.equal(found, gradient(defense, images, rows(0, 1, 2, 3), "adjoint"))
-    asked.clear()
-    replayed = 1
-    other = gradient(defense, images, rows(0, 1, 2, 3), "adjoint")
-    assert float((other - found).norm() / found.norm()) > 0.05
 
 
 @pytest.mark.parametrize("per_call", [False, True], ids=["at construction", "at a call"])

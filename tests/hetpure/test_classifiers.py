@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hetpure.attention import captured
 from hetpure.classifiers import Classifier, WideResNet
 from hetpure.errors import InputError
 from hetpure.noise import Noise, Purpose, Stream
@@ -66,26 +67,13 @@ def test_attention_blocks_are_the_last_inner_relus_and_the_final_one(depth: int)
         "relu",
     )
     modules = dict(network.named_modules())
-    captured: dict[str, Tensor] = {}
-    copies: dict[str, Tensor] = {}
-
-    def capture(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            captured[name], copies[name] = output, output.clone()
-
-        return hook
-
-    for name in network.attention_blocks:
-        assert isinstance(modules[name], nn.ReLU)
-        modules[name].register_forward_hook(capture(name))
-    logits = network(pixels(2, 3, 32, 32))
-
-    shapes = [tuple(captured[name].shape) for name in network.attention_blocks]
+    assert all(isinstance(modules[name], nn.ReLU) for name in network.attention_blocks)
+    with captured(network, network.attention_blocks) as outputs:
+        logits = network(pixels(2, 3, 32, 32))
+    shapes = [tuple(outputs[name].shape) for name in network.attention_blocks]
     assert shapes == [(2, 32, 32, 32), (2, 64, 16, 16), (2, 128, 8, 8), (2, 128, 8, 8)]
-    for name, activation in captured.items():
-        assert activation.min() == 0 < activation.max(), name
-        assert torch.equal(activation, copies[name]), f"{name} was overwritten in place"
-    pooled = captured["relu"].mean((2, 3))
+    assert all(outputs[name].min() == 0 < outputs[name].max() for name in outputs)
+    pooled = outputs["relu"].mean((2, 3))
     torch.testing.assert_close(network.fc(pooled), logits, rtol=1e-5, atol=1e-5)
 
 

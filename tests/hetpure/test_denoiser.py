@@ -1,6 +1,5 @@
 """The denoiser's one contract: whatever a network predicts, (x0, noise) explain its input."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,19 +99,6 @@ def test_per_sample_indices_equal_calls_at_one_index(
         assert single_x0.dtype == single_noise.dtype == dtype
         torch.testing.assert_close(single_x0, x0[row : row + 1])
         torch.testing.assert_close(single_noise, noise[row : row + 1])
-
-
-def test_an_output_object_is_read_as_its_sample() -> None:
-    """diffusers' UNets answer with an object, plain modules with a tensor."""
-
-    class Wrapped(Network):
-        def forward(self, x: Tensor, timesteps: Tensor) -> Any:
-            return SimpleNamespace(sample=super().forward(x, timesteps))
-
-    x, _ = draws(5)
-    plain, wrapped = Denoiser(Network(), SCHEDULE), Denoiser(Wrapped(), SCHEDULE)
-    assert torch.equal(wrapped(x, TIMESTEPS), plain(x, TIMESTEPS))
-    assert torch.equal(wrapped.predict(x, 3)[0], plain.predict(x, 3)[0])
 
 
 @pytest.mark.parametrize("timesteps", [200, torch.tensor([200, 3])], ids=["int", "tensor"])

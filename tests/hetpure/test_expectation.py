@@ -116,27 +116,6 @@ def test_without_masks(
         )
 
 
-@pytest.mark.parametrize("size", [1, 4, None])
-@pytest.mark.parametrize("ask", ["gradient", "answers"])
-def test_images_stay_as_they_are_and_no_graph_is_left(
-    ask: str, size: int | None, defense: Defense, query: Query
-) -> None:
-    """Also where the caller differentiates them itself."""
-    cut(defense, size)
-    before = query.images.clone()
-    for wanted in (False, True):
-        query.images.requires_grad_(wanted)
-        with torch.enable_grad():
-            found = (
-                answers(defense, query)
-                if ask == "answers"
-                else expected_gradient(defense, query, cross_entropy).gradient
-            )
-        assert not found.requires_grad and found.grad_fn is None
-        assert query.images.requires_grad is wanted and query.images.grad is None
-        assert torch.equal(query.images, before)
-
-
 def test_answers_record_nothing(defense: Defense, query: Query) -> None:
     query.images.requires_grad_()
     seen: list[bool] = []

@@ -118,22 +118,6 @@ def test_footprint_is_what_autograd_keeps(
     assert kept_bytes(plain, images[:batch], "tape") == pytest.approx(batch * size.classifier)
 
 
-def test_what_fits_agrees_with_what_is_needed() -> None:
-    """The number that fits does, one more does not; None says that nothing does."""
-    pick = random.Random(0)
-    for _ in range(2000):
-        size = Footprint(pick.choice([0, 1, 7, 100]), pick.randrange(50), pick.randrange(9))
-        rows, steps = pick.randint(1, 9), pick.randint(0, 12)
-        budget = pick.randrange(12000)
-        taped = size.fitting(rows, steps, budget)
-        if taped is None:
-            assert size.need(rows, steps, 0) > budget
-            continue
-        assert 0 <= taped <= steps
-        assert size.need(rows, steps, taped) <= budget
-        assert taped == steps or size.need(rows, steps, taped + 1) > budget
-
-
 def test_a_copy_in_float64_takes_its_weights_and_more_of_the_heap() -> None:
     """From float32, 1,000 bytes of weights; of two rows, six of ten steps taped."""
     assert SIZE.need(2, 10, 6) == 1.2 * 2 * (7 * 100 + 50 + 10)

@@ -22,9 +22,7 @@ from hetpure.weights.check import denoising
 from hetpure.weights.convert import CustomNetwork, convert
 from hetpure.weights.formats import Hints
 from hetpure.weights.schedulers import load_scheduler
-from lightning_modules.cli import run
 from tests.hetpure.networks import tiny_unet
-from tests.hetpure.weights.files import Bomb
 from tests.published import published_state, reference
 
 
@@ -66,13 +64,11 @@ def test_the_folder_says_where_it_is_from(ho: Path, tmp_path: Path) -> None:
     assert digest in card
     assert "Licence" in card
     assert all(remark in card for remark in origin["remarks"])
-
-
-def test_edms_licence_is_named(tmp_path: Path) -> None:
     torch.save(reference("edm_ddpmpp_uncond").weights, tmp_path / "edm.pt")
-    found = convert(tmp_path / "edm.pt", tmp_path / "out")
-    assert any("CC BY-NC-SA 4.0" in line for line in found.remarks)
-    assert "CC BY-NC-SA 4.0" in (tmp_path / "out" / "README.md").read_text()
+    remarks = convert(tmp_path / "edm.pt", tmp_path / "edm").remarks
+    assert "CC BY-NC-SA 4.0" in remarks[-1]
+    with pytest.raises(InputError, match="a diffusion has none"):
+        convert(ho, tmp_path / "other", Hints(16), mean=[0.5], std=[0.5])
 
 
 @pytest.mark.parametrize(
@@ -138,11 +134,6 @@ def test_a_classifier_and_its_normalisation(
         convert(tmp_path / "Standard.pt", tmp_path / "other", Hints(pairing="table"))
 
 
-def test_a_diffusion_has_no_normalisation(ho: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a diffusion has none"):
-        convert(ho, tmp_path / "out", Hints(16), mean=[0.5], std=[0.5])
-
-
 def test_a_part_can_be_chosen(tmp_path: Path) -> None:
     weights = reference("ddpm_ho").weights
     other = {name: value + 1 for name, value in weights.items()}
@@ -171,19 +162,6 @@ def test_what_cannot_be_converted_says_why(ho: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists already"):
         convert(ho, tmp_path / "full", Hints(16))
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
-
-
-def test_a_bomb_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 2, one line, and nothing is executed."""
-    bomb, path = Bomb(tmp_path / "exploded"), tmp_path / "checkpoint.pth"
-    torch.save({"state_dict": bomb}, path)
-    with pytest.raises(SystemExit) as ended:
-        run(main, ["convert", str(path), str(tmp_path / "out")])
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "no known format" in said
-    assert not bomb.path.exists()
 
 
 MEASURE = """

@@ -268,25 +268,6 @@ def test_what_a_file_does_not_say_or_says_otherwise_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_list_of_other_parameters_is_of_no_known_format(tmp_path: Path) -> None:
-    short = list(reference("score_sde_ddpmpp_vp").weights.values())[1:-3]
-    for tensors in (short, [torch.zeros(3)], [torch.zeros(2, 2), torch.zeros(2)] * 4):
-        torch.save({"shadow_params": tensors}, tmp_path / "file.pt")
-        with pytest.raises(InputError):
-            convert(tmp_path / "file.pt", tmp_path / "out", Hints(16))
-
-
-def test_heads_are_split_as_published() -> None:
-    """Head by head: chunked in three instead, the names fit and the numbers are wrong."""
-    official = reference("guided_diffusion_uncond")
-    found = read_openai(official.weights, GUIDED)
-    assert found is not None
-    rows = official.weights["middle_block.1.qkv.bias"]
-    queries = found.state["mid_block.attentions.0.to_q.bias"]
-    assert torch.equal(queries, torch.cat([rows[48 * head : 48 * head + 16] for head in range(4)]))
-    assert not torch.equal(queries, rows[:64])
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
