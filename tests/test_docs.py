@@ -5,17 +5,24 @@ import lzma
 import re
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import evaluate
+from hetpure.attacks.gradient import MaskPolicy
 from hetpure.errors import InputError
-from hetpure.evaluation.protocol import Record
+from hetpure.evaluation.protocol import Protocol, Record
 from hetpure.evaluation.results import summarise
+from hetpure.geometry import Norm
+from hetpure.gradients import Policy
 from hetpure.images import read_image
+from hetpure.noise import Group
+from hetpure.purifiers import Resampling
 from hetpure.report.table import attacks_sheet, audit_sheet, defenses_sheet
 from hetpure.weights import ASSETS, folder_hash
 
@@ -101,6 +108,16 @@ def test_links_and_configs_exist(document: Path) -> None:
             assert (document.parent / target).exists(), target
     for config in re.findall(r"configs/\S+\.yaml", text):
         assert (ROOT / config).is_file(), config
+
+
+def test_the_glossary_has_each_word_once_and_the_words_of_configs_and_results() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text()
+    terms = re.findall(r"^- \*\*(.+?)\*\*: ", text, flags=re.MULTILINE)
+    assert len(terms) == text.count("\n- ") == len(set(terms))
+    choices = (Policy, MaskPolicy, Resampling, Group, Norm)
+    words = {word for choice in choices for word in get_args(choice)} | {"single", "vote", "worst"}
+    words |= {field.name for field in fields(Protocol)} | {"robust", "dw_box", "known"}
+    assert words <= set(re.findall(r"`(\w+)`", text))
 
 
 def test_the_results_are_those_of_the_records_beside_them() -> None:
