@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 import evaluate
 import train
 from hetpure.__main__ import main as hetpure_main
-from hetpure.classifiers import Classifier, VisionTransformer
 from hetpure.numbers import Number
-from hetpure.weights import ASSETS, save_classifier
+from hetpure.weights import ASSETS
 from lightning_modules.cli import run
 from lightning_modules.evaluation import DefenseConfig, RobustnessEvaluation
 
@@ -75,17 +74,6 @@ def test_missing_weights(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fashion_mnist_wrn" in line, "names what there is"
 
 
-def test_a_guide_of_another_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of one that takes images of any size the size that it was trained on is not known."""
-    network = {"image_size": 32, "patch_size": 8, "in_channels": 1, "num_classes": 10,
-               "width": 24, "depth": 1, "heads": 3}  # fmt: skip
-    config = {"architecture": "VisionTransformer", "network": network, "mean": [0.5], "std": [0.5]}
-    guide = Classifier(VisionTransformer(**network), num_classes=10, mean=[0.5], std=[0.5])
-    save_classifier(tmp_path / "guide", guide, config)
-    line = refused(train.main, [f"--model.guide={tmp_path / 'guide'}"], capsys)
-    assert "the guide cannot be used on the diffusion's 28 x 28 images" in line
-
-
 def test_missing_diffusion(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere" in refused(evaluate.main, ["--model.denoisers.ddpm=nowhere"], capsys)
 
@@ -118,18 +106,10 @@ def test_a_pickled_classifier(classifier: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("main", "option"),
-    [
-        (evaluate.main, "--model.attack=hetpure.attacks.Nothing"),
-        (evaluate.main, "--data=datamodules.fashion_mnist.Nothing"),
-        (train.main, "--model=lightning_modules.diffusion.Nothing"),
-    ],
-    ids=["attack", "data", "model"],
+    "option", ["--model.attack=hetpure.attacks.Nothing", "--data=datamodules.fashion_mnist.Nothing"]
 )
-def test_unknown_class_path(
-    main: Callable[[list[str]], None], option: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "Nothing" in refused(main, [option], capsys)
+def test_unknown_class_path(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Nothing" in refused(evaluate.main, [option], capsys)
 
 
 @pytest.mark.parametrize(
@@ -150,12 +130,6 @@ def test_unknown_class_path(
 )
 def test_bad_values(option: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said in refused(evaluate.main, [option], capsys)
-
-
-def test_a_part_of_a_config_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    part = ROOT / "configs" / "train" / "variants" / "clean.yaml"
-    line = refused(train.main, [f"--config={part}"], capsys)
-    assert "required: data; a --config takes the default's place: lay a partial one over" in line
 
 
 def test_other_arguments_that_lack_name_no_config(capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,61 +288,3 @@ def test_training_prints_a_command_that_works(capsys: pytest.CaptureFixture[str]
     assert (folder.parent / "samples.png").is_file()
     evaluate.main([*options, TWO_ROWS, *TINY])
     assert "ADDT" in capsys.readouterr().out
-
-
-QUICK_FIT = [
-    "--trainer.max_steps=2",
-    "--trainer.limit_val_batches=1",
-    "--trainer.enable_progress_bar=false",
-    "--data.batch_size=64",
-]
-NO_PICTURES = "--trainer.callbacks=lightning_modules.callbacks.ExportWeights"
-
-
-def test_an_impossible_trainer(capsys: pytest.CaptureFixture[str]) -> None:
-    """Lightning's own complaint, as for --trainer.accelerator=gpu where there is none."""
-    options = ["--trainer.accelerator=cpu", "--trainer.devices=0"]
-    assert "devices" in refused(train.main, options, capsys)
-
-
-def test_a_checkpoint_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "nowhere.ckpt" in refused(train.main, ["--ckpt_path=nowhere.ckpt"], capsys)
-
-
-def test_training_with_a_guide_of_other_classes(
-    classifier: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from hetpure.weights.classifier import build_classifier, save_classifier
-
-    config = json.loads((classifier / "config.json").read_text())
-    config["network"]["num_classes"] = 7
-    save_classifier(classifier, build_classifier(config, where=classifier), config)
-    line = refused(train.main, [f"--model.guide={classifier}", *QUICK_FIT], capsys)
-    assert "7 classes" in line
-
-
-def test_a_training_of_so_many_seconds(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nobody knows how many updates that are: a learning rate that hangs on it is refused."""
-    options = ["--trainer.max_steps=-1", "--trainer.max_time=00:00:00:02", *QUICK_FIT[1:]]
-    options += ["--model.perturbation=null", NO_PICTURES]
-    said = refused(train.main, [*options, "--model.learning_rate_schedule=cosine"], capsys)
-    assert "cosine needs the number of updates" in said
-    train.main(options)
-    assert "weights: " in capsys.readouterr().out
-
-
-def test_training_goes_on_from_its_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
-    """Two updates, then a third from the checkpoint: weights, optimiser and average go on."""
-    plain = ["--model.perturbation=null", NO_PICTURES, *QUICK_FIT]
-    train.main(plain)
-    lines = capsys.readouterr().out.splitlines()
-    assert any("--model.denoisers.ddpm" in line for line in lines), "a clean training is no ADDT"
-    checkpoint = next(line for line in lines if line.startswith("checkpoint: ")).split()[1]
-    train.main([*plain, "--trainer.max_steps=3", f"--ckpt_path={checkpoint}"])
-    lines = capsys.readouterr().out.splitlines()
-    end = next(line for line in lines if line.startswith("checkpoint: ")).split()[1]
-    before, after = (torch.load(path, weights_only=True) for path in (checkpoint, end))
-    assert (before["global_step"], after["global_step"]) == (2, 3)
-    assert after["ema"]["optimization_step"] == 3
-    steps = {float(state["step"]) for state in after["optimizer_states"][0]["state"].values()}
-    assert steps == {3.0}

@@ -1,109 +1,45 @@
-"""No key of a config stands twice: YAML would keep the last one and say nothing."""
+"""What jsonargparse reads for us: no key of a config stands twice, and a class in another's place
+keeps what was set."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-import evaluate
 import train
-from hetpure.__main__ import main as hetpure_main
 from hetpure.errors import InputError
 from lightning_modules.cli import run
 from lightning_modules.config_keys import load
-
-ROOT = Path(__file__).parent.parent.parent
-QUICK = str(ROOT / "configs" / "evaluate" / "quick.yaml")
-ATTACK = """class_path: hetpure.attacks.PGD
-init_args:
-  epsilon: 8/255
-  steps: 1
-  epsilon: 4/255
-"""
-Main = Callable[[list[str]], None]
 
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("attack.yaml").write_text(ATTACK)
-    Path("names_it.yaml").write_text("model:\n  attack: attack.yaml\n")
-    Path("rows.yaml").write_text("a: {}\nb: {}\na: {denoiser: ddpm}\n")
     Path("model.yaml").write_text("model: {seed: 1}\ndata: {}\nmodel: {seed: 2}\n")
     Path("windows.yaml").write_bytes(b"model:\r\n  seed: 1\r\n  seed: 2\r\n")
     Path("list.yaml").write_text("trainer:\n  callbacks:\n  - init_args: {rows: 1, rows: 2}\n")
+    Path("named.yaml").write_text("class_path: RankGaussian\ninit_args:\n  cap: 0.2\n  cap: 0.3\n")
 
 
-def refused(main: Main, *arguments: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "line", "key"),
+    [
+        ("--config=model.yaml", 3, "model"),
+        ("--config=windows.yaml", 3, "model.seed"),
+        ("--config=list.yaml", 3, "trainer.callbacks.init_args.rows"),
+        ("--model.perturbation=named.yaml", 4, "init_args.cap"),
+        ("--model.unet={layers_per_block: 1, layers_per_block: 2}", 1, "layers_per_block"),
+        ('--model.unet={"dropout": 1, "dropout": 2}', 1, "dropout"),
+    ],
+)
+def test_a_key_twice_is_refused(
+    option: str, line: int, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
-        run(main, list(arguments))
+        run(train.main, [option])
     assert stop.value.code == 2
-
-
-@pytest.mark.parametrize(
-    ("main", "arguments", "where", "key"),
-    [
-        (evaluate.main, ["--model.attack=attack.yaml"], "attack.yaml, line 5", "init_args.epsilon"),
-        (
-            evaluate.main,
-            [f"--config={QUICK}", "--config=names_it.yaml"],
-            "attack.yaml, line 5",
-            "init_args.epsilon",
-        ),
-        (evaluate.main, ["--model.defenses", "rows.yaml"], "rows.yaml, line 3", "a"),
-        (evaluate.main, ["--config=model.yaml"], "model.yaml, line 3", "model"),
-        (evaluate.main, ["--config=windows.yaml"], "windows.yaml, line 3", "model.seed"),
-        (
-            train.main,
-            ["--config=list.yaml"],
-            "list.yaml, line 3",
-            "trainer.callbacks.init_args.rows",
-        ),
-        (hetpure_main, ["tune", "--config=rows.yaml"], "rows.yaml, line 3", "a"),
-        (hetpure_main, ["check_gradients", "--config=model.yaml"], "model.yaml, line 3", "model"),
-    ],
-    ids=[
-        "option",
-        "named by a file",
-        "rows",
-        "config",
-        "line ends",
-        "list",
-        "tune",
-        "check_gradients",
-    ],
-)
-def test_a_file_with_a_key_twice(
-    main: Main,
-    arguments: list[str],
-    where: str,
-    key: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    refused(main, *arguments)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {tmp_path / where}: '{key}' is there twice")
-
-
-@pytest.mark.parametrize(
-    ("main", "option", "key"),
-    [
-        (evaluate.main, "--model.defenses={a: {}, a: {denoiser: ddpm}}", "a"),
-        (evaluate.main, '--model.protocol={"report_draws": 3, "report_draws": 4}', "report_draws"),
-        (evaluate.main, "--model.attack.init_args={epsilon: 8/255, epsilon: 1/255}", "epsilon"),
-        (evaluate.main, "--config={model: {seed: 1, seed: 2}}", "model.seed"),
-        (train.main, "--model.unet={layers_per_block: 1, layers_per_block: 2}", "layers_per_block"),
-    ],
-    ids=lambda value: value[:20] if isinstance(value, str) else None,
-)
-def test_an_option_with_a_key_twice(
-    main: Main, option: str, key: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    refused(main, option)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"an option's value, line 1: '{key}' is there twice" in line
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: '{key}' is there twice (line {line} of a config")
 
 
 @pytest.mark.parametrize(
@@ -137,10 +73,25 @@ def test_what_is_no_repetition_is_read_as_before(text: str) -> None:
     assert load(text) == (yaml.safe_load(text) if text else None)
 
 
-def test_the_last_of_two_configs_still_counts(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("first.yaml").write_text("model: {seed: 1}\n")
-    Path("second.yaml").write_text("model: {seed: 2}\n")
-    files = [f"--config={name}" for name in (QUICK, "first.yaml", "second.yaml")]
+def test_the_last_config_counts_and_a_class_keeps_what_was_set_for_another(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """quick.yaml sets scale and cap; `steps` is a default of its RankGaussian, and Ball has its
+    own."""
+    quick = Path(train.DEFAULT)
+    for seed in (1, 2):
+        Path(f"{seed}.yaml").write_text(f"model: {{init_args: {{seed: {seed}}}}}\n")
     with pytest.raises(SystemExit):
-        evaluate.main([*files, "--print_config"])
-    assert yaml.safe_load(capsys.readouterr().out)["model"]["seed"] == 2
+        train.main(
+            [
+                *(f"--config={path}" for path in (quick, "1.yaml", "2.yaml")),
+                "--model.perturbation=hetpure.addt_variants.RandomOrder",
+                "--print_config",
+            ]
+        )
+    model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert model["seed"] == 2
+    assert model["perturbation"] == {
+        "class_path": "hetpure.addt_variants.RandomOrder",
+        "init_args": {"scale": 0.24, "cap": 0.9, "ranks": "channel"},
+    }

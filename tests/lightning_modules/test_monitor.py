@@ -12,16 +12,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from datamodules.fashion_mnist import FashionMNIST
-from hetpure.addt import Ball, Found, Perturbation, RandomOrder, RankGaussian
+from hetpure.addt import Batch, RankGaussian
+from hetpure.addt_variants import RandomOrder
 from hetpure.attacks import PGD
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_attack
-from hetpure.noise import Noise, Stream
+from hetpure.noise import Noise, Stream, noise_for
 from hetpure.numbers import Number
 from hetpure.purifiers import UniformPurifier
 from hetpure.sampling import draw_images
-from hetpure.schedule import Level
 from hetpure.weights import load_classifier, load_denoiser
 from lightning_modules.callbacks import SampleGrid
 from lightning_modules.diffusion import DiffusionTraining, Update
@@ -31,29 +31,28 @@ from lightning_modules.monitor import (
     RobustProbe,
     TrainingMonitor,
     described,
+    objective,
 )
+from tests.lightning_modules.trainings import diffusion, same_weights, trainer
 
 ATTACK = PGD(epsilon=Number("16/255"), steps=2, step_size=Number("8/255"), eot_samples=1)
-PURIFIER = UniformPurifier(strength=0.1, steps=10)
+PURIFIER = UniformPurifier(strength=0.1, steps=5)
 
 
 def train(folder: Path, callbacks: list[Callback], updates: int = 4, **settings: Any) -> Trainer:
     given = {"perturbation": RankGaussian(steps=2), "guide": "fashion_mnist_wrn"} | settings
-    module = DiffusionTraining(diffusion="fashion_mnist_ddpm", ema_decay=0.5, **given)
-    trainer = Trainer(
+    module = diffusion(ema_decay=0.5, **given)
+    fitting = trainer(
+        folder,
+        *callbacks,
         max_steps=updates,
-        accelerator="cpu",
         logger=TensorBoardLogger(folder, name="", version=""),
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         limit_val_batches=0,
         log_every_n_steps=2,
         gradient_clip_val=1.0,
-        callbacks=callbacks,
     )
-    trainer.fit(module, FashionMNIST(source="packaged", batch_size=8))
-    return trainer
+    fitting.fit(module, FashionMNIST(source="packaged", batch_size=8))
+    return fitting
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, EventAcc
     best = ModelCheckpoint(
         folder, "{step}", monitor="probe/robust", mode="max", every_n_train_steps=2
     )
-    trainer = train(
+    fitting = train(
         folder,
         [
             TrainingMonitor(),
@@ -75,7 +74,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, EventAcc
     )
     events = EventAccumulator(str(folder), size_guidance={"histograms": 0, "scalars": 0})
     events.Reload()
-    return trainer, events
+    return fitting, events
 
 
 def test_scalars_are_logged_every_n_updates(watched: tuple[Trainer, EventAccumulator]) -> None:
@@ -109,12 +108,22 @@ def test_the_best_checkpoint_is_kept_by_the_probe(
     assert values[kept] == pytest.approx(float(best.best_model_score))
 
 
-def test_the_probe_is_the_evaluations_own_locked_accuracy(tmp_path: Path) -> None:
+def test_watching_changes_no_weight(
+    watched: tuple[Trainer, EventAccumulator], tmp_path: Path
+) -> None:
+    alone = train(tmp_path, []).lightning_module
+    assert same_weights(watched[0].lightning_module, alone)  # type: ignore[arg-type]
+
+
+def test_the_probe_is_the_evaluations_own_accuracy_in_the_deterministic_white_box(
+    tmp_path: Path,
+) -> None:
     """Of the averaged weights, which an update of size zero leaves as they were packaged."""
-    probe = RobustProbe("fashion_mnist_wrn", PURIFIER, ATTACK, images=12, every_n_steps=1)
-    still = {"learning_rate": 0.0, "weight_decay": 0.0}
-    trainer = train(tmp_path, [probe], updates=1, **still)
-    data = FashionMNIST(source="packaged", batch_size=12)
+    probe = RobustProbe("fashion_mnist_wrn", PURIFIER, ATTACK, images=8, every_n_steps=1)
+    packaged = {"diffusion": "fashion_mnist_ddpm", "unet": None, "learning_rate": 0.0}
+    still = packaged | {"weight_decay": 0.0, "perturbation": None, "guide": None}
+    fitting = train(tmp_path, [probe], updates=1, **still)
+    data = FashionMNIST(source="packaged", batch_size=8)
     data.setup("validate")
     batch = next(iter(data.val_dataloader()))
     block = Block(batch["image"], batch["label"], batch["sample"])
@@ -123,67 +132,33 @@ def test_the_probe_is_the_evaluations_own_locked_accuracy(tmp_path: Path) -> Non
     cell = Cell("x", ATTACK, ("forward", "reverse"))
     records = evaluate_attack("x", defense, cell, block, Protocol(1, 1), 0).records
     right = [record.predictions == [record.label] for record in records]
-    assert trainer.callback_metrics["probe/robust"] == pytest.approx(sum(right) / 12)
-    assert trainer.callback_metrics["probe/clean"] >= trainer.callback_metrics["probe/robust"]
-    module = trainer.lightning_module
+    assert fitting.callback_metrics["probe/robust"] == pytest.approx(sum(right) / 8)
+    assert fitting.callback_metrics["probe/clean"] >= fitting.callback_metrics["probe/robust"]
+    module = fitting.lightning_module
     assert all(parameter.requires_grad for parameter in module.parameters())
     assert isinstance(module, DiffusionTraining) and module.unet.training
 
 
-def test_watching_changes_no_weight(tmp_path: Path) -> None:
-    watching = [
-        TrainingMonitor(),
-        RobustProbe("fashion_mnist_wrn", PURIFIER, ATTACK, images=4, every_n_steps=1),
-        FeatureFID("fashion_mnist_wrn", images=4, network_calls=2, every_n_steps=1),
-        SampleGrid(every_n_steps=1, rows=1, network_calls=2),
-    ]
-    first = train(tmp_path / "watched", list(watching), updates=2).lightning_module
-    second = train(tmp_path / "alone", [], updates=2).lightning_module
-    for name, value in first.state_dict().items():
-        assert torch.equal(second.state_dict()[name], value), name
+def update(module: DiffusionTraining, indices: list[int], losses: list[float]) -> Update:
+    images, index = torch.zeros(len(indices), 1, 2, 2), torch.tensor(indices)
+    level = module.denoiser.schedule.level(index, images)
+    return Update(Batch(images, index, level, noise_for(images)), torch.tensor(losses), None)
 
 
-def update(signal: list[float], losses: list[float], found: Found | None) -> Update:
-    level = torch.tensor(signal).reshape(-1, 1, 1, 1)
-    spread = (1 - level**2).sqrt()
-    return Update(torch.tensor(losses), Level(level, spread, level.flatten()), found)
-
-
-def test_losses_are_told_by_the_level_they_were_computed_at() -> None:
-    module = DiffusionTraining(diffusion="fashion_mnist_ddpm")
-    alphas = torch.tensor(module.denoiser.schedule.alphas_cumprod)
-    signal = alphas[torch.tensor([0, 249, 250, 600, 999])].sqrt().tolist()
-    told = described(module, update(signal, [1.0, 3.0, 5.0, 7.0, 9.0], None))
-    assert {name: float(value) for name, value in told.items()} == {
+def test_losses_are_logged_by_the_level_they_were_computed_at() -> None:
+    module = diffusion()
+    values = described(module, update(module, [0, 249, 250, 600, 999], [1.0, 3.0, 5.0, 7.0, 9.0]))
+    assert values == {
         "train/loss_0_249": 2.0,
         "train/loss_250_499": 5.0,
         "train/loss_500_749": 7.0,
         "train/loss_750_999": 9.0,
     }
-
-
-@pytest.mark.parametrize(
-    ("perturbation", "names"),
-    [
-        (RankGaussian(), {"lambda", "objective_before", "objective_after"}),
-        (RandomOrder(), {"lambda"}),
-        (Ball(), {"objective_before", "objective_after"}),
-    ],
-    ids=["rank", "random", "ball"],
-)
-def test_what_a_perturbation_does_not_know_is_not_told(
-    perturbation: Perturbation, names: set[str]
-) -> None:
-    module = DiffusionTraining(
-        diffusion="fashion_mnist_ddpm", perturbation=perturbation, guide="fashion_mnist_wrn"
+    module = diffusion(perturbation=RandomOrder())
+    assert {"train/loss_0_249", "train/lambda"} == set(
+        described(module, update(module, [1], [1.0]))
     )
-    asked = not isinstance(perturbation, RandomOrder)
-    value = torch.tensor([1.0, torch.nan]) if asked else torch.full((2,), torch.nan)
-    found = Found(torch.zeros(2, 1, 2, 2), value, value + 1)
-    told = described(module, update([0.9, 0.5], [1.0, 1.0], found))
-    assert {name.removeprefix("train/") for name in told if "loss" not in name} == names
-    if asked:
-        assert float(told["train/objective_after"]) == 2.0  # the mean of those that were asked
+    assert objective(module) == {}, "nothing is searched for"
 
 
 def test_fid_is_that_of_the_classifiers_last_features(tmp_path: Path) -> None:
@@ -195,10 +170,10 @@ def test_fid_is_that_of_the_classifiers_last_features(tmp_path: Path) -> None:
     assert features(images).shape == (5, features.num_features)
 
     fid = FeatureFID("fashion_mnist_wrn", images=20, network_calls=2)
-    trainer = train(tmp_path, [], updates=1)
-    module = trainer.lightning_module
+    fitting = train(tmp_path, [], updates=1)
+    module = fitting.lightning_module
     assert isinstance(module, DiffusionTraining)
-    data = trainer.datamodule.val_dataloader().dataset  # type: ignore[attr-defined]
+    data = fitting.datamodule.val_dataloader().dataset  # type: ignore[attr-defined]
     samples = data.samples[:20]
     drawn = draw_images(
         module.averaged_denoiser(),
@@ -209,7 +184,7 @@ def test_fid_is_that_of_the_classifiers_last_features(tmp_path: Path) -> None:
     expected = FrechetInceptionDistance(features, normalize=True)
     expected.update(data.images[:20].float() / 255, real=True)
     expected.update(drawn, real=False)
-    assert fid.distance(trainer, module) == pytest.approx(float(expected.compute()), rel=1e-3)
+    assert fid.measure(fitting, module)["fid"] == pytest.approx(float(expected.compute()), rel=1e-3)
 
 
 def test_a_classifier_without_a_linear_layer_has_no_fid() -> None:
