@@ -1,17 +1,17 @@
 """Defences of one or several runs against a baseline, paired by sample, from the records alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
-from hetpure.evaluation.reading import description_of, read_records
-from hetpure.evaluation.results import by_attack, of_threat, worst
+from hetpure.evaluation.reading import RecordedRun, read_run
+from hetpure.evaluation.results import by_attack, draws_right, of_threat, worst
 from hetpure.evaluation.statistics import (
     CONFIDENCE,
     Difference,
@@ -26,17 +26,8 @@ from hetpure.evaluation.statistics import (
 )
 
 Counting = Literal["single", "vote", "worst", "dw_box"]
+BySample = dict[int, Record]
 ROBUST = "robust"
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run's folder as read: its name here, its records, and when it has ended what it says of
-    itself: its `run` in words and the `provenance`."""
-
-    name: str
-    records: list[Record]
-    results: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -44,14 +35,14 @@ class Column:
     """One defence of one run: its records by sample, of clean and of attacked images.
 
     `attacked` is under the named attack or, for `robust`, the per-sample worst over `attacks`.
-    `partial` are samples that some of these attacks have and others lack, `limited` the attacks
-    that a run made on its first samples only: `robust` leaves these out, as the run's own does.
+    `partial` are samples that some of these attacks have and others lack. `limited` are attacks
+    that a run made on its first samples only: `robust` leaves them out, as the run's results do.
     """
 
     run: str
     defense: str
-    clean: dict[int, Record]
-    attacked: dict[int, Record]
+    clean: BySample
+    attacked: BySample
     attacks: tuple[str, ...]
     partial: frozenset[int] = frozenset()
     limited: tuple[str, ...] = ()
@@ -66,8 +57,8 @@ class Comparison:
     """One column against the baseline for one kind of image: `clean`, `robust` or an attack's name.
 
     `accuracy` and `reference`, the baseline's, are over the samples that both have; `left_out`
-    counts those that one of them lacks. The baseline's own line has no difference. The test is for
-    outcomes that are right or wrong, of `vote` and `worst`, not for means.
+    counts those that one of them lacks. The line of the baseline itself has no difference. The test
+    is for outcomes that are right or wrong, of `vote` and `worst`, not for means.
     """
 
     kind: str
@@ -86,21 +77,22 @@ class Comparison:
         return self.test is None or self.test.p_value < 1 - CONFIDENCE
 
 
-def read_runs(paths: Sequence[str]) -> list[Run]:
+def read_runs(paths: Sequence[str]) -> list[RecordedRun]:
     """The runs, each named by its folder, or by its path where two folders are named alike."""
-    places = [Path(path).resolve() for path in paths]
-    short = [place.name for place in places]
+    folders = [Path(path).resolve() for path in paths]
+    names = [folder.name for folder in folders]
     runs = []
-    for path, place in zip(paths, places, strict=True):
-        if places.count(place) > 1:
+    for path, folder in zip(paths, folders, strict=True):
+        if folders.count(folder) > 1:
             raise InputError(f"RUN {path} is given twice: give each run once")
-        name = place.name if short.count(place.name) == 1 else path.rstrip("/")
-        runs.append(Run(name, read_records(place), description_of(place)))
+        run = read_run(folder)
+        alone = names.count(folder.name) == 1
+        runs.append(run if alone else replace(run, name=path.rstrip("/")))
     return runs
 
 
 def read_columns(
-    runs: Sequence[Run], attack: str, counting: Counting
+    runs: Sequence[RecordedRun], attack: str, counting: Counting
 ) -> tuple[list[Column], list[str]]:
     """The defences under the named attack or the worst of all (`robust`), and the names of those
     that were not attacked so: one without noise has no `dw_box`."""
@@ -113,8 +105,8 @@ def read_columns(
             else:
                 columns.append(column)
     if not columns:
-        made = dict.fromkeys(record.attack for run in runs for record in run.records)
-        allowed = ", ".join((ROBUST, *(name for name in made if name != CLEAN)))
+        attacks = dict.fromkeys(record.attack for run in runs for record in run.records)
+        allowed = ", ".join((ROBUST, *(name for name in attacks if name != CLEAN)))
         raise InputError(
             f"--attack {attack} with --protocol {counting}: no defence was attacked so; the runs"
             f" have {allowed}"
@@ -126,12 +118,12 @@ def find_baseline(columns: Sequence[Column], wanted: str | None) -> Column:
     """The column that RUN:DEFENCE or DEFENCE names; by default the first."""
     if wanted is None:
         return columns[0]
-    found = [column for column in columns if wanted in (column.name, column.defense)]
-    if len(found) != 1:
-        said = "names no defence" if not found else f"names {len(found)} defences"
-        allowed = ", ".join(column.name for column in found or columns)
-        raise InputError(f"--baseline {wanted!r} {said}; allowed are {allowed}")
-    return found[0]
+    matches = [column for column in columns if wanted in (column.name, column.defense)]
+    if len(matches) != 1:
+        count = f"{len(matches)} defences" if matches else "no defence"
+        allowed = ", ".join(column.name for column in matches or columns)
+        raise InputError(f"--baseline {wanted!r} names {count}; allowed are {allowed}")
+    return matches[0]
 
 
 def compare(
@@ -159,11 +151,10 @@ def _paired(column: Column, baseline: Column, kind: str, counting: Counting) -> 
                 f"sample {sample} has label {ours[sample].label} in {column.name} and"
                 f" {theirs[sample].label} in {baseline.name}: give runs on the same images"
             )
-    first, second = (
+    (first, accuracy), (second, reference) = (
         _outcomes([records[sample] for sample in common], f"{owner.name} ({kind})", counting)
         for records, owner in ((ours, column), (theirs, baseline))
     )
-    accuracy, reference = _estimate(first, ours[common[0]]), _estimate(second, theirs[common[0]])
     if column is baseline:
         return Comparison(kind, column, accuracy, reference)
     everything = ours.keys() | theirs.keys()
@@ -181,29 +172,31 @@ def _paired(column: Column, baseline: Column, kind: str, counting: Counting) -> 
     )
 
 
-def _outcomes(records: Sequence[Record], where: str, counting: Counting) -> NDArray[np.bool_]:
-    """What is right: (n, draws) for means over draws, (n,) where a sample is right or wrong."""
-    if len({len(record.predictions) for record in records}) > 1:
+def _outcomes(
+    records: Sequence[Record], where: str, counting: Counting
+) -> tuple[NDArray[np.bool_], Estimate]:
+    """What is right: (n, draws) for means over draws, (n,) where a sample is right or wrong. And
+    the accuracy."""
+    draws = len(records[0].predictions)
+    if any(len(record.predictions) != draws for record in records):
         raise InputError(f"{where}: some samples have more predictions than others")
-    predictions = np.array([record.predictions for record in records])
-    labels = np.array([record.label for record in records])
-    right: NDArray[np.bool_] = predictions == labels[:, None]
+    right = draws_right(records)
+    if counting not in ("vote", "worst"):
+        return right, mean_accuracy(right)
     if counting == "vote":
-        right = majority(predictions) == labels
-    return np.asarray(right.all(1)) if counting == "worst" else right
+        predictions = np.array([record.predictions for record in records])
+        outcomes = majority(predictions) == np.array([record.label for record in records])
+    else:
+        outcomes = right.all(1)
+    return outcomes, wilson(int(outcomes.sum()), len(outcomes), draws)
 
 
-def _estimate(outcomes: NDArray[np.bool_], one: Record) -> Estimate:
-    if outcomes.ndim == 2:
-        return mean_accuracy(outcomes)
-    return wilson(int(outcomes.sum()), len(outcomes), len(one.predictions))
-
-
-def _column(run: Run, defense: str, attack: str, counting: Counting) -> Column | None:
+def _column(run: RecordedRun, defense: str, attack: str, counting: Counting) -> Column | None:
     where = f"{run.name}:{defense}"
+    records = [record for record in run.records if record.defense == defense]
     attacks = {
-        name: _by_sample(records, f"{where}, {name}")
-        for name, records in by_attack([r for r in run.records if r.defense == defense]).items()
+        name: {record.sample: record for record in of_attack}
+        for name, of_attack in by_attack(records).items()
     }
     if CLEAN not in attacks:
         raise InputError(f"{where} has no records of clean images")
@@ -212,50 +205,40 @@ def _column(run: Run, defense: str, attack: str, counting: Counting) -> Column |
     chosen = {name: attacks[name] for name in names if name in attacks}
     if not chosen:
         return None
-    for name, found in chosen.items():
-        if not all(record.chosen < len(record.selection) for record in found.values()):
+    for name, by_sample in chosen.items():
+        if not all(record.chosen < len(record.selection) for record in by_sample.values()):
             raise InputError(f"{where}, {name}: a record lacks its selection draws")
-        known = next(iter(found.values())).known
+        known = next(iter(by_sample.values())).known
         if bool(known) != (counting == "dw_box"):
-            knows = f"knows noise ({', '.join(known)})" if known else "knows no noise"
+            knowledge = f"knows noise ({', '.join(known)})" if known else "knows no noise"
             need = "is counted by --protocol dw_box" if known else "is not --protocol dw_box"
-            raise InputError(f"--attack {name} {knows} of {where}: it {need}")
+            raise InputError(f"--attack {name} {knowledge} of {where}: it {need}")
     limited: list[str] = []
-    if attack == ROBUST and run.results is not None:  # an unfinished run's may come to the end
-        limited = [name for name, found in chosen.items() if len(found) < len(clean)]
-    whole = {name: list(found.values()) for name, found in chosen.items() if name not in limited}
+    if attack == ROBUST and run.finished:  # of an unfinished run the rest may still come
+        limited = [name for name, by_sample in chosen.items() if len(by_sample) < len(clean)]
+    whole = {name: list(chosen[name].values()) for name in chosen if name not in limited}
     if not whole:
         raise InputError(f"{where}: no attack has all samples: name one with --attack")
     attacked = {record.sample: record for record in worst(whole)}
-    seen = {record.sample for records in whole.values() for record in records}
-    partial = frozenset(seen - attacked.keys())
+    samples = {record.sample for of_attack in whole.values() for record in of_attack}
+    partial = frozenset(samples - attacked.keys())
     return Column(run.name, defense, clean, attacked, tuple(whole), partial, tuple(limited))
 
 
-def _candidates(
-    attacks: Mapping[str, dict[int, Record]], where: str, counting: Counting
-) -> list[str]:
+def _candidates(attacks: Mapping[str, BySample], where: str, counting: Counting) -> list[str]:
     """What `robust` chooses among. For `dw_box` the one attack that knows noise: those that know
     other noise are other attackers, and count their selection draws differently."""
-    rows = {
-        name: list(found.values())
-        for name, found in attacks.items()
+    records = {
+        name: list(by_sample.values())
+        for name, by_sample in attacks.items()
         if name != NULL and not name.startswith(AUDIT)
     }
     if counting != "dw_box":
-        return list(of_threat(rows)) if rows else []
-    names = [name for name, records in rows.items() if records[0].known]
+        return list(of_threat(records)) if records else []
+    names = [name for name, of_attack in records.items() if of_attack[0].known]
     if len(names) > 1:
         raise InputError(
             f"--protocol dw_box: {where} has {len(names)} attacks that know noise; name one with"
             f" --attack: {', '.join(names)}"
         )
     return names
-
-
-def _by_sample(records: Sequence[Record], where: str) -> dict[int, Record]:
-    found: dict[int, Record] = {}
-    for record in records:
-        if found.setdefault(record.sample, record) != record:
-            raise InputError(f"{where}: sample {record.sample} is there twice, differently")
-    return found

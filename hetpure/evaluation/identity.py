@@ -1,6 +1,6 @@
 """What a run is: two runs with one identity give the same records."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -31,17 +31,21 @@ def device_kind(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """Where two identities, or parts of them, differ: one readable line a place."""
+def changes(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two identities, or parts of them, differ: the dotted name and both values, None for
+    what one of them lacks."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        return [
-            line
-            for key in dict.fromkeys([*before, *now])
-            for line in differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
-        ]
-    return [] if before == now else [f"{name}: {_short(before)}, now {_short(now)}"]
+        for key in dict.fromkeys([*before, *now]):
+            yield from changes(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+    elif before != now:
+        yield name, before, now
+
+
+def differences(before: Any, now: Any) -> list[str]:
+    """The changes, one readable line each."""
+    return [f"{name}: {_short(old)}, now {_short(new)}" for name, old, new in changes(before, now)]
 
 
 def _short(value: Any) -> str:
-    words = str(value)
-    return words if len(words) <= 60 else f"{words[:57]}..."
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,7 +1,8 @@
 """Runs that are read: those of this version from their stores, earlier ones from their records."""
 
 import json
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +13,78 @@ from hetpure.evaluation.run_results import Contents
 from hetpure.evaluation.store import RECORDS, RESULTS, RUN, Store
 
 FIELDS = {field.name for field in fields(Record)}
-UNTOLD: dict[str, Any] = {"threat": None, "known": []}  # what the earliest records do not say
+DEFAULTS: dict[str, Any] = {"threat": None, "known": []}  # which the earliest records lack
 
 
-def read_records(run: Path) -> list[Record]:
-    """The records of a run, finished or not: of its store, or the lines of `records*.jsonl` that a
-    run of an earlier version wrote, one file a process. InputError where there are none."""
-    here = (run / RUN).exists()
-    records = Contents.read(Store(run)).records() if here else _earlier(run)
-    if not records:
-        raise InputError(f"RUN {run}: it holds no record yet")
-    return records
+@dataclass(frozen=True)
+class RecordedRun:
+    """A run as its folder holds it.
+
+    Args:
+        name: of the run.
+        records: of all rows that are not struck out.
+        about: the run in words (`run`), its `provenance`, and which rows are `struck` out; empty
+            for a run of an earlier version that did not come to its end.
+        finished: whether all of it is computed.
+    """
+
+    name: str
+    records: list[Record]
+    about: dict[str, Any]
+    finished: bool
 
 
-def description_of(run: Path) -> dict[str, Any] | None:
-    """What a finished run says of itself, its `run` in words and its `provenance`; None of one that
-    has not ended."""
-    if (run / RUN).exists():
-        contents = Contents.read(Store(run))
-        ended = not contents.missing
-        about = {"run": contents.facts["run"], "provenance": contents.run["provenance"]}
-        return about if ended else None
-    try:
-        results = json.loads((run / RESULTS).read_text())
-    except (OSError, ValueError):
-        return None
-    return results if isinstance(results, dict) else None
+def read_run(path: Path) -> RecordedRun:
+    """A run in its folder, finished or not. InputError where there are no records: neither a store
+    nor lines of `records*.jsonl`, as earlier versions wrote them, one file a process."""
+    if (path / RUN).exists():
+        contents = Contents.read(Store(path))
+        about = {
+            "run": contents.facts["run"],
+            "provenance": contents.run["provenance"],
+            "struck": contents.struck,
+        }
+        run = RecordedRun(path.name, contents.records(), about, not contents.missing)
+    else:
+        about = _earlier_results(path)
+        run = RecordedRun(path.name, _earlier_records(path), about, bool(about))
+    if not run.records:
+        raise InputError(f"RUN {path}: it holds no record yet")
+    return run
 
 
-def earlier_results(run: Path) -> dict[str, Any]:
+def read_records(path: Path) -> list[Record]:
+    """The records of a run alone."""
+    return read_run(path).records
+
+
+def parse_records(files: Mapping[str, str]) -> list[Record]:
+    """The records of files by their name and text, each once, by sample. A torn last line is left
+    out: those runs wrote line by line. InputError for any other line that is no record."""
+    records: dict[tuple[str, str, int], Record] = {}
+    for name, text in files.items():
+        for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+            try:
+                content = DEFAULTS | {k: v for k, v in json.loads(line).items() if k in FIELDS}
+                record = Record(**content)
+            except (ValueError, TypeError, AttributeError) as error:
+                raise InputError(f"{name}, line {number}, is no record: {error}") from None
+            key = record.defense, record.attack, record.sample
+            if records.setdefault(key, record) != record:
+                raise InputError(
+                    f"{name}, line {number}: {record.defense}, {record.attack}: sample"
+                    f" {record.sample} is there twice, differently"
+                )
+    cells = dict.fromkeys((defense, attack) for defense, attack, _ in records)
+    order = {cell: place for place, cell in enumerate(cells)}
+    return sorted(records.values(), key=lambda r: (r.sample, order[r.defense, r.attack]))
+
+
+def earlier_results(path: Path) -> dict[str, Any]:
     """What the records of a run of an earlier version say, as `results.json` has it. Its gradient
     checks, audit and costs are in its own report."""
-    records = _earlier(run)
-    path = run / RESULTS
-    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    about = before.get("run", {"data": run.name, "attack": "", "attacks": {}, "baseline": None})
-    draws = max(len(record.predictions) for record in records)
-    chosen_on = max(max(record.selection) for record in records)
+    records, before = read_records(path), _earlier_results(path)
+    about = before.get("run", {"data": path.name, "attack": "", "attacks": {}, "baseline": None})
     defenses = summarise(records, about.get("baseline"))
     for name, summary in defenses.items():
         known = before.get("defenses", {}).get(name, {})
@@ -58,9 +94,13 @@ def earlier_results(run: Path) -> dict[str, Any]:
             known_attack = known.get("attacks", {}).get(attack, {})
             accuracy["eot_agreement"] = known_attack.get("eot_agreement")
     return {
-        "schema": before.get("schema", 3),
         "samples": len({record.sample for record in records}),
-        "run": {"report_draws": draws, "selection_draws": chosen_on, "audit": None, **about},
+        "run": {
+            "report_draws": max(len(record.predictions) for record in records),
+            "selection_draws": max(max(record.selection) for record in records),
+            "audit": None,
+            **about,
+        },
         "missing": 0,
         "struck": {},
         "defenses": defenses,
@@ -69,28 +109,20 @@ def earlier_results(run: Path) -> dict[str, Any]:
     }
 
 
-def _earlier(run: Path) -> list[Record]:
-    paths = sorted(run.glob("records*.jsonl"))
-    if not paths:
+def _earlier_records(path: Path) -> list[Record]:
+    files = sorted(path.glob("records*.jsonl"))
+    if not files:
         raise InputError(
-            f"RUN {run}: there is no {RUN} and no {RECORDS} in it; a run is a folder that"
+            f"RUN {path}: there is no {RUN} and no {RECORDS} in it; a run is a folder that"
             " evaluate.py wrote"
         )
-    records: dict[tuple[str, str, int], Record] = {}
-    for path in paths:
-        text = path.read_text()
-        # The last line may be torn: those runs wrote line by line.
-        for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
-            try:
-                entry = json.loads(line)
-                record = Record(**UNTOLD | {k: v for k, v in entry.items() if k in FIELDS})
-            except (ValueError, TypeError, AttributeError) as error:
-                raise InputError(f"{path}, line {number}, is no record: {error}") from None
-            key = record.defense, record.attack, record.sample
-            if records.setdefault(key, record) != record:
-                raise InputError(
-                    f"{path}, line {number}: {record.defense}, {record.attack}: sample"
-                    f" {record.sample} is there twice, differently"
-                )
-    order = {name: place for place, name in enumerate(dict.fromkeys(k[:2] for k in records))}
-    return sorted(records.values(), key=lambda r: (r.sample, order[r.defense, r.attack]))
+    return parse_records({str(file): file.read_text() for file in files})
+
+
+def _earlier_results(path: Path) -> dict[str, Any]:
+    """Empty where the run was not finished, or was killed while it wrote them."""
+    try:
+        results = json.loads((path / RESULTS).read_text())
+    except (OSError, ValueError):
+        return {}
+    return results if isinstance(results, dict) else {}

@@ -96,9 +96,10 @@ def paired_difference(
     return Difference(difference, max(low, -1.0), min(high, 1.0), n)
 
 
-def in_points(found: Mapping[str, Any]) -> str:
+def in_points(difference: Mapping[str, Any]) -> str:
     """A `Difference` as a dictionary, in points with its interval; what rounds to 0 is +0.0."""
-    middle, low, high = (round(100 * found[key], 1) + 0.0 for key in ("difference", "low", "high"))
+    keys = ("difference", "low", "high")
+    middle, low, high = (round(100 * difference[key], 1) + 0.0 for key in keys)
     return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
@@ -109,11 +110,11 @@ def _resampled_means(observed: Sequence[NDArray[np.bool_]], seed: int) -> list[N
     means: list[list[NDArray[np.float64]]] = [[] for _ in observed]
     for _ in range(RESAMPLES // CHUNK):
         rows = generator.integers(n, size=(CHUNK, n))
-        for correct, found in zip(observed, means, strict=True):
-            # A resampled sample's draws are a resample of its draws: binomial with its own rate.
+        for correct, chunks in zip(observed, means, strict=True):
+            # Draws of a resampled sample are resampled too: binomial, with the sample's rate.
             draws = correct.shape[1]
-            found.append(generator.binomial(draws, correct.mean(1)[rows]).mean(1) / draws)
-    return [np.concatenate(found) for found in means]
+            chunks.append(generator.binomial(draws, correct.mean(1)[rows]).mean(1) / draws)
+    return [np.concatenate(chunks) for chunks in means]
 
 
 def _interval(means: NDArray[np.float64]) -> tuple[float, float]:

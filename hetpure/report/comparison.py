@@ -1,16 +1,17 @@
 """A comparison of defences for people and papers: terminal tables, CSV, LaTeX, and what to heed."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hetpure.evaluation.compare import ROBUST, Column, Comparison, Counting, Run
-from hetpure.evaluation.protocol import CLEAN
+from hetpure.evaluation.compare import ROBUST, Column, Comparison, Counting
+from hetpure.evaluation.identity import changes
+from hetpure.evaluation.protocol import CLEAN, Record
+from hetpure.evaluation.reading import RecordedRun
 from hetpure.report.table import difference, interval
 
 MEANING = {
@@ -25,7 +26,7 @@ TESTED = (
     "; differences with Newcombe's paired interval; alone: samples that only this defence / only"
     " the baseline has right; p: exact McNemar test of these, two-sided"
 )
-# Of a run's own description: what makes its numbers others. The rest says how it was shown.
+# What changes the numbers of a run. The rest of its description says how it was shown.
 FACTS = ("data", "attack", "attacks", "report_draws", "selection_draws", "network_call")
 CSV_HEAD = (
     "run", "defense", "baseline_run", "baseline_defense", "kind", "attacks", "protocol", "n",
@@ -42,13 +43,13 @@ LATEX = {character: "\\" + character for character in "&%$#_{}"} | {
 }
 
 
-def tables(found: Sequence[Comparison]) -> list[Table]:
+def tables(comparisons: Sequence[Comparison]) -> list[Table]:
     """One for the terminal for each kind of image; runs are headings where there are several."""
-    tested, several = _tested(found), _several(found)
+    tested, several = _tested(comparisons), _several(comparisons)
     made = []
-    for kind, rows in _by_kind(found):
+    for kind, lines in _by_kind(comparisons):
         table = Table(
-            title=Text(_title(kind, rows), style="bold"),
+            title=Text(_title(kind, lines), style="bold"),
             title_justify="left",
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
@@ -57,43 +58,47 @@ def tables(found: Sequence[Comparison]) -> list[Table]:
         for head in _heads(tested):
             table.add_column(head, justify="right", no_wrap=True)
         run = None
-        for row in rows:
-            if several and row.column.run != run:
-                run = row.column.run
+        for line in lines:
+            if several and line.column.run != run:
+                run = line.column.run
                 table.add_row(Text(run, style="italic"))
-            style = "red" if row.worse(0) else ""
-            name = Text("  " * several + row.column.defense)
-            table.add_row(name, *(Text(cell) for cell in _cells(row, tested)), style=style)
+            style = "red" if line.worse(0) else ""
+            name = Text("  " * several + line.column.defense)
+            table.add_row(name, *(Text(cell) for cell in _cells(line, tested)), style=style)
         made.append(table)
     return made
 
 
-def notes(found: Sequence[Comparison], baseline: Column, counting: Counting) -> list[str]:
+def notes(comparisons: Sequence[Comparison], baseline: Column, counting: Counting) -> list[str]:
     """What the numbers are, how many there are, and what they are not over."""
-    draws = " or ".join(str(count) for count in sorted({row.accuracy.draws for row in found}))
-    differences = sum(row.difference is not None for row in found)
-    reference = _name(baseline, found)
+    draws = " or ".join(str(count) for count in sorted({c.accuracy.draws for c in comparisons}))
+    differences = sum(c.difference is not None for c in comparisons)
+    names = _names(comparisons)
+    reference = names[baseline.name]
     lines = [
         f"Difference: from {reference}, over the samples that both have. With 95% intervals."
-        f" {MEANING[counting]}{TESTED if _tested(found) else ''}. Draws a sample: {draws}.",
+        f" {MEANING[counting]}{TESTED if _tested(comparisons) else ''}. Draws a sample: {draws}.",
         f"{differences} difference{'s' * (differences != 1)}, with intervals that are not corrected"
         " for their number.",
     ]
-    for row in found:
-        if row.left_out:
+    for c in comparisons:
+        if c.left_out:
             lines.append(
-                f"{_name(row.column, found)}, {row.kind}: {row.left_out} samples left out that it"
-                f" or {reference} lacks; {row.accuracy.n} compared."
+                f"{names[c.column.name]}, {c.kind}: {c.left_out} samples left out that it or"
+                f" {reference} lacks; {c.accuracy.n} compared."
             )
-    limited = {_name(row.column, found): row.column.limited for row in found if row.column.limited}
-    for attacks in dict.fromkeys(limited.values()):
-        names = ", ".join(name for name, its in limited.items() if its == attacks)
-        lines.append(f"{names}: robust leaves out {', '.join(attacks)}, made on some samples only.")
+    limited: dict[tuple[str, ...], dict[str, None]] = {}
+    for c in comparisons:
+        if c.column.limited:
+            limited.setdefault(c.column.limited, {})[names[c.column.name]] = None
+    for attacks, columns in limited.items():
+        left_out = f"robust leaves out {', '.join(attacks)}, made on some samples only."
+        lines.append(f"{', '.join(columns)}: {left_out}")
     return lines
 
 
 def cautions(
-    runs: Sequence[Run],
+    runs: Sequence[RecordedRun],
     columns: Sequence[Column],
     absent: Sequence[str],
     baseline: Column,
@@ -105,165 +110,156 @@ def cautions(
         yield f"left out, not attacked so: {', '.join(absent)}"
     reference = next(run for run in runs if run.name == baseline.run)
     for run in runs:
-        if run.results is None:
+        for row, reason in run.about.get("struck", {}).items():
+            yield f"left out, {run.name}:{row} is struck out: {reason}"
+        if not run.finished:
             yield (
-                f"{run.name} is not finished: its data and attacks cannot be"
-                " checked, and robust is over the samples that all its attacks have"
+                f"{run.name} is not finished: robust is over the samples that all its attacks have"
             )
-        elif reference.results is not None:
-            ours, theirs = _facts(run.results), _facts(reference.results)
-            for key in (key for key in theirs if key in ours):
-                for name, here, there in _differing(key, ours[key], theirs[key]):
-                    yield f"{name} differs: {here} in {run.name}, {there} in {reference.name}"
-            ours, theirs = _hashes(run.results), _hashes(reference.results)
-            files = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
-            if ours and theirs and files:
-                yield f"data differs between {run.name} and {reference.name}: {', '.join(files)}"
+        if not run.about:
+            yield f"{run.name} does not say what its data and attacks are: they cannot be checked"
+        elif reference.about:
+            yield from _changed(run, reference)
     for column in columns:
-        own, its = sorted(column.attacks), sorted(baseline.attacks)
-        if own != its:
+        other = f"on {column.name}", f"on {baseline.name}"
+        for what, here, there in (
+            ("attacks differ", *(", ".join(sorted(c.attacks)) for c in (column, baseline))),
+            ("threat differs", _record(column).threat, _record(baseline).threat),
+        ):
+            if here != there:
+                yield f"{what}: {here} {other[0]}, {there} {other[1]}"
+        draws, base_draws = (len(_record(c).predictions) for c in (column, baseline))
+        if counting == "worst" and draws != base_draws and 1 not in (draws, base_draws):
             yield (
-                f"attacks differ: {', '.join(own)} on {column.name}, {', '.join(its)} on"
-                f" {baseline.name}"
+                f"worst is over {draws} draws of {column.name} and {base_draws} of {baseline.name}:"
+                " more draws are more chances to be wrong"
             )
-        ball, reference_ball = _threat(column), _threat(baseline)
-        if ball != reference_ball:
-            yield f"threat differs: {ball} on {column.name}, {reference_ball} on {baseline.name}"
-        own_draws, its_draws = _draws(column), _draws(baseline)
-        if counting == "worst" and own_draws != its_draws and 1 not in (own_draws, its_draws):
-            yield (
-                f"worst is over {own_draws} draws of {column.name} and {its_draws} of"
-                f" {baseline.name}: more draws are more chances to be wrong"
-            )
+
+
+def _changed(run: RecordedRun, reference: RecordedRun) -> Iterator[str]:
+    """Where data and attacks of two runs differ, as far as both tell."""
+    here, there = (about["run"] for about in (run.about, reference.about))
+    for key in FACTS:
+        if key in here and key in there:
+            for name, theirs, ours in changes(there[key], here[key], key):
+                ours, theirs = ("nothing" if v is None else v for v in (ours, theirs))
+                yield f"{name} differs: {ours} in {run.name}, {theirs} in {reference.name}"
+    hashes = [r.about.get("provenance", {}).get("data") for r in (reference, run)]
+    if all(hashes) and (files := [name for name, _, _ in changes(*hashes)]):
+        yield f"data differs between {run.name} and {reference.name}: {', '.join(files)}"
 
 
 def verdict(
-    found: Sequence[Comparison], baseline: Column, kind: str, tolerance: float
+    comparisons: Sequence[Comparison], baseline: Column, kind: str, tolerance: float
 ) -> tuple[bool, str]:
     """Whether no defence is significantly worse on this kind of image than a drop of `tolerance`
     points allows, and the line that says so."""
-    worse = [row.column for row in found if row.kind == kind and row.worse(tolerance / 100)]
-    names = ", ".join(_name(column, found) for column in worse) or "no defence is"
+    names = _names(comparisons)
+    worse = [c.column for c in comparisons if c.kind == kind and c.worse(tolerance / 100)]
     allowed = f" by more than {tolerance:g} points" if tolerance else ""
-    said = f"significantly worse than {_name(baseline, found)}{allowed}"
-    return not worse, f"{kind}: {said}: {names}" if worse else f"{kind}: {names} {said}"
+    finding = f"significantly worse than {names[baseline.name]}{allowed}"
+    if not worse:
+        return True, f"{kind}: no defence is {finding}"
+    return False, f"{kind}: {finding}: {', '.join(names[column.name] for column in worse)}"
 
 
 def write_csv(
-    found: Sequence[Comparison], baseline: Column, counting: Counting, path: Path
+    comparisons: Sequence[Comparison], baseline: Column, counting: Counting, path: Path
 ) -> None:
-    """Every number in full, as shares; the baseline's own lines have no difference."""
+    """Every number in full, as shares; the lines of the baseline itself have no difference."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(CSV_HEAD)
-        for row in found:
-            apart, test, own = row.difference, row.test, row.accuracy
+        for c in comparisons:
+            accuracy, apart, test = c.accuracy, c.difference, c.test
             writer.writerow(
                 (
-                    row.column.run, row.column.defense, baseline.run, baseline.defense, row.kind,
-                    "" if row.kind == CLEAN else " ".join(row.column.attacks), counting,
-                    own.n, row.left_out, own.draws, own.accuracy, own.low, own.high,
-                    row.reference.accuracy,
+                    c.column.run, c.column.defense, baseline.run, baseline.defense, c.kind,
+                    "" if c.kind == CLEAN else " ".join(c.column.attacks), counting,
+                    accuracy.n, c.left_out, accuracy.draws,
+                    accuracy.accuracy, accuracy.low, accuracy.high, c.reference.accuracy,
                     *((apart.difference, apart.low, apart.high) if apart else ("",) * 3),
                     *((test.only_first, test.only_second, test.p_value) if test else ("",) * 3),
                 )
             )  # fmt: skip
 
 
-def latex(found: Sequence[Comparison], remarks: Sequence[str]) -> str:
+def latex(comparisons: Sequence[Comparison], remarks: Sequence[str]) -> str:
     """A tabular that needs the package booktabs and nothing else; the remarks are comments."""
-    tested, several = _tested(found), _several(found)
+    tested, several = _tested(comparisons), _several(comparisons)
     heads = [*(["run"] if several else []), "defence", *map(_escaped, _heads(tested))]
     names = 1 + several
-    lines = ["% " + " ".join(remark.split()) for remark in remarks]
-    lines.append(rf"\begin{{tabular}}{{{'l' * names}{'r' * (len(heads) - names)}}}")
-    lines += [r"\toprule", " & ".join(heads) + r" \\"]
-    for kind, rows in _by_kind(found):
-        title = _escaped(_title(kind, rows))
-        lines += [r"\midrule", rf"\multicolumn{{{len(heads)}}}{{l}}{{{title}}} \\"]
-        for row in rows:
-            name = [*([row.column.run] if several else []), row.column.defense]
-            cells = [*map(_escaped, name), *map(_mathematics, _cells(row, tested))]
-            lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    text = ["% " + " ".join(remark.split()) for remark in remarks]
+    text.append(rf"\begin{{tabular}}{{{'l' * names}{'r' * (len(heads) - names)}}}")
+    text += [r"\toprule", " & ".join(heads) + r" \\"]
+    for kind, lines in _by_kind(comparisons):
+        title = _escaped(_title(kind, lines))
+        text += [r"\midrule", rf"\multicolumn{{{len(heads)}}}{{l}}{{{title}}} \\"]
+        for line in lines:
+            name = [*([line.column.run] if several else []), line.column.defense]
+            cells = [*map(_escaped, name), *map(_mathematics, _cells(line, tested))]
+            text.append(" & ".join(cells) + r" \\")
+    return "\n".join([*text, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def _heads(tested: bool) -> list[str]:
     return ["n", "accuracy (%)", "difference (points)", *(["alone", "p"] if tested else [])]
 
 
-def _cells(row: Comparison, tested: bool) -> list[str]:
+def _cells(comparison: Comparison, tested: bool) -> list[str]:
     """The cells of a line, but for its name."""
-    apart = "baseline" if row.difference is None else difference(row.difference.as_dict())
-    cells = [str(row.accuracy.n), interval(row.accuracy.as_dict()), apart]
-    if tested:
-        test = row.test
-        cells += ["", ""] if test is None else [
-            f"{test.only_first} / {test.only_second}",
-            "<0.001" if test.p_value < 0.001 else f"{test.p_value:.3f}",
-        ]  # fmt: skip
-    return cells
+    apart, test = comparison.difference, comparison.test
+    cells = [
+        str(comparison.accuracy.n),
+        interval(comparison.accuracy.as_dict()),
+        "baseline" if apart is None else difference(apart.as_dict()),
+    ]
+    if not tested:
+        return cells
+    if test is None:
+        return [*cells, "", ""]
+    p_value = "<0.001" if test.p_value < 0.001 else f"{test.p_value:.3f}"
+    return [*cells, f"{test.only_first} / {test.only_second}", p_value]
 
 
-def _title(kind: str, rows: Sequence[Comparison]) -> str:
+def _title(kind: str, comparisons: Sequence[Comparison]) -> str:
     if kind != ROBUST:
         return kind
-    attacks = dict.fromkeys(attack for row in rows for attack in row.column.attacks)
+    attacks = dict.fromkeys(attack for c in comparisons for attack in c.column.attacks)
     if len(attacks) == 1:
         return f"robust: {', '.join(attacks)}"
     return f"robust: per sample the worst of {', '.join(attacks)}"
 
 
-def _by_kind(found: Sequence[Comparison]) -> Iterator[tuple[str, list[Comparison]]]:
-    for kind in dict.fromkeys(row.kind for row in found):
-        yield kind, [row for row in found if row.kind == kind]
+def _by_kind(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, list[Comparison]]]:
+    for kind in dict.fromkeys(c.kind for c in comparisons):
+        yield kind, [c for c in comparisons if c.kind == kind]
 
 
-def _tested(found: Sequence[Comparison]) -> bool:
-    return any(row.test is not None for row in found)
+def _tested(comparisons: Sequence[Comparison]) -> bool:
+    return any(c.test is not None for c in comparisons)
 
 
-def _several(found: Sequence[Comparison]) -> bool:
-    return len({row.column.run for row in found}) > 1
+def _several(comparisons: Sequence[Comparison]) -> bool:
+    return len({c.column.run for c in comparisons}) > 1
 
 
-def _name(column: Column, found: Sequence[Comparison]) -> str:
-    return column.name if _several(found) else column.defense
+def _names(comparisons: Sequence[Comparison]) -> dict[str, str]:
+    """Of each column: its run's name goes before its defence's where there are several runs."""
+    several = _several(comparisons)
+    columns = (c.column for c in comparisons)
+    return {column.name: column.name if several else column.defense for column in columns}
 
 
-def _threat(column: Column) -> str | None:
-    return next(iter(column.attacked.values())).threat
-
-
-def _draws(column: Column) -> int:
-    return len(next(iter(column.attacked.values())).predictions)
-
-
-def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
-    run = results.get("run", {})
-    return {key: run[key] for key in FACTS if key in run}
-
-
-def _hashes(results: Mapping[str, Any]) -> dict[str, str]:
-    return results.get("provenance", {}).get("data") or {}
-
-
-def _differing(key: str, own: Any, its: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The names and both values of what is not the same."""
-    if not isinstance(own, dict) or not isinstance(its, dict):
-        own, its, prefix = {"": own}, {"": its}, key
-    else:
-        prefix = f"{key} "
-    for name in dict.fromkeys((*its, *own)):
-        ours, theirs = own.get(name, "nothing"), its.get(name, "nothing")
-        if ours != theirs:
-            yield f"{prefix}{name}", ours, theirs
+def _record(column: Column) -> Record:
+    """One of the column's attacked images: the others are alike in threat and draws."""
+    return next(iter(column.attacked.values()))
 
 
 def _escaped(text: str) -> str:
     """For LaTeX. A cell that starts with [ or * would be taken for an option of the line's end."""
-    found = "".join(LATEX.get(character, character) for character in " ".join(text.split()))
-    return "{}" + found if found[:1] in ("[", "*") else found
+    escaped = "".join(LATEX.get(character, character) for character in " ".join(text.split()))
+    return "{}" + escaped if escaped[:1] in ("[", "*") else escaped
 
 
 def _mathematics(cell: str) -> str:
