@@ -8,17 +8,18 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from hetpure.attacks import PGD
-from hetpure.attacks.attack import Addresses, check_candidates
 from hetpure.attacks.low_frequency import LowFrequency, ascent, dct_matrix, low_pass, within
 from hetpure.classifiers import Classifier
-from hetpure.defense import Defense, count_network_calls
+from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
-from hetpure.errors import InputError
-from hetpure.noise import Noise, Stream
 from hetpure.purifiers import HeterogeneousPurifier
+from tests.hetpure.attacks.defenses import (
+    LABELS,
+    Spy,
+    size,
+    target_of,
+)
 
-SAMPLES, LABELS = torch.tensor([31, 7, 100, 5]), torch.tensor([0, 1, 1, 0])
-ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.REPORT))
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 
 
@@ -37,25 +38,12 @@ def slope(classifier: Classifier) -> Tensor:
     return (weight[1 - LABELS] - weight[LABELS]).reshape(-1, 1, 8, 8)
 
 
-def size(offsets: Tensor, norm: str) -> Tensor:
-    """The norm of each (..., C, H, W) offset."""
-    return offsets.flatten(-3).norm(dim=-1, p=float("inf") if norm == "linf" else 2)
-
-
 def high_energy(images: Tensor, ratio: float) -> float:
     """Of all frequencies but the lowest, by scipy."""
     spectrum = torch.from_numpy(scipy.fft.dctn(images.numpy(), axes=(-2, -1), norm="ortho"))
     rows, columns = (round(ratio * n) for n in images.shape[-2:])
     spectrum[..., :rows, :columns] = 0
     return float(spectrum.square().sum())
-
-
-class Seen(Defense):
-    """Remembers the images it is asked for."""
-
-    def forward(self, images: Tensor, *rest: object) -> Tensor:
-        self.__dict__.setdefault("asked", []).append(images.detach().clone())
-        return super().forward(images, *rest)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 8, 32])
@@ -111,12 +99,12 @@ def test_what_is_brought_into_the_ball_stays_low(norm: str) -> None:
     offset *= (
         torch.tensor([2.0, 0.5])[:, None, None, None] / size(offset, norm)[:, None, None, None]
     )
-    found = within(offset, 1.0, norm, 0.4)
-    assert high_energy(found, 0.4) < 1e-25
-    torch.testing.assert_close(found[1], offset[1], rtol=0, atol=1e-14)
-    assert 0.9 < size(found, norm)[0] <= 1 + 1e-14
+    inside = within(offset, 1.0, norm, 0.4)
+    assert high_energy(inside, 0.4) < 1e-25
+    torch.testing.assert_close(inside[1], offset[1], rtol=0, atol=1e-14)
+    assert 0.9 < size(inside, norm)[0] <= 1 + 1e-14
     if norm == "l2":
-        torch.testing.assert_close(found[0], offset[0] / 2, rtol=1e-14, atol=0)
+        torch.testing.assert_close(inside[0], offset[0] / 2, rtol=1e-14, atol=0)
     assert torch.equal(within(offset, 0.0, norm, 0.4), torch.zeros_like(offset))
 
 
@@ -127,7 +115,7 @@ def test_l2_against_a_linear_classifier_in_closed_form(
     """It ends at the rim of the ball along P g: no other low-frequency perturbation gains more."""
     away = low_pass(slope(linear_classifier), 0.4)
     attack = low_frequency(norm="l2", steps=60, step_size=0.1, random_start=random_start)
-    last, best = attack(Defense(linear_classifier), images, LABELS, ADDRESSES)
+    last, best = attack(target_of(Defense(linear_classifier), images))
     expected = images + 0.1 * away / size(away, "l2")[:, None, None, None]
     torch.testing.assert_close(last, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(best, last, rtol=0, atol=1e-6)
@@ -142,8 +130,8 @@ def test_linf_against_a_linear_classifier_is_near_the_linear_programs_optimum(
     cosines = dct_matrix(8)[:count]
     basis = torch.einsum("kh,lw->hwkl", cosines, cosines).reshape(64, count**2).numpy()
     attack = low_frequency(steps=20, step_size=0.04, random_start=random_start)
-    found = attack(Defense(linear_classifier), images, LABELS, ADDRESSES)
-    gained = ((found - images) * away).sum((2, 3, 4))
+    candidates = attack(target_of(Defense(linear_classifier), images))
+    gained = ((candidates - images) * away).sum((2, 3, 4))
     for gradient, ours in zip(away, gained.amax(0), strict=True):
         both, rim = np.concatenate([basis, -basis]), np.full(128, 0.1)
         gain = -basis.T @ gradient.flatten().numpy()
@@ -157,30 +145,15 @@ def test_every_iterate_is_low_and_in_the_ball(
 ) -> None:
     """Images well inside [0, 1] are never cut, so their offsets are seen whole; the random start's
     too. Their high-frequency energy is 0 to the last bits."""
-    defense = Seen(classifier, HeterogeneousPurifier(steps=20), denoiser)
+    defense = Spy(classifier, HeterogeneousPurifier(steps=3), denoiser)
     attack = low_frequency(norm=norm, mask="recomputed", steps=3, step_size=0.06, restarts=2)
-    found = attack(defense, images, LABELS, ADDRESSES)
-    offsets = torch.stack([*found, *(asked[:4] for asked in defense.asked)]) - images
+    candidates = attack(target_of(defense, images))
+    offsets = torch.stack([*candidates, *(call.images[:4] for call in defense.calls)]) - images
     assert len(offsets) == 4 + 2 * 3
     assert high_energy(offsets, 0.4) < 1e-25
     assert (size(offsets, norm) <= 0.1 + 1e-12).all()
     starts = offsets[4], offsets[4 + 3]
     assert size(starts[0], norm).min() > 0 and not torch.isclose(*starts).all((1, 2, 3)).any()
-
-
-@norms
-@pytest.mark.parametrize("epsilon", [0.0, 1e-3, 0.5, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_candidates_are_inside_the_ball_and_the_box(
-    norm: str, epsilon: float, dtype: torch.dtype, linear_classifier: Classifier
-) -> None:
-    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
-    images[:, :, :2], images[:, :, 6:] = 0, 1
-    attack = low_frequency(norm=norm, epsilon=epsilon, step_size=0.3, steps=4, restarts=2)
-    found = attack(Defense(linear_classifier.to(dtype)), images, LABELS, ADDRESSES)
-    assert found.shape == (4, 4, 1, 8, 8) and found.dtype == dtype
-    check_candidates(found, images, SAMPLES, attack.threat)
-    assert torch.equal(found, images.expand_as(found)) == (epsilon == 0)
 
 
 @norms
@@ -196,38 +169,12 @@ def test_pixels_that_are_cut_have_no_say(
     assert 0 < free.double().mean() < 1
     expected = (images + first + 0.04 * ascent(away * free, 0.4, norm)).clamp(0, 1)
     attack = low_frequency(norm=norm, epsilon=0.5, random_start=False, loss="margin")
-    last = attack(Defense(linear_classifier), images, LABELS, ADDRESSES)[0]
+    last = attack(target_of(Defense(linear_classifier), images))[0]
     torch.testing.assert_close(last, expected, rtol=0, atol=1e-12)
 
 
 def test_with_all_frequencies_a_step_is_pgds(linear_classifier: Classifier, images: Tensor) -> None:
     shared = {"epsilon": 0.1, "steps": 1, "step_size": 0.04, "random_start": False}
-    ours = LowFrequency(**shared, ratio=1.0)(Defense(linear_classifier), images, LABELS, ADDRESSES)
-    pgd = PGD(**shared)(Defense(linear_classifier), images, LABELS, ADDRESSES)
+    ours = LowFrequency(**shared, ratio=1.0)(target_of(Defense(linear_classifier), images))
+    pgd = PGD(**shared)(target_of(Defense(linear_classifier), images))
     torch.testing.assert_close(ours, pgd, rtol=0, atol=1e-12)
-
-
-def test_results_follow_the_sample_and_cost_what_is_said(
-    denoiser: Denoiser, classifier: Classifier, images: Tensor
-) -> None:
-    defense = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser, policy="tape")
-    attack = low_frequency()
-    with count_network_calls(defense) as calls:
-        whole = attack(defense, images, LABELS, ADDRESSES)
-    assert len(whole) == attack.candidates(defense) == 6
-    assert calls.rows == 4 * attack.purifications(defense) * defense.network_calls
-    part = torch.tensor([2, 0])
-    alone = attack(defense, images[part], LABELS[part], ADDRESSES.take(part))
-    torch.testing.assert_close(alone, whole[:, part], rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("ratio", [0.0, -0.5, 1.5, float("nan")])
-def test_unusable_ratio_names_its_flag(ratio: float) -> None:
-    with pytest.raises(InputError, match=rf"--model\.attack\.ratio must be in \(0, 1\].*{ratio}"):
-        low_frequency(ratio=ratio)
-
-
-def test_it_says_what_it_is() -> None:
-    attack = low_frequency(norm="l2")
-    assert attack.name == "low_frequency_l2"
-    assert attack.describe().startswith("L2 0.1") and "lowest 0.4" in attack.describe()

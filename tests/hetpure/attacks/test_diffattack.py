@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hetpure.attacks import PGD
-from hetpure.attacks.attack import SILENT, Addresses
 from hetpure.attacks.diffattack import Deviated, DiffAttack, step_weights
+from hetpure.attacks.gradient import Run
 from hetpure.attacks.losses import criterion
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
@@ -19,7 +19,7 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.expectation import Query, answers
 from hetpure.gradients import APPROXIMATIONS, Execution, Policy
-from hetpure.noise import BatchNoise, Noise, Purpose, Stream, attack_draw
+from hetpure.noise import BatchNoise, Purpose, attack_draw
 from hetpure.purifiers import (
     EDMPurifier,
     GuidedPurifier,
@@ -29,9 +29,13 @@ from hetpure.purifiers import (
 )
 from hetpure.samplers import DDPM, VPSDE
 from hetpure.schedule import NO_NOISE
+from tests.hetpure.attacks.defenses import (
+    ADDRESSES,
+    SAMPLES,
+    target_of,
+)
 
-SAMPLES, LABELS = torch.tensor([31, 7, 100, 5]), torch.tensor([0, 1, 2, 3])
-ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.REPORT))
+LABELS = torch.tensor([0, 1, 2, 3])
 SMOOTH = DDPM(clip_x0=False)
 FAMILY: dict[str, Purifier] = {
     "ddim": UniformPurifier(steps=20, strength=0.2),
@@ -156,7 +160,7 @@ def test_what_does_not_differentiate_every_step_is_refused(
     purifier = UniformPurifier(steps=20, sampler=VPSDE())
     defense = Defense(classifier, purifier, denoiser, policy=policy)
     with pytest.raises(InputError, match=f"gradient {policy} does not; make it auto, tape"):
-        diffattack()(defense, images, LABELS, ADDRESSES)
+        diffattack()(target_of(defense, images, LABELS))
 
 
 @pytest.mark.parametrize("what", ["no purifier", "weight 0", "classifier only"])
@@ -174,9 +178,8 @@ def test_where_it_is_pgd(
     ours = DiffAttack(**shared, deviation_weight=0.0 if what == "weight 0" else 1.0)
     pgd = PGD(**shared)
     assert torch.equal(
-        ours(defense, images, LABELS, ADDRESSES), pgd(defense, images, LABELS, ADDRESSES)
+        ours(target_of(defense, images, LABELS)), pgd(target_of(defense, images, LABELS))
     )
-    assert ours.purifications(defense) == pgd.purifications(defense)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 3])
@@ -208,7 +211,7 @@ def test_a_step_goes_along_both_losses(
     total = torch.stack(losses).mean(0) + 3 * found[..., -1].mean(0)
     (gradient,) = torch.autograd.grad(total.sum(), point)
     unit = gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
-    last = attack(defense, images, LABELS, ADDRESSES)[0]
+    last = attack(target_of(defense, images, LABELS))[0]
     torch.testing.assert_close((last - images) / 0.04, unit, rtol=0, atol=1e-9)
 
 
@@ -220,7 +223,7 @@ def test_an_answer_tells_of_the_classification_alone(
     defense = Defense(classifier, FAMILY["ddpm"], denoiser)
     attack = diffattack(deviation_weight=1e6, mask="recomputed")
     losses = criterion("cross_entropy", LABELS)
-    answer = attack.ask(defense, images, LABELS, None, losses, ADDRESSES, 0, 0, SILENT)
+    answer = attack.ask(Run(target_of(defense, images, LABELS), 0, losses, None), images, 0)
     noises = ADDRESSES.draws(0, 0, 2)
     expected = answers(defense, Query(images, SAMPLES, None, noises))
     assert torch.equal(answer.logits, expected)
@@ -240,24 +243,14 @@ def test_it_makes_the_purification_stray(
         return found
 
     plain, ours = (
-        strays(diffattack(deviation_weight=weight, steps=4)(defense, images, LABELS, addresses)[0])
+        strays(
+            diffattack(deviation_weight=weight, steps=4)(
+                target_of(defense, images, LABELS, addresses)
+            )[0]
+        )
         for weight in (0.0, 100.0)
     )
     assert (ours > plain).all() and (ours > strays(images)).all()
-
-
-def test_every_mask_policy_is_run(
-    denoiser: Denoiser, classifier: Classifier, images: Tensor
-) -> None:
-    defense = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser, policy="tape")
-    attack = diffattack(steps=1, eot_samples=1)
-    found = attack(defense, images, LABELS, ADDRESSES)
-    assert len(found) == attack.candidates(defense) == 6
-    alone = [
-        replace(attack, mask=mask)(defense, images, LABELS, ADDRESSES)
-        for mask in ("frozen", "recomputed", "soft")
-    ]
-    assert torch.equal(found, torch.cat(alone))
 
 
 def test_weights_of_steps(denoiser: Denoiser) -> None:
@@ -271,18 +264,3 @@ def test_weights_of_steps(denoiser: Denoiser) -> None:
     attack = diffattack(levels="low")
     assert "deviation weight 1 at low noise levels" in attack.describe()
     assert attack.name == "diffattack_linf"
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("deviation_weight", -1.0),
-        ("deviation_weight", float("nan")),
-        ("levels", "middle"),
-        ("average", "probabilities"),
-        ("approximation", "bpda"),
-    ],
-)
-def test_unusable_parameter_names_its_flag(field: str, value: object) -> None:
-    with pytest.raises(InputError, match=rf"--model\.attack\.{field} .*{value}"):
-        diffattack(**{field: value})

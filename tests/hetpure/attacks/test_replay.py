@@ -12,18 +12,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hetpure.attacks.attack import Addresses, Threat
+from hetpure.attacks.attack import Addresses, Cost, Threat
 from hetpure.attacks.replay import Replay
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
-from hetpure.errors import InputError
-from hetpure.noise import Noise, Stream
+from hetpure.errors import FieldError, InputError
 from hetpure.saved_images import save_images, saved_images
+from tests.hetpure.attacks.defenses import (
+    NOISE,
+    target_of,
+)
 
 IDS = torch.tensor([31, 7, 100, 5])
 CLEAN = (0.2 + 0.6 * torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))).float()
 ADVERSARIAL = CLEAN + 0.05 * torch.where(CLEAN > 0.5, 1.0, -1.0)
-NOISE = Noise.of(7, Stream.REPORT)
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def defense(linear_classifier: Classifier) -> Defense:
 
 def replayed(attack: Replay, defense: Defense, order: list[int], images: Tensor = CLEAN) -> Tensor:
     labels = torch.zeros(len(order), dtype=torch.int64)
-    return attack(defense, images[order], labels, Addresses(IDS[order], NOISE))
+    return attack(target_of(defense, images[order], labels, Addresses(IDS[order], NOISE)))
 
 
 def npz(folder: Path, images: Any = ADVERSARIAL, samples: Any = IDS, **more: Any) -> str:
@@ -65,7 +67,7 @@ def test_a_run_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 def test_the_file_is_as_promised(tmp_path: Path) -> None:
     path = save_images(tmp_path, "Hetero + ADDT", "PGD (soft)", 12, ADVERSARIAL, IDS)
-    assert path.parent == tmp_path / "images"
+    assert path.parent == tmp_path / "blocks"
     assert path.name.startswith("00012-hetero_addt-pgd_soft-") and len(path.stem) == 27 + 8
     assert set(load_file(path)) == {"images", "samples"}
     with path.open("rb") as file:
@@ -78,44 +80,15 @@ def test_names_with_one_slug_are_told_apart(tmp_path: Path) -> None:
     for number, row in enumerate(names):
         for attack in names:
             save_images(tmp_path, row, attack, 0, torch.full((1, 1, 1, 1), number / 64), IDS[:1])
-    assert len(list((tmp_path / "images").iterdir())) == len(names) ** 2
+    assert len(list((tmp_path / "blocks").iterdir())) == len(names) ** 2
     for number, row in enumerate(names):
         for attack in names:
             assert saved_images(tmp_path, row, attack)[0].item() == number / 64
 
 
-def test_a_killed_run_leaves_a_whole_file_or_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed before the file has its name, the block is not there, or is what it was before; the
-    next try replaces it."""
-    synced: list[int] = []
-    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
-
-    def killed(source: Path, target: Path) -> None:
-        assert synced[-1] == source.stat().st_ino and source.stat().st_size > 0
-        assert source.parent == target.parent
-        raise KeyboardInterrupt
-
-    for expected in (None, CLEAN):
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", killed)
-            with pytest.raises(KeyboardInterrupt):
-                save_images(tmp_path, "row", "pgd", 0, ADVERSARIAL, IDS)
-        if expected is None:
-            with pytest.raises(InputError, match="no saved images"):
-                saved_images(tmp_path, "row", "pgd")
-            save_images(tmp_path, "row", "pgd", 0, CLEAN, IDS)
-        else:
-            assert torch.equal(saved_images(tmp_path, "row", "pgd")[0], expected)
-    save_images(tmp_path, "row", "pgd", 0, ADVERSARIAL, IDS)
-    assert torch.equal(saved_images(tmp_path, "row", "pgd")[0], ADVERSARIAL)
-    assert [path.suffix for path in (tmp_path / "images").iterdir()] == [".safetensors"]
-
-
 def test_other_files_of_a_run_are_no_images(tmp_path: Path) -> None:
     save_images(tmp_path, "row", "pgd", 0, ADVERSARIAL, IDS)
-    save_file({"clean": CLEAN}, tmp_path / "images" / "block_00000.safetensors")
+    save_file({"clean": CLEAN}, tmp_path / "blocks" / "block_00000.safetensors")
     assert torch.equal(saved_images(tmp_path)[0], ADVERSARIAL)
 
 
@@ -166,12 +139,9 @@ def test_images_are_found_by_their_sample_ids(
 def test_it_asks_nothing_of_the_defence(tmp_path: Path, defense: Defense) -> None:
     attack = Replay(npz(tmp_path), epsilon=0.06)
     defense.forward = None  # type: ignore[assignment]
-    assert len(replayed(attack, defense, [0, 1])) == attack.candidates(defense) == 1
-    assert attack.purifications(defense) == attack.queries(defense) == 0
-    assert attack.draws(defense) == 1
+    assert len(replayed(attack, defense, [0, 1])) == 1 and attack.cost(defense) == Cost()
     assert attack.threat == Threat("linf", 0.06)
     assert attack.describe().startswith("Linf 0.06") and attack.path in attack.describe()
-    assert attack.weaker_than_full() == ["replay: saved images, not adapted to the defence"]
     free = replace(attack, epsilon=None)
     assert free.threat is None and free.describe().startswith("no ball")
 
@@ -268,5 +238,5 @@ def test_an_npz_that_cannot_be_read(data: bytes | None, tmp_path: Path, defense:
 
 @pytest.mark.parametrize(("field", "value"), [("epsilon", -0.1), ("norm", "Linf")])
 def test_unusable_parameter_names_its_flag(field: str, value: Any) -> None:
-    with pytest.raises(InputError, match=rf"--model\.attack\.{field} .*{value}"):
+    with pytest.raises(FieldError, match=rf"Replay\.{field} .*{value}"):
         Replay("images.npz", **{field: value})

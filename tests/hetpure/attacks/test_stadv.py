@@ -1,7 +1,7 @@
 """The warp against torch's own, the roughness by hand, the gradient in the flow against finite
 differences, and the attack where its answer is known."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -9,24 +9,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetpure.attacks import stadv
-from hetpure.attacks.attack import SILENT, Addresses, check_candidates
+from hetpure.attacks.gradient import Run
 from hetpure.attacks.losses import criterion
 from hetpure.attacks.stadv import StAdv, adam_step, flow_gradient, roughness, warp
 from hetpure.classifiers import Classifier
-from hetpure.defense import Defense, count_network_calls
+from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
-from hetpure.errors import InputError
-from hetpure.noise import Noise, Stream
-from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
+from hetpure.purifiers import UniformPurifier
+from tests.hetpure.attacks.defenses import (
+    ADDRESSES,
+    LABELS,
+    target_of,
+)
 
-SAMPLES, LABELS = torch.tensor([31, 7, 100, 5]), torch.tensor([0, 1, 1, 0])
-ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.REPORT))
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
-def attack_of(**settings: Any) -> StAdv:
-    return StAdv(**{"steps": 3, "step_size": 0.2, "eot_samples": 2, "smoothness": 0.01, **settings})
+@dataclass(frozen=True, kw_only=True)
+class Recorded(StAdv):
+    """Remembers the flow of every image that it asks about."""
+
+    flows: list[Tensor] = field(default_factory=list)
+
+    def climb(self, run: Run, start: Any, step: Any, images_of: Any) -> list[Tensor]:
+        def recorded(state: Any) -> Tensor:
+            self.flows.append(state.flow)
+            return images_of(state)  # type: ignore[no-any-return]
+
+        return super().climb(run, start, step, recorded)
+
+
+def attack_of(**settings: Any) -> Recorded:
+    return Recorded(
+        **{"steps": 3, "step_size": 0.2, "eot_samples": 2, "smoothness": 0.01, **settings}
+    )
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -121,7 +137,7 @@ def test_gradient_in_the_flow_against_finite_differences(
 ) -> None:
     """Of the mean loss over the draws less tau L_flow, through warp and defence; the flow keeps off
     the kinks at whole pixels."""
-    purifier = UniformPurifier(steps=20) if purified else None
+    purifier = UniformPurifier(steps=3) if purified else None
     defense = Defense(smooth_classifier, purifier, denoiser if purifier else None)
     attack, losses = attack_of(mask="recomputed"), criterion("cross_entropy", LABELS)
     generator = torch.Generator().manual_seed(3)
@@ -129,16 +145,14 @@ def test_gradient_in_the_flow_against_finite_differences(
     towards = torch.randn(4, 2, 8, 8, generator=generator, dtype=torch.float64)
 
     def loss(flow: Tensor) -> Any:
-        return attack.ask(
-            defense, warp(images, flow), LABELS, None, losses, ADDRESSES, 0, 0, SILENT
-        )
+        return attack.ask(Run(target_of(defense, images), 0, losses, None), warp(images, flow), 0)
 
-    found = flow_gradient(images, flow, loss(flow).gradient, 0.03)
+    gradient = flow_gradient(images, flow, loss(flow).gradient, 0.03)
     up, down = (
         loss(moved).loss - 0.03 * roughness(moved)
         for moved in (flow + 1e-5 * towards, flow - 1e-5 * towards)
     )
-    ours = (found * towards).sum((1, 2, 3))
+    ours = (gradient * towards).sum((1, 2, 3))
     torch.testing.assert_close(ours, (up - down) / 2e-5, rtol=1e-6, atol=1e-9)
 
 
@@ -173,7 +187,7 @@ def test_a_ramp_in_closed_form(scale: float, linear_classifier: Classifier) -> N
     weight = linear_classifier.network[1].weight
     away = (weight[1 - LABELS] - weight[LABELS]).reshape(-1, 1, 8, 8)
     attack = attack_of(steps=8, max_flow=0.75, smoothness=0, step_size=0.2)
-    last, best = attack(Defense(linear_classifier), ramp, LABELS, ADDRESSES)
+    last, best = attack(target_of(Defense(linear_classifier), ramp))
     expected = (ramp + 0.75 * 0.08 * away.sign()).clamp(0.2, 0.2 + 7 * 0.08)
     torch.testing.assert_close(last, expected, rtol=0, atol=1e-12)
     if scale == 1:  # else all losses are one number
@@ -188,48 +202,36 @@ def test_the_flow_stays_within_its_bound(
     denoiser: Denoiser,
     classifier: Classifier,
     images: Tensor,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every flow that an image is warped with, and inside the image, and each candidate is so
     warped. Without room no bit changes."""
-    flows: list[Tensor] = []
-
-    def seen(images: Tensor, flow: Tensor) -> Tensor:
-        flows.append(flow.detach().clone())
-        return warp(images, flow)
-
-    monkeypatch.setattr(stadv, "warp", seen)
-    defense = Defense(classifier, UniformPurifier(steps=20), denoiser)
+    defense = Defense(classifier, UniformPurifier(steps=3), denoiser)
     attack = attack_of(
         max_flow=max_flow, step_size=2.0, restarts=2, steps=2, random_start=random_start
     )
-    found = attack(defense, images, LABELS, ADDRESSES)
-    assert torch.equal(found, images.expand_as(found)) == (max_flow == 0)
+    candidates = attack(target_of(defense, images))
+    assert torch.equal(candidates, images.expand_as(candidates)) == (max_flow == 0)
     place = torch.stack(torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")[::-1])
-    for flow in flows:
+    for flow in attack.flows:
         assert flow.abs().max() <= max_flow
         assert -1e-12 <= (place + flow).min() <= (place + flow).max() <= 7 + 1e-12
-    assert max(flow.abs().max() for flow in flows) == max_flow, "and all of it is used"
-    made = torch.stack([warp(images, flow) for flow in flows])
-    assert all((made == candidate).all((2, 3, 4)).any(0).all() for candidate in found)
-    start = flows[0]
+    assert max(flow.abs().max() for flow in attack.flows) == max_flow, "and all of it is used"
+    made = torch.stack([warp(images, flow) for flow in attack.flows])
+    assert all((made == candidate).all((2, 3, 4)).any(0).all() for candidate in candidates)
+    start = attack.flows[0]
     if random_start and max_flow:
         assert 0 < start.abs().max() <= max_flow / 10 and start.std() > max_flow / 30
     else:
         assert not start.any()
 
 
-def test_more_smoothness_makes_smoother_flow(
-    smooth_classifier: Classifier, images: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flows: list[Tensor] = []
-    monkeypatch.setattr(stadv, "warp", lambda i, f: flows.append(f.detach()) or warp(i, f))
-    found = []
+def test_more_smoothness_makes_smoother_flow(smooth_classifier: Classifier, images: Tensor) -> None:
+    rough = []
     for smoothness in (0.0, 0.001, 0.1):
         attack = attack_of(smoothness=smoothness, steps=30, step_size=0.04)
-        attack(Defense(smooth_classifier), images, LABELS, ADDRESSES)
-        found.append(roughness(flows[-1]))
-    assert (found[0] > 1.1 * found[1]).all() and (found[1] > 1.5 * found[2]).all()
+        attack(target_of(Defense(smooth_classifier), images))
+        rough.append(roughness(attack.flows[-1]))
+    assert (rough[0] > 1.1 * rough[1]).all() and (rough[1] > 1.5 * rough[2]).all()
 
 
 def test_accuracy_falls() -> None:
@@ -249,46 +251,5 @@ def test_accuracy_falls() -> None:
         return float((defense.classifier(of).argmax(1) == labels).float().mean())
 
     attack = attack_of(steps=20, max_flow=1, step_size=0.1, smoothness=0.001)
-    last, best = attack(defense, images, labels, addresses)
+    last, best = attack(target_of(defense, images, labels, addresses))
     assert accuracy(images) == 1 and accuracy(last) == accuracy(best) == 0
-    check_candidates(torch.stack([last, best]), images, addresses.samples, attack.threat)
-
-
-def test_results_follow_the_sample_and_cost_what_is_said(
-    denoiser: Denoiser, classifier: Classifier, images: Tensor
-) -> None:
-    defense = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser, policy="tape")
-    attack = attack_of(steps=2)
-    with count_network_calls(defense) as calls:
-        whole = attack(defense, images, LABELS, ADDRESSES)
-    assert len(whole) == attack.candidates(defense) == 6
-    assert calls.rows == 4 * attack.purifications(defense) * defense.network_calls
-    part = torch.tensor([2, 0])
-    alone = attack(defense, images[part], LABELS[part], ADDRESSES.take(part))
-    torch.testing.assert_close(alone, whole[:, part], rtol=0, atol=1e-6)
-
-
-def test_its_bound_is_no_ball() -> None:
-    attack = attack_of(max_flow=1.5, loss="cross_entropy")
-    assert attack.threat is None and attack.name == "stadv"
-    assert attack.describe().startswith("flow within 1.5 pixels")
-    assert StAdv().loss == "margin", "the paper's"
-    assert replace(attack, mask="soft").max_flow == 1.5
-    with pytest.raises(TypeError, match="epsilon"):
-        StAdv(epsilon=0.1)  # type: ignore[call-arg]
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("max_flow", -1.0),
-        ("max_flow", float("inf")),
-        ("step_size", 0.0),
-        ("smoothness", -0.1),
-        ("smoothness", float("nan")),
-        ("steps", 0),
-    ],
-)
-def test_unusable_parameter_names_its_flag(field: str, value: object) -> None:
-    with pytest.raises(InputError, match=rf"--model\.attack\.{field} must be .*{value}"):
-        attack_of(**{field: value})

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hetpure.attacks import PGD, Addresses
+from hetpure.attacks import PGD
 from hetpure.attacks.losses import (
     criterion,
     cross_entropy,
@@ -20,10 +20,12 @@ from hetpure.defense import Defense
 from hetpure.errors import InputError
 from hetpure.expectation import Query, expected_gradient
 from hetpure.noise import Noise, Stream
+from tests.hetpure.attacks.defenses import (
+    SAMPLES,
+    target_of,
+)
 
-LABELS, SAMPLES = torch.tensor([0, 1, 2, 3]), torch.tensor([31, 7, 100, 5])
 NOISE = Noise.of(7, Stream.PROBE)
-ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.DW_BOX))
 LOGITS = torch.tensor([[2.0, 1.0, -1.0, 0.5], [0.0, 3.0, 1.0, 2.5]], dtype=torch.float64)
 
 
@@ -70,8 +72,7 @@ def test_a_loss_that_is_done_with_an_image_may_be_flat(images: Tensor) -> None:
     defense = Defense(Classifier(network, num_classes=4, mean=[0.0], std=[1.0]).double())
     third = torch.zeros(4, dtype=torch.long)
     attack = PGD(epsilon=0.1, steps=2, step_size=0.05, loss="dlr")
-    found = attack(defense, images, third, ADDRESSES)
-    assert found.isfinite().all()
+    assert attack(target_of(defense, images, third)).isfinite().all()
     query = Query(images, SAMPLES, None, [NOISE])
     flat = criterion("dlr", third)
     assert not expected_gradient(defense, query, flat, labels=third).gradient.any()
@@ -93,10 +94,10 @@ def test_a_targeted_attack_ends_in_its_targets(classifier: Classifier, images: T
         epsilon=0.3, steps=30, step_size=0.05, targets=9, loss="margin", random_start=False
     )
     labels = classifier(images).argmax(1)
-    found = attack(defense, images, labels, ADDRESSES)
-    assert len(found) == attack.candidates(defense) == 2 * 3
+    candidates = attack(target_of(defense, images, labels))
+    assert len(candidates) == 2 * 3
     goals = likely_targets(classifier(images)[None], labels, 9)
-    for target, last in zip(goals, found[::2], strict=True):
+    for target, last in zip(goals, candidates[::2], strict=True):
         gained = targeted_margin(classifier(last), labels, target)
         assert (gained > targeted_margin(classifier(images), labels, target)).all()
         assert (classifier(last).argmax(1) == target).float().mean() >= 0.5

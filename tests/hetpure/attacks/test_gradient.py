@@ -8,15 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hetpure.attacks import PGD, Addresses, Monitor
-from hetpure.attacks.attack import SILENT
-from hetpure.attacks.gradient import Best
+from hetpure.attacks import PGD
+from hetpure.attacks.gradient import Best, Run
 from hetpure.attacks.losses import criterion, cross_entropy
 from hetpure.attention import AttentionMask
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
-from hetpure.errors import InputError
 from hetpure.expectation import Answer, Average, Query, expected_gradient, expected_loss
 from hetpure.gradients import Execution
 from hetpure.noise import BatchNoise, Draw, Noise, Purpose, Stream
@@ -28,9 +26,16 @@ from hetpure.purifiers import (
     UniformPurifier,
 )
 from hetpure.samplers import DDIM, DDPM, VPODE, VPSDE
+from tests.hetpure.attacks.defenses import (
+    ADDRESSES,
+    SAMPLES,
+    Counter,
+    Spy,
+    linear,
+    target_of,
+)
 
-LABELS, SAMPLES = torch.tensor([0, 1, 2, 3]), torch.tensor([31, 7, 100, 5])
-ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.DW_BOX))
+LABELS = torch.tensor([0, 1, 2, 3])
 NOISES = [Noise.of(7, Stream.PROBE, k) for k in range(4)]
 averages = pytest.mark.parametrize("average", ["gradients", "probabilities", "logits"])
 LOGITS = torch.tensor([[2.0, 1.0, -1.0, 0.5], [0.0, 3.0, 1.0, 2.5]], dtype=torch.float64)
@@ -38,56 +43,26 @@ LOGITS = torch.tensor([[2.0, 1.0, -1.0, 0.5], [0.0, 3.0, 1.0, 2.5]], dtype=torch
 
 @pytest.fixture
 def defense(denoiser: Denoiser, classifier: Classifier) -> Defense:
-    purifier = HeterogeneousPurifier(steps=10, sampler=DDPM(clip_x0=False))
+    purifier = HeterogeneousPurifier(steps=4, sampler=DDPM(clip_x0=False))
     return Defense(classifier, purifier, denoiser, AttentionMask(threshold=0.5), "tape")
-
-
-class Spy(Defense):
-    """Remembers the masks it is given."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.asked: list[tuple[Tensor, Tensor]] = []
-
-    def forward(  # type: ignore[override]
-        self, images: Tensor, noise: BatchNoise, mask: Any = None, policy: Any = None
-    ) -> Tensor:
-        self.asked.append((images.detach(), mask.detach()))
-        return super().forward(images, noise, mask, policy)
-
-
-def spied(defense: Defense) -> Spy:
-    assert defense.purifier is not None
-    parts = defense.classifier, defense.purifier, defense.denoiser, defense.attention_mask, "tape"
-    return Spy(*parts)
 
 
 @pytest.mark.parametrize("policy", ["frozen", "recomputed", "soft"])
 def test_each_mask_policy_gives_its_mask(policy: Any, defense: Defense, images: Tensor) -> None:
-    spy = spied(defense)
+    spy = Spy(
+        defense.classifier, defense.purifier, defense.denoiser, defense.attention_mask, "tape"
+    )
     attack = PGD(epsilon=0.3, steps=3, step_size=0.2, eot_samples=1, mask=policy)
-    attack(spy, images, LABELS, ADDRESSES)
+    attack(target_of(spy, images, LABELS))
     clean = spy.mask(images, SAMPLES)
     assert clean is not None
     moved = 0
-    for iterate, mask in spy.asked:
-        own = spy.mask(iterate, SAMPLES)
-        assert own is not None
-        assert torch.equal(mask, clean if policy == "frozen" else own)
-        moved += int(not torch.equal(own, clean))
+    for call in spy.calls:
+        present = spy.mask(call.images, SAMPLES)
+        assert present is not None and call.mask is not None
+        assert torch.equal(call.mask, clean if policy == "frozen" else present)
+        moved += int(not torch.equal(present, clean))
     assert moved >= 2, "the iterates' masks are not the clean images'"
-
-
-def test_all_mask_policies_are_one_after_another(defense: Defense, images: Tensor) -> None:
-    attack = PGD(epsilon=0.1, steps=2, step_size=0.05, eot_samples=2)
-    whole = attack(defense, images, LABELS, ADDRESSES)
-    parts = [one(defense, images, LABELS, ADDRESSES) for one in attack.variants(defense).values()]
-    assert torch.equal(whole, torch.cat(parts))
-    assert len(whole) == attack.candidates(defense) == 6
-    assert not torch.equal(parts[0], parts[1]) and not torch.equal(parts[1], parts[2])
-    plain = Defense(defense.classifier)
-    assert list(attack.variants(plain)) == [""]
-    assert attack.candidates(plain) == 2
 
 
 def test_a_soft_mask_is_the_hard_one_with_the_relaxed_ones_derivative(
@@ -187,18 +162,13 @@ def test_agreement_is_the_cosine_between_the_halves(defense: Defense, images: Te
     assert one.agreement is None
 
 
-def test_iterations_are_told(defense: Defense, images: Tensor) -> None:
-    told: list[tuple[int, dict[str, float]]] = []
-
-    class Listener(Monitor):
-        def iteration(self, number: int, **values: float) -> None:
-            told.append((number, values))
-
+def test_iterations_are_reported(defense: Defense, images: Tensor) -> None:
+    counter = Counter()
     attack = PGD(epsilon=0.1, steps=3, step_size=0.05, eot_samples=2, mask="frozen")
-    attack(defense, images, LABELS, ADDRESSES, monitor=Listener())
-    assert [number for number, _ in told] == [0, 1, 2]
-    assert all(set(values) == {"loss", "agreement"} for _, values in told)
-    assert all(-1 <= values["agreement"] <= 1 for _, values in told)
+    attack(target_of(defense, images, LABELS, ADDRESSES, counter))
+    assert [number for number, _ in counter.iterations] == [0, 1, 2]
+    assert all(set(values) == {"loss", "agreement"} for _, values in counter.iterations)
+    assert all(-1 <= values["agreement"] <= 1 for _, values in counter.iterations)
 
 
 def test_a_negated_draw_turns_normals_around_and_nothing_else() -> None:
@@ -210,9 +180,9 @@ def test_a_negated_draw_turns_normals_around_and_nothing_else() -> None:
             keep=("reverse",) if group == "forward" else ("forward",),
         )
         for other in (Purpose.FORWARD, Purpose.RESAMPLE, Purpose.REVERSE):
-            own = (group == "forward") == (other != Purpose.REVERSE)
+            turns = (group == "forward") == (other != Purpose.REVERSE)
             a, b = (noise.on(SAMPLES).normal(other, like, step=3) for noise in (plain, turned))
-            assert torch.equal(a, -b if own else b)
+            assert torch.equal(a, -b if turns else b)
         rows = [noise.on(SAMPLES) for noise in (plain, turned)]
         assert torch.equal(*(one.uniform(purpose, like) for one in rows))
         assert torch.equal(*(one.integers(purpose, 100) for one in rows))
@@ -220,7 +190,7 @@ def test_a_negated_draw_turns_normals_around_and_nothing_else() -> None:
             purpose, like.repeat(2, 1, 1, 1)
         )
         assert torch.equal(stacked[:4], -stacked[4:])
-        assert torch.equal(BatchNoise.stack([plain, turned], SAMPLES).rows(torch.tensor([5]))
+        assert torch.equal(BatchNoise.stack([plain, turned], SAMPLES).take(torch.tensor([5]))
                            .normal(purpose, like[:1]), stacked[5:6])  # fmt: skip
 
 
@@ -233,8 +203,6 @@ def test_antithetic_draws_come_in_pairs() -> None:
     known = replace(ADDRESSES, known=("forward",)).draws(0, 3, 2, antithetic=True)
     assert all(noise.forward == ADDRESSES.noise.forward for noise in known)
     assert [noise.reverse.negated for noise in known] == [False, True]
-    with pytest.raises(InputError, match="eot_samples must be even.*got 3"):
-        PGD(eot_samples=3, antithetic=True)
 
 
 def test_antithetic_pairs_of_a_linear_answer_cancel_its_noise(images: Tensor) -> None:
@@ -249,19 +217,14 @@ def test_antithetic_pairs_of_a_linear_answer_cancel_its_noise(images: Tensor) ->
             moved = images + noise.normal(Purpose.FORWARD, images)
             return moved.flatten(1)[:, :4]
 
-    plain = Defense(_flat())
-    defense = Linear(plain.classifier)
+    defense = Linear(linear(torch.eye(64, dtype=torch.float64)[:4]))
     attack = PGD(epsilon=0.1, eot_samples=2, antithetic=True, average="logits", mask="recomputed")
-    asked = [images, LABELS, None, criterion("cross_entropy", LABELS), ADDRESSES, 0, 0, SILENT]
-    answer = attack.ask(defense, *asked)
+    run = Run(target_of(defense, images), 0, criterion("cross_entropy", LABELS), None)
+    answer = attack.ask(run, images, 0)
     expected = cross_entropy(images.flatten(1)[:, :4], LABELS)
     torch.testing.assert_close(answer.loss, expected)
-    other = replace(attack, antithetic=False).ask(defense, *asked)
+    other = replace(attack, antithetic=False).ask(run, images, 0)
     assert not torch.isclose(other.loss, expected).any()
-
-
-def _flat() -> Classifier:
-    return Classifier(torch.nn.Flatten(), num_classes=4, mean=[0.0], std=[1.0]).double()
 
 
 def test_the_best_iterate_counts_what_is_certain(images: Tensor) -> None:
@@ -286,25 +249,24 @@ def test_an_approximation_is_the_policy_of_that_name(
     approximation: Any, defense: Defense, images: Tensor
 ) -> None:
     attack = PGD(epsilon=0.1, steps=2, step_size=0.05, eot_samples=2, approximation=approximation)
-    found = attack(defense, images, LABELS, ADDRESSES)
-    assert attack.variants(defense).keys() == {""}
+    candidates = replace(attack, mask="recomputed")(target_of(defense, images, LABELS))
     defense.execution = Execution(approximation)
     exact = PGD(epsilon=0.1, steps=2, step_size=0.05, eot_samples=2, mask="recomputed")
-    expected = exact(defense, images, LABELS, ADDRESSES)
-    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-12)
+    expected = exact(target_of(defense, images, LABELS))
+    torch.testing.assert_close(candidates[0], expected[0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
     "purifier",
     [
-        UniformPurifier(steps=20),
-        UniformPurifier(steps=20, sampler=DDIM(eta=0.5)),
-        UniformPurifier(steps=20, sampler=DDPM()),
-        UniformPurifier(steps=20, sampler=VPSDE()),
-        UniformPurifier(steps=20, sampler=VPODE()),
-        UniformPurifier(steps=10, strength=0.1, sampler=DDPM()),
-        HeterogeneousPurifier(steps=20),
-        HeterogeneousPurifier(steps=20, sampler=DDPM()),
+        UniformPurifier(steps=4),
+        UniformPurifier(steps=4, sampler=DDIM(eta=0.5)),
+        UniformPurifier(steps=4, sampler=DDPM()),
+        UniformPurifier(steps=4, sampler=VPSDE()),
+        UniformPurifier(steps=4, sampler=VPODE()),
+        UniformPurifier(steps=4, strength=0.05, sampler=DDPM()),
+        HeterogeneousPurifier(steps=4),
+        HeterogeneousPurifier(steps=4, sampler=DDPM()),
         GuidedPurifier(strength=0.004),
         EDMPurifier(levels=3),
         EDMPurifier(levels=3, churn=2.0),
@@ -335,13 +297,12 @@ def test_groups_are_those_that_a_purification_asks_for(
 def test_what_is_known_needs_no_expectation(known: Any, defense: Defense, images: Tensor) -> None:
     """With both groups known a query is one draw, the one that the defence runs with."""
     attack = PGD(epsilon=0.1, steps=2, step_size=0.05, eot_samples=3, mask="recomputed")
-    assert attack.draws(defense, known) == (1 if len(known) == 2 else 3)
+    assert attack.cost(defense, known).draws == (1 if len(known) == 2 else 3)
     seen: list[BatchNoise] = []
     defense.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
-    attack(defense, images, LABELS, replace(ADDRESSES, known=known))
-    for rows in seen:
-        locked = rows.forward_stream == int(Stream.DW_BOX)
-        assert locked.all() == ("forward" in known)
-        assert (rows.reverse_stream == int(Stream.DW_BOX)).all() == ("reverse" in known)
-    ddim = Defense(defense.classifier, UniformPurifier(steps=20), defense.denoiser)
-    assert attack.draws(ddim, ("forward",)) == 1, "DDIM has no reverse noise: DW-forward is DW-both"
+    attack(target_of(defense, images, LABELS, replace(ADDRESSES, known=known)))
+    for noise in seen:
+        assert (noise.forward_stream == Stream.DW_BOX).all() == ("forward" in known)
+        assert (noise.reverse_stream == Stream.DW_BOX).all() == ("reverse" in known)
+    ddim = Defense(defense.classifier, UniformPurifier(steps=4), defense.denoiser)
+    assert attack.cost(ddim, ("forward",)).draws == 1, "DDIM has no reverse noise"

@@ -1,6 +1,5 @@
 """The ensemble: who is attacked by whom, on which draws, and that single draws decide nothing."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,23 +8,26 @@ import torch
 from pyautoattack import AutoAttack as Official
 from torch import Tensor, nn
 
+from hetpure.attacks import StAdv
 from hetpure.attacks.apgd import APGD
-from hetpure.attacks.attack import SILENT, Addresses, Attack, Monitor, Threat, check_candidates
+from hetpure.attacks.attack import Addresses, Attack, Cost, Target, Threat, check_candidates
 from hetpure.attacks.auto_eot import CHECK, AutoEOT
 from hetpure.attacks.autoattack import AutoAttack
 from hetpure.attacks.pgd import PGD
 from hetpure.attacks.square import Square
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
-from hetpure.denoiser import Denoiser
-from hetpure.errors import InputError
+from hetpure.errors import FieldError
 from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_attack
 from hetpure.evaluation.statistics import mean_accuracy
 from hetpure.noise import BatchNoise, Group, Noise, Purpose, Stream
-from hetpure.purifiers import HeterogeneousPurifier
+from tests.hetpure.attacks.defenses import (
+    ADDRESSES,
+    SAMPLES,
+    Counter,
+    target_of,
+)
 
-SAMPLES = torch.tensor([31, 7, 100, 5])
-ADDRESSES = Addresses(SAMPLES, Noise.of(7, Stream.DW_BOX))
 LABELS = torch.zeros(4, dtype=torch.int64)
 EPSILON = 0.1
 
@@ -65,79 +67,38 @@ class Setter(Attack):
     """Sets the first pixel, the rate of errors: a candidate for each value. Remembers its calls."""
 
     values: tuple[float, ...] = (0.0,)
-    told: str = "setter"
+    name: str = "setter"  # type: ignore[misc]
     epsilon: float = EPSILON
     calls: list[Addresses] = field(default_factory=list)
 
-    @property
-    def name(self) -> str:
-        return self.told
-
     def describe(self) -> str:
-        return self.told
+        return self.name
 
     @property
     def threat(self) -> Threat:
         return Threat("linf", self.epsilon)
 
-    def candidates(self, defense: Defense) -> int:
-        return len(self.values)
-
-    def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        return 5
-
-    def queries(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        return 3
-
-    def draws(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        return 2
+    def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
+        return Cost(gradients=5, queries=3, candidates=len(self.values), draws=2)
 
     def notes(self, classes: int) -> list[str]:
-        return [f"{self.told}: {classes}"]
+        return [f"{self.name}: {classes}"]
 
-    def __call__(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        *,
-        monitor: Monitor = SILENT,
-    ) -> Tensor:
-        self.calls.append(addresses)
-        found = images.repeat(len(self.values), 1, 1, 1, 1)
-        for candidate, value in zip(found, self.values, strict=True):
+    def __call__(self, target: Target) -> Tensor:
+        self.calls.append(target.addresses)
+        candidates = target.images.repeat(len(self.values), 1, 1, 1, 1)
+        for candidate, value in zip(candidates, self.values, strict=True):
             candidate[:, :, :1, 0] = value
-        return found
+        return candidates
 
 
 @dataclass(frozen=True)
 class SetterOfEven(Setter):
     """Succeeds on images with an even sample id."""
 
-    def __call__(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        *,
-        monitor: Monitor = SILENT,
-    ) -> Tensor:
-        found = super().__call__(defense, images, labels, addresses, monitor=monitor)
-        even = (addresses.samples % 2 == 0)[:, None, None, None]
-        return torch.where(even, found, images)
-
-
-class Counter(Monitor):
-    def __init__(self) -> None:
-        self.differentiated = self.asked = 0
-
-    def rows(self, count: int) -> None:
-        self.differentiated += count
-
-    def answered(self, count: int) -> None:
-        self.asked += count
+    def __call__(self, target: Target) -> Tensor:
+        even = (target.samples % 2 == 0)[:, None, None, None]
+        return torch.where(even, super().__call__(target), target.images)
 
 
 def ensemble(*members: Attack, **settings: Any) -> AutoEOT:
@@ -157,13 +118,15 @@ def test_finished_images_are_not_attacked_again(flat: Tensor) -> None:
     first, second, third = SetterOfEven((0.2, 1.0)), Setter((0.9,)), Setter((0.1,))
     defense, counter = Unsure(), Counter()
     attack = ensemble(first, second, third)
-    found = attack(defense, flat, LABELS, ADDRESSES, monitor=counter)
+    candidates = attack(target_of(defense, flat, LABELS, ADDRESSES, counter))
     assert [call.samples.tolist() for call in first.calls] == [[7, 100, 5]]
     assert [call.samples.tolist() for call in second.calls] == [[7, 5]]  # 100 is finished
-    assert len(found) == attack.candidates(defense) == 4
-    assert counter.asked == 10 * (4 + 2 * 3 + 2)  # each candidate once, the last member's never
-    assert counter.asked <= 4 * attack.queries(defense)
-    rates = found[:, :, 0, 0, 0]
+    assert len(candidates) == attack.cost(defense).candidates == 4
+    assert sum(counter.queries) == 10 * (
+        4 + 2 * 3 + 2
+    )  # each candidate once, the last member's never
+    assert sum(counter.queries) <= 4 * attack.cost(defense).queries
+    rates = candidates[:, :, 0, 0, 0]
     expected = [[1.0, 0.0, 0.2, 0.6], [1.0, 0.0, 1.0, 0.6], [1.0, 0.9, 1.0, 0.9]]
     torch.testing.assert_close(rates[:3], torch.tensor(expected))
     torch.testing.assert_close(rates[3], torch.tensor([1.0, 0.1, 1.0, 0.1]))
@@ -175,7 +138,7 @@ def test_a_single_wrong_draw_finishes_nothing() -> None:
     images, labels = torch.full((64, 1, 2, 2), 0.5), torch.zeros(64, dtype=torch.int64)
     members = Setter((0.5, 0.4)), Setter((0.6,)), Setter((0.0,))
     attack = ensemble(*members, check_draws=30)
-    attack(Unsure(), images, labels, Addresses(samples, ADDRESSES.noise))
+    attack(target_of(Unsure(), images, labels, Addresses(samples, ADDRESSES.noise)))
     assert [call.samples.tolist() for member in members for call in member.calls] == [
         samples.tolist()
     ] * 3
@@ -184,10 +147,10 @@ def test_a_single_wrong_draw_finishes_nothing() -> None:
 def test_the_best_is_the_one_with_the_highest_rate(flat: Tensor) -> None:
     """What stands where a member did not attack: here all images are finished after the first."""
     first, second = Setter((0.5, 1.0, 0.7)), Setter((0.0, 0.0))
-    found = ensemble(first, second)(Unsure(), flat, LABELS, ADDRESSES)
+    candidates = ensemble(first, second)(target_of(Unsure(), flat, LABELS))
     assert second.calls == []
-    assert torch.equal(found[3:, :, 0, 0, 0], torch.ones(2, 4))
-    assert torch.equal(found[:3, 0], flat[0].expand(3, -1, -1, -1))  # finished from the start
+    assert torch.equal(candidates[3:, :, 0, 0, 0], torch.ones(2, 4))
+    assert torch.equal(candidates[:3, 0], flat[0].expand(3, -1, -1, -1))  # finished from the start
 
 
 def test_members_and_checks_never_share_draws(flat: Tensor) -> None:
@@ -195,7 +158,7 @@ def test_members_and_checks_never_share_draws(flat: Tensor) -> None:
     defense = Unsure()
     known: tuple[Group, ...] = ("reverse",)
     addresses = replace(ADDRESSES, known=known, member=2)
-    ensemble(*members, check_draws=3)(defense, flat, LABELS, addresses)
+    ensemble(*members, check_draws=3)(target_of(defense, flat, LABELS, addresses))
     assert [call.member for member in members for call in member.calls] == [2, 3, 4]
     assert all(call.known == known for member in members for call in member.calls)
     numbers = {int(draw) for noise in defense.calls for draw in noise.forward_draw}
@@ -211,21 +174,32 @@ def test_one_draw_is_certain_where_nothing_is_drawn(known: Any, flat: Tensor) ->
     counter = Counter()
     addresses = replace(ADDRESSES, known=known)
     attack = ensemble(Setter((0.45,)), Setter((1.0,)))
-    attack(defense, flat, LABELS, addresses, monitor=counter)
-    assert counter.asked <= 2 * 4
-    assert attack.queries(defense, known) == 3 + 3 + 2
+    attack(target_of(defense, flat, LABELS, addresses, counter))
+    assert sum(counter.queries) <= 2 * 4
+    assert attack.cost(defense, known).queries == 3 + 3 + 2
 
 
 def test_sums_over_members() -> None:
     attack = ensemble(Setter((0.1, 0.2), "a"), Setter((0.1,), "b"), check_draws=7)
-    defense = Unsure()
-    assert attack.candidates(defense) == 3
-    assert attack.purifications(defense) == 10
-    assert attack.queries(defense) == 3 + 3 + 7 * (1 + 2)
-    assert attack.draws(defense) == 2
+    asked = 3 + 3 + 7 * (1 + 2)
+    assert attack.cost(Unsure()) == Cost(gradients=10, queries=asked, candidates=3, draws=2)
     assert attack.notes(4) == ["a: 4", "b: 4"]
-    assert attack.threat == Threat("linf", EPSILON)
     assert attack.describe() == "Linf 0.1, AutoEOT of a, b; 7 check draws"
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ((Setter(), Setter(epsilon=0.2)), r"AutoEOT.members .* Linf 0.1: setter attacks Linf 0.2"),
+        ((PGD(epsilon=EPSILON, norm="l2"),), "Linf 0.1: pgd_l2 attacks L2 0.1"),  # type: ignore[arg-type]
+        ((StAdv(),), "stadv attacks outside any ball"),
+        ((AutoEOT(epsilon=EPSILON),), "AutoEOT.members must hold no ensemble"),  # type: ignore[arg-type]
+    ],
+    ids=["radius", "norm", "no ball", "nested"],
+)
+def test_members_that_cannot_be(members: tuple[Attack, ...], message: str) -> None:
+    with pytest.raises(FieldError, match=message):
+        ensemble(*members)
 
 
 def test_the_default_members_share_its_settings() -> None:
@@ -239,38 +213,6 @@ def test_the_default_members_share_its_settings() -> None:
         Square(**shared, steps=11),
     )
     assert all(getattr(member, "mask", "all") == "all" for member in attack.attacks)
-    assert AutoEOT().weaker_than_full() == []
-    said = attack.weaker_than_full()
-    assert any("7 iterations" in line for line in said)
-    assert any("3 EOT draws" in line for line in said)
-    assert any("11 queries" in line for line in said)
-    assert len(said) == len(set(said))
-
-
-def test_what_is_left_out_is_named() -> None:
-    said = ensemble(Setter(), check_draws=4).weaker_than_full()
-    assert said == [
-        "auto_eot_linf: without apgd_ce_linf, apgd_dlr_linf_targeted, apgd_margin_linf,"
-        " square_linf",
-        "auto_eot_linf: 4 check draws (full: 10)",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: ensemble(Setter(), Setter(epsilon=0.2)), r"members\[1\].*Linf 0.2.*Linf 0.1"),
-        (lambda: ensemble(PGD(epsilon=EPSILON, norm="l2")), "L2 0.1, the ensemble Linf 0.1"),  # type: ignore[arg-type]
-        (lambda: ensemble(ensemble(Setter())), r"members\[0\] is an ensemble itself"),
-        (lambda: AutoEOT(check_draws=0), "check_draws must be >= 1"),
-        (lambda: AutoEOT(epsilon=-1.0), "epsilon must be >= 0"),  # type: ignore[arg-type]
-        (lambda: AutoEOT(norm="l1"), "norm is 'l1'"),  # type: ignore[arg-type]
-    ],
-    ids=["radius", "norm", "nested", "checks", "epsilon", "no norm"],
-)
-def test_settings_that_cannot_be(build: Callable[[], Attack], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        build()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -284,11 +226,11 @@ def test_at_least_as_strong_as_its_best_member(
     shared: dict[str, Any] = {"norm": norm, "steps": 4, "eot_samples": 1}
     attack = AutoEOT(epsilon=0.01 if norm == "linf" else 0.05, square_steps=6, **shared)  # type: ignore[arg-type]
 
-    def broken(one: Attack) -> Tensor:
-        found = one(defense, images, labels, ADDRESSES)
-        check_candidates(found, images, SAMPLES, attack.threat)
-        assert len(found) == one.candidates(defense)
-        return torch.stack([defense(x, noise).argmax(1) != labels for x in found]).any(0)
+    def broken(member: Attack) -> Tensor:
+        candidates = member(target_of(defense, images, labels))
+        check_candidates(candidates, images, SAMPLES, attack.threat)
+        assert len(candidates) == member.cost(defense).candidates
+        return torch.stack([defense(x, noise).argmax(1) != labels for x in candidates]).any(0)
 
     alone = torch.stack([broken(member) for member in attack.attacks])
     assert not alone.all(1).any()
@@ -301,23 +243,10 @@ def test_fewer_classes_than_targets(linear_classifier: Classifier, images: Tenso
     """A block has as many candidates as were announced, whatever its members return."""
     defense = Defense(linear_classifier)
     attack = AutoEOT(steps=1, eot_samples=1, square_steps=1)
-    found = attack(defense, images, LABELS, ADDRESSES)
-    assert len(found) == attack.candidates(defense)
+    candidates = attack(target_of(defense, images, LABELS))
+    assert len(candidates) == attack.cost(defense).candidates
     assert attack.notes(2)
-    check_candidates(found, images, SAMPLES, attack.threat)
-
-
-def test_all_masks_and_the_same_twice(
-    classifier: Classifier, denoiser: Denoiser, images: Tensor
-) -> None:
-    """Members attack a heterogeneous purifier with every mask policy."""
-    defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
-    shared: dict[str, Any] = {"epsilon": EPSILON, "steps": 1, "eot_samples": 2}
-    attack = ensemble(APGD(**shared), Square(**shared), check_draws=2)
-    first, second = (attack(defense, images, LABELS, ADDRESSES) for _ in range(2))
-    assert len(first) == attack.candidates(defense) == 3 + 1
-    assert torch.equal(first, second)
-    check_candidates(first, images, SAMPLES, attack.threat)
+    check_candidates(candidates, images, SAMPLES, attack.threat)
 
 
 # The null argument: an attack of strength zero must find the clean accuracy.
@@ -339,23 +268,23 @@ def test_rand_counts_single_draws(rate: float, block: Block) -> None:
     first answer and in one more after each of two attacks. EVALUATION.md measured 94.2, 87.3 and
     75.0% where 98, 95 and 90% is true; expected are 94.1, 85.7 and 72.9%."""
     defense = Unsure(rate)
-    calls = iter(range(10**6))
+    numbers = iter(range(10**6))
 
-    def model(rows: Tensor) -> Tensor:
-        noise = Noise.of(7, Stream.PROBE, next(calls))
-        return defense(rows, noise.on(torch.arange(len(rows))))
+    def model(batch: Tensor) -> Tensor:
+        noise = Noise.of(7, Stream.PROBE, next(numbers))
+        return defense(batch, noise.on(torch.arange(len(batch))))
 
     official = Official(model, eps=0.0, version="rand", seed=0)
     official.apgd.n_iter = 3  # more only asks more: the candidate is the image itself
     official.apgd.eot_iter = 1
     with torch.random.fork_rng():
-        found, answers = official.run_standard_evaluation(
+        unmoved, answers = official.run_standard_evaluation(
             block.images, block.labels, batch_size=COUNT
         )
-    assert torch.equal(found, block.images)
-    said = float((answers == block.labels).float().mean())
-    assert abs(said - (1 - rate) ** 3) < 0.015
-    assert said < 1 - rate - 0.03
+    assert torch.equal(unmoved, block.images)
+    accuracy = float((answers == block.labels).float().mean())
+    assert abs(accuracy - (1 - rate) ** 3) < 0.015
+    assert accuracy < 1 - rate - 0.03
 
 
 @RATES

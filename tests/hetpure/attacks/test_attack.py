@@ -1,0 +1,365 @@
+"""What holds for every attack: its ball, its cost, its addresses, its settings."""
+
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from hetpure.attacks import (
+    APGD,
+    BPDA,
+    PGD,
+    Addresses,
+    Attack,
+    AutoAttack,
+    AutoEOT,
+    DiffAttack,
+    LowFrequency,
+    Replay,
+    Square,
+    StAdv,
+    Target,
+    unfolded,
+)
+from hetpure.attacks.attack import check_candidates
+from hetpure.attacks.null import NullAttack
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense, count_network_calls
+from hetpure.denoiser import Denoiser
+from hetpure.errors import FieldError, InputError
+from hetpure.gradients import Execution
+from hetpure.noise import Noise, Stream
+from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
+from hetpure.samplers import DDPM
+from tests.hetpure.attacks.defenses import (
+    ADDRESSES,
+    BOTH,
+    NOISE,
+    SAMPLES,
+    Counter,
+    Noisy,
+    target_of,
+    templates,
+)
+
+FEW: dict[str, Any] = {"epsilon": 0.1, "steps": 2, "eot_samples": 2}
+IN_A_BALL: dict[str, Attack] = {
+    "pgd_linf": PGD(**FEW, restarts=2),
+    "pgd_l2": PGD(**FEW, norm="l2", random_start=False),
+    "pgd_targeted": PGD(**FEW, targets=2, loss="dlr"),
+    "low_frequency_linf": LowFrequency(**FEW),
+    "low_frequency_l2": LowFrequency(**FEW, norm="l2"),
+    "diffattack": DiffAttack(**FEW),
+    "bpda": BPDA(**FEW),
+    "transfer": PGD(**FEW, approximation="classifier_only"),
+    "apgd_linf": APGD(**FEW),
+    "apgd_l2": APGD(**FEW, norm="l2", targets=2, loss="margin"),
+    "square_linf": Square(**{**FEW, "steps": 5}),
+    "square_l2": Square(**{**FEW, "steps": 5, "norm": "l2"}),
+    "auto_eot": AutoEOT(**FEW, square_steps=2, targets=2, check_draws=3),
+    "standard": AutoAttack(epsilon=0.1, steps=2, targets=2, square_queries=5),  # type: ignore[arg-type]
+    "rand": AutoAttack(**FEW, version="rand"),
+}
+ATTACKS = {**IN_A_BALL, "stadv": StAdv(steps=2, eot_samples=2), "null": NullAttack()}
+BY_PLACE = ("standard", "rand")  # AutoAttack, whose noise and starts are no image's own
+
+
+def run(attack: Attack, target: Target) -> Tensor:
+    """The candidates of all that an attack stands for."""
+    return torch.cat([part(target) for part in unfolded(attack, target.defense).values()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_candidates_are_images_inside_the_ball(
+    name: str, dtype: torch.dtype, linear_classifier: Classifier
+) -> None:
+    """Also where pixels are 0 and 1; the images that are attacked stay as they are. In a ball
+    without radius nothing moves."""
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    images[:, :, :2], images[:, :, 6:] = 0, 1
+    defense, before = Defense(linear_classifier.to(dtype)), images.clone()
+    for radius in (0.1, 0.0) if name in IN_A_BALL else (None,):
+        attack = ATTACKS[name]
+        if radius is not None:
+            attack = replace(cast(PGD, attack), epsilon=radius)  # type: ignore[arg-type]
+        candidates = attack(target_of(defense, images))
+        count = attack.cost(defense).candidates
+        assert candidates.shape == (count, *images.shape) and candidates.dtype == dtype
+        assert torch.equal(images, before) and not candidates.requires_grad
+        check_candidates(candidates, images, SAMPLES, attack.threat)
+        still = torch.equal(candidates, images.expand_as(candidates))
+        assert still or radius != 0
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in BY_PLACE])
+def test_an_images_candidates_do_not_depend_on_its_batch(
+    name: str, denoiser: Denoiser, smooth_classifier: Classifier, images: Tensor
+) -> None:
+    """Starts, draws, masks, targets and steps follow the sample id; another member draws others."""
+    purifier = HeterogeneousPurifier(steps=3, sampler=DDPM())
+    defense = Defense(smooth_classifier, purifier, denoiser, policy="tape")
+    attack = ATTACKS[name]
+    target = target_of(defense, images)
+    candidates = run(attack, target)
+    part = torch.tensor([3, 0])
+    torch.testing.assert_close(
+        run(attack, target.take(part)), candidates[:, part], atol=1e-8, rtol=0
+    )
+    if name not in ("null", "transfer", "pgd_l2", "auto_eot"):  # or see test_auto_eot.py
+        other = run(attack, replace(target, addresses=replace(ADDRESSES, member=1)))
+        assert not torch.isclose(other, candidates).all()
+
+
+@pytest.mark.parametrize("kind", ["plain", "uniform", "heterogeneous", "known noise"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_cost_is_what_is_asked(
+    name: str, kind: str, denoiser: Denoiser, smooth_classifier: Classifier, images: Tensor
+) -> None:
+    """In purifications and in calls of the diffusion network; of images that are never broken,
+    which cost the most. Noise breaks some, and AutoAttack checks its first batch only."""
+    purifier: Any = UniformPurifier(steps=3, sampler=DDPM())
+    if kind == "heterogeneous":
+        purifier = HeterogeneousPurifier(steps=3, sampler=DDPM())
+    defense, known = Defense(smooth_classifier), BOTH if kind == "known noise" else ()
+    if kind != "plain":
+        execution = Execution("checkpoint", micro_batch=3)
+        defense = Defense(smooth_classifier, purifier, denoiser, policy=execution)
+    attack, counter = ATTACKS[name], Counter()
+    if name in IN_A_BALL:
+        attack = replace(cast(PGD, attack), epsilon=0.0)  # type: ignore[arg-type]
+    labels = defense(images, NOISE.on(SAMPLES)).argmax(1)
+    target = target_of(defense, images, labels, replace(ADDRESSES, known=known), counter)
+    if isinstance(attack, AutoAttack) and (known or (name == "standard" and defense.groups)):
+        with pytest.raises(InputError, match="AutoEOT"):
+            attack(target)
+        return
+    with count_network_calls(defense) as calls:
+        candidates = run(attack, target)
+    costs = [part.cost(defense, known) for part in unfolded(attack, defense).values()]
+    gradients, queries = sum(counter.gradients), sum(counter.queries)
+    forward, _ = defense.gradient_calls(attack.execution(defense))
+    assert calls.images == gradients * forward + queries * defense.network_calls
+    assert max(counter.gradients + counter.queries, default=0) <= (4 if kind == "plain" else 3)
+    assert len(candidates) == sum(cost.candidates for cost in costs)
+    most = [4 * sum(getattr(cost, what) for cost in costs) for what in ("gradients", "queries")]
+    if isinstance(attack, AutoAttack | AutoEOT) and kind != "plain":
+        assert gradients <= most[0] and 0 < queries <= most[1]
+    else:
+        assert [gradients, queries] == most
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, Defense) for name in IN_A_BALL if name != "rand"),
+        *((name, Noisy) for name in IN_A_BALL if name != "standard"),
+    ],
+)
+def test_accuracy_falls(name: str, kind: type[Defense]) -> None:
+    """Of the randomised defence on draws that the attack has not seen."""
+    classifier, images, labels = templates()
+    defense, ids, attack = kind(classifier), torch.arange(40), ATTACKS[name]
+    epsilon = 1.4 if name.endswith("l2") else 0.3
+    settings = {"epsilon": epsilon, "step_size": epsilon / 4, "eot_samples": 2, "ratio": 0.6}
+    settings |= {"steps": 40 if "square" in name else 6, "square_steps": 10}
+    used = {field: value for field, value in settings.items() if hasattr(attack, field)}
+    attack = replace(cast(PGD, attack), **used)  # type: ignore[arg-type]
+    draws = [Noise.of(7, Stream.REPORT, k).on(ids) for k in range(10)]
+
+    def accuracy(of: Tensor) -> float:
+        right = [defense(of, draw).argmax(1) == labels for draw in draws]
+        return float(torch.stack(right).float().mean())
+
+    candidates = attack(target_of(defense, images, labels, Addresses(ids, NOISE)))
+    assert accuracy(images) > 0.9
+    assert min(accuracy(candidate) for candidate in candidates) < 0.5
+
+
+def test_what_an_attack_stands_for(
+    denoiser: Denoiser, smooth_classifier: Classifier, images: Tensor
+) -> None:
+    """`mask: all` is three where there is a mask that the gradient sees, and is refused whole."""
+    masked = Defense(smooth_classifier, HeterogeneousPurifier(steps=3), denoiser)
+    plain, attack = Defense(smooth_classifier), PGD(**FEW)
+    parts = unfolded(attack, masked)
+    masks = {name: cast(PGD, part).mask for name, part in parts.items()}
+    assert masks == {f"{mask} mask": mask for mask in ("frozen", "recomputed", "soft")}
+    assert unfolded(attack, plain) == {"": replace(attack, mask="recomputed")}
+    assert unfolded(BPDA(**FEW), masked) == {"": BPDA(**FEW, mask="recomputed")}
+    for other in (replace(attack, mask="soft"), Square(), AutoEOT(), NullAttack()):
+        assert unfolded(other, masked) == {"": other}
+    with pytest.raises(InputError, match="pgd_linf with mask: all is three .* frozen, recomputed"):
+        attack(target_of(masked, images))
+    first, second, third = (part(target_of(masked, images)) for part in parts.values())
+    assert not torch.equal(first, second) and not torch.equal(second, third)
+    assert torch.equal(
+        attack(target_of(plain, images)), replace(attack, mask="soft")(target_of(plain, images))
+    )
+
+
+def test_what_the_audit_asks_for() -> None:
+    """More of one thing, another ball with steps as much longer, less knowledge."""
+    attack = LowFrequency(**FEW, step_size=0.04)  # type: ignore[arg-type]
+    assert attack.stronger() == {
+        "more steps": replace(attack, steps=4),
+        "more EOT draws": replace(attack, eot_samples=4),
+    }
+    assert attack.transferred() == replace(attack, approximation="classifier_only")
+    wider = attack.at_radius(0.2)
+    assert isinstance(wider, LowFrequency)
+    assert (wider.epsilon, float(wider.step_size), wider.steps) == (0.2, 0.08, 2)
+    assert APGD(epsilon=0.1).at_radius(0.3) == APGD(epsilon=0.3)  # type: ignore[arg-type]
+    assert PGD(epsilon=0.0).at_radius(1.0) is None, "an empty ball has no other"  # type: ignore[arg-type]
+    assert StAdv().at_radius(0.1) is None and StAdv().stronger().keys() == attack.stronger().keys()
+    for other in (Square(), AutoEOT(), AutoAttack(), NullAttack()):
+        assert (other.stronger(), other.at_radius(0.1), other.transferred()) == ({}, None, None)
+
+
+UNUSABLE: list[tuple[type[Attack], str, Any]] = [
+    *((kind, "norm", "Linf") for kind in (PGD, APGD, Square, AutoEOT, AutoAttack)),
+    *((kind, "epsilon", -0.1) for kind in (PGD, APGD, Square, AutoEOT, AutoAttack)),
+    (PGD, "epsilon", float("nan")),
+    (PGD, "epsilon", 8.0),
+    *((PGD, field, 0) for field in ("steps", "eot_samples", "restarts", "step_size")),
+    (PGD, "targets", -1),
+    *((PGD, field, "other") for field in ("loss", "average", "mask", "approximation")),
+    (LowFrequency, "ratio", 0.0),
+    (LowFrequency, "ratio", float("nan")),
+    (StAdv, "max_flow", float("inf")),
+    (StAdv, "step_size", 0.0),
+    (StAdv, "smoothness", -0.1),
+    (DiffAttack, "deviation_weight", float("nan")),
+    (DiffAttack, "levels", "middle"),
+    (DiffAttack, "average", "probabilities"),
+    (DiffAttack, "approximation", "bpda"),
+    *((Square, field, 0) for field in ("steps", "eot_samples", "p_init")),
+    (Square, "steps", 65536),
+    (Square, "p_init", 1.5),
+    *((AutoEOT, field, 0) for field in ("steps", "eot_samples", "square_steps", "check_draws")),
+    *((AutoAttack, field, 0) for field in ("steps", "eot_samples", "targets", "square_queries")),
+    (AutoAttack, "version", "plus"),
+    (AutoAttack, "attacks", ("apgd-dlr",)),
+    (AutoAttack, "attacks", ()),
+]
+
+
+@pytest.mark.parametrize(("kind", "field", "value"), UNUSABLE)
+def test_a_setting_that_cannot_be_used_is_named(
+    kind: type[Attack], field: str, value: object
+) -> None:
+    with pytest.raises(FieldError) as raised:
+        kind(**{field: value})
+    error = raised.value
+    assert (type(error.owner), error.field) == (kind, field)
+    assert str(value) in str(error) and "\n" not in str(error)
+
+
+def test_antithetic_draws_are_pairs() -> None:
+    with pytest.raises(FieldError, match=r"PGD.eot_samples must be even .* got 3"):
+        PGD(eot_samples=3, antithetic=True)
+
+
+@pytest.mark.parametrize(
+    ("attack", "words"),
+    [
+        (PGD(), "pgd_linf: Linf 8/255, PGD 20 steps of 2/255, EOT 10"),
+        (
+            PGD(**FEW, norm="l2", loss="margin", average="logits", targets=2, restarts=3),
+            "pgd_l2: L2 0.1, PGD margin 2 steps of 2/255, EOT 2, mean logits, 2 targets, 3"
+            " restarts",
+        ),
+        (
+            BPDA(mask="soft", antithetic=True, random_start=False),
+            "bpda_linf: Linf 8/255, PGD 20 steps of 2/255, EOT 10 antithetic, gradient bpda,"
+            " soft mask, no random start",
+        ),
+        (BPDA(approximation="none"), "pgd_linf: Linf 8/255, PGD 20 steps of 2/255, EOT 10"),
+        (
+            LowFrequency(norm="l2"),
+            "low_frequency_l2: L2 8/255, PGD 20 steps of 2/255, EOT 10, lowest 0.25 of the"
+            " frequencies",
+        ),
+        (
+            DiffAttack(levels="low"),
+            "diffattack_linf: Linf 8/255, PGD 20 steps of 2/255, EOT 10, deviation weight 1 at low"
+            " noise levels",
+        ),
+        (
+            StAdv(max_flow=1.5),  # type: ignore[arg-type]
+            "stadv: flow within 1.5 pixels, stAdv margin 20 steps of 0.1, smoothness 0.05, EOT 10",
+        ),
+        (
+            APGD(loss="dlr", targets=9),
+            "apgd_dlr_linf_targeted: Linf 8/255, APGD-DLR 100 steps, EOT 20, 9 targets",
+        ),
+        (Square(norm="l2"), "square_l2: L2 8/255, Square 5000 steps, EOT 10"),
+        (
+            AutoEOT(members=(APGD(),)),
+            "auto_eot_linf: Linf 8/255, AutoEOT of apgd_ce_linf; 10 check draws",
+        ),
+        (
+            AutoAttack(version="rand"),
+            "autoattack_rand_linf: Linf 8/255, AutoAttack rand: apgd-ce, apgd-dlr, EOT 20",
+        ),
+        (Replay("a.npz", epsilon=None), "replay: no ball, images of a.npz"),
+        (NullAttack(), "null: the images themselves"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Attack) else "",
+)
+def test_it_says_what_it_is(attack: Attack, words: str) -> None:
+    assert f"{attack.name}: {attack.describe()}" == words
+
+
+@pytest.mark.parametrize(
+    ("attack", "words"),
+    [
+        *((full, []) for full in (APGD(), Square(), AutoEOT(), AutoAttack(), NullAttack())),
+        (PGD(steps=200, eot_samples=20), []),
+        (
+            BPDA(steps=199, eot_samples=19, mask="soft"),
+            [
+                "bpda_linf: 19 EOT draws (HetPure's published attack: 20)",
+                "bpda_linf: soft masks only",
+                "bpda_linf: the gradient is an approximation, bpda",
+                "bpda_linf: 199 iterations (HetPure's published attack: 200)",
+            ],
+        ),
+        (APGD(steps=99), ["apgd_ce_linf: 99 iterations (AutoAttack: 100)"]),
+        (Square(steps=4999), ["square_linf: 4999 queries (AutoAttack: 5000)"]),
+        (
+            AutoEOT(steps=99, check_draws=4, members=(Square(),)),
+            [
+                "auto_eot_linf: without apgd_ce_linf, apgd_dlr_linf_targeted, apgd_margin_linf",
+                "auto_eot_linf: 4 check draws (full: 10)",
+            ],
+        ),
+        (AutoEOT(square_steps=11), ["square_linf: 11 queries (AutoAttack: 5000)"]),
+        (AutoAttack(eot_samples=1), []),
+        (AutoAttack(version="rand", targets=1, square_queries=1), []),
+        (
+            AutoAttack(steps=9, targets=8, square_queries=7, attacks=("apgd-t", "square")),
+            [
+                "autoattack_standard_linf: 9 steps (official: 100)",
+                "autoattack_standard_linf: 8 targets (official: 9)",
+                "autoattack_standard_linf: 7 square queries (official: 5000)",
+                "autoattack_standard_linf: without apgd-ce, fab-t",
+            ],
+        ),
+        (
+            AutoAttack(version="rand", eot_samples=2, attacks=("apgd-ce",)),
+            [
+                "autoattack_rand_linf: 2 eot samples (official: 20)",
+                "autoattack_rand_linf: without apgd-dlr",
+            ],
+        ),
+        (Replay("a.npz"), ["replay: saved images, not adapted to the defence"]),
+    ],
+    ids=lambda value: value.name if isinstance(value, Attack) else "",
+)
+def test_it_says_what_of_its_budget_is_less_than_published(
+    attack: Attack, words: list[str]
+) -> None:
+    assert attack.weaker_than_full() == words

@@ -1,0 +1,334 @@
+"""The official AutoAttack: its noise, what it cannot know, and that it leaves no trace."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from datamodules.fashion_mnist import FashionMNIST
+from hetpure.attacks.attack import Addresses, check_candidates
+from hetpure.attacks.autoattack import AutoAttack
+from hetpure.attacks.library_model import LibraryModel, Listener
+from hetpure.attention import AttentionMask
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense
+from hetpure.denoiser import Denoiser
+from hetpure.errors import FieldError, InputError
+from hetpure.gradients import GradientError
+from hetpure.noise import Noise, Stream, attack_draw
+from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
+from hetpure.samplers import DDPM
+from hetpure.weights import load_classifier
+from tests.hetpure.attacks.defenses import (
+    ADDRESSES,
+    LABELS,
+    NOISE,
+    SAMPLES,
+    Spy,
+    linear,
+    target_of,
+)
+
+FEW = ["apgd-ce", "fab-t", "square"]
+norms = pytest.mark.parametrize("norm", ["linf", "l2"])
+
+
+class Toy(nn.Module):
+    """A network (B, C, H, W) -> (B, classes) from a function of the flat images."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(images.flatten(1))  # type: ignore[no-any-return]
+
+
+def toy(function: Any, classes: int = 4) -> Defense:
+    return Defense(Classifier(Toy(function), num_classes=classes, mean=[0.0], std=[1.0]))
+
+
+def weights(classes: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(classes, 64, generator=generator, dtype=torch.float64)
+
+
+WEIGHTS = weights(4).T
+
+
+def small(**settings: Any) -> AutoAttack:
+    budget = {"steps": 3, "eot_samples": 2, "square_queries": 5, "epsilon": 0.05}
+    return AutoAttack(**{"version": "rand", **budget, **settings})
+
+
+def predicted(defense: Defense, images: Tensor, addresses: Addresses = ADDRESSES) -> Tensor:
+    """What the defence answers with the locked noise, (B,)."""
+    return defense(images, NOISE.on(addresses.samples)).argmax(1)
+
+
+@pytest.fixture
+def stochastic(smooth_classifier: Classifier, denoiser: Denoiser) -> Spy:
+    return Spy(smooth_classifier, UniformPurifier(steps=3), denoiser)
+
+
+def test_noise_is_addressed_by_place_and_call(
+    smooth_classifier: Classifier, denoiser: Denoiser, images: Tensor
+) -> None:
+    """The library hands on some of the images only, and does not say which. No two calls share a
+    draw, nor two places a sample id."""
+    defense = Spy(
+        smooth_classifier, UniformPurifier(strength=0.01, steps=3, sampler=DDPM()), denoiser
+    )
+    labels = predicted(defense, images)
+    labels[0] = (labels[0] + 1) % 4  # wrong from the start: never attacked
+    defense.calls.clear()
+    addresses = Addresses(SAMPLES, NOISE, member=3)
+    candidates = small(epsilon=1e-4)(target_of(defense, images, labels, addresses))
+    assert torch.equal(candidates[0, 0], images[0])
+    assert {len(call.images) for call in defense.calls} >= {3, 4}
+    for number, call in enumerate(defense.calls):
+        noise = call.noise
+        assert noise.samples.tolist() == [31, 32, 33, 34][: len(call.images)]
+        for stream in (noise.forward_stream, noise.reverse_stream):
+            assert (stream == Stream.ATTACK).all()
+        for draw in (noise.forward_draw, noise.reverse_draw):
+            assert (draw == attack_draw(3, 0, 0, number).index).all()
+
+
+def test_sample_ids_wrap_around(images: Tensor) -> None:
+    defense = Spy(linear(weights(4)))
+    model = LibraryModel(
+        target_of(defense, images, LABELS, Addresses(SAMPLES * 0 + 2**32 - 2, NOISE))
+    )
+    assert model(images[:0]).shape == (0, 4)
+    model(images[:3].float())
+    assert defense.calls[0].noise.samples.tolist() == [2**32 - 2, 2**32 - 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("known", "placement", "words"),
+    [
+        (("forward",), "attended", "noise that the attacker knows"),
+        ((), "random", "a mask placed random"),
+        ((), "shifted", "a mask placed shifted"),
+    ],
+)
+@pytest.mark.parametrize("version", ["standard", "rand"])
+def test_what_belongs_to_an_image_is_refused(
+    version: Any,
+    known: Any,
+    placement: Any,
+    words: str,
+    classifier: Classifier,
+    denoiser: Denoiser,
+    images: Tensor,
+) -> None:
+    mask = AttentionMask(threshold=0.5, placement=placement)
+    defense = Defense(classifier, HeterogeneousPurifier(steps=3), denoiser, mask)
+    target = target_of(defense, images, LABELS, Addresses(SAMPLES, NOISE, known))
+    with pytest.raises(InputError, match=f"{words}.*: take AutoEOT") as error:
+        small(version=version)(target)
+    assert "\n" not in str(error.value)
+
+
+def test_standard_is_for_deterministic_defenses(stochastic: Spy, images: Tensor) -> None:
+    with pytest.raises(FieldError, match="AutoAttack.version is standard.* make it rand, or take"):
+        small(version="standard")(target_of(stochastic, images))
+
+
+def test_the_mask_is_that_of_the_images_asked_about(
+    classifier: Classifier, denoiser: Denoiser, images: Tensor
+) -> None:
+    defense = Spy(classifier, HeterogeneousPurifier(steps=3), denoiser)
+    labels = predicted(defense, images)
+    defense.calls.clear()
+    small(steps=1)(target_of(defense, images, labels))
+    for call in defense.calls:
+        assert call.mask is not None
+        assert torch.equal(call.mask, defense.mask(call.images, call.noise.samples))
+
+
+def test_a_deterministic_defense_may_see_an_image_twice(
+    smooth_classifier: Classifier, images: Tensor
+) -> None:
+    images[3] = images[1]
+    defense = Defense(smooth_classifier)
+    labels = predicted(defense, images)
+    (candidate,) = small(version="standard", epsilon=0.3)(target_of(defense, images, labels))
+    assert (predicted(defense, candidate) != labels).all()
+
+
+@pytest.fixture
+def tracer() -> Iterator[Any]:
+    def trace(frame: Any, event: str, argument: Any) -> None:
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    yield trace
+    sys.settrace(before)
+
+
+def broken(flat: Tensor) -> Tensor:
+    raise ZeroDivisionError("the defence's own")
+
+
+def test_traces_and_generators_are_left_as_they_were(
+    tracer: Any, smooth_classifier: Classifier, images: Tensor, capsys: Any
+) -> None:
+    """The library ends tracing and seeds the global generator; also where it fails half-way."""
+    defense = Defense(smooth_classifier)
+    labels = predicted(defense, images)
+    state = torch.get_rng_state()
+    first = small()(target_of(defense, images, labels))
+    assert sys.gettrace() is tracer
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(ZeroDivisionError, match="the defence's own"):
+        small()(target_of(toy(broken), images, labels))
+    assert sys.gettrace() is tracer
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    assert torch.equal(small()(target_of(defense, images, labels)), first)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_seed_is_the_noises(smooth_classifier: Classifier, images: Tensor) -> None:
+    defense = Defense(smooth_classifier)
+    labels = predicted(defense, images)
+    attack = small(epsilon=0.3, attacks=("apgd-ce",))
+    first = attack(target_of(defense, images, labels))
+    other = attack(
+        target_of(defense, images, labels, replace(ADDRESSES, noise=Noise.of(8, Stream.DW_BOX)))
+    )
+    assert not torch.equal(first, other)
+
+
+def test_the_same_candidates_twice(stochastic: Spy, images: Tensor) -> None:
+    labels = predicted(stochastic, images)
+    first, second = (small()(target_of(stochastic, images, labels)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@norms
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_it_finds_is_in_the_ball_and_wrong(
+    norm: str, dtype: torch.dtype, smooth_classifier: Classifier, images: Tensor
+) -> None:
+    """What it does not find is the image itself."""
+    defense = Defense(smooth_classifier.to(dtype))
+    images = images.to(dtype)
+    labels = predicted(defense, images)
+    epsilon = 0.03 if norm == "linf" else 0.25
+    attack = small(version="standard", epsilon=epsilon, norm=norm, steps=10, square_queries=30)
+    candidates = attack(target_of(defense, images, labels))
+    assert candidates.shape == (1, *images.shape)
+    assert candidates.dtype == dtype
+    check_candidates(candidates, images, SAMPLES, attack.threat)
+    wrong = predicted(defense, candidates[0]) != labels
+    moved = (candidates[0] != images).flatten(1).any(1)
+    assert torch.equal(moved, wrong)
+    assert 0 < wrong.sum() < 4
+
+
+class Doubtful:
+    """Answers a little differently every time, though it says that it draws no noise."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, flat: Tensor) -> Tensor:
+        self.calls += 1
+        return flat @ WEIGHTS + torch.tensor([self.calls, 0, 0, 0])
+
+
+class Infinite(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor) -> Tensor:
+        return flat.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient * torch.inf
+
+
+@pytest.mark.parametrize(
+    ("function", "version", "kind", "message"),
+    [
+        (
+            lambda x: (x @ WEIGHTS)[1:],
+            "rand",
+            InputError,
+            "the classifier gives torch.float64",
+        ),
+        (lambda x: x.detach() @ WEIGHTS, "rand", InputError, "does not require grad"),
+        (
+            lambda x: x @ WEIGHTS * torch.nan,
+            "rand",
+            GradientError,
+            "defence answers holds NaN",
+        ),
+        (
+            lambda x: Infinite.apply(x) @ WEIGHTS,  # type: ignore[no-untyped-call]
+            "rand",
+            GradientError,
+            "the gradient holds NaN",
+        ),
+        (Doubtful(), "standard", InputError, "asked twice"),
+        (lambda x: (x @ WEIGHTS).softmax(1), "standard", InputError, "need logits"),
+    ],
+    ids=["rows lost", "detached", "nan", "infinite slope", "random", "probabilities"],
+)
+def test_errors_are_one_line(
+    function: Any, version: Any, kind: type[Exception], message: str, images: Tensor
+) -> None:
+    defense = toy(function)
+    labels = (images.flatten(1) @ WEIGHTS).argmax(1)
+    with pytest.raises(kind, match=message) as error:
+        small(version=version, epsilon=0.001)(target_of(defense, images, labels))
+    assert isinstance(error.value, InputError)
+    assert "\n" not in str(error.value)
+
+
+def test_other_warnings_are_passed_on() -> None:
+    with pytest.warns(UserWarning, match="^AutoAttack: Square has decreased it.$"):
+        Listener().warning("Square has decreased it. See flags_doc.md for details.")
+
+
+@pytest.mark.parametrize(
+    ("classes", "ran", "noted"),
+    [(2, FEW, ["apgd-t"]), (3, FEW, ["apgd-t"]), (4, ["apgd-ce", "apgd-t", *FEW[1:]], [])],
+)
+def test_few_classes(classes: int, ran: list[str], noted: list[str], images: Tensor) -> None:
+    defense = Defense(linear(weights(classes)))
+    attack = small(version="standard", epsilon=0.3)
+    assert list(attack.parts(classes)) == ran
+    assert [note.split("without ")[1].split(",")[0] for note in attack.notes(classes)] == noted
+    labels = predicted(defense, images)
+    candidates = attack(target_of(defense, images, labels))
+    assert (predicted(defense, candidates[0]) != labels).all()
+
+
+def test_rand_with_two_classes_leaves_dlr_out() -> None:
+    assert small().parts(2) == ("apgd-ce",)
+    assert small().parts(3) == ("apgd-ce", "apgd-dlr")
+    assert "apgd-dlr, which needs 3 classes" in small().notes(2)[0]
+    with pytest.raises(InputError, match="none of AutoAttack's apgd-dlr"):
+        small(attacks=("apgd-dlr",)).parts(2)
+
+
+def test_standard_on_the_packaged_classifier() -> None:
+    data = FashionMNIST(limit=8)
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    images, labels, samples = batch["image"], batch["label"], batch["sample"]
+    defense = Defense(load_classifier("fashion_mnist_wrn"))
+    attack = small(version="standard", epsilon=4 / 255, targets=2, square_queries=10)
+    candidates = attack(target_of(defense, images, labels, Addresses(samples, NOISE)))
+    check_candidates(candidates, images, samples, attack.threat)
+    addresses = Addresses(samples, NOISE)
+    clean = (predicted(defense, images, addresses) == labels).sum()
+    assert (predicted(defense, candidates[0], addresses) == labels).sum() < clean

@@ -1,0 +1,169 @@
+"""PGD and BPDA against answers in closed form; their random starts and draws."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import kstest
+from torch import Tensor
+
+from hetpure.attacks import BPDA, PGD, Addresses
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense, count_network_calls
+from hetpure.denoiser import Denoiser
+from hetpure.noise import Stream, attack_draw
+from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
+from tests.hetpure.attacks.defenses import (
+    ADDRESSES,
+    LABELS,
+    NOISE,
+    SAMPLES,
+    Spy,
+    size,
+    target_of,
+    unit,
+)
+
+norms = pytest.mark.parametrize("norm", ["linf", "l2"])
+
+
+def pgd(**settings: Any) -> PGD:
+    return PGD(
+        **{"epsilon": 0.1, "steps": 2, "step_size": 0.04, "eot_samples": 2, "mask": "recomputed"}
+        | settings
+    )
+
+
+def direction_away(classifier: Classifier, labels: Tensor) -> Tensor:
+    """The gradient of the loss of a linear classifier, up to a positive factor an image."""
+    weight = classifier.network[1].weight
+    return (weight[1 - labels] - weight[labels]).reshape(-1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-14, 1e-200], ids="slope {:g}".format)
+@pytest.mark.parametrize("random_start", [False, True], ids=["from the image", "random start"])
+@norms
+def test_linear_classifier_in_closed_form(
+    norm: str, random_start: bool, scale: float, linear_classifier: Classifier, images: Tensor
+) -> None:
+    """Linf ends in the corner of the ball, L2 at its rim in the direction of the gradient; a
+    small slope must not slow it down, or a flat defence would look robust."""
+    linear_classifier.network[1].weight.mul_(scale)
+    away = direction_away(linear_classifier, LABELS) / scale
+    attack = pgd(norm=norm, steps=60, step_size=0.1, random_start=random_start)
+    last, _ = attack(target_of(Defense(linear_classifier), images))
+    edge = away.sign() if norm == "linf" else unit(away)
+    torch.testing.assert_close(last, images + 0.1 * edge, rtol=0, atol=1e-12)
+
+
+def test_confident_float32_classifier_in_closed_form(
+    linear_classifier: Classifier, images: Tensor
+) -> None:
+    """Where logits are up to 25 apart, p - 1 is 0 in float32: the true class would drop out of the
+    gradient, and the attack would pull towards the other class alone."""
+    linear = linear_classifier.network[1]
+    linear.bias.zero_()
+    logits = linear_classifier(images)
+    linear.weight.mul_(25 / (logits[:, 0] - logits[:, 1]).abs().max())
+    labels = logits.argmax(1)
+    defense = Defense(linear_classifier.float())
+    last, _ = pgd(steps=3, random_start=False)(target_of(defense, images.float(), labels))
+    expected = images + 0.1 * direction_away(linear_classifier, labels).sign()
+    torch.testing.assert_close(last, expected.float(), rtol=0, atol=1e-6)
+
+
+def test_a_step_has_its_size_and_goes_along_the_gradient(
+    smooth_classifier: Classifier, images: Tensor
+) -> None:
+    """L2 PGD of the published code stepped along the sign."""
+    point = images.clone().requires_grad_()
+    loss = F.cross_entropy(smooth_classifier(point), LABELS, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, point)
+    for norm, moved in (("linf", gradient.sign()), ("l2", unit(gradient))):
+        attack = pgd(norm=norm, steps=1, epsilon=0.2, step_size=0.05, random_start=False)
+        last, _ = attack(target_of(Defense(smooth_classifier), images))
+        torch.testing.assert_close(last - images, 0.05 * moved, rtol=0, atol=1e-12)
+
+
+@norms
+def test_random_start_is_uniform_in_the_ball(norm: str, linear_classifier: Classifier) -> None:
+    """Kolmogorov-Smirnov: of every pixel for Linf, of the radius to the 64th power for L2."""
+    defense = Spy(linear_classifier)
+    images = torch.full((512, 1, 8, 8), 0.5, dtype=torch.float64)
+    samples, labels = torch.arange(512), torch.zeros(512, dtype=torch.int64)
+    pgd(norm=norm, steps=1, restarts=2)(
+        target_of(defense, images, labels, Addresses(samples, NOISE))
+    )
+    starts = [(call.images - images) / 0.1 for call in defense.calls]
+    for start in starts:
+        uniform = (start.flatten() + 1) / 2 if norm == "linf" else size(start, norm) ** 64
+        assert kstest(uniform.numpy(), "uniform").pvalue > 1e-3
+        assert abs(start.mean()) < 5 * start.std() / start.numel() ** 0.5
+    assert not torch.isclose(*starts).all((1, 2, 3)).any()  # restarts differ, sample by sample
+
+
+def test_every_query_has_its_own_draws(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    """Never the same numbers in two iterations, EOT samples or restarts, nor the report's."""
+    defense = Spy(classifier, UniformPurifier(steps=3), denoiser)
+    attack = pgd(steps=3, eot_samples=2, restarts=2)
+    attack(target_of(defense, images))
+    draws = []
+    for call in defense.calls:
+        noise = call.noise
+        assert len(call.images) == len(noise) == 8
+        assert noise.samples.tolist() == SAMPLES.tolist() * 2
+        assert set(noise.forward_stream.tolist()) == {Stream.ATTACK}
+        assert torch.equal(noise.forward_stream, noise.reverse_stream)
+        assert torch.equal(noise.forward_draw, noise.reverse_draw)
+        assert len(noise.forward_draw[::4].unique()) == 2  # noise-major: four images a draw
+        draws += noise.forward_draw[::4].tolist()
+    assert sorted(draws) == sorted(
+        attack_draw(0, restart, iteration, k).index
+        for restart, iteration, k in product(range(2), range(3), range(2))
+    )
+    assert len(set(draws)) == 12
+
+
+def test_eot_gradient_is_the_mean_of_single_draws(
+    denoiser: Denoiser, smooth_classifier: Classifier, images: Tensor
+) -> None:
+    """In one batch or one by one: seen in the direction of an L2 step."""
+    defense = Defense(smooth_classifier, HeterogeneousPurifier(steps=3), denoiser)
+    mask = defense.mask(images)
+    singles = []
+    for k in range(3):
+        point = images.clone().requires_grad_()
+        noise = NOISE.redraw(attack_draw(0, 0, 0, k)).on(SAMPLES)
+        loss = F.cross_entropy(defense(point, noise, mask), LABELS, reduction="sum")
+        singles.append(torch.autograd.grad(loss, point)[0])
+    mean = torch.stack(singles).mean(0)
+    attack = pgd(norm="l2", steps=1, eot_samples=3, step_size=0.05, random_start=False)
+    last, _ = attack(target_of(defense, images))
+    torch.testing.assert_close((last - images) / 0.05, unit(mean), rtol=0, atol=1e-10)
+    cosine = F.cosine_similarity(singles[0].flatten(1), mean.flatten(1))
+    assert (cosine < 0.999).all()  # the draws differ enough to tell a mean from one of them
+
+
+def test_a_step_of_bpda_goes_along_the_classifiers_gradient_at_the_purified_images(
+    denoiser: Denoiser, smooth_classifier: Classifier, images: Tensor
+) -> None:
+    """Averaged over draws, and without a backward pass through the purifier."""
+    defense = Defense(smooth_classifier, UniformPurifier(steps=3), denoiser)
+    attack = BPDA(
+        norm="l2", epsilon=9.0, step_size=0.05, steps=1, eot_samples=3, random_start=False
+    )
+    gradient = torch.zeros_like(images)
+    for k in range(3):
+        noise = ADDRESSES.noise.redraw(attack_draw(0, 0, 0, k)).on(SAMPLES)
+        purified = defense.purify(images, noise).requires_grad_()
+        loss = F.cross_entropy(smooth_classifier(purified), LABELS, reduction="sum")
+        gradient += torch.autograd.grad(loss, purified)[0]
+    with count_network_calls(defense) as calls:
+        last = attack(target_of(defense, images))[0]
+    unit = gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
+    torch.testing.assert_close((last - images) / 0.05, unit, rtol=0, atol=1e-10)
+    assert calls.images == 4 * 3 * defense.network_calls
