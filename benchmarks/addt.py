@@ -107,7 +107,7 @@ class Work:
     def floor(self) -> None:
         """The same network calls and nothing else."""
         with self.cast():
-            with self.module._searching():  # a compiled backward would compute weights' gradients
+            with self.module.searching():  # a compiled backward would compute weights' gradients
                 for _ in range(self.perturbation.steps):
                     self.call_to_input()
             self.learn(self.batch.x0)

@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # by dotted key, what is not the base's
     "label_free": {"perturbation.init_args.objective": "denoising"},
     "no_rbgm": {
         "perturbation": {
-            "class_path": "hetpure.addt.Ball",
+            "class_path": "hetpure.addt_variants.Ball",
             "init_args": {
                 "epsilon": "16/255",
                 "step_size": "8/255",
@@ -51,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # by dotted key, what is not the base's
     },
     "random_order": {
         "perturbation": {
-            "class_path": "hetpure.addt.RandomOrder",
+            "class_path": "hetpure.addt_variants.RandomOrder",
             "init_args": {"scale": 0.24, "cap": 0.9, "ranks": "channel"},
         }
     },
