@@ -1,4 +1,4 @@
-"""Numbers as people write them in this field: 8/255, 8GB."""
+"""Numbers as people write them in this field: 8/255, 8GB, 1 draw."""
 
 import re
 from fractions import Fraction
@@ -55,3 +55,8 @@ class Bytes(int):
 
     def __reduce__(self) -> tuple[type["Bytes"], tuple[str]]:
         return Bytes, (self.text,)
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun, which takes an s where there is not exactly one."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

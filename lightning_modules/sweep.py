@@ -1,5 +1,6 @@
-"""Many rows from one: a row with one of its settings changed."""
+"""Many rows from one: a row with one of its settings changed, or several at once."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import reduce
@@ -10,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from hetpure.errors import InputError
+from hetpure.evaluation.frontier import Settings
 from hetpure.evaluation.rows import DefenseConfig
 
 T = TypeVar("T")
@@ -51,6 +53,55 @@ class Sweep:
                     raise InputError(f"sweep.vary: there is another row {name!r} already")
                 varied[name] = row
         return varied
+
+
+def combinations(
+    base: DefenseConfig, vary: Mapping[str, list[Any]]
+) -> tuple[dict[str, tuple[Settings, DefenseConfig]], list[str]]:
+    """Every combination of the values by a name, each defence once, and why some combinations are
+    impossible (t_small above t_large). A value that is in none is an error."""
+    empty = [path for path, values in vary.items() if not values]
+    if empty or not vary:
+        raise InputError(f"vary names no value for {', '.join(empty) or 'any setting'}")
+    possible: dict[str, tuple[Settings, DefenseConfig]] = {}
+    refused: list[str] = []
+    reasons: dict[tuple[str, str], str] = {}
+    used: set[tuple[str, str]] = set()
+    for values in itertools.product(*vary.values()):
+        settings = dict(zip(vary, values, strict=True))
+        name = " ".join(f"{path}={value}" for path, value in settings.items())
+        pairs = [(path, str(value)) for path, value in settings.items()]
+        try:
+            defense = with_settings(base, settings)
+        except InputError as error:
+            refused.append(f"{name}: {error}")
+            reasons |= dict.fromkeys(pairs, str(error))
+            continue
+        used.update(pairs)
+        if defense not in (known for _, known in possible.values()):
+            possible[name] = settings, defense
+    for (path, value), reason in reasons.items():
+        if (path, value) not in used:  # wrong in itself, not beside the other values
+            raise InputError(f"vary {path}={value} is never possible: {reason}")
+    return possible, refused
+
+
+def with_settings(base: DefenseConfig, settings: Settings) -> DefenseConfig:
+    """The base with settings changed. What is right together may be wrong half changed, as two
+    noise levels that both move up: so a step that fails is tried again after the others."""
+    config, left = base, list(settings.items())
+    while left:
+        failed: list[tuple[str, Any]] = []
+        for path, value in left:
+            try:
+                config = with_setting(config, path, value)
+            except InputError as error:
+                failed.append((path, value))
+                last = error
+        if len(failed) == len(left):
+            raise last
+        left = failed
+    return config
 
 
 def with_setting(config: T, path: str, value: Any) -> T:

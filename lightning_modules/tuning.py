@@ -1,7 +1,6 @@
 """`python -m hetpure tune`: a search for a defence's settings on validation images."""
 
 import copy
-import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +14,16 @@ from rich.console import Console
 from hetpure.attacks import Attack
 from hetpure.errors import InputError
 from hetpure.evaluation.description import Evaluation, Networks, Run, describe
-from hetpure.evaluation.frontier import Settings, Trial, choose
+from hetpure.evaluation.frontier import Settings, choose
 from hetpure.evaluation.protocol import Protocol
 from hetpure.evaluation.rows import DefenseConfig
 from hetpure.evaluation.search import check_no_earlier, search
 from hetpure.evaluation.store import Store
 from hetpure.gradients import APPROXIMATIONS
-from hetpure.report.frontier import draw_frontier, frontier_markdown, frontier_table
+from hetpure.report.frontier import draw_frontier, frontier_page
 from lightning_modules.compatibility import check_all_answers, check_defense
 from lightning_modules.images import images_of
-from lightning_modules.sweep import with_setting
+from lightning_modules.sweep import combinations
 
 DENOISER = "tuned"  # its key in the configs of the evaluations
 
@@ -108,7 +107,13 @@ def tune(
     if not trials:
         raise InputError("every trial was struck out: nothing can be chosen")
     chosen = choose(trials, clean_weight)
-    _write(run, trials, chosen, clean_weight, store.path, console)
+    sheet, notes = frontier_page(run, trials, chosen, clean_weight)
+    console.print(sheet.terminal())
+    console.print(notes[0], soft_wrap=True)
+    (store.path / "frontier.md").write_text(
+        "\n".join([sheet.markdown(), "", *(f"- {note}" for note in notes)]) + "\n"
+    )
+    draw_frontier(trials, chosen, sheet.title, store.path / "frontier.png")
     tuned = store.path / "tuned.yaml"
     tuned.write_text(yaml.safe_dump(tuned_config(config, chosen.settings), sort_keys=False))
     console.print(f"On all test images: python evaluate.py --config {tuned}", soft_wrap=True)
@@ -132,55 +137,6 @@ def described(
     largest = min(loader.batch_size, len(images))
     check_all_answers(defenses, images.read(range(largest)).images)
     return describe(config, networks, images, store, device=device, largest=largest)
-
-
-def combinations(
-    base: DefenseConfig, vary: Mapping[str, list[Any]]
-) -> tuple[dict[str, tuple[Settings, DefenseConfig]], list[str]]:
-    """Every combination of the values by a name, each defence once, and why some combinations are
-    impossible (t_small above t_large). A value that is in none is an error."""
-    empty = [path for path, values in vary.items() if not values]
-    if empty or not vary:
-        raise InputError(f"vary names no value for {', '.join(empty) or 'any setting'}")
-    possible: dict[str, tuple[Settings, DefenseConfig]] = {}
-    refused: list[str] = []
-    reasons: dict[tuple[str, str], str] = {}
-    used: set[tuple[str, str]] = set()
-    for values in itertools.product(*vary.values()):
-        settings = dict(zip(vary, values, strict=True))
-        name = " ".join(f"{path}={value}" for path, value in settings.items())
-        pairs = [(path, str(value)) for path, value in settings.items()]
-        try:
-            defense = with_settings(base, settings)
-        except InputError as error:
-            refused.append(f"{name}: {error}")
-            reasons |= dict.fromkeys(pairs, str(error))
-            continue
-        used.update(pairs)
-        if defense not in (known for _, known in possible.values()):
-            possible[name] = settings, defense
-    for (path, value), reason in reasons.items():
-        if (path, value) not in used:  # wrong in itself, not beside the other values
-            raise InputError(f"vary {path}={value} is never possible: {reason}")
-    return possible, refused
-
-
-def with_settings(base: DefenseConfig, settings: Settings) -> DefenseConfig:
-    """The base with settings changed. What is right together may be wrong half changed, as two
-    noise levels that both move up: so a step that fails is tried again after the others."""
-    config, left = base, list(settings.items())
-    while left:
-        failed: list[tuple[str, Any]] = []
-        for path, value in left:
-            try:
-                config = with_setting(config, path, value)
-            except InputError as error:
-                failed.append((path, value))
-                last = error
-        if len(failed) == len(left):
-            raise last
-        left = failed
-    return config
 
 
 def tuned_config(config: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
@@ -221,30 +177,3 @@ def _settings_of(node: dict[str, Any]) -> dict[str, Any]:
     """Where a class's settings are in a config: beside its class_path, or in the node itself."""
     inner: dict[str, Any] = node["init_args"] if "class_path" in node else node
     return inner
-
-
-def _write(
-    run: Run,
-    trials: list[Trial],
-    chosen: Trial,
-    clean_weight: float,
-    folder: Path,
-    console: Console,
-) -> None:
-    """Prints the frontier; writes it as a table and a figure."""
-    attack, protocol = run.config.attack, run.config.protocol
-    title = f"{run.images.description}: {attack.describe()}; n = {chosen.clean.n}"
-    names = {"classifier": run.config.classifier}
-    names |= {f"denoiser {key}": name for key, name in run.config.denoisers.items()}
-    notes = [
-        f"{len(trials)} settings tried; the chosen one has the highest mean of clean and robust"
-        f" accuracy, clean weighing {clean_weight:g}. These accuracies chose it: they flatter it.",
-        f"{protocol.report_draws} report draws, {protocol.selection_draws} selection draws",
-        *(f"weaker than full: {line}" for line in attack.weaker_than_full()),
-        *(f"weaker than full: {line}" for line in protocol.weaker_than_full()),
-        *(f"`{names.get(key, key)}@{digest[:12]}`" for key, digest in run.weights.items()),
-    ]
-    console.print(frontier_table(trials, chosen, title))
-    console.print(notes[0], soft_wrap=True)
-    (folder / "frontier.md").write_text(frontier_markdown(trials, chosen, title, notes))
-    draw_frontier(trials, chosen, title, folder / "frontier.png")

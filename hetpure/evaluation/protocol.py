@@ -19,6 +19,7 @@ from hetpure.defense import Defense, count_network_calls
 from hetpure.errors import InputError, check_at_least
 from hetpure.expectation import Query, answers
 from hetpure.noise import Draw, Group, Noise, Stream
+from hetpure.numbers import counted
 
 CLEAN, NULL, AUDIT = "clean", "null", "audit"  # names that records give what is no attack
 FULL_REPORT_DRAWS, FULL_SELECTION_DRAWS = 20, 10
@@ -50,7 +51,7 @@ class Protocol:
     def weaker_than_full(self) -> list[str]:
         """What of the counting is below the full protocol."""
         return [
-            f"{count} {name} draws (full: {full})"
+            f"{counted(count, f'{name} draw')} (full: {full})"
             for name, count, full in (
                 ("report", self.report_draws, FULL_REPORT_DRAWS),
                 ("selection", self.selection_draws, FULL_SELECTION_DRAWS),

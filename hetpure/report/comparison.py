@@ -12,6 +12,7 @@ from hetpure.evaluation.compare import ROBUST, Column, Comparison, Counting
 from hetpure.evaluation.identity import changes
 from hetpure.evaluation.protocol import CLEAN, Record
 from hetpure.evaluation.reading import RecordedRun
+from hetpure.numbers import counted
 from hetpure.report.table import difference, interval
 
 MEANING = {
@@ -78,14 +79,14 @@ def notes(comparisons: Sequence[Comparison], baseline: Column, counting: Countin
     lines = [
         f"Difference: from {reference}, over the samples that both have. With 95% intervals."
         f" {MEANING[counting]}{TESTED if _tested(comparisons) else ''}. Draws a sample: {draws}.",
-        f"{differences} difference{'s' * (differences != 1)}, with intervals that are not corrected"
-        " for their number.",
+        f"{counted(differences, 'difference')}, with intervals that are not corrected for their"
+        " number.",
     ]
     for c in comparisons:
         if c.left_out:
             lines.append(
-                f"{names[c.column.name]}, {c.kind}: {c.left_out} samples left out that it or"
-                f" {reference} lacks; {c.accuracy.n} compared."
+                f"{names[c.column.name]}, {c.kind}: {counted(c.left_out, 'sample')} left out that"
+                f" it or {reference} lacks; {c.accuracy.n} compared."
             )
     limited: dict[tuple[str, ...], dict[str, None]] = {}
     for c in comparisons:

@@ -6,18 +6,37 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.table import Table
 
+from hetpure.evaluation.description import Run
 from hetpure.evaluation.frontier import Trial, frontier
 from hetpure.evaluation.statistics import Estimate
+from hetpure.numbers import counted
+from hetpure.report.sheet import Sheet
 from hetpure.report.table import interval
 
 
-def frontier_rows(trials: Sequence[Trial], chosen: Trial) -> list[tuple[str, ...]]:
-    """A head, then the frontier from the most accurate to the most robust; `*` is chosen."""
+def frontier_page(
+    run: Run, trials: Sequence[Trial], chosen: Trial, clean_weight: float
+) -> tuple[Sheet, list[str]]:
+    """The frontier of a search from the most accurate to the most robust, `*` is chosen; and notes
+    on how it was made."""
+    attack, protocol = run.config.attack, run.config.protocol
+    title = f"{run.images.description}: {attack.describe()}; n = {chosen.clean.n}"
+    names = {"classifier": run.config.classifier}
+    names |= {f"denoiser {key}": name for key, name in run.config.denoisers.items()}
+    notes = [
+        f"{counted(len(trials), 'setting')} tried; the chosen one has the highest mean of clean and"
+        f" robust accuracy, clean weighing {clean_weight:g}. These accuracies chose it: they"
+        " flatter it.",
+        f"{counted(protocol.report_draws, 'report draw')},"
+        f" {counted(protocol.selection_draws, 'selection draw')}",
+        *(f"weaker than full: {line}" for line in attack.weaker_than_full()),
+        *(f"weaker than full: {line}" for line in protocol.weaker_than_full()),
+        *(f"`{names.get(key, key)}@{digest[:12]}`" for key, digest in run.weights.items()),
+    ]
     settings = [path.rpartition(".")[2] for path in chosen.settings]
-    head = ("", *settings, "clean", "robust", "attended", "network calls")
-    body = [
+    heads = ("", *settings, "clean", "robust", "attended", "network calls")
+    rows = [
         (
             "*" if trial == chosen else "",
             *(str(value) for value in trial.settings.values()),
@@ -28,28 +47,8 @@ def frontier_rows(trials: Sequence[Trial], chosen: Trial) -> list[tuple[str, ...
         )
         for trial in frontier(trials)
     ]
-    return [head, *body]
-
-
-def frontier_table(trials: Sequence[Trial], chosen: Trial, title: str) -> Table:
-    """The frontier for the terminal."""
-    head, *body = frontier_rows(trials, chosen)
-    table = Table(title=title, caption="*: chosen. Accuracy in % with its 95% interval.")
-    for column in head:
-        table.add_column(column)
-    for row in body:
-        table.add_row(*row)
-    return table
-
-
-def frontier_markdown(
-    trials: Sequence[Trial], chosen: Trial, title: str, notes: Sequence[str]
-) -> str:
-    """The same for Markdown, with notes below it."""
-    head, *body = frontier_rows(trials, chosen)
-    lines = [f"**{title}**", "", _line(head), "|" + " --- |" * len(head), *map(_line, body)]
-    lines += ["", "*: chosen. Accuracy in % with its 95% interval.", ""]
-    return "\n".join([*lines, *(f"- {note}" for note in notes)]) + "\n"
+    note = "*: chosen. Accuracy in % with its 95% interval."
+    return Sheet(title, heads, rows, note, left=len(heads)), notes
 
 
 def draw_frontier(trials: Sequence[Trial], chosen: Trial, title: str, path: Path) -> None:
@@ -95,7 +94,3 @@ def _spread(estimates: Sequence[Estimate]) -> list[list[float]]:
         [100 * (e.accuracy - e.low) for e in estimates],
         [100 * (e.high - e.accuracy) for e in estimates],
     ]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

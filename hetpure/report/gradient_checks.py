@@ -1,13 +1,15 @@
 """Gradient checks for people: a table for the terminal, one for Markdown, a line where one
 fails."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
 
 from hetpure.evaluation.extent import said
+from hetpure.report.sheet import Sheet
 
+Checks = Mapping[str, Mapping[str, Any]]
 HEADS = (
     "defence",
     "gradient",
@@ -21,66 +23,60 @@ HEADS = (
 )
 
 
-def rows(gradient_checks: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The table's cells, from what `results.json` says of each defence."""
-    found = []
-    for name, defense in gradient_checks.items():
-        if "gradient_check" not in defense:  # it has no gradient
-            continue
-        found.append((name, *_cells(defense["gradient_check"])))
-        if "surrogate_gradient_check" in defense:
-            found.append((f"{name} (surrogate)", *_cells(defense["surrogate_gradient_check"])))
-    return found
-
-
-def gradient_checks_markdown(gradient_checks: dict[str, dict[str, Any]]) -> str:
+def gradient_checks_markdown(gradient_checks: Checks) -> str:
     """As a Markdown table."""
-    lines = [_line(HEADS), "|" + " --- |" * len(HEADS)]
-    return "\n".join([*lines, *(_line(row) for row in rows(gradient_checks))])
+    return _sheet(gradient_checks, "").markdown()
 
 
-def gradient_checks_table(gradient_checks: dict[str, dict[str, Any]]) -> Table:
-    """As a rich table; columns that say nothing of any row are left out."""
-    found = rows(gradient_checks)
-    kept = [k for k in range(len(HEADS)) if any(row[k] != "-" for row in found)]
+def gradient_checks_table(gradient_checks: Checks) -> Table:
+    """As a rich table."""
+    return _sheet(gradient_checks, "Gradient checks").terminal()
+
+
+def _sheet(gradient_checks: Checks, title: str) -> Sheet:
+    """From what `results.json` says of each defence; columns that say nothing are left out."""
+    rows = []
+    for name, checks in gradient_checks.items():
+        if "gradient_check" in checks:  # else it has no gradient
+            rows.append((name, *_cells(checks["gradient_check"])))
+        if "surrogate_gradient_check" in checks:
+            rows.append((f"{name} (surrogate)", *_cells(checks["surrogate_gradient_check"])))
+    kept = [k for k in range(len(HEADS)) if any(row[k] != "-" for row in rows)]
     note = (
-        "Of an approximation the first two checks are of the exact gradient beside it; its own is"
-        " not judged, its cosine says how far it is."
+        "Of an approximation the first two checks are of the exact gradient beside it. Its own"
+        " gradient is not judged: its cosine says how far it is."
     )
-    own = any("approximation" in row[-1] for row in found)
-    table = Table(title="Gradient checks", caption=note if own else None)
-    for k in kept:
-        table.add_column(HEADS[k], overflow="fold")
-    for row in found:
-        table.add_row(*(row[k] for k in kept))
-    return table
+    return Sheet(
+        title,
+        [HEADS[k] for k in kept],
+        [[row[k] for k in kept] for row in rows],
+        note if any("approximation" in row[-1] for row in rows) else "",
+        left=len(kept),
+    )
 
 
-def _cells(found: dict[str, Any]) -> tuple[str, ...]:
-    approximation = found["approximation"]
+def _cells(check: Mapping[str, Any]) -> tuple[str, ...]:
+    approximation = check["approximation"]
+    accelerated = check["cosine_to_float32"]
+    substitutes = check["substitute_cosines"].items()
     return (
-        found["policy"],
-        _checked(found),
-        ("yes: " if found["policies_equal"] else "NO: ") + "; ".join(found["compared"]),
-        f"{found['finite_difference_error']:.1e} ({found['bound']:.0e})",
-        f"{found['cosine_to_exact']:.6f}"
-        + ("" if approximation else f" ({found['cosine_bound']:g})"),
+        check["policy"],
+        _extent(check),
+        ("yes: " if check["policies_equal"] else "NO: ") + "; ".join(check["compared"]),
+        f"{check['finite_difference_error']:.1e} ({check['bound']:.0e})",
+        f"{check['cosine_to_exact']:.6f}"
+        + ("" if approximation else f" ({check['cosine_bound']:g})"),
         "-"
-        if found["cosine_to_float32"] is None
-        else f"{found['cosine_to_float32']:.4f} ({found['lowest_cosine_to_float32']:.4f})",
-        ", ".join(f"{name} {cosine:.3f}" for name, cosine in found["substitute_cosines"].items())
-        or "-",
-        ("approximation" if approximation else "PASS") if found["passed"] else "FAIL",
+        if accelerated is None
+        else f"{accelerated:.4f} ({check['lowest_cosine_to_float32']:.4f})",
+        ", ".join(f"{name} {cosine:.3f}" for name, cosine in substitutes) or "-",
+        ("approximation" if approximation else "PASS") if check["passed"] else "FAIL",
     )
 
 
-def _checked(found: dict[str, Any]) -> str:
-    """How much was: results that do not say of how many steps had all."""
-    steps = found.get("steps")
-    words = said(found["images"], found["directions"], steps, found.get("of_steps"))
-    device = found.get("device", "cpu")
+def _extent(check: Mapping[str, Any]) -> str:
+    """How much was checked: results that do not say of how many steps had all."""
+    steps = check.get("steps")
+    words = said(check["images"], check["directions"], steps, check.get("of_steps"))
+    device = check.get("device", "cpu")
     return words if device == "cpu" else f"{words}, on {device}"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -8,6 +8,7 @@ from rich.console import Console
 from hetpure.evaluation.reading import earlier_results
 from hetpure.evaluation.run_results import write_results
 from hetpure.evaluation.store import REPORT, RUN, Store
+from hetpure.numbers import counted
 from hetpure.report.gradient_checks import gradient_checks_markdown
 from hetpure.report.table import markdown, terminal
 
@@ -34,14 +35,13 @@ def report(run: Path, results: dict[str, Any] | None = None) -> None:
 
 
 def state(results: dict[str, Any]) -> list[str]:
-    """What is not there: rows that are struck out, and what is still to be computed."""
-    lines = [f"struck out: {name}: {reason}" for name, reason in results["struck"].items()]
-    if results["missing"]:
-        lines.append(
-            f"NOT FINISHED: {results['missing']} parts are missing; the tables hold the images that"
-            " all cells of a row have. Start the same command again to go on"
-        )
-    return lines
+    """What is still to be computed, in one line; nothing of a finished run."""
+    if not results["missing"]:
+        return []
+    return [
+        f"NOT FINISHED: {counted(results['missing'], 'part')} missing; the tables hold the images"
+        " that all cells of a row have. Start the same command again to go on"
+    ]
 
 
 def page(results: dict[str, Any], figure: str | None) -> str:

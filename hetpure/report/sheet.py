@@ -1,0 +1,45 @@
+"""A table that can be shown in a terminal and written as Markdown."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Rows of cells with a title and a note; the first `left` columns are names, which are never
+    cut off."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    left: int = 1
+
+    def markdown(self) -> str:
+        """As Markdown: title, table, note."""
+        title = [f"**{self.title}**", ""] if self.title else []
+        lines = [_line(self.heads), "|" + " --- |" * len(self.heads), *map(_line, self.rows)]
+        return "\n".join([*title, *lines, *(["", self.note] if self.note else [])])
+
+    def terminal(self) -> Table:
+        """As a rich table."""
+        table = Table(
+            title=Text(self.title),
+            caption=Text(self.note) if self.note else None,
+            caption_justify="left",
+        )
+        for number, head in enumerate(self.heads):
+            name = number < self.left
+            table.add_column(
+                head, justify="left" if name else "right", overflow="fold" if name else "ellipsis"
+            )
+        for row in self.rows:
+            table.add_row(*map(Text, row))  # as it is: names may look like markup
+        return table
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
