@@ -2,6 +2,7 @@
 device make of it. Nothing changes in a description while the run goes on."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -254,10 +255,12 @@ def describe(
     here = float64_device(device) == device
     size = before.get("block") or min(largest, len(images))
     first = images.read(range(size)).images
-    wishes = _wishes(config.execution or {}, before.get("execution", {}))
+    begun = before.get("execution", {})
+    wishes = _wishes(config.execution or {}, begun)
     rows = {}
     for name, row in networks.rows.items():
-        row.compute(choose_execution(row, wishes.get(name), first, config.attack, budget))
+        limit = sys.maxsize if name in begun else budget  # it fitted, and is not chosen again
+        row.compute(choose_execution(row, wishes.get(name), first, config.attack, limit))
         rows[name] = replace(row, cells=_cells(config, row, first, store))
     run = Run(
         config, images, rows, networks.weights, size, device, budget, budget if here else host
