@@ -122,6 +122,20 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if self.subset == "balanced" and self.skip:
             raise FieldError(self, "skip", "contradicts subset balanced: leave one of them out")
 
+    def _given_paths(self, test: str, train: str) -> dict[str, Path]:
+        """Where the splits `test` and `train` are, by the two fields that name their paths."""
+        fields = {"test": test, "train": train}
+        given = {split: getattr(self, field) for split, field in fields.items()}
+        paths = {split: Path(path) for split, path in given.items() if path is not None}
+        if len({path.resolve() for path in paths.values()}) < max(len(paths), 1):
+            raise FieldError(
+                self,
+                test,
+                f"is {given['test']}, {train} is {given['train']}: give images to evaluate, images"
+                " to train on, or both from two places",
+            )
+        return paths
+
     @property
     def num_classes(self) -> int:
         return len(self.class_names)

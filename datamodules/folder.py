@@ -173,16 +173,7 @@ class ImageFolder(FileDataModule):
         super().__init__(channels=channels, resize=resize, crop=crop, **options)
         self.data_dir = data_dir
         self.train_dir = train_dir
-        given = {"test": data_dir, "train": train_dir}
-        self._folders = {split: Path(path) for split, path in given.items() if path is not None}
-        places = {folder.resolve() for folder in self._folders.values()}
-        if not places or len(places) < len(self._folders):
-            raise FieldError(
-                self,
-                "data_dir",
-                f"is {data_dir}, train_dir is {train_dir}: give a folder of images to evaluate, one"
-                " of images to train on, or two different ones",
-            )
+        self._folders = self._given_paths("data_dir", "train_dir")
         classes = {split: class_folders(folder) for split, folder in self._folders.items()}
         for split, names_of_classes in classes.items():
             if not names_of_classes:

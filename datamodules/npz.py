@@ -104,16 +104,7 @@ class NPZ(ImageDataModule):
         self.train_file = train_file
         if num_classes < 2:
             raise FieldError(self, "num_classes", f"is {num_classes}, allowed is 2 or more")
-        given = {"test": file, "train": train_file}
-        self._paths = {split: Path(path) for split, path in given.items() if path is not None}
-        places = {path.resolve() for path in self._paths.values()}
-        if not places or len(places) < len(self._paths):
-            raise FieldError(
-                self,
-                "file",
-                f"is {file}, train_file is {train_file}: give a file of images to evaluate, one of"
-                " images to train on, or two different ones",
-            )
+        self._paths = self._given_paths("file", "train_file")
         if "train" not in self._paths:
             self.splits = ("test",)
         self.origin = " and ".join(map(str, self._paths.values()))

@@ -15,6 +15,7 @@ from torch import Tensor
 from hetpure.errors import InputError
 from hetpure.weights.classifier import ARCHITECTURES
 from hetpure.weights.classifier_layouts import LAYOUTS, Layout, Network, Normalisation, State
+from hetpure.weights.formats import misfit
 
 
 @dataclass(frozen=True)
@@ -107,21 +108,10 @@ def _complete(state: State, expected: State) -> tuple[dict[str, Tensor], list[st
     InputError where the two are not one network."""
     counters = [key for key in expected if key.endswith("num_batches_tracked") and key not in state]
     whole = {**state, **{key: torch.zeros((), dtype=torch.long) for key in counters}}
-    _refuse("has no", [key for key in expected if key not in whole])
-    _refuse("has in excess", [key for key in whole if key not in expected])
-    _refuse("has another shape of", [k for k in expected if whole[k].shape != expected[k].shape])
-    kinds = {key: value.is_floating_point() for key, value in whole.items()}
-    _refuse(
-        "has other numbers in", [k for k in kinds if kinds[k] != expected[k].is_floating_point()]
-    )
+    if problem := misfit(whole, expected):
+        raise InputError(problem)
     remarks = ["counters of batches, which only training needs, begin at 0"] if counters else []
     return {key: whole[key] for key in expected}, remarks
-
-
-def _refuse(problem: str, names: list[str]) -> None:
-    if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise InputError(f"it {problem} {', '.join(names[:3])}{more}")
 
 
 def _choose(

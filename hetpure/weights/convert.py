@@ -13,7 +13,6 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers import __version__ as diffusers_version
 from safetensors.torch import save_file
-from torch import Tensor
 
 from hetpure.disk import file_hash
 from hetpure.errors import InputError
@@ -22,7 +21,7 @@ from hetpure.weights.classifier import ARCHITECTURES, CONFIG, WEIGHTS, build_cla
 from hetpure.weights.classifier_formats import ClassifierWeights, recognise_classifier
 from hetpure.weights.diffusion import SAFE, meta_network, pairing_of
 from hetpure.weights.folders import in_one_line
-from hetpure.weights.formats import DiffusionWeights, Hints, State
+from hetpure.weights.formats import DiffusionWeights, Hints, State, misfit
 from hetpure.weights.schedulers import build_scheduler
 from hetpure.weights.song_formats import read_edm, read_score_sde
 from hetpure.weights.unet_formats import read_ho, read_openai
@@ -174,9 +173,9 @@ def _custom(
     problem = f"it holds no named tensors for {custom.architecture}"
     for name, part in parts.items():
         for state in () if isinstance(part, list) else (part, without_wrappers(part)):
-            if (misfit := _misfit(state, network)) is None:
+            if (difference := misfit(state, network.state_dict())) is None:
                 return name, ClassifierWeights(custom.architecture, config, state, (), "your own")
-            problem = f"{name or 'it'} does not fit {custom.architecture}: {misfit}"
+            problem = f"{name or 'it'} does not fit {custom.architecture}: {difference}"
     raise InputError(problem)
 
 
@@ -255,7 +254,8 @@ def _write_diffusion(folder: Path, weights: DiffusionWeights) -> str:
             " network does: give another --sample_size"
         )
     network = meta_network(weights.network, config)
-    _check_fits(weights.state, network, weights.format)
+    if problem := misfit(weights.state, network.state_dict()):
+        raise InputError(f"it looks like {weights.format}, but {problem}")
     scheduler = build_scheduler(weights.scheduler)
     (folder / "unet").mkdir()
     network.save_config(folder / "unet")
@@ -280,35 +280,9 @@ def _write_classifier(folder: Path, weights: ClassifierWeights, config: dict[str
         )
     ours = config["architecture"] in ARCHITECTURES  # another's constructor may look at numbers
     with torch.device("meta") if ours else nullcontext():
-        classifier = build_classifier(config, where=Path(CONFIG))
-    _check_fits(weights.state, classifier.network, weights.format)
+        build_classifier(config, where=Path(CONFIG))
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     _save(weights.state, folder / WEIGHTS)
-
-
-def _check_fits(state: State, network: torch.nn.Module, format: str) -> None:
-    if misfit := _misfit(state, network):
-        raise InputError(f"it looks like {format}, but {misfit}")
-
-
-def _misfit(state: State, network: torch.nn.Module) -> str | None:
-    """Where a state is not exactly the network's, by names, shapes and kinds of number."""
-
-    def kind(value: Tensor) -> str:
-        plain = value.layout == torch.strided and not value.is_quantized
-        number = "floats" if value.is_floating_point() else f"{value.dtype}"
-        return f"{number} {tuple(value.shape)}" if plain else f"{value.layout} {value.dtype}"
-
-    wanted = {name: kind(value) for name, value in network.state_dict().items()}
-    given = {name: kind(value) for name, value in state.items()}
-    names = wanted.keys() | given.keys()
-    wrong = sorted(name for name in names if wanted.get(name) != given.get(name))
-    if not wrong:
-        return None
-    return (
-        f"{len(wrong)} tensors do not fit; {wrong[0]} is {given.get(wrong[0], 'missing')}, expected"
-        f" {wanted.get(wrong[0], 'nothing')}"
-    )
 
 
 def _save(state: State, path: Path) -> None:

@@ -57,9 +57,7 @@ def pairing_of(network: nn.Module, scheduler: Scheduler) -> str:
             return "index n is the time t = (n + 1) / T with its own noise level, as in DiffPure"
         return "index n is the time t = n / (T - 1) with its own noise level, as it was trained"
     if isinstance(network, SongUNet) and isinstance(scheduler, DDPMScheduler):
-        return (
-            "the network sees index n at the noise level of DDPM's betas, as in HetPure's code"
-        )
+        return "the network sees index n at the noise level of DDPM's betas, as in HetPure's code"
     return ""
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from hetpure.errors import InputError, check_choice
@@ -67,6 +68,25 @@ class Hints:
         for field in fields(self):
             if field.name not in names and getattr(self, field.name) is not None:
                 raise InputError(f"{field.name} is no choice for this format: leave it out")
+
+
+def misfit(state: State, wanted: State) -> str | None:
+    """Where a state dict is not exactly a network's, by names, shapes and kinds of number."""
+
+    def kind(value: Tensor) -> str:
+        plain = value.layout == torch.strided and not value.is_quantized
+        number = "floats" if value.is_floating_point() else f"{value.dtype}"
+        return f"{number} {tuple(value.shape)}" if plain else f"{value.layout} {value.dtype}"
+
+    kinds, expected = ({key: kind(v) for key, v in part.items()} for part in (state, wanted))
+    names = kinds.keys() | expected.keys()
+    wrong = sorted(name for name in names if kinds.get(name) != expected.get(name))
+    if not wrong:
+        return None
+    return (
+        f"{len(wrong)} tensors do not fit; {wrong[0]} is {kinds.get(wrong[0], 'missing')}, expected"
+        f" {expected.get(wrong[0], 'nothing')}"
+    )
 
 
 @dataclass(frozen=True)

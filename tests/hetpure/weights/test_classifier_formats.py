@@ -335,7 +335,7 @@ SPOILED: dict[str, tuple[str, Spoil, str]] = {
     "no weight": (
         "diffpure_wrn_dropout",
         lambda s: without(s, "block2.layer.0.conv2.weight"),
-        "it has no block2.layer.0.conv2.weight",
+        "block2.layer.0.conv2.weight is missing",
     ),
     "no bias of the last layer": (
         "diffpure_wrn_dropout",
@@ -345,7 +345,7 @@ SPOILED: dict[str, tuple[str, Spoil, str]] = {
     "another width": (
         "deepmind_wrn_swish",
         lambda s: {**s, "batchnorm.weight": s["batchnorm.weight"][:-1]},
-        "it has another shape of batchnorm.weight",
+        "batchnorm.weight is floats",
     ),
     "flat": (
         "diffpure_wrn_dropout",
@@ -355,12 +355,12 @@ SPOILED: dict[str, tuple[str, Spoil, str]] = {
     "integers": (
         "deepmind_wrn_swish",
         lambda s: {**s, "logits.bias": torch.zeros(10, dtype=torch.int8)},
-        "it has other numbers in logits.bias",
+        "logits.bias is torch.int8",
     ),
     "groups of different depth": (
         "deepmind_wrn_swish",
         lambda s: {k: v for k, v in s.items() if not k.startswith("layer.2.block.1.")},
-        r"it has no layer.2.block.1.* and \d+ more",
+        r"\d+ tensors do not fit; layer.2.block.1.* is missing",
     ),
     "a stem that names do not tell": (
         "torchvision ResNet-50",
@@ -375,7 +375,7 @@ SPOILED: dict[str, tuple[str, Spoil, str]] = {
     "groups of channels": (
         "torchvision ResNet-50",
         lambda s: {**s, "layer1.0.conv2.weight": s["layer1.0.conv2.weight"][:, :2]},
-        "it has another shape of layer1.0.conv2.weight",
+        "layer1.0.conv2.weight is floats",
     ),
     "heads that nobody knows": (
         "DeiT III in timm",
