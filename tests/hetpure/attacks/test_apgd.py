@@ -178,12 +178,3 @@ def test_targets_in_closed_form(norm: str, images: Tensor) -> None:
         assert (classifier(candidate).argmax(1) != labels)[~right].all()
         gained = (away * (candidate - images)).sum((1, 2, 3))
         assert (gained > 0).all()
-
-
-def test_two_classes_have_no_dlr(linear_classifier: Classifier, images: Tensor) -> None:
-    defense = Defense(linear_classifier)
-    dlr, margin = (auto(loss=loss)(target_of(defense, images)) for loss in ("dlr", "margin"))
-    assert torch.equal(dlr, margin)
-    (note,) = auto(loss="dlr").notes(2)
-    assert "apgd_dlr_linf" in note and "margin" in note
-    assert not auto(loss="dlr").notes(3)

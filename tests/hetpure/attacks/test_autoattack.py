@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datamodules.fashion_mnist import FashionMNIST
 from hetpure.attacks.attack import Addresses, check_candidates
 from hetpure.attacks.autoattack import AutoAttack
 from hetpure.attacks.library_model import LibraryModel, Listener
@@ -22,7 +21,6 @@ from hetpure.gradients import GradientError
 from hetpure.noise import Noise, Stream, attack_draw
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
 from hetpure.samplers import DDPM
-from hetpure.weights import load_classifier
 from tests.hetpure.attacks.defenses import (
     ADDRESSES,
     LABELS,
@@ -152,16 +150,6 @@ def test_the_mask_is_that_of_the_images_asked_about(
         assert torch.equal(call.mask, defense.mask(call.images, call.noise.samples))
 
 
-def test_a_deterministic_defense_may_see_an_image_twice(
-    smooth_classifier: Classifier, images: Tensor
-) -> None:
-    images[3] = images[1]
-    defense = Defense(smooth_classifier)
-    labels = predicted(defense, images)
-    (candidate,) = small(version="standard", epsilon=0.3)(target_of(defense, images, labels))
-    assert (predicted(defense, candidate) != labels).all()
-
-
 @pytest.fixture
 def tracer() -> Iterator[Any]:
     def trace(frame: Any, event: str, argument: Any) -> None:
@@ -205,12 +193,6 @@ def test_the_seed_is_the_noises(smooth_classifier: Classifier, images: Tensor) -
         target_of(defense, images, labels, replace(ADDRESSES, noise=Noise.of(8, Stream.DW_BOX)))
     )
     assert not torch.equal(first, other)
-
-
-def test_the_same_candidates_twice(stochastic: Spy, images: Tensor) -> None:
-    labels = predicted(stochastic, images)
-    first, second = (small()(target_of(stochastic, images, labels)) for _ in range(2))
-    assert torch.equal(first, second)
 
 
 @norms
@@ -318,17 +300,3 @@ def test_rand_with_two_classes_leaves_dlr_out() -> None:
     assert "apgd-dlr, which needs 3 classes" in small().notes(2)[0]
     with pytest.raises(InputError, match="none of AutoAttack's apgd-dlr"):
         small(attacks=("apgd-dlr",)).parts(2)
-
-
-def test_standard_on_the_packaged_classifier() -> None:
-    data = FashionMNIST(limit=8)
-    data.setup("test")
-    batch = next(iter(data.test_dataloader()))
-    images, labels, samples = batch["image"], batch["label"], batch["sample"]
-    defense = Defense(load_classifier("fashion_mnist_wrn"))
-    attack = small(version="standard", epsilon=4 / 255, targets=2, square_queries=10)
-    candidates = attack(target_of(defense, images, labels, Addresses(samples, NOISE)))
-    check_candidates(candidates, images, samples, attack.threat)
-    addresses = Addresses(samples, NOISE)
-    clean = (predicted(defense, images, addresses) == labels).sum()
-    assert (predicted(defense, candidates[0], addresses) == labels).sum() < clean

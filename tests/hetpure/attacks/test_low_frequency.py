@@ -56,7 +56,7 @@ def test_the_matrix_is_the_orthonormal_dct(n: int) -> None:
     )
 
 
-@pytest.mark.parametrize("ratio", [0.125, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("ratio", [0.125, 0.3, 1.0])
 def test_low_pass_is_the_projection_onto_the_lowest_frequencies(ratio: float) -> None:
     """What it leaves holds nothing else, and what it takes away holds none of them."""
     images = drawn(2, 3, 8, 10)
@@ -67,12 +67,6 @@ def test_low_pass_is_the_projection_onto_the_lowest_frequencies(ratio: float) ->
     expected = scipy.fft.idctn(spectrum * kept.numpy(), axes=(-2, -1), norm="ortho")
     torch.testing.assert_close(low, torch.from_numpy(expected), rtol=0, atol=1e-13)
     torch.testing.assert_close(low_pass(low, ratio), low, rtol=0, atol=1e-13)
-
-
-def test_the_smallest_ratio_leaves_the_mean() -> None:
-    images = drawn(2, 3, 8, 10)
-    mean = images.mean((2, 3), keepdim=True).expand_as(images)
-    torch.testing.assert_close(low_pass(images, 1e-9), mean, rtol=0, atol=1e-13)
 
 
 @norms
