@@ -2,7 +2,6 @@
 attack makes of it."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -229,28 +228,6 @@ def test_an_answer_tells_of_the_classification_alone(
     assert torch.equal(answer.logits, expected)
     loss = torch.stack([F.cross_entropy(one, LABELS, reduction="none") for one in expected])
     torch.testing.assert_close(answer.loss, loss.mean(0), rtol=1e-12, atol=0)
-
-
-def test_it_makes_the_purification_stray(
-    denoiser: Denoiser, smooth_classifier: Classifier, images: Tensor
-) -> None:
-    """Further than PGD does, under noise that the attacker knows."""
-    defense = Defense(smooth_classifier, FAMILY["ddpm"], denoiser)
-    addresses = replace(ADDRESSES, known=("forward", "reverse"))
-
-    def strays(adversarial: Tensor) -> Tensor:
-        found: Tensor = deviated(defense)(adversarial, ADDRESSES.noise.on(SAMPLES))[:, -1]
-        return found
-
-    plain, ours = (
-        strays(
-            diffattack(deviation_weight=weight, steps=4)(
-                target_of(defense, images, LABELS, addresses)
-            )[0]
-        )
-        for weight in (0.0, 100.0)
-    )
-    assert (ours > plain).all() and (ours > strays(images)).all()
 
 
 def test_weights_of_steps(denoiser: Denoiser) -> None:

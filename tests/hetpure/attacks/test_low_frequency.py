@@ -7,7 +7,6 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from hetpure.attacks import PGD
 from hetpure.attacks.low_frequency import LowFrequency, ascent, dct_matrix, low_pass, within
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
@@ -165,10 +164,3 @@ def test_pixels_that_are_cut_have_no_say(
     attack = low_frequency(norm=norm, epsilon=0.5, random_start=False, loss="margin")
     last = attack(target_of(Defense(linear_classifier), images))[0]
     torch.testing.assert_close(last, expected, rtol=0, atol=1e-12)
-
-
-def test_with_all_frequencies_a_step_is_pgds(linear_classifier: Classifier, images: Tensor) -> None:
-    shared = {"epsilon": 0.1, "steps": 1, "step_size": 0.04, "random_start": False}
-    ours = LowFrequency(**shared, ratio=1.0)(target_of(Defense(linear_classifier), images))
-    pgd = PGD(**shared)(target_of(Defense(linear_classifier), images))
-    torch.testing.assert_close(ours, pgd, rtol=0, atol=1e-12)

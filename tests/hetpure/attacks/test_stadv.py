@@ -68,22 +68,6 @@ def test_warp_is_grid_sample_with_aligned_corners(reach: float) -> None:
     torch.testing.assert_close(warp(images, flow), expected, rtol=0, atol=1e-12)
 
 
-def test_where_a_pixel_comes_from() -> None:
-    """One to the right, two from above, and from between four."""
-    images = random(1, 1, 5, 6)
-    flow = torch.zeros(1, 2, 5, 6, dtype=torch.float64)
-    flow[0, 0, 1, 1] = 1
-    flow[0, 1, 3, 2] = -2
-    flow[0, :, 2, 4] = torch.tensor([0.25, -0.5])
-    warped = warp(images, flow)[0, 0]
-    pixel = images[0, 0]
-    assert warped[1, 1] == pixel[1, 2] and warped[3, 2] == pixel[1, 2]
-    left, right = (pixel[1, 4] + pixel[2, 4]) / 2, (pixel[1, 5] + pixel[2, 5]) / 2
-    torch.testing.assert_close(warped[2, 4], 0.75 * left + 0.25 * right, rtol=1e-14, atol=0)
-    still = (flow == 0).all(1)[0]
-    assert torch.equal(warped[still], pixel[still])
-
-
 @dtypes
 def test_no_pixel_gets_a_value_that_was_not_between_others(dtype: torch.dtype) -> None:
     """Black and white stay in [0, 1] exactly, for a million flows."""
