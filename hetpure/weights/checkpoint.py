@@ -276,13 +276,6 @@ def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights = {name: value for name, value in state.items() if not NORMALISER.fullmatch(name)}
     if len(held) + len(weights) != len(state):  # names that only end so
         held, weights = {}, dict(state)
-    while prefix := next(
-        (
-            prefix
-            for prefix in PREFIXES
-            if weights and all(name.startswith(prefix) for name in weights)
-        ),
-        None,
-    ):
+    while prefix := next((prefix for prefix in PREFIXES if _all_begin(weights, prefix)), None):
         weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return held | weights

@@ -111,11 +111,6 @@ def test_a_wrong_hash_is_refused_and_not_left(
     assert fetch(server.remote(), tmp_path).read_bytes() == CONTENT
 
 
-def test_a_damaged_file_is_fetched_anew(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "set.bin").write_bytes(CONTENT[:-1])
-    assert fetch(server.remote(), tmp_path).read_bytes() == CONTENT
-
-
 def test_offline_is_one_line_with_all_that_is_needed(server: Server, tmp_path: Path) -> None:
     remote = server.remote()
     server.shutdown()

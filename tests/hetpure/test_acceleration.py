@@ -158,13 +158,6 @@ def test_the_networks_config_is_its_own(plain: Denoiser, smooth_classifier: Clas
     assert FastNetwork(Tiny(), Acceleration("bfloat16")).config == {}
 
 
-def test_in_a_few_words() -> None:
-    everything = Acceleration("float16", True, "max-autotune")
-    assert everything.describe() == "float16, channels last, compiled (max-autotune)"
-    assert Acceleration("bfloat16").describe() == "bfloat16"
-    assert Acceleration().describe() == "float32"
-
-
 @pytest.mark.slow
 def test_compiled_agrees_with_eager(smooth_classifier: Classifier, images: Tensor) -> None:
     """Through a defence that calls its steps again."""

@@ -234,11 +234,6 @@ def test_no_activation_changes_after_it_was_captured(name: str) -> None:
         assert torch.equal(outputs[block], copy), block
 
 
-@pytest.mark.parametrize("size", [28, 31, 32, 33])
-def test_deepmind_wrn_takes_maps_of_odd_size(size: int) -> None:
-    assert seeded(lambda: DeepMindWideResNet(10, 1))(images(size)).shape == (2, 10)
-
-
 @pytest.mark.parametrize(("size", "zeros"), [(4, (0, 1)), (5, (1, 1))])
 def test_same_padding_at_stride_two(size: int, zeros: tuple[int, int]) -> None:
     """TensorFlow's rule: ceil(n / 2) windows, the odd zero of the border last."""

@@ -4,7 +4,6 @@ None of the three is installed where these tests run, since each brings torchvis
 their names and signatures show what the adapters ask of them; the real libraries are not run.
 """
 
-import re
 import sys
 from collections.abc import Callable
 from enum import Enum
@@ -161,19 +160,6 @@ def test_an_absent_library_is_explained(library: str, monkeypatch: pytest.Monkey
         assert f"pip install 'hetpure[{library}]'" in message
         assert torch.__version__ in message
         assert "torch and torchvision from the same package index" in message
-
-
-@pytest.mark.parametrize("library", ADAPTERS)
-def test_the_trap_of_torchvision_is_explained(
-    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What Python says where torchvision is of another build than torch."""
-    trap = "operator torchvision::nms does not exist"
-    (tmp_path / f"{library}.py").write_text(f"raise RuntimeError('{trap}')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, library, raising=False)
-    message = refusal(config(f"{library}:{NAMES[library]}", {}))
-    assert re.search(f"cannot be imported: {trap}. Install it with: .*{trap}", message)
 
 
 def test_an_unknown_library_is_refused_with_the_known_ones() -> None:

@@ -108,18 +108,6 @@ def test_a_class_of_the_users_own_loads(foreign: Path) -> None:
     assert AttentionMask(threshold=0.5)(loaded, images(16)).shape == (2, 1, 16, 16)
 
 
-def test_an_installed_class_needs_no_registration() -> None:
-    config = {
-        "architecture": "torch.nn.Conv2d",
-        "network": {"in_channels": 3, "out_channels": 7, "kernel_size": 8},
-        "num_classes": 7,
-        "mean": [0.5] * 3,
-        "std": [0.25] * 3,
-    }
-    classifier = build_classifier(config, where=Path())
-    assert (classifier.channels, classifier.num_classes, classifier.attention_blocks) == (3, 7, ())
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -112,18 +112,3 @@ def test_counter_sees_recomputed_calls(
     assert counter.batches == 6 + again
     assert defense.gradient_calls() == (6 + again, 6)
     assert counter.images == 4 * counter.batches
-
-
-def test_counter_is_removed_even_after_an_error(
-    denoiser: Denoiser, classifier: Classifier, images: Tensor, rows: Rows
-) -> None:
-    defense, noise = Defense(classifier, UNIFORM, denoiser), rows(0, 1, 2, 3)
-
-    with pytest.raises(ValueError, match="4 entries"), count_network_calls(defense) as counter:
-        defense(images[:2], noise)  # noise for four images
-    assert counter.batches == 0
-    defense(images, noise)
-    assert counter.batches == 0
-    assert all(
-        not module._forward_hooks and not module._forward_pre_hooks for module in defense.modules()
-    )

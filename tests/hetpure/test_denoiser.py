@@ -120,11 +120,6 @@ def test_unknown_prediction_type_is_refused_with_the_known_ones() -> None:
         Denoiser(Network(), SCHEDULE, unknown)
 
 
-def test_an_index_outside_the_schedule_is_refused() -> None:
-    with pytest.raises(ValueError, match="999"):
-        Denoiser(Network(), SCHEDULE).predict(torch.zeros(1, 1, 2, 2), 1000)
-
-
 def test_units_of_pixels_and_model() -> None:
     pixels = torch.tensor([0.0, 0.25, 0.5, 1.0])
     assert to_model(pixels).tolist() == [-1.0, -0.5, 0.0, 1.0]

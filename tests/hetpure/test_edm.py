@@ -14,7 +14,6 @@ from torch import Tensor
 
 from hetpure.denoiser import Denoiser, PredictionType, to_model
 from hetpure.errors import InputError
-from hetpure.gradients import run_plan
 from hetpure.noise import BatchNoise, Purpose
 from hetpure.purifiers import EDMPurifier, Step
 from hetpure.schedule import NO_NOISE, Schedule, cosine_schedule, linear_schedule
@@ -65,13 +64,6 @@ def test_steps_are_two_calls_but_the_last(steps: int) -> None:
     plan = replace(EDM, levels=steps).plan(LINEAR)
     assert sum(step.network_calls for step in plan) == 2 * steps - 1
     assert [step.corrected for step in plan] == [*[True] * (steps - 1), False]
-
-
-def test_levels_that_share_an_index_are_one_step() -> None:
-    """EDM's 0.002 is below the first trained level, 0.01: of 10 levels from 0.3, 9 are left."""
-    plan = EDMPurifier(levels=10, strength=0.3).plan(LINEAR)
-    assert len(plan) == len({step.at for step in plan}) == 9
-    assert sum(step.network_calls for step in plan) == 17
 
 
 @pytest.mark.parametrize("churn", [0.5, 2.0, 100.0])
@@ -137,20 +129,6 @@ def test_a_heun_step_by_hand(
         found = purifier.advance(denoiser, step, state, images, None, noise)
         expected = heun_by_hand(denoiser, state, fresh, step, purifier)
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
-
-
-def test_one_step_is_the_prediction_from_the_start(
-    denoiser: Denoiser, images: Tensor, rows: Rows
-) -> None:
-    noise, purifier = rows(0, 1, 2, 3), EDMPurifier(levels=1, strength=0.3)
-    assert purifier.plan(LINEAR) == (Step(at=300, via=300, to=NO_NOISE),)
-    start = purifier.start(denoiser, images, noise)
-    pure = run_plan(
-        purifier.plan(LINEAR),
-        lambda step, state: purifier.advance(denoiser, step, state, images, None, noise),
-        start,
-    )
-    assert torch.equal(pure, denoiser.predict(start, 300)[0])
 
 
 @pytest.mark.parametrize(

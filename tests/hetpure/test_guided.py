@@ -75,16 +75,6 @@ def test_a_guided_step_by_hand(
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("rounds", "calls"), [(1, 5), (2, 10), (4, 20)])
-def test_every_round_has_the_same_calls(rounds: int, calls: int) -> None:
-    plan = replace(GUIDED, rounds=rounds).plan(SCHEDULE)
-    assert sum(step.network_calls for step in plan) == len(plan) == calls
-    assert [step.repeat for step in plan] == [k for k in range(rounds) for _ in range(5)]
-    assert [step.via for step in plan] == [100, 80, 60, 40, 20] * rounds
-    starts = [step for step in plan if step.via == 100]
-    assert [step.at for step in starts] == [100] + [NO_NOISE] * (rounds - 1)
-
-
 @pytest.mark.parametrize(("output", "last"), [("x0", NO_NOISE), ("state", 0)])
 def test_a_round_starts_from_the_output_of_the_one_before(
     output: Output, last: int, denoiser: Denoiser, images: Tensor, rows: Rows

@@ -116,13 +116,6 @@ def test_16_bit_grey_is_scaled_by_65535(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(colour[0, channel, 0], expected) for channel in range(3))
 
 
-def test_the_transparent_grey_of_16_bits_is_black(tmp_path: Path) -> None:
-    row = DEEP.astype(">u2").tobytes()
-    path = png(tmp_path / "x.png", 16, 0, row, 3, extra=struct.pack(">H", 32768))
-    expected = torch.tensor([0, 257 / 65535, 0])
-    assert torch.allclose(read_image(path, (1, 1, 3))[0, 0, 0], expected, rtol=1e-7, atol=0)
-
-
 def save(path: Path, mode: str, pixel: object, **options: object) -> Path:
     Image.new(mode, (2, 2), pixel).save(path, **options)  # type: ignore[arg-type]
     return path

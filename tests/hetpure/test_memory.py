@@ -23,7 +23,6 @@ from hetpure.memory import (
     free_bytes,
     gigabytes,
     saved_bytes,
-    weight_bytes,
 )
 from hetpure.noise import noise_for
 from hetpure.purifiers import EDMPurifier, HeterogeneousPurifier, Purifier, UniformPurifier
@@ -123,12 +122,6 @@ def test_a_copy_in_float64_takes_its_weights_and_more_of_the_heap() -> None:
     assert SIZE.need(2, 10, 6) == 1.2 * 2 * (7 * 100 + 50 + 10)
     assert SIZE.in_float64(4, 1000).need(2, 10, 6) == 2000 + 1.9 * 2 * (7 * 200 + 100 + 20)
     assert SIZE.in_float64(8, 1000).need(2, 10, 6) == 1000 + 1.9 * 2 * (7 * 100 + 50 + 10)
-
-
-def test_weights_are_counted_once() -> None:
-    shared = nn.Linear(3, 5)
-    both = nn.Sequential(shared, shared, nn.BatchNorm1d(5))
-    assert weight_bytes([both, shared]) == 4 * (15 + 5 + 4 * 5)
 
 
 # What there is.
@@ -246,8 +239,3 @@ def test_too_small_a_budget_is_one_line(wish: Execution, need: int, advice: str)
     assert "\n" not in line and "give a larger memory_budget" in line and advice in line
     assert f"needs {gigabytes(need)}, the budget is {gigabytes(less)}" in line
     choose(wish, STEPS, ROWS, size, need, never)
-
-
-def test_bytes_for_people() -> None:
-    found = [gigabytes(count) for count in (0, 1_550_000, 99e6, 1e8, 8e9)]
-    assert found == ["0.0 MB", "1.6 MB", "99.0 MB", "0.10 GB", "8.00 GB"]

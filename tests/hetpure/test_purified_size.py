@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hetpure.attacks.diffattack import Deviated, step_weights
 from hetpure.attention import AttentionMask, attention_map, captured, normalise
-from hetpure.classifiers import Classifier, VisionTransformer
+from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
@@ -97,19 +97,6 @@ def test_other_users_of_a_defence_resize_too(classifier: Classifier, denoiser: D
     assert defense.footprint(pixels).state == 8 * 8 * 8
     straight = defense.purify(pixels, noise, policy="bpda")
     assert torch.equal(straight, defense.purify(pixels, noise))
-
-
-def test_memory_is_measured_at_the_classifiers_size(denoiser: Denoiser) -> None:
-    """Where a policy is chosen by memory, a classifier that takes one size only gets that one."""
-    network = VisionTransformer(
-        image_size=8, patch_size=4, in_channels=1, num_classes=4, width=8, depth=1, heads=2
-    )
-    whole = Classifier(network, num_classes=4, mean=[0.5], std=[0.5]).double()
-    defense = Defense(whole, UniformPurifier(steps=20), denoiser, purified_size=12)
-    pixels = images(8).requires_grad_()
-    for asked in (defense, Deviated(defense, step_weights(defense.plan, "all"))):
-        logits = asked(pixels, noise_for(pixels))
-        assert torch.autograd.grad(logits[:, 0].sum(), pixels)[0].abs().sum() > 0
 
 
 def test_a_thinned_defence_purifies_at_the_same_size(

@@ -79,17 +79,6 @@ def test_calls_of_the_reference_settings(resampling: Resampling, jump: int, call
     assert {step.to for step in plan if step.known} == set(range(198, 99, -2))
 
 
-@every_resampling
-def test_both_outputs_cost_the_same_and_differ_at_the_end_only(resampling: Resampling) -> None:
-    plans = [
-        HeterogeneousPurifier(steps=100, resampling=resampling, output=output).plan(SCHEDULE)
-        for output in ("x0", "state")
-    ]
-    assert plans[0][:-1] == plans[1][:-1]
-    assert plans[0][-1] == replace(plans[1][-1], to=NO_NOISE)
-    assert plans[1][-1].to == 0
-
-
 def test_outputs_are_the_last_prediction_or_the_state_at_index_0(
     denoiser: Denoiser, images: Tensor, half_mask: Tensor, rows: Rows
 ) -> None:

@@ -40,13 +40,6 @@ def test_table_is_that_of_diffusers_bit_for_bit(
     )
 
 
-@pytest.mark.parametrize("schedule", [LINEAR, cosine_schedule()], ids=["linear", "cosine"])
-def test_signal_falls_strictly_and_never_leaves_the_open_interval(schedule: Schedule) -> None:
-    levels = [schedule.alpha_cumprod(t) for t in range(NO_NOISE, len(schedule))]
-    assert levels[0] == 1
-    assert all(1 >= a > b > 0 for a, b in pairwise(levels))
-
-
 @pytest.mark.parametrize("timestep", [-2, 1000, 5000])
 def test_an_index_outside_the_table_is_refused(timestep: int) -> None:
     """Python would read index -2 as the second noisiest level."""

@@ -45,19 +45,6 @@ def test_diffusion_round_trip(tmp_path: Path, layout: str) -> None:
     assert not any(parameter.requires_grad for parameter in denoiser.parameters())
 
 
-def test_schedule_and_prediction_type_come_from_the_folder(tmp_path: Path) -> None:
-    settings = {
-        "num_train_timesteps": 40,
-        "beta_schedule": "squaredcos_cap_v2",
-        "prediction_type": "v_prediction",
-    }
-    folder, _ = diffusion_folder(tmp_path, **settings)
-    denoiser = load_denoiser(folder)
-    levels = tuple(DDPMScheduler(**settings).alphas_cumprod.double().tolist())
-    assert denoiser.schedule.alphas_cumprod == levels
-    assert denoiser.prediction_type == "v_prediction"
-
-
 def test_edms_preconditioning_comes_from_the_folder(tmp_path: Path) -> None:
     """Also into the accelerated call, which is built anew."""
     unet = tiny_unet()

@@ -71,9 +71,3 @@ def test_offline_it_says_what_to_do(hub: Hub) -> None:
     for name in ("hf://name", "hf://a/b/c", "hf://owner/name@"):
         with pytest.raises(InputError, match="hf://owner/name"):
             resolve(name)
-
-
-def test_without_the_prefix_nothing_is_asked(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no weights at"):
-        resolve("google/ddpm-cifar10-32")
-    assert not hub.asked
