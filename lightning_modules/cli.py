@@ -23,19 +23,9 @@ PARTIAL = (
     "; a --config takes the default's place: lay a partial one over a whole one, as --config"
     " configs/evaluate/quick.yaml --config my.yaml (configs/train/quick.yaml)"
 )
-WRITING = (  # what a disk or its permissions can refuse
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EIO,  # and a network's file system
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-)
+# What a disk, its permissions or a network's file system can refuse.
+WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+WRITING |= {errno.ENOTDIR, errno.EEXIST, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 adapt_parser()
 
 

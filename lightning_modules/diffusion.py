@@ -273,8 +273,8 @@ class DiffusionTraining(Training):
                 if (guide := self.guide) is not None:
                     cosines["the guide"] = compiled_cosine(lambda x: guide(to_pixels(x)), x0)
         for name, cosine in cosines.items():
-            right = self.trainer.strategy.reduce_boolean_decision(cosine >= COMPILED_COSINE)
-            if not right:  # on some process
+            # Right on all processes or on none.
+            if not self.trainer.strategy.reduce_boolean_decision(cosine >= COMPILED_COSINE):
                 raise InputError(
                     f"torch.compile gets the gradient of {name} wrong here (mean cosine"
                     f" {cosine:.3f} to the module's as written): set --model.compile=false"

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.console import Console
 
@@ -33,7 +33,7 @@ from hetpure.memory import gigabytes, weight_bytes
 from hetpure.report.finish import finish
 from hetpure.report.gradient_checks import gradient_checks_table
 from hetpure.report.plan import duration, plan_tables
-from lightning_modules.cli import make_cli, with_default_config
+from lightning_modules.cli import CLI, make_cli, with_default_config
 from lightning_modules.compatibility import check_all_answers, check_defense
 from lightning_modules.evaluation import Claimed, RobustnessEvaluation
 from lightning_modules.images import images_of
@@ -44,7 +44,7 @@ MIXED = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}  # of the network's ca
 FAILED = 1  # exit code of a run in which a row was struck out
 
 
-class EvaluationCLI(LightningCLI):
+class EvaluationCLI(CLI):
     """Refuses what would give other numbers without saying so, before any process is started."""
 
     model: RobustnessEvaluation

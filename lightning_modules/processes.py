@@ -12,13 +12,13 @@ from hetpure.errors import InputError
 from hetpure.weights.diffusion import Network, blocks_of
 
 
-def everyones(own: Any) -> list[Any]:
-    """What each process has, on all of them."""
+def everyones(value: Any) -> list[Any]:
+    """The value of each process, on all of them."""
     if not torch.distributed.is_initialized():
-        return [own]
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, own)
-    return found
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def shard(network: Network, mesh: DeviceMesh) -> None:

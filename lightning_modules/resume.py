@@ -95,9 +95,9 @@ def _count_batches(loop: dict[str, Any], progress: dict[str, Any], trainer: L.Tr
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree for one training to go on from another's checkpoint, as JSON holds it."""
-    own = {key: value for key, value in config.items() if not key.startswith("_")}
-    kept: dict[str, Any] = json.loads(json.dumps(own))
-    return kept
+    public = {key: value for key, value in config.items() if not key.startswith("_")}
+    plain: dict[str, Any] = json.loads(json.dumps(public))
+    return plain
 
 
 def described(part: object) -> str:

@@ -19,7 +19,8 @@ def count_updates(trainer: L.Trainer) -> float:
     loop, window = trainer.fit_loop, trainer.accumulate_grad_batches
     if window < 1:
         raise InputError(f"--trainer.accumulate_grad_batches must be 1 or more, got {window}")
-    if any(isinstance(own, GradientAccumulationScheduler) for own in trainer.callbacks):  # type: ignore[attr-defined]
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
         raise InputError(
             "--trainer.callbacks: GradientAccumulationScheduler changes how many batches make an"
             " update: set one number, --trainer.accumulate_grad_batches"
@@ -43,7 +44,8 @@ def count_updates(trainer: L.Trainer) -> float:
                 f" batches in whole updates of {window}: set a smaller one"
             )
     # Lightning then sets the data up again, with this limit and where a checkpoint says: loaders
-    # that are there before the checkpoint is read would begin their epoch anew.
+    # that are there before the checkpoint is read would begin their epoch anew. The name is
+    # private: no public one lets go of a loader.
     loop._combined_loader = None
     epochs = inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
     steps = inf if trainer.max_steps == -1 else trainer.max_steps
