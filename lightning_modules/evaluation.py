@@ -16,7 +16,7 @@ from hetpure.evaluation.rows import DefenseConfig
 from hetpure.evaluation.store import Store
 from hetpure.evaluation.worker import Task, evaluate, tasks_of, work
 from lightning_modules.progress import EvaluationProgress
-from lightning_modules.queue import Queue
+from lightning_modules.queue import SILENCE, Queue
 from lightning_modules.sweep import Sweep
 
 SEEN_WITHIN = 30.0  # seconds that a network's file system may take
@@ -35,6 +35,7 @@ class RobustnessEvaluation(L.LightningModule):
         folder: where run folders go.
         run: name of the run's folder there; where it exists the run goes on in it. By default a
             new one, named after the time.
+        silence: seconds after which the first process does the tasks of one that says nothing.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class RobustnessEvaluation(L.LightningModule):
         baseline: str | None = None,
         folder: str = "runs/evaluate",
         run: str | None = None,
+        silence: float = SILENCE,
         **settings: Any,
     ) -> None:
         super().__init__()
@@ -54,6 +56,7 @@ class RobustnessEvaluation(L.LightningModule):
         self.loaded = Networks.load(self.config)
         self.networks = self.loaded.modules()  # which move with this module
         self.store = Store(Path(folder) / (run or datetime.now().strftime("%Y%m%d-%H%M%S-%f")))
+        self.silence = silence
         self.describe: Callable[[Store], Run] | None = None
         self.described: Run | None = None
         self.tasks: list[Task] = []
@@ -112,7 +115,8 @@ class RobustnessEvaluation(L.LightningModule):
     def on_test_end(self) -> None:
         assert self.queue is not None and self.described is not None and self.progress is not None
         self.queue.leave()
-        if self.trainer.is_global_zero and not self.queue.wait(self.progress.look):
+        first, look = self.trainer.is_global_zero, self.progress.look
+        if first and not self.queue.wait(look, self.silence):
             evaluate(self.described, self.store)  # what a dead process had claimed
         self.progress.bar.stop()
 

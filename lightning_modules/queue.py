@@ -63,9 +63,9 @@ class Queue:
         with self._asking():
             self._store.add("left", 1)
 
-    def wait(self, look: Callable[[], None]) -> bool:
+    def wait(self, look: Callable[[], None], silence: float = SILENCE) -> bool:
         """Waits until all processes have left, with a `look` now and then. False where those that
-        are left said nothing for too long: they may be dead."""
+        are left said nothing for so many seconds: they may be dead."""
         heard, since = self.work(), time.monotonic()
         while True:
             look()
@@ -74,7 +74,7 @@ class Queue:
                     return True
             if (work := self.work()) != heard:
                 heard, since = work, time.monotonic()
-            if time.monotonic() - since > SILENCE:
+            if time.monotonic() - since > silence:
                 return False
             time.sleep(LOOK_EVERY / 4)
 

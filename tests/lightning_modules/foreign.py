@@ -38,6 +38,7 @@ class Network(nn.Module):
             "NaN": lambda: logits * torch.nan,
             "infinity": lambda: logits / 0,
             "infinity where bright": lambda: logits / (x.amax() < -0.9),
+            "whole numbers": lambda: (10 * logits).round(),
             "the batch's sum": lambda: logits.sum(0, keepdim=True),
         }
         return forms[self.gives]()
@@ -48,7 +49,7 @@ def classifier(folder: Path, **network: Any) -> str:
     folder.mkdir()
     torch.manual_seed(0)
     config = {"architecture": f"{HERE}.Network", "network": network, "mean": [0.5], "std": [0.5]}
-    config |= {"num_classes": 10, "in_channels": 1}
+    config |= {"num_classes": network.get("num_classes", 10), "in_channels": 1}
     (folder / "config.json").write_text(json.dumps(config))
     save_file(Network(**network).state_dict(), folder / "model.safetensors")
     return str(folder)
