@@ -65,7 +65,7 @@ def plan_checks(
         name: Stopwatch(subject.attacked, images, repeats) for name, subject in of_row.items()
     }
     *_, attacked = clocks.values()
-    seconds = _allowance(row, attacked, attack) / len(clocks)
+    seconds = allowance(row, attacked, attack) / len(clocks)
     for name, clock in clocks.items():
         plans[name] = plan_check(of_row[name], clock, budget, seconds)
         trim_heap()
@@ -92,7 +92,7 @@ def plan_check(subject: Subject, attacked: Stopwatch, budget: int, seconds: floa
     return plans[widest(extents(subject.attacked.plan, len(attacked.images)), fits)]
 
 
-def _allowance(row: Row, attacked: Stopwatch, attack: Attack) -> float:
+def allowance(row: Row, attacked: Stopwatch, attack: Attack) -> float:
     """Seconds that a row's gradient checks may take: with the first gradients, those of five steps
     of the attack on a block like the stopwatch's, or a minute, whichever is longer."""
     cost = cell_cost(row, Cell(attack.name, attack), Protocol())

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,15 +74,22 @@ def evaluate(
 
 
 def tasks_of(run: Run, processes: int = 1) -> list[Task]:
+    """All tasks of a run in the order in which they are given."""
+    return in_order(list(run.rows), run.blocks, partial(task_work, run), processes)
+
+
+def in_order(
+    rows: Sequence[str], blocks: int, size: Callable[[Task], float], processes: int
+) -> list[Task]:
     """Block by block, so that all rows have as many images when a run is stopped. The last ones by
     size: else a large one, begun when nothing else is left, would be waited for. The check of a
     row's gradients comes right before its first block, so that the run's first block does not wait
     for those of all rows; several processes begin both at once."""
-    tasks = [Task(row, block) for block in range(run.blocks) for row in run.rows]
+    tasks = [Task(row, block) for block in range(blocks) for row in rows]
     end = max(len(tasks) - AT_THE_END * processes, 0)
-    last = sorted(tasks[end:], key=lambda task: task_work(run, task), reverse=True)
+    last = sorted(tasks[end:], key=size, reverse=True)
     ordered: list[Task] = []
-    unchecked = set(run.rows)
+    unchecked = set(rows)
     for task in tasks[:end] + last:
         if task.row in unchecked:
             unchecked.remove(task.row)
@@ -154,6 +162,7 @@ def _compute(
         )
     seconds = time.perf_counter() - start
     store.put(job, outcome, monitor.iterations, seconds, commit())
+    watch.advance(count * cost.work - monitor.work)  # a cost is an upper bound
     watch.finish(row.name, cell.name, outcome.records)
 
 
@@ -163,13 +172,18 @@ class CellMonitor(Monitor):
     def __init__(self, watch: Watch, cost: CellCost) -> None:
         self.watch = watch
         self.cost = cost
+        self.work = 0
         self.iterations: list[dict[str, float]] = []
 
     def differentiated(self, count: int) -> None:
-        self.watch.advance(count * self.cost.gradient_work)
+        self._advance(count * self.cost.gradient_work)
 
     def answered(self, count: int) -> None:
-        self.watch.advance(count * self.cost.answer_work)
+        self._advance(count * self.cost.answer_work)
+
+    def _advance(self, work: int) -> None:
+        self.work += work
+        self.watch.advance(work)
 
     def iteration(self, number: int, **values: float) -> None:
         self.iterations.append({"iteration": number, **values})

@@ -15,13 +15,10 @@ from hetpure.errors import InputError
 from hetpure.evaluation.audit import (
     Audit,
     Check,
-    at_radius,
-    audit_cells,
-    base_cell,
-    first_gradients,
     saved_check,
     verdicts,
 )
+from hetpure.evaluation.cells import AttackConfig, attack_cells, audit_cells, base_cell
 from hetpure.evaluation.defense_check import Subject, check_defense_gradient
 from hetpure.evaluation.protocol import (
     AUDIT,
@@ -33,6 +30,8 @@ from hetpure.evaluation.protocol import (
     evaluate_attack,
     evaluate_clean,
 )
+from hetpure.evaluation.row_check import first_gradients
+from hetpure.evaluation.rows import Row
 from hetpure.gradients import GradientError
 from hetpure.noise import BatchNoise, Group, Purpose
 from hetpure.numbers import Number
@@ -42,7 +41,7 @@ from hetpure.samplers import DDPM
 COUNT, CLASSES = 24, 4
 PROTOCOL = Protocol(report_draws=5, selection_draws=4)
 SETTINGS = Audit(images=COUNT, queries=120)
-SHAPE = torch.Size((1, 8, 8))
+PIXELS = 64
 ATTACK = PGD(epsilon=0.12, steps=8, step_size=0.04, eot_samples=4)
 
 
@@ -116,23 +115,24 @@ class Lucky(Fraud):
 def audit(defense: Fraud, attack: Attack = ATTACK) -> dict[str, Check]:
     """All that an evaluation does for one row."""
     block = defense.block()
-    shape = block.images.shape[1:]
-    subject = Subject(defense)
     gradient_check = check_defense_gradient(
-        subject, block.images, block.samples, 0, bound=1e-5
+        Subject(defense), block.images, block.samples, 0, bound=1e-5
     ).as_dict()
     cells = [Cell("main", attack), Cell(NULL, NullAttack(), report_from=PROTOCOL.report_draws)]
-    base = base_cell(cells)
-    cells += audit_cells(base, defense, SETTINGS, shape, lambda: (found, block.samples))
+    cells += audit_cells(cells[0], defense, SETTINGS, PIXELS, lambda: (adversarial, block.samples))
     records: list[Record] = evaluate_clean("d", defense, block, PROTOCOL, 0).records
-    found = block.images
+    adversarial = block.images
     for cell in cells:
         outcome = evaluate_attack("d", defense, cell, block, PROTOCOL, 0)
         records += outcome.records
-        found = outcome.adversarial if cell.name == "main" else found
-    alive = first_gradients(defense, block, 0, attack)
-    found = [alive, *verdicts(records, "main", CLASSES, SETTINGS, [gradient_check], None)]
-    return {check.name: check for check in found}
+        adversarial = outcome.adversarial if cell.name == "main" else adversarial
+    checks = [first_gradients(row(defense), block, 0, attack)]
+    checks += verdicts(records, "main", CLASSES, SETTINGS, [gradient_check], None)
+    return {check.name: check for check in checks}
+
+
+def row(defense: Defense) -> Row:
+    return Row("d", defense, None, (defense, None))
 
 
 def failed(checks: dict[str, Check]) -> set[str]:
@@ -149,8 +149,7 @@ def test_an_honest_defence_passes() -> None:
 
 
 def test_constant_gradients_fail() -> None:
-    found = failed(audit(Constant()))
-    assert {"gradient check", "black box"} <= found
+    assert {"gradient check", "black box"} <= failed(audit(Constant()))
 
 
 def test_a_hidden_detach_fails() -> None:
@@ -160,7 +159,7 @@ def test_a_hidden_detach_fails() -> None:
 def test_logits_clipped_to_no_gradient_fail_and_stop_with_advice() -> None:
     """Where a gradient is zero there is nothing to run: it stops, and says what to try."""
     defense = Clipped()
-    check = first_gradients(defense, defense.block(), 0, ATTACK)
+    check = first_gradients(row(defense), defense.block(), 0, ATTACK)
     assert check.verdict == "FAIL"
     assert "zero for 24 of 24 images" in check.said and "Square" in check.said
     with pytest.raises(GradientError, match="is zero for .* images.*Square.*BPDA"):
@@ -173,7 +172,7 @@ def test_a_null_attack_that_moves_accuracy_fails() -> None:
     filtered = [record(NULL, sample, [int(sample < 12)] * 10) for sample in range(30)]
     checks = {c.name: c for c in verdicts([*clean, *filtered], "main", 4, SETTINGS, [], None)}
     assert checks["null attack"].verdict == "FAIL"
-    unmoved = [replace(found, attack=NULL) for found in clean]
+    unmoved = [replace(record, attack=NULL) for record in clean]
     checks = {c.name: c for c in verdicts([*clean, *unmoved], "main", 4, SETTINGS, [], None)}
     assert checks["null attack"].verdict == "PASS"
 
@@ -192,9 +191,9 @@ def test_a_null_attack_that_moves_accuracy_fails() -> None:
         ("whole range", 0, 5, "PASS"),
         ("8-bit images", 20, 5, "WARN"),  # rounding undoes the attack
         ("8-bit images", 5, 5, "PASS"),
-        ("locked noise", 5, 20, "WARN"),  # robust only while the noise is unknown
-        ("locked noise", 18, 20, "WARN"),  # perhaps: its interval holds 0
-        ("locked noise", 20, 20, "PASS"),
+        ("DW-box", 5, 20, "WARN"),  # robust only while the noise is unknown
+        ("DW-box", 18, 20, "WARN"),  # perhaps: its interval holds 0
+        ("DW-box", 20, 20, "PASS"),
     ],
 )
 def test_verdicts_by_hand(name: str, theirs: int, ours: int, verdict: str) -> None:
@@ -215,10 +214,12 @@ def test_saved_images_are_looked_at() -> None:
     clean = torch.full((3, 1, 2, 2), 0.5)
     ids = torch.tensor([4, 9, 11])
     inside, threat = (clean[:2] + 0.1, ids[:2]), Threat("linf", 0.1)
-    assert saved_check(clean, {"pgd": (inside, threat)}).verdict == "PASS"
+    assert saved_check((clean, ids), {"pgd": (inside, threat)}).verdict == "PASS"
+    late = ((clean + 0.1).flip(0), ids.flip(0))  # blocks that were finished in another order
+    assert saved_check((clean, ids), {"pgd": (late, threat)}).verdict == "PASS"
     outside = clean.clone()
     outside[1, 0, 0, 0] += 0.2
-    check = saved_check(clean, {"pgd": (inside, threat), "apgd": ((outside, ids), threat)})
+    check = saved_check((clean, ids), {"pgd": (inside, threat), "apgd": ((outside, ids), threat)})
     assert check.verdict == "FAIL"
     assert "apgd" in check.said and "sample 9" in check.said
 
@@ -226,13 +227,13 @@ def test_saved_images_are_looked_at() -> None:
 def test_the_main_attack_is_audited_whatever_else_runs() -> None:
     """Further attacks may have its name, a mask policy or known noise."""
     soft = replace(ATTACK, mask="soft")
-    cells = [
-        Cell("pgd_linf", soft),
-        Cell(NULL, NullAttack()),
-        Cell("transfer", replace(ATTACK, mask="recomputed", approximation="classifier_only")),
-        Cell("dw", replace(ATTACK, mask="recomputed"), ("forward",), 8),
-    ]
-    assert base_cell(cells) is cells[0]
+    transfer = replace(ATTACK, mask="recomputed", approximation="classifier_only")
+    further = {
+        "transfer": AttackConfig(transfer),
+        "pgd, recomputed mask": AttackConfig(replace(ATTACK, mask="recomputed")),
+    }
+    cells = attack_cells("d", Fraud(), soft, further, PROTOCOL)
+    assert base_cell(cells) is cells[1] and cells[1].attack is soft
 
 
 def test_an_attack_called_as_a_check_is_none() -> None:
@@ -243,35 +244,34 @@ def test_an_attack_called_as_a_check_is_none() -> None:
 
 
 def test_radius_zero_has_no_larger_one() -> None:
-    cells = audit_cells(Cell("main", PGD(epsilon=0.0)), Fraud(), SETTINGS, SHAPE, nothing)
+    still = PGD(epsilon=Number(0))
+    cells = audit_cells(Cell("main", still), Fraud(), SETTINGS, PIXELS, nothing)
     assert {cell.name for cell in cells} == {
         "audit: more steps", "audit: black box", "audit: 8-bit images",
     }  # fmt: skip
-    assert at_radius(ATTACK, 0.24).step_size == pytest.approx(0.08)
 
 
 def test_a_purifier_is_audited_whole(denoiser: Denoiser, classifier: Classifier) -> None:
-    """The published mask policy is the one that is varied; both groups are locked."""
+    """The published mask policy is the one that is varied; both groups are known in the DW-box."""
     purifier = HeterogeneousPurifier(steps=20, sampler=DDPM())
     defense = Defense(classifier, purifier, denoiser)
-    variants = [Cell(name, one) for name, one in ATTACK.variants(defense).items()]
-    base = base_cell(variants)
-    assert base.name == "recomputed mask"
-    cells = {c.name: c for c in audit_cells(base, defense, Audit(), SHAPE, nothing)}
+    base = base_cell(attack_cells("d", defense, ATTACK, {}, PROTOCOL))
+    assert base.name == "pgd_linf, recomputed mask"
+    cells = {c.name: c for c in audit_cells(base, defense, Audit(), PIXELS, nothing)}
     assert {name.removeprefix("audit: ") for name in cells} == {
         "more steps", "more EOT draws", "larger radius", "whole range", "black box", "transfer",
-        "locked noise", "8-bit images",
+        "DW-box", "8-bit images",
     }  # fmt: skip
-    assert cells["audit: locked noise"].known == ("forward", "reverse")
-    assert cells["audit: more EOT draws"].attack.draws(defense) == 8
+    assert cells["audit: DW-box"].known == ("forward", "reverse")
+    assert cells["audit: more EOT draws"].attack.cost(defense).draws == 8
     assert all(cell.limit == 16 for cell in cells.values())
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"images": 0}, "audit.images"),
-        ({"queries": 0}, "audit.queries"),
+        ({"images": 0}, "Audit.images"),
+        ({"queries": 0}, "Audit.queries"),
         ({"tolerance": 1.0}, "tol"),
     ],
 )
@@ -306,5 +306,5 @@ def record(attack: str, sample: int, wrong: list[int]) -> Record:
 
 def test_luck_alone_warns() -> None:
     checks = audit(Lucky(), replace(ATTACK, epsilon=Number(0.06), step_size=Number(0.01), steps=20))
-    assert checks["locked noise"].verdict == "WARN", checks
-    assert "robustness by randomness" in checks["locked noise"].said
+    assert checks["DW-box"].verdict == "WARN", checks
+    assert "robustness by randomness" in checks["DW-box"].said

@@ -15,16 +15,7 @@ from hetpure.attacks.square import Square
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
-from hetpure.evaluation.cost import (
-    TRIES,
-    Phase,
-    Stopwatch,
-    allowance,
-    gradient_check_phase,
-    phases,
-    plan_gradient_check,
-    resolve,
-)
+from hetpure.evaluation.cost import Phase, cell_cost, phases
 from hetpure.evaluation.defense_check import (
     Subject,
     check_defense_gradient,
@@ -32,7 +23,17 @@ from hetpure.evaluation.defense_check import (
     policies,
 )
 from hetpure.evaluation.extent import Extent, extents, thinned
-from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_attack, evaluate_block
+from hetpure.evaluation.protocol import (
+    CLEAN_CELL,
+    Block,
+    Cell,
+    Protocol,
+    evaluate_attack,
+    evaluate_block,
+)
+from hetpure.evaluation.row_check import TRIES, allowance, check_phase, plan_check
+from hetpure.evaluation.rows import Row, choose_execution
+from hetpure.evaluation.stopwatch import Stopwatch
 from hetpure.gradient_check import in_float64
 from hetpure.gradients import Execution, Policy
 from hetpure.noise import Group
@@ -41,7 +42,7 @@ from hetpure.samplers import DDPM
 
 LABELS, SAMPLES = torch.tensor([0, 1, 2, 3]), torch.tensor([11, 3, 40, 7])
 ATTACK = PGD(steps=3, eot_samples=2, restarts=2, mask="recomputed")
-CELLS = [Cell("pgd", ATTACK)]
+CELLS = (CLEAN_CELL, Cell("pgd", ATTACK))
 PROTOCOL = Protocol(report_draws=4, selection_draws=3)
 Make = Callable[..., Defense]
 
@@ -54,8 +55,12 @@ def make(denoiser: Denoiser, classifier: Classifier) -> Make:
     return made
 
 
+def row(defense: Defense, surrogate: Defense | None = None, *cells: Cell) -> Row:
+    return Row("d", defense, surrogate, (defense, surrogate), cells=cells or CELLS)
+
+
 class Calls:
-    """Rows that went through diffusion networks, and those of them with a gradient, in float64."""
+    """Images that went through diffusion networks in float64, and those with a gradient."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows = self.differentiated = 0
@@ -89,7 +94,7 @@ def test_phases_count_every_call(
 ) -> None:
     defense = make(purifier, policy)
     stopwatch = Stopwatch(defense, images)
-    found = phases(stopwatch, stopwatch, CELLS, PROTOCOL, images=4)
+    found = phases(row(defense), PROTOCOL, 4, stopwatch, stopwatch)
     calls = Calls(monkeypatch)
     block = Block(images, LABELS, SAMPLES)
     records = evaluate_block("d", defense, ATTACK, block, PROTOCOL, seed=0).records
@@ -124,7 +129,7 @@ def test_every_attacks_calls_are_foreseen(
 ) -> None:
     defense = make(HeterogeneousPurifier(steps=20, sampler=DDPM()), "checkpoint")
     stopwatch, cell = Stopwatch(defense, images), Cell("a", attack, known)
-    found = phases(stopwatch, stopwatch, [cell], PROTOCOL, images=4)[1]
+    (found,) = phases(row(defense, None, cell), PROTOCOL, 4, stopwatch, stopwatch)
     calls = Calls(monkeypatch)
     block = Block(images, LABELS, SAMPLES)
     right = torch.zeros(4, dtype=torch.long)
@@ -140,9 +145,8 @@ def test_a_surrogate_is_what_the_attack_costs(
     make: Make, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     defense, surrogate = make(HeterogeneousPurifier(steps=20)), make(UniformPurifier(steps=10))
-    found = phases(
-        Stopwatch(defense, images), Stopwatch(surrogate, images), CELLS, PROTOCOL, images=4
-    )
+    clocks = Stopwatch(defense, images), Stopwatch(surrogate, images)
+    found = phases(row(defense, surrogate), PROTOCOL, 4, *clocks)
     calls = Calls(monkeypatch)
     block = Block(images, LABELS, SAMPLES)
     evaluate_block("d", defense, ATTACK, block, PROTOCOL, seed=0, attacked=surrogate)
@@ -157,7 +161,7 @@ def foreseen(subject: Subject, images: Tensor, extent: Extent) -> Phase:
     compared = policies(thinned(plain, extent.plan), extent.images, footprint, 10**9)
     double = Stopwatch(in_float64(plain), images[:2], repeats=1)
     attacked = Stopwatch(subject.attacked, images, repeats=1)
-    return gradient_check_phase(subject, attacked, double, extent, compared)
+    return check_phase(subject, attacked, double, extent, compared)
 
 
 @pytest.mark.parametrize("far", [0, -1], ids=["all", "least"])
@@ -221,7 +225,7 @@ def test_seconds_are_calls_times_what_a_call_takes(
     policy: Execution, gradient: float, make: Make, images: Tensor
 ) -> None:
     stopwatch = Known(make(HeterogeneousPurifier(steps=20), policy), images)
-    clean, attack = phases(stopwatch, stopwatch, CELLS, PROTOCOL, images=100)
+    clean, attack = phases(row(stopwatch.defense), PROTOCOL, 100, stopwatch, stopwatch)
     answer = 6 * 1 + 0.1
     assert clean.seconds == pytest.approx(100 * (7 * answer + 2 * 0.5))
     # Two restarts of three iterations, two draws each; a mask once an iteration. Then the report,
@@ -245,7 +249,7 @@ def test_a_gradient_check_may_take_five_steps_of_the_attack_or_a_minute(
 ) -> None:
     """What the first look at the gradients takes is left out of it."""
     defense = make(HeterogeneousPurifier(steps=20), "tape")
-    found = allowance(Known(defense, torch.rand(images, 1, 8, 8)), attack)
+    found = allowance(row(defense), Known(defense, torch.rand(images, 1, 8, 8)), attack)
     assert found == pytest.approx(seconds)
 
 
@@ -284,7 +288,7 @@ def test_what_is_checked_fits_the_time(
     assert len(defense.plan) == 24
     four = torch.rand(4, 1, 8, 8, dtype=torch.float64)
     clock = Stopwatch(defense, four)
-    found = plan_gradient_check(Subject(defense), clock, 10**9, seconds)
+    found = plan_check(Subject(defense), clock, 10**9, seconds)
     extent = found.extent
     assert (extent.images, extent.directions, len(extent.plan)) == (images, directions, steps)
     assert (found.phase.seconds <= seconds) is (call < 99)
@@ -300,7 +304,7 @@ def test_a_gradient_check_keeps_to_the_memory(make: Make, images: Tensor) -> Non
 
     def planned(rows: int, taped: int, less: int) -> tuple[int, int]:
         budget = footprint.need(rows, 6, taped) - less
-        found = plan_gradient_check(Subject(defense), clock, budget, 60.0)
+        found = plan_check(Subject(defense), clock, budget, 60.0)
         assert found.memory <= budget or found.extent == extents(defense.plan, len(images))[-1]
         return found.extent.images, found.memory
 
@@ -335,15 +339,31 @@ def test_an_edm_step_is_two_calls(make: Make, images: Tensor) -> None:
     assert two < 5 * one  # a timing: only a factor that is far off can fail
 
 
-def test_blocks_of_images_and_draws_are_resolved(make: Make, images: Tensor) -> None:
-    defense = make(HeterogeneousPurifier(steps=20), "auto")
-    stopwatch = Stopwatch(defense, images)
-    assert resolve(stopwatch, defense.execution, ATTACK, 4, 10**9) == Execution("tape", None, 8)
+def test_what_is_open_is_chosen_by_memory(make: Make, images: Tensor) -> None:
+    roomy, defense = 10**9, make(HeterogeneousPurifier(steps=20), "auto")
+
+    def chosen(defense: Defense, budget: int) -> Execution:
+        return choose_execution(row(defense), None, images, ATTACK, budget)
+
+    assert chosen(defense, roomy) == Execution("tape", None, 8), "four images, two draws"
     footprint = defense.footprint(images)
     budget = footprint.need(3, 6, 6)
-    found = resolve(stopwatch, defense.execution, ATTACK, 4, budget)
-    assert found.resolved and found.micro_batch is not None
-    assert footprint.need(found.micro_batch, 6, 6 - found.recomputed(6)) <= budget
-    assert found != Execution("tape", None, 8)
-    plain = Stopwatch(make(None), images)
-    assert resolve(plain, Execution("auto"), ATTACK, 4, 10**9) == Execution("tape", None, 4)
+    tight = chosen(defense, budget)
+    assert tight.resolved and tight.micro_batch is not None and tight != chosen(defense, roomy)
+    assert footprint.need(tight.micro_batch, 6, 6 - tight.recomputed(6)) <= budget
+    assert chosen(make(None), roomy) == Execution("tape", None, 4)
+
+
+def test_the_bar_counts_what_the_plan_counts(make: Make) -> None:
+    """A taped step is three passes, a recomputed one four; the plain classifier counts as one."""
+    attack = Cell("a", PGD(steps=1, eot_samples=2, mask="recomputed"))
+    for defense, surrogate, answer, gradient in (
+        (make(None), None, 1, 3),
+        (make(HeterogeneousPurifier(steps=20), "checkpoint"), None, 6, 24),
+        (make(HeterogeneousPurifier(steps=20)), make(UniformPurifier(steps=20)), 6, 12),
+    ):
+        cost = cell_cost(row(defense, surrogate), attack, PROTOCOL)
+        assert (cost.answer_work, cost.gradient_work) == (answer, gradient)
+        drawn = bool(defense.groups)
+        answers = 4 + 3 * 3 if drawn else 1 + 3
+        assert cost.work == (2 if drawn else 1) * gradient + answers * answer

@@ -168,7 +168,7 @@ def test_an_approximation_is_held_to_all_steps(
 
 
 def test_results_say_that_not_all_steps_were_checked() -> None:
-    row = {"gradient_check": "gradient_check", "inexact": []}
+    row = {"attacked": "gradient_check", "inexact": []}
     all_steps = {"cosine_to_exact": 1.0}
     some = all_steps | {"steps": 20, "of_steps": 100}
     assert inexact("a", row, {"gradient_check": some}) == [

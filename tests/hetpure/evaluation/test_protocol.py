@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hetpure.attacks import Addresses, Attack, Monitor, Threat
-from hetpure.attacks.attack import SILENT
+from hetpure.attacks import Attack, Threat
+from hetpure.attacks.attack import Cost, Target
 from hetpure.attacks.null import NullAttack
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
@@ -62,25 +62,11 @@ class Brighten(Attack):
     def threat(self) -> Threat:
         return Threat("linf", self.epsilon)
 
-    def candidates(self, defense: Defense) -> int:
-        return len(self.by)
+    def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
+        return Cost(candidates=len(self.by))
 
-    def purifications(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        return 0
-
-    def draws(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
-        return 1
-
-    def __call__(
-        self,
-        defense: Defense,
-        images: Tensor,
-        labels: Tensor,
-        addresses: Addresses,
-        *,
-        monitor: Monitor = SILENT,
-    ) -> Tensor:
-        return torch.stack([images + by for by in self.by])
+    def __call__(self, target: Target) -> Tensor:
+        return torch.stack([target.images + by for by in self.by])
 
 
 def block(count: int = 3) -> Block:
@@ -148,12 +134,12 @@ def test_weaker_than_full_names_what_is_less() -> None:
 
 @pytest.mark.parametrize("arguments", [(0, 1), (1, 0)])
 def test_draws_must_be_positive(arguments: tuple[int, int]) -> None:
-    with pytest.raises(InputError, match="--model.protocol"):
+    with pytest.raises(InputError, match="Protocol\\.(report|selection)_draws must be >= 1"):
         Protocol(*arguments)
 
 
 def drawn(defense: Scripted, stream: Stream) -> list[int]:
-    return sorted({draw for found, draw in defense.asked if found == stream})
+    return sorted({draw for other, draw in defense.asked if other == stream})
 
 
 def test_the_null_attack_is_reported_on_draws_of_its_own() -> None:
@@ -234,11 +220,11 @@ def test_what_the_attacker_knows_is_what_the_defence_runs_with(
         assert (forward, reverse) == streams
         assert first == (0 if "forward" in known else k)
         assert second == (0 if "reverse" in known else k)
-    locked = [s for s in seen if s[0] != Stream.DW_BOX and "forward" in known]
-    assert not locked, "a group that is known is never drawn anew"
+    anew = [s for s in seen if s[0] != Stream.DW_BOX and "forward" in known]
+    assert not anew, "a group that is known is never drawn anew"
 
 
-def test_a_defence_that_cannot_be_locked_is_refused() -> None:
+def test_a_defence_that_no_noise_makes_deterministic_is_refused() -> None:
     """Randomness from outside its noise: two runs under the same noise differ."""
     generator = torch.Generator().manual_seed(0)
 

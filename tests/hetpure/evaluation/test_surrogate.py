@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hetpure.attacks import PGD, Addresses, Monitor
+from hetpure.attacks import PGD, Addresses
+from hetpure.attacks.attack import Target
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
-from hetpure.evaluation.protocol import Block, Protocol, evaluate_block, predict
+from hetpure.evaluation.protocol import Block, Protocol, evaluate_block
+from hetpure.expectation import Query, answers
 from hetpure.noise import Noise, Stream
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
 
@@ -36,27 +38,16 @@ def test_gradients_go_through_the_surrogate_and_answers_through_the_defence(
 ) -> None:
     assert (defense.network_calls, surrogate.network_calls) == (6, 2)
     seen = {True: 0, False: 0}
-    told = {True: 0, False: 0}
 
     def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         seen[arguments[0].requires_grad] += len(arguments[0])
 
-    class Listener(Monitor):
-        def rows(self, count: int) -> None:
-            told[True] += count
-
-        def answered(self, count: int) -> None:
-            told[False] += count
-
     assert defense.denoiser is not None
     handle = defense.denoiser.register_forward_pre_hook(hook)
-    outcome = evaluate_block(
-        "d", defense, ATTACK, block, PROTOCOL, seed=0, attacked=surrogate, monitor=Listener()
-    )
+    outcome = evaluate_block("d", defense, ATTACK, block, PROTOCOL, seed=0, attacked=surrogate)
     handle.remove()
     differentiated = 2 * 2 * 2 * 2  # images, restarts, steps, EOT draws
     answered = 2 * (2 * 4 + 5 * 3)  # two reports of 4 draws, 4 candidates and the image on 3
-    assert told == {True: differentiated, False: answered}
     assert seen == {True: 2 * differentiated, False: 6 * answered}
     assert sum(record.network_calls for record in outcome.records) == sum(seen.values())
 
@@ -66,23 +57,30 @@ def test_records_equal_a_run_by_hand(defense: Defense, surrogate: Defense, block
     report = [Noise.of(0, Stream.REPORT, k) for k in range(4)]
     select = [Noise.of(0, Stream.SELECTION, k) for k in range(3)]
     addresses = Addresses(block.samples, Noise.of(0, Stream.DW_BOX))
-    candidates = ATTACK(surrogate, block.images, block.labels, addresses)
+    candidates = ATTACK(Target(surrogate, block.images, block.labels, addresses))
     candidates = torch.stack([*candidates, block.images])
-    own = ATTACK(defense, block.images, block.labels, addresses)
-    assert not torch.equal(candidates[:4], own), "the surrogate leads elsewhere"
+    direct = ATTACK(Target(defense, block.images, block.labels, addresses))
+    assert not torch.equal(candidates[:4], direct), "the surrogate leads elsewhere"
     robust = [record for record in outcome.records if record.attack == ATTACK.name]
     for i, record in enumerate(robust):
         right = [
-            int((predict(defense, each, block.samples, select)[0][i] == record.label).sum())
+            int((predicted(defense, each, block, select)[i] == record.label).sum())
             for each in candidates
         ]
         assert record.selection == right
         assert record.chosen == right.index(min(right))
         assert torch.equal(outcome.adversarial[i], candidates[record.chosen, i])
-    predictions, coverage = predict(defense, outcome.adversarial, block.samples, report)
+    predictions = predicted(defense, outcome.adversarial, block, report)
     assert [record.predictions for record in robust] == predictions.tolist()
-    assert coverage is not None
-    assert [record.coverage for record in robust] == coverage.tolist()
+    mask = defense.mask(outcome.adversarial, block.samples)
+    assert mask is not None
+    assert [record.coverage for record in robust] == mask.flatten(1).mean(1).tolist()
+
+
+def predicted(defense: Defense, images: Tensor, block: Block, noises: list[Noise]) -> Tensor:
+    """(B, draws) classes."""
+    query = Query(images, block.samples, defense.mask(images, block.samples), noises)
+    return answers(defense, query).argmax(2).T
 
 
 def test_clean_records_know_of_no_surrogate(
@@ -114,8 +112,8 @@ def test_a_surrogate_that_leads_away_finds_nothing(linear_classifier: Classifier
         outcome = evaluate_block(
             "d", defense, attack, block, Protocol(1, 1), seed=0, attacked=attacked
         )
-        found = [r.predictions == [r.label] for r in outcome.records if r.attack != "clean"]
-        return sum(found) / len(found)
+        right = [r.predictions == [r.label] for r in outcome.records if r.attack != "clean"]
+        return sum(right) / len(right)
 
     assert robust(None) == robust(defense) == 0
     assert robust(Defense(wrong)) == 1

@@ -1,0 +1,170 @@
+"""The store of a run: a block is there whole or not at all, and what is not this run's is named."""
+
+import json
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hetpure.errors import InputError
+from hetpure.evaluation.identity import differences, plain
+from hetpure.evaluation.protocol import Outcome, Record
+from hetpure.evaluation.rows import DefenseConfig
+from hetpure.evaluation.store import Job, Store
+from hetpure.numbers import Number
+from hetpure.purifiers import UniformPurifier
+
+JOB = Job("a row", "PGD, soft mask", 3)
+RECORD = Record("a row", JOB.attack, 2**32 - 1, 1, [1, 2], [0, 3], 0, 0.1, 1, None, 9, None, [])
+OUTCOME = Outcome([RECORD], torch.full((1, 1, 2, 2), 0.25))
+RUN: dict[str, Any] = {
+    "identity": {"config": {"seed": 0, "attack": {"steps": 2}}, "weights": {"classifier": "c"}},
+    "facts": {},
+    "block": 2,
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "run")
+
+
+def put(store: Store) -> Path:
+    """The file of a finished job."""
+    store.put(JOB, OUTCOME, [{"iteration": 0, "loss": 1.5}], 2.5, "abc-dirty")
+    (path,) = (store.path / "blocks").iterdir()
+    return path
+
+
+def test_what_is_put_is_read(store: Store) -> None:
+    assert not store.has(JOB)
+    put(store)
+    finished = store.get(JOB)
+    assert store.has(JOB) and finished.records == [RECORD]
+    assert finished.iterations == [{"iteration": 0, "loss": 1.5}]
+    assert (finished.seconds, finished.commit) == (2.5, "abc-dirty")
+    images, samples = store.images(JOB.row, JOB.attack)
+    assert torch.equal(images, OUTCOME.adversarial) and samples.tolist() == [2**32 - 1]
+
+
+def test_names_that_look_alike_are_two_files(store: Store) -> None:
+    put(store)
+    assert not store.has(Job("a-row", JOB.attack, 3)) and not store.has(Job("a row", "PGD", 3))
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def foreign(path: Path) -> None:
+    path.write_text("a note of somebody's")
+
+
+def of_old(path: Path) -> None:
+    """A file of images alone, as schema 3 saved them."""
+    from safetensors.torch import save_file
+
+    save_file({"images": torch.zeros(1, 1, 2, 2)}, path, {"row": JOB.row, "attack": JOB.attack})
+
+
+@pytest.mark.parametrize("harm", [damage, foreign, of_old])
+def test_a_file_that_is_no_block_is_one_line(harm: Callable[[Path], None], store: Store) -> None:
+    path = put(store)
+    harm(path)
+    with pytest.raises(InputError, match=f"{path.name} .*delete it") as error:
+        store.get(JOB)
+    assert "\n" not in str(error.value)
+
+
+def test_a_check_that_is_damaged_is_one_line(store: Store) -> None:
+    check = {"struck": None, "gradient_checks": {}, "seconds": 1.0}
+    assert store.get_check("a") is None and store.struck("a") is None
+    store.put_check("a", check | {"struck": "why"})
+    assert store.struck("a") == "why" and store.get_check("b") is None
+    (path,) = (store.path / "gradient_checks").iterdir()
+    for text in (path.read_text()[:-5], "{}"):
+        path.write_text(text)
+        with pytest.raises(InputError, match="damaged .*delete it"):
+            store.get_check("a")
+
+
+def test_one_run_goes_on_and_another_is_told_the_difference(store: Store) -> None:
+    store.begin(RUN)
+    store.begin(RUN | {"block": 5})
+    run = store.read_run()
+    assert run is not None and run["block"] == 5
+    identity = {"config": {"seed": 1, "attack": {"steps": 3}}, "weights": {"classifier": "c"}}
+    with pytest.raises(InputError, match="config.seed: 0, now 1; config.attack.steps: 2, now 3"):
+        store.begin(RUN | {"identity": identity})
+    assert store.read_run() == run, "nothing is lost"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("records.jsonl", "{}", "of an earlier version"),
+        ("records.1.jsonl", "{}", "of an earlier version"),
+        ("run.json", json.dumps({"schema": 99}), "of schema 99, this version writes 4"),
+        ("run.json", '{"schema": 4', "is damaged"),
+        ("run.json", "[]", "is damaged"),
+    ],
+)
+def test_a_run_of_another_version_is_refused(
+    name: str, content: str, message: str, store: Store
+) -> None:
+    store.path.mkdir()
+    (store.path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        store.begin(RUN)
+    assert (store.path / name).read_text() == content
+
+
+def _hold(path: Path, held: Any, free: Any) -> None:
+    with Store(path).locked():
+        held.set()
+        free.wait(60)
+
+
+def test_one_process_holds_the_folder_and_its_end_frees_it(store: Store) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, free = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(store.path, held, free))
+    process.start()
+    assert held.wait(60)
+    with pytest.raises(InputError, match="another evaluation is writing there"), store.locked():
+        pass
+    process.kill()
+    process.join()
+    part = store.path / "blocks" / ".x.1.part"
+    part.parent.mkdir()
+    part.write_bytes(b"half of a block")
+    with store.locked():
+        assert not part.exists(), "what a kill left is swept"
+
+
+def test_a_disk_that_refuses_leaves_nothing_half_written(store: Store) -> None:
+    """A folder in the way: the system refuses the rename."""
+    path = put(store)
+    path.unlink()
+    path.mkdir()
+    (path / "kept").touch()
+    with pytest.raises(OSError, match="directory"):
+        store.put(JOB, OUTCOME, [], 0.0, None)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_two_ways_to_write_one_config_are_one_identity() -> None:
+    written = UniformPurifier(strength=Number("1/10"))
+    assert plain(DefenseConfig(written, "ddpm")) == plain(
+        DefenseConfig(UniformPurifier(strength=0.1), denoiser="ddpm", gradient="auto")
+    )
+    assert plain(written)["class"].endswith("UniformPurifier")
+    json.dumps(plain(DefenseConfig(written)))
+    other = plain(DefenseConfig(UniformPurifier(strength=0.2), "ddpm"))
+    assert differences(plain(DefenseConfig(written, "ddpm")), other) == [
+        "purifier.strength: 0.1, now 0.2"
+    ]
+    assert differences({"a": 1}, {"a": 1, "b": {"c": 2}}) == ["b: None, now {'c': 2}"]

@@ -1,0 +1,217 @@
+"""An evaluation as a function: what is there is not computed again, in whatever order and by
+whomever the tasks are done, and a row that hides its gradient leaves the others alone."""
+
+import itertools
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hetpure.attacks import PGD, Square
+from hetpure.classifiers import Classifier
+from hetpure.evaluation.cells import AttackConfig
+from hetpure.evaluation.description import Images, Networks
+from hetpure.evaluation.protocol import Record
+from hetpure.evaluation.run_results import Contents, write_results
+from hetpure.evaluation.store import Job, Store
+from hetpure.evaluation.worker import Task, Watch, evaluate, jobs_of, task_work, tasks_of, work
+from tests.hetpure.evaluation.runs import begin, small, without_clocks
+
+Built = tuple[Networks, Images]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The store of a run that was not disturbed."""
+    return whole(tmp_path_factory.mktemp("expected"), small())
+
+
+@pytest.fixture
+def built() -> Built:
+    return small()
+
+
+class Listening(Watch):
+    """Keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.work = 0
+        self.begun: list[tuple[str, str]] = []
+        self.struck: dict[str, str] = {}
+
+    def begin(self, row: str, attack: str) -> None:
+        self.begun.append((row, attack))
+
+    def advance(self, work: int) -> None:
+        self.work += work
+
+    def strike(self, row: str, reason: str) -> None:
+        self.struck[row] = reason
+
+
+def records(store: Store) -> list[Record]:
+    return Contents.read(store).records()
+
+
+def whole(place: Path, built: Built, **changes: Any) -> Store:
+    run, store = begin(place, *built, **changes)
+    evaluate(run, store)
+    return store
+
+
+def test_a_run_computes_every_job_once(built: Built, tmp_path: Path) -> None:
+    run, store = begin(tmp_path, *built)
+    watch = Listening()
+    evaluate(run, store, watch=watch)
+    contents = Contents.read(store)
+    assert contents.missing == 0 and not contents.struck
+    assert set(contents.finished) == set(contents.jobs)
+    assert {job.block for job in contents.jobs} == {0, 1}
+    keys = [(r.defense, r.attack, r.sample) for r in contents.records()]
+    assert len(set(keys)) == len(keys)
+    assert [r.sample for r in contents.records() if r.attack == "square"] == [3, 3, 11, 11, 40, 40]
+    assert watch.work == sum(task_work(run, task) for task in tasks_of(run)) > 0
+    again = Listening()
+    evaluate(run, store, watch=again)
+    assert again.begun == [] and again.work == watch.work, "what is there is told, not computed"
+    results = write_results(store)
+    assert results["missing"] == 0 and list(results["defenses"]) == ["plain", "purified"]
+    assert results["defenses"]["purified"]["difference"]["robust"]["n"] == 4
+    assert "no audit" not in results["weaker_than_full"]
+    assert (tmp_path / "records.jsonl").read_text().count("\n") == len(keys)
+
+
+def test_the_order_of_tasks_changes_nothing(built: Built, expected: Store, tmp_path: Path) -> None:
+    """As of several processes, which share one counter and do tasks in any order."""
+    torch.manual_seed(99)  # noise is by address: what a generator draws does not matter
+    run, store = begin(tmp_path, *built)
+    order = list(range(len(tasks_of(run))))
+    random.Random(0).shuffle(order)
+    halves = [iter([*order[::2], None]), iter([*order[1::2], None])]
+    for half in halves:
+        evaluate(run, store, half.__next__)
+    assert records(store) == records(expected)
+    ours, theirs = (without_clocks(write_results(place)) for place in (store, expected))
+    assert ours == theirs
+
+
+def test_a_stopped_run_goes_on_to_the_same_records(
+    built: Built, expected: Store, tmp_path: Path
+) -> None:
+    """Stopped after so many tasks, within a task, and where a file was only half written."""
+    run, store = begin(tmp_path, *built)
+    count = itertools.count()
+    evaluate(run, store, lambda: n if (n := next(count)) < 3 else None)
+    partial = records(store)
+    assert partial and all(record in records(expected) for record in partial)
+    unfinished = write_results(store)
+    assert unfinished["missing"] > 0
+    assert unfinished["samples"] == 4 and list(unfinished["defenses"]) == ["purified"]
+    assert unfinished["run"]["baseline"] is None, "nothing to pair with"
+    (store.path / "blocks" / ".00001-plain.safetensors.77.part").write_bytes(b"half")
+    with store.locked():  # as evaluate.py begins
+        pass
+    run, store = begin(tmp_path, *built)
+    evaluate(run, store)
+    assert records(store) == records(expected)
+    assert not list(store.path.rglob("*.part"))
+    ours, theirs = (without_clocks(write_results(place)) for place in (store, expected))
+    assert ours == theirs
+
+
+def test_a_run_that_goes_on_keeps_its_blocks(built: Built, tmp_path: Path) -> None:
+    run, _ = begin(tmp_path, *built, largest=3)
+    assert (run.block, run.blocks, run.positions(1)) == (3, 2, range(3, 4))
+    again, _ = begin(tmp_path, *built, largest=1)
+    assert again.block == 3 and again.identity() == run.identity()
+
+
+def test_the_check_of_a_row_comes_before_its_first_block(built: Built, tmp_path: Path) -> None:
+    run, _ = begin(tmp_path, *built)
+    tasks = tasks_of(run, processes=2)
+    assert sorted(tasks, key=str) == sorted(
+        (Task(row, block) for row in ("plain", "purified") for block in (None, 0, 1)), key=str
+    )
+    for row in run.rows:
+        assert next(task.block for task in tasks if task.row == row) is None
+    jobs = list(jobs_of(run, Task("plain", 1)))
+    assert [(job.attack, count) for job, _, count in jobs] == [
+        ("clean", 2), ("pgd_linf", 2), ("null", 2), ("square", 1),
+    ]  # fmt: skip
+
+
+class Rounded(nn.Module):
+    """Answers in whole numbers: right as often, and flat."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer: Tensor = (10 * self.network(images)).round()
+        return answer
+
+
+@pytest.fixture
+def hiding(built: Built) -> Built:
+    """The plain row hides its gradient; the purified one has a classifier of its own."""
+    loaded, images = built
+    plain = loaded.rows["plain"].defense
+    classifier = plain.classifier
+    plain.classifier = Classifier(Rounded(classifier.network), num_classes=4, mean=[0.4], std=[0.3])
+    return loaded, images
+
+
+def test_a_row_without_a_gradient_is_struck_out_and_the_others_go_on(
+    hiding: Built, tmp_path: Path
+) -> None:
+    run, store = begin(tmp_path, *hiding)
+    watch = Listening()
+    evaluate(run, store, watch=watch)
+    assert list(watch.struck) == ["plain"] and "zero" in watch.struck["plain"]
+    assert store.struck("plain") == watch.struck["plain"] and store.struck("purified") is None
+    assert {record.defense for record in records(store)} == {"purified"}
+    results = write_results(store)
+    assert results["struck"] == watch.struck and results["missing"] == 0
+    assert list(results["defenses"]) == ["purified"]
+    again = Listening()
+    evaluate(run, store, watch=again)
+    assert again.begun == [], "a row that is struck out stays so"
+
+
+def test_an_attack_without_gradients_goes_on_and_the_audit_says_so(
+    hiding: Built, tmp_path: Path
+) -> None:
+    square = Square(steps=2, eot_samples=1)
+    further = {"pgd": AttackConfig(PGD(steps=1), defenses=("purified",))}
+    results = write_results(whole(tmp_path, hiding, attack=square, attacks=further))
+    hidden = results["defenses"]["plain"]
+    assert {check["name"]: check["verdict"] for check in hidden["audit"]}["gradient"] == "FAIL"
+    assert "plain: its gradient has no check" in results["weaker_than_full"]
+
+
+def test_a_gradient_that_is_wrong_strikes_its_row_out(built: Built, tmp_path: Path) -> None:
+    """Bounds that nothing keeps."""
+    store = whole(tmp_path, built, gradient_bound=1e-30)
+    results = write_results(store)
+    assert set(results["struck"]) == {"plain", "purified"}
+    assert "finite differences" in results["struck"]["purified"]
+    assert results["defenses"] == {} and results["samples"] == 0
+
+
+def test_a_row_that_is_struck_out_late_is_left_out_whole(
+    built: Built, expected: Store, tmp_path: Path
+) -> None:
+    """Another process may have finished blocks of the row by then."""
+    store = Store(Path(shutil.copytree(expected.path, tmp_path / "copy")))
+    run, _ = begin(store.path, *built)
+    check = store.get_check("plain")
+    assert check is not None
+    store.put_check("plain", {**check, "struck": "its gradient is zero for sample 7"})
+    work(run, store, Task("plain", 1), Watch())
+    assert {record.defense for record in records(store)} == {"purified"}
+    assert store.has(Job("plain", "clean", 0))
