@@ -32,7 +32,8 @@ def shard(network: Network, mesh: DeviceMesh) -> None:
     data = mesh["data_parallel"]
     for part in blocks_of(network):
         fully_shard(part, mesh=data)
-    fully_shard(network, mesh=data)
+    # Let go after every call, also one that no backward pass follows.
+    fully_shard(network, mesh=data, reshard_after_forward=True)
 
 
 def whole(values: Tensor) -> Tensor:
