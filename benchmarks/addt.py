@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hetpure.addt import Batch, RankGaussian, denoising_loss, mix_noise, rank_gaussian
 from hetpure.denoiser import to_model, to_pixels
-from hetpure.evaluation.results import provenance
+from hetpure.evaluation.provenance import provenance
 from hetpure.noise import Noise, Purpose, Stream
 from hetpure.weights import save_classifier
 from hetpure.weights.classifier import build_classifier
@@ -87,8 +87,8 @@ class Work:
         """Forward and backward of an update as it is trained, without the optimiser's step."""
         self.module.perturbation = perturbation
         with self.cast():
-            found = self.module.losses(self.batch.x0, self.batch.labels, self.batch.noise)
-            found.losses.mean().backward()
+            update = self.module.losses(self.batch.x0, self.batch.labels, self.batch.noise)
+            update.losses.mean().backward()
         self.module.zero_grad()
 
     def plain(self) -> None:
@@ -100,7 +100,7 @@ class Work:
         self.update(self.perturbation)
 
     def skipping(self) -> None:
-        """By ADDT, where half of the rows have random perturbations."""
+        """By ADDT, where half of the images have random perturbations."""
         median = float(self.perturbation.ratio(self.batch.level).median())
         self.update(replace(self.perturbation, skip_below=median))
 
@@ -147,46 +147,46 @@ def times(work: Work, clock: Clock, repeats: int) -> dict[str, dict[str, float]]
         "plain update": work.plain,
         "floor": work.floor,
         "ADDT update": work.addt,
-        "ADDT, rows with lambda below its median skipped": work.skipping,
+        "ADDT, images with lambda below its median skipped": work.skipping,
         "ADDT, gradients of weights too": work.weights_too,
     }
     for run in pieces.values():
         run()
-    rounds = [{name: clock(run) for name, run in pieces.items()} for _ in range(repeats)]
+    turns = [{name: clock(run) for name, run in pieces.items()} for _ in range(repeats)]
 
     def ratios(name: str, other: str) -> list[float]:
-        return [one[name] / one[other] for one in rounds]
+        return [turn[name] / turn[other] for turn in turns]
 
-    found = {}
+    measured = {}
     for name in pieces:
         lower, middle, upper = statistics.quantiles(ratios(name, "floor"), n=4, method="inclusive")
-        found[name] = {
-            "milliseconds": statistics.median(one[name] for one in rounds),
+        measured[name] = {
+            "milliseconds": statistics.median(turn[name] for turn in turns),
             "plain": statistics.median(ratios(name, "plain update")),
             "addt": statistics.median(ratios(name, "ADDT update")),
             "floors": middle,
             "lower": lower,
             "upper": upper,
         }
-    return found
+    return measured
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """In Markdown."""
     lines = [
-        f"**{found['network']}, batch {found['batch']}, {found['precision']}, on"
-        f" {found['machine']}**",
+        f"**{results['network']}, batch {results['batch']}, {results['precision']}, on"
+        f" {results['machine']}**",
         "",
         "| " + " | ".join(HEADS) + " |",
         "|" + " --- |" * len(HEADS),
     ]
-    for name, row in found["times"].items():
+    for name, row in results["times"].items():
         lines.append(
             f"| {name} | {row['milliseconds']:.0f} | {row['plain']:.2f} | {row['addt']:.2f} |"
             f" {row['floors']:.2f} | {row['lower']:.2f} to {row['upper']:.2f} |"
         )
-    reached = found["times"]["ADDT update"]["floors"]
-    verdict = "reached" if reached <= BOUND else "missed"
+    floors = results["times"]["ADDT update"]["floors"]
+    verdict = "reached" if floors <= BOUND else "missed"
     return "\n".join([*lines, "", f"At most {BOUND} floors an update: {verdict}."])
 
 
@@ -212,8 +212,8 @@ def main(arguments: list[str] | None = None) -> None:
     if module.guide is not None:
         module.guide.to(device)
     work = Work(module, images, getattr(torch, given.precision))
-    machine = provenance(Path(__file__).parent, device)
-    found = {
+    machine = provenance(device)
+    results = {
         "network": given.network,
         "batch": given.batch,
         "precision": given.precision,
@@ -222,8 +222,8 @@ def main(arguments: list[str] | None = None) -> None:
         "times": times(work, Clock(given.device), given.repeats),
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(found, indent=2) + "\n")
-    print(table(found))
+    given.out.write_text(json.dumps(results, indent=2) + "\n")
+    print(table(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Does ADDT make a diffusion purify? Trains, evaluates and tells, as written down in docs/addt.md.
+"""Does ADDT make a diffusion purify? Trains, evaluates and reports, as planned in docs/addt.md.
 
     python benchmarks/addt_experiment.py            # trainings and evaluations: hours
     python benchmarks/addt_experiment.py tune       # of these what chooses the perturbation
@@ -14,25 +14,28 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hetpure.evaluation.protocol import Record
-from hetpure.evaluation.records import RESULTS, RunFolder
+from hetpure.evaluation.identity import differences
+from hetpure.evaluation.protocol import CLEAN, Record
+from hetpure.evaluation.reading import RecordedRun, read_run
 from hetpure.evaluation.results import by_attack, draws_right
 from hetpure.evaluation.statistics import (
     Difference,
-    Estimate,
     in_points,
     mcnemar,
     mean_accuracy,
     paired_difference,
 )
+from hetpure.evaluation.store import RESULTS
+from hetpure.report.sheet import Sheet
 from hetpure.weights import folder_hash
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +54,7 @@ EVALUATIONS = (
     *("addt_probe", "addt_primary", "addt_secondary", "addt_variants"),
     "addt_white_box",  # in tables of its own: more draws
 )
-LOCKED = "dw-both"
+DW_BOX = "dw-both"
 CONTRASTS = [
     ("addt", "clean"),
     ("random_order", "clean"),
@@ -77,8 +80,10 @@ def run_training(name: str, configs: Sequence[Path], options: Sequence[str]) -> 
     command = ["train.py", *(f"--config={path.relative_to(ROOT)}" for path in configs), *options]
     settings = complete_config(command)
     note = run / "settings.yaml"
-    if run.exists() and not (note.exists() and note.read_text() == settings):
-        raise SystemExit(f"{run} was made by other settings: move it away")
+    if run.exists():
+        before = yaml.safe_load(note.read_text()) if note.exists() else {}
+        if changed := differences(before, yaml.safe_load(settings)):
+            raise SystemExit(f"{run} was made by other settings ({changed[0]}): move it away")
     if not trained(run):
         run.mkdir(parents=True, exist_ok=True)
         note.write_text(settings)
@@ -102,9 +107,9 @@ def run_training(name: str, configs: Sequence[Path], options: Sequence[str]) -> 
 
 def complete_config(command: Sequence[str]) -> str:
     """What a training would be run with, as YAML: two ways of writing the same are the same."""
-    asked = [sys.executable, *command, "--print_config"]
-    answer = subprocess.run(asked, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    return answer.stdout
+    command = [sys.executable, *command, "--print_config"]
+    printed = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return printed.stdout
 
 
 def trained(run: Path) -> list[Path]:
@@ -136,55 +141,50 @@ def tune() -> None:
 
 def logged(*tags: str) -> dict[str, list[dict[int, float]]]:
     """What each training logged of these scalars, by the updates before it."""
-    found: dict[str, list[dict[int, float]]] = {}
+    trainings: dict[str, list[dict[int, float]]] = {}
     for run in sorted((RUNS / "train").iterdir()):
-        own = found.setdefault(run.name, [{} for _ in tags])
+        scalars = trainings.setdefault(run.name, [{} for _ in tags])
         for log in sorted(run.rglob("events.out.tfevents.*")):
             events = EventAccumulator(str(log))
             events.Reload()
-            for tag, values in zip(tags, own, strict=True):
+            for tag, values in zip(tags, scalars, strict=True):
                 if tag in events.Tags()["scalars"]:  # else stopped before the first one
                     values |= {scalar.step: scalar.value for scalar in events.Scalars(tag)}
-    return found
+    return trainings
 
 
 def probes() -> str:
     """What all trainings' probes saw: robust and clean accuracy by the updates before it, %."""
-    found = logged("probe/robust", "probe/clean")
-    steps = sorted({step for robust, clean in found.values() for step in robust.keys() & clean})
-    lines = [f"| updates | {' | '.join(map(str, steps))} |", "|" + " --- |" * (1 + len(steps))]
-    for name, (robust, clean) in found.items():
-        told = [
-            f"{100 * robust[step]:.1f} / {100 * clean[step]:.1f}"
-            if step in robust and step in clean
-            else "-"
-            for step in steps
-        ]
-        if robust.keys() & clean.keys():
-            lines.append(f"| {name} | {' | '.join(told)} |")
-    return "\n".join(lines)
+    trainings = {
+        name: {step: (robust[step], clean[step]) for step in robust.keys() & clean}
+        for name, (robust, clean) in logged("probe/robust", "probe/clean").items()
+    }
+    steps = sorted({step for accuracies in trainings.values() for step in accuracies})
+    rows = [
+        (name, *(_both(accuracies.get(step)) for step in steps))
+        for name, accuracies in trainings.items()
+        if accuracies
+    ]
+    return markdown("updates", map(str, steps), rows)
 
 
 def prices() -> str:
     """How well the averaged weights denoise and draw at the end of each training of the plan; the
     loss alone of one that drew nothing."""
-    lines = [
-        "| weights | updates | denoising loss, validation | Frechet distance of samples |",
-        "|" + " --- |" * 4,
-    ]
+    heads = ("updates", "denoising loss, validation", "Frechet distance of samples")
+    rows = []
     for name, (losses, distances) in logged("validation/loss", "fid").items():
         if name.rpartition("-")[0] in TRAININGS and losses:
-            last = (
-                max(distances) if distances else max(losses) + 1
-            )  # logged at the last one's index
+            # A loss is logged at the index of the last update, a distance at the number of them.
+            last = max(distances) if distances else max(losses) + 1
             loss = losses[max(step for step in losses if step <= last)]
-            drawn = f"{distances[last]:.2f}" if distances else "-"
-            lines.append(f"| {name} | {last} | {loss:.4f} | {drawn} |")
-    return "\n".join(lines)
+            distance = f"{distances[last]:.2f}" if distances else "-"
+            rows.append((name, str(last), f"{loss:.4f}", distance))
+    return markdown("weights", heads, rows)
 
 
 def evaluate(name: str) -> None:
-    """One evaluation; its run's folder goes on by itself."""
+    """One evaluation. It asks itself whether its folder holds the same run, and goes on there."""
     config = ROOT / "configs" / "evaluate" / f"{name}.yaml"
     command = [sys.executable, str(ROOT / "evaluate.py"), f"--config={config}"]
     print(" ".join(command), flush=True)
@@ -196,26 +196,35 @@ def right(records: Sequence[Record], attack: str) -> NDArray[np.bool_]:
     return draws_right(sorted(by_attack(records)[attack], key=lambda record: record.sample))
 
 
+def samples_of(records: Sequence[Record], attack: str) -> set[int]:
+    """The ids of the images that were attacked so."""
+    return {record.sample for record in records if record.attack == attack}
+
+
 def by_defense(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Each row's records, the rows in the order of the config."""
-    found: dict[str, list[Record]] = {}
+    rows: dict[str, list[Record]] = {}
     for record in records:
-        found.setdefault(record.defense, []).append(record)
-    return found
+        rows.setdefault(record.defense, []).append(record)
+    return rows
 
 
 def cells(records: Sequence[Record]) -> str:
     """Every row's accuracy, clean and under each attack; the number of images on top, and where a
     cell has fewer in that cell."""
-    attacks = attacks_of(records)
-    rows = by_defense(records)
-    n = max(len(by_attack(own)["clean"]) for own in rows.values())
-    lines = [f"| n = {n} | {' | '.join(attacks)} |", "|" + " --- |" * (1 + len(attacks))]
-    for name, own in rows.items():
-        found = [mean_accuracy(right(own, a)) if a in by_attack(own) else None for a in attacks]
-        told = ["-" if one is None else _percent(one, n) for one in found]
-        lines.append(f"| {name} | {' | '.join(told)} |")
-    return "\n".join(lines)
+    attacks, rows = attacks_of(records), by_defense(records)
+    n = max(len(samples_of(of_row, CLEAN)) for of_row in rows.values())
+
+    def cell(of_row: Sequence[Record], attack: str) -> str:
+        if not samples_of(of_row, attack):
+            return "-"
+        estimate = mean_accuracy(right(of_row, attack))
+        middle, low, high = (100 * v for v in (estimate.accuracy, estimate.low, estimate.high))
+        fewer = "" if estimate.n == n else f", n = {estimate.n}"
+        return f"{middle:.1f} [{low:.1f}, {high:.1f}]{fewer}"
+
+    lines = [(name, *(cell(of_row, a) for a in attacks)) for name, of_row in rows.items()]
+    return markdown(f"n = {n}", attacks, lines)
 
 
 def contrasts(records: Sequence[Record]) -> str:
@@ -225,34 +234,31 @@ def contrasts(records: Sequence[Record]) -> str:
     same: two seeds say little about others. SystemExit where rows have other images than others.
     """
     rows = by_defense(records)
-    asked = {name: sorted(r.sample for r in by_attack(own)[LOCKED]) for name, own in rows.items()}
-    samples = next(iter(asked.values()))
-    if any(own != samples for own in asked.values()):
-        counts = ", ".join(f"{name} {len(own)}" for name, own in asked.items())
+    samples = {name: samples_of(of_row, DW_BOX) for name, of_row in rows.items()}
+    if len(set(map(frozenset, samples.values()))) > 1:
+        counts = ", ".join(f"{name} {len(of_row)}" for name, of_row in samples.items())
         raise SystemExit(f"not all rows were asked the same images: {counts}")
-    outcomes = {name: right(own, LOCKED) for name, own in rows.items()}
-    lines = [
-        f"| contrast, n = {len(samples)} | points [95%] | exact McNemar p |",
-        "|" + " --- |" * 3,
-    ]
-    found: dict[tuple[str, str], list[Difference]] = {}
+    outcomes = {name: right(of_row, DW_BOX) for name, of_row in rows.items()}
+    lines = []
+    moved: dict[tuple[str, str], list[Difference]] = {}
     for kind, other in CONTRASTS:
         seeds = [seed for seed in TRAININGS[kind] if seed in TRAININGS[other]]
         for chosen in [seeds] if len(seeds) == 1 else [seeds, *([seed] for seed in seeds)]:
             ours, theirs = (
                 np.hstack([outcomes[f"{name}-{seed}"] for seed in chosen]) for name in (kind, other)
             )
-            moved = paired_difference(ours, theirs)
-            found.setdefault((kind, other), []).append(moved)
+            difference = paired_difference(ours, theirs)
+            moved.setdefault((kind, other), []).append(difference)
             single = len(chosen) == 1
             test = f"{mcnemar(ours[:, 0], theirs[:, 0]).p_value:.2g}" if single else "-"
             which = f"seed {chosen[0]}" if single else "both seeds"
-            points = in_points(moved.as_dict())
-            lines.append(f"| {kind} - {other}, {which} | {points} | {test} |")
-    whole, *each = found[CONTRASTS[0]]
-    won = whole.low > 0 and all(one.difference > 0 for one in each)
-    told = "won" if won else "not won"
-    return "\n".join([*lines, "", f"The primary contrast, {' - '.join(CONTRASTS[0])}, is {told}."])
+            lines.append((f"{kind} - {other}, {which}", in_points(difference.as_dict()), test))
+    count = len(next(iter(samples.values())))
+    table = markdown(f"contrast, n = {count}", ("points [95%]", "exact McNemar p"), lines)
+    whole, *each = moved[CONTRASTS[0]]
+    won = whole.low > 0 and all(difference.difference > 0 for difference in each)
+    answer = "won" if won else "not won"
+    return f"{table}\n\nThe primary contrast, {' - '.join(CONTRASTS[0])}, is {answer}."
 
 
 def base_of(row: str) -> str:
@@ -262,47 +268,42 @@ def base_of(row: str) -> str:
     return f"{purifier}, clean" if comma else f"clean-{row.rpartition('-')[2]}"
 
 
-def differences(records: Sequence[Record], attacks: Sequence[str]) -> str:
+def differences_from_clean(records: Sequence[Record], attacks: Sequence[str]) -> str:
     """Each row's from its clean fine-tuning under these attacks, paired by image: means over
     report draws."""
-    rows = by_defense(records)
-    lines = [f"| points [95%] | {' | '.join(attacks)} |", "|" + " --- |" * (1 + len(attacks))]
-    for name, own in rows.items():
-        base = rows.get(base_of(name))
-        if base is None or base is own:
+    rows, lines = by_defense(records), []
+    for name, of_row in rows.items():
+        base = rows.get(base_of(name), of_row)
+        if base is of_row:
             continue
-        told = []
+        points = []
         for attack in attacks:
-            ours, theirs = by_attack(own).get(attack), by_attack(base).get(attack)
-            if ours is None or theirs is None:
-                told.append("-")
-                continue
-            if {record.sample for record in ours} != {record.sample for record in theirs}:
+            ours, theirs = samples_of(of_row, attack), samples_of(base, attack)
+            if ours and theirs and ours != theirs:
                 raise SystemExit(f"{name} and {base_of(name)} were asked other images by {attack}")
-            moved = paired_difference(right(own, attack), right(base, attack))
-            told.append(in_points(moved.as_dict()))
-        lines.append(f"| {name} - {base_of(name)} | {' | '.join(told)} |")
-    return "\n".join(lines)
+            points.append(
+                in_points(paired_difference(right(of_row, attack), right(base, attack)).as_dict())
+                if ours and theirs
+                else "-"
+            )
+        lines.append((f"{name} - {base_of(name)}", *points))
+    return markdown("points [95%]", attacks, lines)
 
 
-def agreements(told: dict[str, Any]) -> str:
+def agreements(results: dict[str, Any]) -> str:
     """The mean cosine between the gradients of both halves of an attack's noise draws, which says
     whether they are enough; of attacks that draw more than one."""
-    found = {
+    rows = {
         name: {
-            attack: under["eot_agreement"]
-            for attack, under in row["attacks"].items()
-            if under["eot_agreement"] is not None
+            attack: f"{about['eot_agreement']:.2f}"
+            for attack, about in row["attacks"].items()
+            if about["eot_agreement"] is not None
         }
-        for name, row in told["defenses"].items()
+        for name, row in results["defenses"].items()
     }
-    attacks = list(dict.fromkeys(attack for row in found.values() for attack in row))
-    lines = [f"| EOT cosine | {' | '.join(attacks)} |", "|" + " --- |" * (1 + len(attacks))]
-    for name, row in found.items():
-        if row:
-            said = [f"{row[attack]:.2f}" if attack in row else "-" for attack in attacks]
-            lines.append(f"| {name} | {' | '.join(said)} |")
-    return "\n".join(lines)
+    attacks = list(dict.fromkeys(attack for row in rows.values() for attack in row))
+    lines = [(name, *(row.get(a, "-") for a in attacks)) for name, row in rows.items() if row]
+    return markdown("EOT cosine", attacks, lines)
 
 
 def attacks_of(records: Sequence[Record]) -> list[str]:
@@ -310,53 +311,61 @@ def attacks_of(records: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(record.attack for record in records))
 
 
-def _percent(found: Estimate, n: int) -> str:
-    middle, low, high = (100 * value for value in (found.accuracy, found.low, found.high))
-    fewer = "" if found.n == n else f", n = {found.n}"
-    return f"{middle:.1f} [{low:.1f}, {high:.1f}]{fewer}"
+def markdown(corner: str, heads: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; nothing where it has no rows."""
+    return Sheet("", (corner, *heads), rows).markdown() if rows else ""
 
 
-def made_with(name: str) -> str:
-    """The weights that an evaluation began with, by the names that its config gives them."""
-    weights = run_folder(name).read_sessions()[0]["weights"]
-    return f"{name}: " + ", ".join(f"`{key}@{found[:12]}`" for key, found in weights.items())
+def _both(accuracies: tuple[float, float] | None) -> str:
+    return "-" if accuracies is None else " / ".join(f"{100 * share:.1f}" for share in accuracies)
 
 
-def run_folder(name: str) -> RunFolder:
-    return RunFolder(ROOT / "runs" / "evaluate" / name)
+def folder_of(name: str) -> Path:
+    return ROOT / "runs" / "evaluate" / name
 
 
-def results(name: str) -> dict[str, Any]:
+def finished(name: str) -> RecordedRun | None:
+    """An evaluation that has come to its end; None of another one."""
+    if not (folder_of(name) / RESULTS).exists():
+        return None
+    run = read_run(folder_of(name))
+    return run if run.finished else None
+
+
+def made_with(run: RecordedRun) -> str:
+    """The weights of an evaluation, by the names that its config gives them."""
+    weights = run.about["provenance"]["weights"]
+    return f"{run.name}: " + ", ".join(f"`{key}@{digest[:12]}`" for key, digest in weights.items())
+
+
+def results_of(name: str) -> dict[str, Any]:
     """What a finished evaluation's folder says of it."""
-    told: dict[str, Any] = json.loads((run_folder(name).path / RESULTS).read_text())
-    return told
+    results: dict[str, Any] = json.loads((folder_of(name) / RESULTS).read_text())
+    return results
 
 
 def report() -> str:
     """All tables of what is there, and what they were made with."""
+    runs = {name: finished(name) for name in EVALUATIONS}
+    records = {name: [] if run is None else run.records for name, run in runs.items()}
     probe, primary, *others, white_box = EVALUATIONS
-    finished = [name for name in EVALUATIONS if (run_folder(name).path / RESULTS).exists()]
-    found = {
-        name: run_folder(name).read_records() if name in finished else [] for name in EVALUATIONS
-    }
-    told = []
-    if found[primary]:
-        planned = [attack for attack in attacks_of(found[primary]) if attack != LOCKED]
-        told += [contrasts(found[primary]), cells(found[primary])]
-        told += [differences(found[primary], planned)]
-    if secondary := [record for name in others for record in found[name]]:
-        told += [cells(secondary), differences(secondary, attacks_of(secondary))]
-        told += [agreements(results(name)) for name in others if found[name]]
-    if found[white_box]:
-        told += [cells(found[white_box])]
-        told += [differences(found[white_box], attacks_of(found[white_box]))]
-        told += [agreements(results(white_box))]
-    if found[probe]:
-        told += [cells(found[probe])]
+    tables = []
+    if records[primary]:
+        planned = [attack for attack in attacks_of(records[primary]) if attack != DW_BOX]
+        tables += [contrasts(records[primary]), cells(records[primary])]
+        tables += [differences_from_clean(records[primary], planned)]
+    for names in (others, [white_box]):
+        if together := [record for name in names for record in records[name]]:
+            tables += [cells(together), differences_from_clean(together, attacks_of(together))]
+            tables += [agreements(results_of(name)) for name in names if records[name]]
+    if records[probe]:
+        tables += [cells(records[probe])]
     if (RUNS / "train").exists():
-        told += [prices(), probes()]
-    told += [made_with(name) if name in finished else f"{name}: not finished" for name in found]
-    return "\n\n".join(table for table in told if table.count("\n") != 1)  # a head alone
+        tables += [prices(), probes()]
+    tables += [
+        f"{name}: not finished" if run is None else made_with(run) for name, run in runs.items()
+    ]
+    return "\n\n".join(table for table in tables if table)
 
 
 def main() -> None:

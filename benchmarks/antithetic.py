@@ -7,18 +7,17 @@ both halves of the draws, and that of their mean to the mean over many other dra
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from datamodules.fashion_mnist import read_packaged
-from hetpure.attacks import PGD, Addresses
+from hetpure.attacks import PGD, Addresses, Target
 from hetpure.attacks.losses import criterion
 from hetpure.attention import AttentionMask
 from hetpure.defense import Defense
-from hetpure.evaluation.results import provenance
+from hetpure.evaluation.provenance import provenance
 from hetpure.expectation import Query, expected_gradient
 from hetpure.noise import Noise, Stream
 from hetpure.numbers import Number
@@ -27,7 +26,7 @@ from hetpure.samplers import DDPM
 from hetpure.weights import load_classifier, load_denoiser
 
 COUNTS = (2, 4, 8)
-REFERENCE, ROWS = 32, 64
+REFERENCE, MICRO_BATCH = 32, 64
 HEADS = ("defence", "iterate", "draws", "independent", "antithetic", "difference [95%]")
 
 
@@ -40,7 +39,7 @@ def defenses() -> dict[str, Defense]:
         "uniform t=200, DDPM": UniformPurifier(strength=0.2, steps=20, sampler=DDPM()),
         "heterogeneous 200/100": HeterogeneousPurifier(steps=20, t_large=0.2, t_small=0.1),
     }
-    return {name: Defense(classifier, one, denoiser, mask) for name, one in purifiers.items()}
+    return {name: Defense(classifier, p, denoiser, mask) for name, p in purifiers.items()}
 
 
 def gradient(
@@ -48,7 +47,7 @@ def gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """Of the mean cross-entropy, and the cosine between both halves of the draws (B,)."""
     mask = defense.mask(images, samples)
-    defense.execution = type(defense.execution)("tape", micro_batch=ROWS)
+    defense.execution = type(defense.execution)("tape", micro_batch=MICRO_BATCH)
     query = Query(images, samples, mask, noises)
     answer = expected_gradient(defense, query, criterion("cross_entropy", labels))
     return answer.gradient, answer.agreement
@@ -66,14 +65,14 @@ def compare(
     """By kind of cosine, those of independent and of antithetic draws, (B,) each; `truth` is the
     mean gradient to compare with."""
     base = Noise.of(0, Stream.PROBE)
-    found: dict[str, list[Tensor]] = {"halves": [], "to the mean": []}
+    pairs: dict[str, list[Tensor]] = {"halves": [], "to the mean": []}
     for antithetic in (False, True):
         draws = Addresses(samples, base).draws(0, 0, count, antithetic=antithetic)
         mean, agreement = gradient(defense, images, labels, samples, draws)
         assert agreement is not None
-        found["halves"].append(agreement)
-        found["to the mean"].append(F.cosine_similarity(mean.flatten(1), truth.flatten(1)).double())
-    return {kind: (pair[0], pair[1]) for kind, pair in found.items()}
+        pairs["halves"].append(agreement)
+        pairs["to the mean"].append(F.cosine_similarity(mean.flatten(1), truth.flatten(1)).double())
+    return {kind: (pair[0], pair[1]) for kind, pair in pairs.items()}
 
 
 def cells(pair: tuple[Tensor, Tensor]) -> list[str]:
@@ -95,12 +94,13 @@ def main(images: int, steps: int) -> None:
             epsilon=Number("16/255"), steps=steps, step_size=Number("4/255"), eot_samples=2,
             mask="recomputed", random_start=False,
         )  # fmt: skip
-        last = attack(defense, pixels, labels, Addresses(samples, Noise.of(0, Stream.PROBE)))[0]
+        addresses = Addresses(samples, Noise.of(0, Stream.PROBE))
+        last = attack(Target(defense, pixels, labels, addresses))[0]
         for where, points in (("clean", pixels), (f"after {steps} steps", last)):
             truth = reference(defense, points, labels, samples)
             for count in COUNTS:
-                found = compare(defense, points, labels, samples, count, truth)
-                for kind, pair in found.items():
+                pairs = compare(defense, points, labels, samples, count, truth)
+                for kind, pair in pairs.items():
                     if count > 2 or kind != "halves":  # of one pair the halves share their noise
                         row = [name, where, str(count), *cells(pair)]
                         tables.setdefault(kind, []).append(row)
@@ -108,7 +108,7 @@ def main(images: int, steps: int) -> None:
         print(f"\n**Cosine: {kind}** (n = {images}; reference: {REFERENCE} other draws)\n")
         for line in (HEADS, ["---"] * len(HEADS), *rows):
             print("| " + " | ".join(line) + " |")
-    print(f"\ncommit {provenance(Path(__file__).parent, torch.device('cpu'))['commit']}")
+    print(f"\ncommit {provenance(torch.device('cpu'))['commit']}")
 
 
 if __name__ == "__main__":

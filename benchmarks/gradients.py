@@ -30,7 +30,7 @@ from hetpure.acceleration import Acceleration, accelerate
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
-from hetpure.evaluation.results import provenance
+from hetpure.evaluation.provenance import provenance
 from hetpure.gradient_check import cosines
 from hetpure.gradients import Execution, input_gradient
 from hetpure.memory import budget_bytes
@@ -165,7 +165,7 @@ def times(network: str, batch: int, calls: int, device: str, repeats: int) -> di
     images = images_of(network, batch, device)
     defense = defense_of(denoiser, calls, images.shape[1])
     forward, both = bare(denoiser, images)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, execution in executions(calls).items():
         again = execution.recomputed(calls)
 
@@ -181,25 +181,25 @@ def times(network: str, batch: int, calls: int, device: str, repeats: int) -> di
         with count_network_calls(defense) as counter:
             run()  # warms up too
         pairs = [(clock(run), clock(floor)) for _ in range(repeats)]
-        found[name] = {
+        results[name] = {
             "network_calls": counter.batches,
             "milliseconds": statistics.median(ours for ours, _ in pairs),
             "floor": statistics.median(bound for _, bound in pairs),
             "ratio": statistics.median(ours / bound for ours, bound in pairs),
         }
-        print(f"{name}: {found[name]}", flush=True)
+        print(f"{name}: {results[name]}", flush=True)
     free = Denoiser(Free(), denoiser.schedule).to(device)
     around = defense_of(free, calls, images.shape[1])
     gradient_of(around, images, Execution("tape"))
     rest = [clock(lambda: gradient_of(around, images, Execution("tape"))) for _ in range(repeats)]
     return {
-        "policies": found,
+        "policies": results,
         "call_milliseconds": {
             "forward": statistics.median(clock(forward) for _ in range(repeats)),
             "both": statistics.median(clock(both) for _ in range(repeats)),
         },
         "rest_milliseconds": statistics.median(rest),
-        "rest_share": statistics.median(rest) / found["tape"]["milliseconds"],
+        "rest_share": statistics.median(rest) / results["tape"]["milliseconds"],
     }
 
 
@@ -215,7 +215,7 @@ def accelerations(
     kinds |= GRAPHS if compiled and device == "cuda" else {}
     exact = gradient_of(defense_of(plain, 4, images.shape[1]), images, Execution("checkpoint"))
     reference = bare(plain, images)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, acceleration in kinds.items():
         denoiser = accelerate(plain, acceleration)
         runs = bare(denoiser, images)
@@ -225,15 +225,15 @@ def accelerations(
         for run in (*runs, *reference):
             run()
         samples = [[clock(run) for run in (*runs, *reference)] for _ in range(repeats)]
-        found[name] = {
+        results[name] = {
             "forward": statistics.median(sample[0] for sample in samples),
             "both": statistics.median(sample[1] for sample in samples),
             "gain": statistics.median(sample[3] / sample[1] for sample in samples),
             "cosine": float(cosines(ours, exact).mean()),
             "first_seconds": first,
         }
-        print(f"{name}: {found[name]}", flush=True)
-    return found
+        print(f"{name}: {results[name]}", flush=True)
+    return results
 
 
 def memory(network: str, batch: int, plans: list[int], device: str) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def memory(network: str, batch: int, plans: list[int], device: str) -> dict[str,
     """
     image_bytes = images_of(network, batch, device).nbytes
     budget = budget_bytes(torch.device(device))
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     modes: dict[str, tuple[str, dict[str, str]]] = {
         "tape": ("tape", {}),
         "checkpoint": ("checkpoint", {}),
@@ -265,12 +265,12 @@ def memory(network: str, batch: int, plans: list[int], device: str) -> dict[str,
         slope = None
         if len(measured) > 1:
             slope = statistics.linear_regression(*zip(*measured, strict=True)).slope / image_bytes
-        found[name] = {
+        results[name] = {
             "peak_bytes": {str(calls): peak for calls, (peak, _) in peaks.items()},
             "predicted_bytes": {str(calls): expected for calls, (_, expected) in peaks.items()},
             "image_batches_a_step": slope,
         }
-    return found
+    return results
 
 
 def measure_peak(
@@ -291,12 +291,12 @@ def measure_peak(
     return peak_bytes(lambda: gradient_of(defense, images, execution), device), predicted
 
 
-def tables(found: dict[str, Any]) -> str:
+def tables(results: dict[str, Any]) -> str:
     """Everything in Markdown."""
-    timed = found["times"]
+    timed = results["times"]
     lines = [
-        f"**{found['network']}, batch {found['batch']}, {found['calls']} network calls, on"
-        f" {found['machine']}**: one bare call {timed['call_milliseconds']['forward']:.0f} ms"
+        f"**{results['network']}, batch {results['batch']}, {results['calls']} network calls, on"
+        f" {results['machine']}**: one bare call {timed['call_milliseconds']['forward']:.0f} ms"
         f" forward, {timed['call_milliseconds']['both']:.0f} ms with backward to its input;"
         f" noise and sampler {100 * timed['rest_share']:.1f}% of a taped gradient",
         "",
@@ -314,20 +314,20 @@ def tables(found: dict[str, Any]) -> str:
         " | first gradient, s |",
         "|" + " --- |" * 6,
     ]
-    for name, row in found["accelerations"].items():
+    for name, row in results["accelerations"].items():
         lines.append(
             f"| {name} | {row['forward']:.0f} | {row['both']:.0f} | {row['gain']:.2f} "
             f"| {row['cosine']:.5f} | {row['first_seconds']:.0f} |"
         )
-    plans = [str(calls) for calls in found["plans"]]
+    plans = [str(calls) for calls in results["plans"]]
     lines += [
         "",
-        f"Peak memory (MB measured / predicted), batch {found['memory_batch']}:",
+        f"Peak memory (MB measured / predicted), batch {results['memory_batch']}:",
         "",
         "| policy | " + " | ".join(f"T = {calls}" for calls in plans) + " | image batches a step |",
         "|" + " --- |" * (2 + len(plans)),
     ]
-    for name, row in found["memory"].items():
+    for name, row in results["memory"].items():
         cells = []
         for calls in plans:
             both = (row["peak_bytes"].get(calls), row["predicted_bytes"].get(calls))
@@ -336,8 +336,8 @@ def tables(found: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | " + " | ".join(cells) + f" | {'-' if slope is None else f'{slope:.2f}'} |"
         )
-    weights = ", ".join(f"`{name}@{digest[:12]}`" for name, digest in found["weights"].items())
-    return "\n".join([*lines, "", f"Weights: {weights or 'random'}; commit {found['commit']}."])
+    weights = ", ".join(f"`{name}@{digest[:12]}`" for name, digest in results["weights"].items())
+    return "\n".join([*lines, "", f"Weights: {weights or 'random'}; commit {results['commit']}."])
 
 
 def main() -> None:
@@ -353,9 +353,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks/gradients"))
     options = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32
-    origin = provenance(Path(__file__).parent, torch.device(options.device))
+    origin = provenance(torch.device(options.device))
     packaged = options.network == "packaged"
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "network": "packaged UNet" if packaged else "architecture of google/ddpm-cifar10-32",
         "batch": options.batch,
         "calls": options.calls,
@@ -373,8 +373,8 @@ def main() -> None:
         ),
     }
     options.folder.mkdir(parents=True, exist_ok=True)
-    (options.folder / f"{options.network}.json").write_text(json.dumps(found, indent=2) + "\n")
-    text = tables(found)
+    (options.folder / f"{options.network}.json").write_text(json.dumps(results, indent=2) + "\n")
+    text = tables(results)
     (options.folder / f"{options.network}.md").write_text(text + "\n")
     print(text)
 

@@ -6,7 +6,6 @@ them, paired by image: the accuracy of both on the images that both have, and it
 """
 
 import argparse
-import json
 import lzma
 import sys
 from collections.abc import Sequence
@@ -14,40 +13,45 @@ from pathlib import Path
 
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
-from hetpure.evaluation.records import RECORDS, RunFolder
+from hetpure.evaluation.reading import parse_records, read_records
 from hetpure.evaluation.results import by_attack, draws_right
 from hetpure.evaluation.statistics import in_points, mean_accuracy, paired_difference
+from hetpure.report.sheet import Sheet
 from hetpure.report.table import interval
 from lightning_modules.cli import run
 
-COMMITTED = Path(__file__).parent.parent / "docs" / "results" / f"full_fashion_mnist.{RECORDS}.xz"
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+COMMITTED = RESULTS / "full_fashion_mnist.records.jsonl.xz"
 BASE = ("pgd_linf, recomputed mask", "pgd_linf")
+HEADS = ("defence", "attack", "n", "under it", "under the base", "difference")
 
 
 def table(records: Sequence[Record], base: Sequence[str]) -> str:
     """A row an attack on a defence; `base` are names of the attack that all others are held
     against, the first that a defence has. Defences without it are left out."""
-    lines = [
-        "| defence | attack | n | under it | under the base | difference |",
-        "|" + " --- |" * 6,
-    ]
+    rows = []
     for name in dict.fromkeys(record.defense for record in records):
         attacks = by_attack([record for record in records if record.defense == name])
-        own = next((attacks[one] for one in base if one in attacks), None)
-        if own is None:
+        held = next((attack for attack in base if attack in attacks), None)
+        if held is None:
             continue
-        known = {record.sample: record for record in own}
-        for attack, found in attacks.items():
-            if attack in (CLEAN, NULL, own[0].attack) or attack.startswith(AUDIT):
+        by_sample = {record.sample: record for record in attacks[held]}
+        for attack, of_attack in attacks.items():
+            if attack in (CLEAN, NULL, held) or attack.startswith(AUDIT):
                 continue
-            ours = [record for record in found if record.sample in known]
-            both = draws_right(ours), draws_right([known[record.sample] for record in ours])
-            cells = [interval(mean_accuracy(right).as_dict()) for right in both]
+            ours = [record for record in of_attack if record.sample in by_sample]
+            both = draws_right(ours), draws_right([by_sample[record.sample] for record in ours])
+            accuracies = [interval(mean_accuracy(right).as_dict()) for right in both]
             moved = in_points(paired_difference(*both).as_dict())
-            lines.append(f"| {name} | {attack} | {len(ours)} | {' | '.join(cells)} | {moved} |")
-    if len(lines) == 2:
+            rows.append((name, attack, str(len(ours)), *accuracies, moved))
+    if not rows:
         raise InputError(f"--base: no defence was attacked by {', '.join(base)}")
-    return "\n".join(lines)
+    return Sheet("", HEADS, rows).markdown()
+
+
+def committed() -> list[Record]:
+    """The records of docs/results.md."""
+    return parse_records({COMMITTED.name: lzma.decompress(COMMITTED.read_bytes()).decode()})
 
 
 def main(arguments: list[str]) -> None:
@@ -57,13 +61,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--base", nargs="+", default=BASE, help="names of the attack to hold against"
     )
-    parsed = parser.parse_args(arguments)
-    if parsed.run is None:
-        text = lzma.decompress(COMMITTED.read_bytes()).decode()
-        records = [Record(**json.loads(line)) for line in text.splitlines()]
-    else:
-        records = RunFolder(parsed.run).read_records()
-    print(table(records, parsed.base))
+    options = parser.parse_args(arguments)
+    print(table(read_records(options.run) if options.run else committed(), options.base))
 
 
 if __name__ == "__main__":

@@ -22,14 +22,11 @@ from gradients import denoiser_of
 from torch.utils.data import DataLoader
 
 from datamodules.dataset import ImageDataset
-from hetpure.evaluation.defense_check import check_defense_gradient
-from hetpure.evaluation.results import peak_memory
+from hetpure.evaluation.provenance import peak_memory
 from hetpure.memory import gigabytes, weight_bytes
-from hetpure.report.gradient_checks import gradient_checks_markdown
-from hetpure.report.plan import total_bytes
 from hetpure.weights.classifier import build_classifier, save_classifier
 from lightning_modules.cli import run
-from lightning_modules.evaluation_cli import evaluation_cli, print_plan
+from lightning_modules.evaluation_cli import evaluation_cli, print_gradient_checks, print_plan
 
 CPU = torch.device("cpu")
 CONFIG = """
@@ -113,45 +110,34 @@ def main(arguments: list[str]) -> None:
         config.write_text(CONFIG.format(folder=folder, budget=options.memory_budget))
         cli = evaluation_cli([f"--config={config}"])
         cli.prepare()
-        model = cli.model
+        run = cli.model.described
         before = peak_memory(CPU)
-        plan = print_plan(cli)
-        row, planned = plan["heterogeneous"], peak_memory(CPU)
+        (planned,) = print_plan(cli).values()
+        with_plan = peak_memory(CPU)
         start = time.perf_counter()
-        gradient_check = check_defense_gradient(
-            model.rows["heterogeneous"].subjects["gradient_check"],
-            model.first.images,
-            model.first.samples,
-            model.seed,
-            bound=model.gradient_bound,
-            extent=row.gradient_checks["gradient_check"].extent,
-            budget=model.float64_budget,
-        )
+        print_gradient_checks(cli)
         seconds = time.perf_counter() - start
-        print(
-            gradient_checks_markdown(
-                {"heterogeneous": {"gradient_check": gradient_check.as_dict()}}
-            )
-        )
-        predicted = row.gradient_checks["gradient_check"].phase.seconds
-        rows = [
-            ("the plan itself, memory", "-", gigabytes(planned - before)),
+        predicted = sum(check.phase.seconds for check in planned.checks.values())
+        parts = [
+            ("the plan itself, memory", "-", gigabytes(with_plan - before)),
             ("gradient check, s", f"{predicted:.0f}", f"{seconds:.0f}"),
-            memory("gradient_check", row.gradient_check_bytes, before),
+            memory("gradient check", planned.check_bytes, before),
         ]
         if options.evaluate:
             start = time.perf_counter()
             cli.evaluate()
             seconds = time.perf_counter() - start
-            rows.append(("evaluation, s", f"{row.seconds:.0f}", f"{seconds:.0f}"))
-            rows.append(memory("evaluation", total_bytes(plan), before))
+            parts.append(("evaluation, s", f"{planned.seconds:.0f}", f"{seconds:.0f}"))
+            needed = max(planned.gradient_bytes, planned.check_bytes)
+            parts.append(memory("evaluation", needed, before))
+    networks = weight_bytes([cli.model.networks])
     print(
-        f"budget {options.memory_budget}; networks {gigabytes(weight_bytes([model.networks]))};"
-        f" {gigabytes(before)} in use before anything was computed\n"
+        f"budget {gigabytes(run.budget)}; networks {gigabytes(networks)}; {gigabytes(before)} in"
+        " use before anything was computed\n"
     )
     print("| part | predicted | real |\n| --- | --- | --- |")
-    for cells in rows:
-        print("| " + " | ".join(cells) + " |")
+    for part in parts:
+        print("| " + " | ".join(part) + " |")
 
 
 def memory(part: str, predicted: int, before: int) -> tuple[str, str, str]:

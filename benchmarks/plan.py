@@ -10,6 +10,8 @@ else.
 import sys
 import time
 
+from hetpure.evaluation.plan import plan
+from hetpure.evaluation.run_results import Contents
 from lightning_modules.cli import run
 from lightning_modules.evaluation_cli import evaluation_cli
 
@@ -18,25 +20,24 @@ def main(arguments: list[str]) -> None:
     """Predicts, runs and compares, row by row and in all."""
     cli = evaluation_cli(arguments)
     cli.prepare()
-    plan = cli.model.plan()
+    plans = plan(cli.model.described)
     start = time.perf_counter()
     cli.evaluate()
     seconds = time.perf_counter() - start
-    timing = cli.model.folder.read_timing()
-    rows = [
-        (
-            name,
-            sum(phase.seconds for phase in row.phases),
-            sum(entry["seconds"] for entry in timing if entry.get("defense") == name),
-        )
-        for name, row in plan.items()
+    contents = Contents.read(cli.model.store)
+    computed = {
+        name: sum(done.seconds for job, done in contents.finished.items() if job.row == name)
+        for name in plans
+    }
+    parts = [
+        (name, sum(phase.seconds for phase in row.phases), computed[name])
+        for name, row in plans.items()
     ]
-    gradient_checks = sum(entry.get("gradient_checks", 0) for entry in timing)
-    predicted = sum(row.gradient_check_seconds for row in plan.values())
-    rows.append(("gradient_checks", predicted, gradient_checks))
-    rows.append(("whole evaluation", sum(row.seconds for row in plan.values()), seconds))
+    checks = sum(check["seconds"] for check in contents.checks.values())
+    parts.append(("gradient checks", sum(row.check_seconds for row in plans.values()), checks))
+    parts.append(("whole evaluation", sum(row.seconds for row in plans.values()), seconds))
     print("| part | predicted, s | real, s | predicted / real |\n| --- | --- | --- | --- |")
-    for name, predicted, real in rows:
+    for name, predicted, real in parts:
         print(f"| {name} | {predicted:.1f} | {real:.1f} | {predicted / real:.2f} |")
 
 

@@ -27,7 +27,8 @@ from hetpure.attention import AttentionMask
 from hetpure.defense import Defense, count_network_calls
 from hetpure.evaluation.borders import border_inconsistency
 from hetpure.evaluation.protocol import Block, Protocol, Record, evaluate_block
-from hetpure.evaluation.results import provenance, summarise
+from hetpure.evaluation.provenance import provenance
+from hetpure.evaluation.results import summarise
 from hetpure.gradients import Execution, Policy, input_gradient
 from hetpure.noise import Noise, Stream, noise_for
 from hetpure.numbers import Number
@@ -82,7 +83,7 @@ def work(
 
 def costs(steps: int, batch: int, device: str, repeats: int) -> dict[str, Any]:
     """By variant and kind: network calls, median seconds, peak bytes."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for kind in KINDS:
         runs = {variant: work(variant, kind, steps, batch, device) for variant in VARIANTS}
         seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
@@ -101,13 +102,13 @@ def costs(steps: int, batch: int, device: str, repeats: int) -> dict[str, Any]:
         for variant in VARIANTS:
             with get_context("spawn").Pool(1) as pool:  # memory that nothing else has touched
                 peak = pool.apply(measure_peak, (variant, kind, steps, batch, device))
-            found.setdefault(variant, {})[kind] = {
+            results.setdefault(variant, {})[kind] = {
                 "network_calls": network_calls[variant],
                 "seconds": statistics.median(seconds[variant]),
                 "peak_bytes": peak,
             }
-            print(f"{kind}, {variant}: {found[variant][kind]}", flush=True)
-    return found
+            print(f"{kind}, {variant}: {results[variant][kind]}", flush=True)
+    return results
 
 
 def measure_peak(variant: str, kind: str, steps: int, batch: int, device: str) -> int | None:
@@ -127,7 +128,7 @@ def quality(steps: int, count: int, attack: PGD, device: str) -> dict[str, Any]:
     mask = defense_of("none", steps, device).mask(images)
     assert mask is not None
     noise = Noise.of(0, Stream.REPORT).on(samples)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     records: list[Record] = []
     seams: dict[str, torch.Tensor] = {}
     for variant in (CONTROL, *VARIANTS):
@@ -138,31 +139,32 @@ def quality(steps: int, count: int, attack: PGD, device: str) -> dict[str, Any]:
         seams[variant] = border_inconsistency(images, purified, mask)
         both = seams[variant].isfinite() & seams[CONTROL].isfinite()
         seam, more = seams[variant][both], (seams[variant] - seams[CONTROL])[both]
-        found[variant] = {
+        results[variant] = {
             "network_calls": defense.network_calls,
             "border": float(seam.mean()),
             "border_more": float(more.mean()),
             "border_more_error": float(more.std() / len(more) ** 0.5),
             "border_images": len(seam),
         }
-        for rows in torch.arange(count).split(16):  # taped, 44 calls of more would need 20 GB
-            block = Block(images[rows], labels[rows], samples[rows])
+        for part in torch.arange(count).split(16):  # taped, 44 calls of more would need 20 GB
+            block = Block(images[part], labels[part], samples[part])
             records += evaluate_block(variant, defense, attack, block, PROTOCOL, 0).records
         print(f"quality, {variant}: done", flush=True)
     for variant, summary in summarise(records, baseline=SINGLE).items():
-        found[variant] |= {
+        results[variant] |= {
             "standard": summary["clean"]["single"],
             "robust": summary["robust"]["single"],
             "difference": summary.get("difference", {}).get("robust"),
         }
-    return found
+    return results
 
 
-def tables(found: dict[str, Any]) -> str:
+def tables(results: dict[str, Any]) -> str:
     """Both tables in Markdown, and what single-step saves against multi-step."""
-    cost, quality_of = found["cost"], found["quality"]
+    cost, quality_of = results["cost"], results["quality"]
     lines = [
-        f"**Cost of one batch of {found['batch']} on the published plan (S = {found['steps']})**",
+        f"**Cost of one batch of {results['batch']} on the published plan"
+        f" (S = {results['steps']})**",
         "",
         "| resampling | "
         + " | ".join(f"{kind}: calls | s | MB" for kind in KINDS)
@@ -192,7 +194,8 @@ def tables(found: dict[str, Any]) -> str:
         lines.append(f"- {kind}: {', '.join(shares)}")
     lines += [
         "",
-        f"**Quality (S = {found['quality_steps']}, n = {found['images']}, {found['attack']})**",
+        f"**Quality (S = {results['quality_steps']}, n = {results['images']},"
+        f" {results['attack']})**",
         "",
         "| purifier | network calls | border inconsistency | more than uniform"
         " | standard | robust | robust difference |",
@@ -211,17 +214,17 @@ def tables(found: dict[str, Any]) -> str:
         " clean images, mean; more than the uniform purifier, which has no seam, paired by image,"
         " ± standard error. Accuracy in % over 5 report draws with its 95% interval;"
         f" robust difference: points from {SINGLE}, paired by sample. Weaker than full: "
-        + "; ".join(found["weaker_than_full"])
+        + "; ".join(results["weaker_than_full"])
         + ".",
         "",
-        f"On {found['machine']}, with "
-        + ", ".join(f"`{name}@{digest[:12]}`" for name, digest in found["weights"].items())
-        + f", commit {found['commit']}.",
+        f"On {results['machine']}, with "
+        + ", ".join(f"`{name}@{digest[:12]}`" for name, digest in results["weights"].items())
+        + f", commit {results['commit']}.",
     ]
     return "\n".join(lines)
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
+def draw(results: dict[str, Any], path: Path) -> None:
     """Calls, seconds and memory of a taped gradient step, and both quality measures."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -230,7 +233,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 5)
     names = list(VARIANTS)
-    cost, quality_of = found["cost"], found["quality"]
+    cost, quality_of = results["cost"], results["quality"]
     taped = [cost[name]["gradient, tape"] for name in names]
     robust = [quality_of[name]["robust"] for name in names]
     panels = (
@@ -291,10 +294,10 @@ def main() -> None:
         "device": options.device,
     }
     path = options.folder / "results.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if {key: found.get(key) for key in asked} != asked:  # of other options: start anew
-        origin = provenance(Path(__file__).parent, torch.device(options.device))
-        found = asked | {
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if {key: results.get(key) for key in asked} != asked:  # of other options: start anew
+        origin = provenance(torch.device(options.device))
+        results = asked | {
             "commit": origin["commit"],
             "machine": f"{origin['device']}, {origin['threads']} threads",
             "weights": {name: folder_hash(ASSETS / name) for name in WEIGHTS},
@@ -305,12 +308,12 @@ def main() -> None:
         "quality": lambda: quality(options.quality_steps, options.images, attack, options.device),
     }
     for part, measure in parts.items():
-        if part not in found:  # a run that was stopped after its first part goes on here
-            found[part] = measure()
-            path.write_text(json.dumps(found, indent=2) + "\n")
-    text = tables(found)
+        if part not in results:  # a run that was stopped after its first part goes on here
+            results[part] = measure()
+            path.write_text(json.dumps(results, indent=2) + "\n")
+    text = tables(results)
     (options.folder / "tables.md").write_text(text + "\n")
-    draw(found, options.figure or options.folder / "figure.png")
+    draw(results, options.figure or options.folder / "figure.png")
     print(text)
 
 
