@@ -45,7 +45,7 @@ def table(records: Sequence[Record], base: Sequence[str]) -> str:
             moved = in_points(paired_difference(*both).as_dict())
             rows.append((name, attack, str(len(ours)), *accuracies, moved))
     if not rows:
-        raise InputError(f"--base: no defence was attacked by {', '.join(base)}")
+        raise InputError(f"--base: no defence was attacked by {', '.join(base)} and by another one")
     return Sheet("", HEADS, rows).markdown()
 
 

@@ -47,7 +47,9 @@ class Difference:
         return asdict(self)
 
 
-def mean_accuracy(correct: NDArray[np.bool_], seed: int = 0) -> Estimate:
+def mean_accuracy(
+    correct: NDArray[np.bool_], seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate:
     """Protocol `single`: the mean of correct (n, draws) over samples and draws.
 
     Percentile bootstrap over samples and, within each, over draws. Where every sample's draws
@@ -59,7 +61,7 @@ def mean_accuracy(correct: NDArray[np.bool_], seed: int = 0) -> Estimate:
     if (correct == correct[:, :1]).all():
         return wilson(int(correct[:, 0].sum()), n, draws)
     rates = correct.mean(1)
-    low, high = _interval(_resampled_means([correct], seed)[0])
+    low, high = _interval(_resampled_means([correct], seed, resamples)[0])
     if min((rates < 1).sum(), (rates > 0).sum()) < FEW:
         floor = wilson(round(float(rates.sum())), n)
         low, high = min(low, floor.low), max(high, floor.high)
@@ -67,7 +69,10 @@ def mean_accuracy(correct: NDArray[np.bool_], seed: int = 0) -> Estimate:
 
 
 def paired_difference(
-    correct: NDArray[np.bool_], baseline: NDArray[np.bool_], seed: int = 0
+    correct: NDArray[np.bool_],
+    baseline: NDArray[np.bool_],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Difference:
     """Mean of correct (n, draws) minus mean of baseline (n, draws of its own), the same samples.
 
@@ -83,7 +88,7 @@ def paired_difference(
     if len(correct) != len(baseline):
         raise ValueError(f"{len(correct)} and {len(baseline)} samples cannot be paired")
     n = len(correct)
-    ours, theirs = _resampled_means([correct, baseline], seed)
+    ours, theirs = _resampled_means([correct, baseline], seed, resamples)
     low, high = _interval(ours - theirs)
     gain = correct.mean(1) - baseline.mean(1)
     difference = float(gain.mean())
@@ -103,12 +108,14 @@ def in_points(difference: Mapping[str, Any]) -> str:
     return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _resampled_means(observed: Sequence[NDArray[np.bool_]], seed: int) -> list[NDArray[np.float64]]:
+def _resampled_means(
+    observed: Sequence[NDArray[np.bool_]], seed: int, resamples: int
+) -> list[NDArray[np.float64]]:
     """Means over resampled samples, the same for every (n, draws) array given, and draws."""
     generator = np.random.default_rng(seed)
     n = len(observed[0])
     means: list[list[NDArray[np.float64]]] = [[] for _ in observed]
-    for _ in range(RESAMPLES // CHUNK):
+    for _ in range(resamples // CHUNK):
         rows = generator.integers(n, size=(CHUNK, n))
         for correct, chunks in zip(observed, means, strict=True):
             # Draws of a resampled sample are resampled too: binomial, with the sample's rate.

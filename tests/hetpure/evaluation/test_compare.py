@@ -1,6 +1,5 @@
 """Runs compared from their records: what is paired, and what it is compared with."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from hetpure.evaluation.compare import (
     Counting,
     find_baseline,
     read_columns,
-    read_records,
     read_runs,
 )
 from hetpure.evaluation.results import summarise
@@ -29,32 +27,6 @@ from tests.hetpure.run_records import (
     write,
 )
 
-# Reading
-
-
-def test_a_torn_last_line_is_no_record_and_others_must_be_whole(tmp_path: Path) -> None:
-    records = lines("a", "clean", [4, 4])
-    write(tmp_path, records)
-    path = tmp_path / "records.jsonl"
-    path.write_text(path.read_text() + json.dumps(records[0])[:30])
-    assert read_records(tmp_path) == records
-    path.write_text('{"defense": \n' + path.read_text())
-    with pytest.raises(InputError, match="line 1, is no JSON"):
-        read_records(tmp_path)
-
-
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="RUN .*nowhere: there is no records.jsonl"):
-        read_records(tmp_path / "nowhere")
-    write(tmp_path, [])
-    with pytest.raises(InputError, match="holds no record yet"):
-        read_records(tmp_path)
-    write(tmp_path, [{"defense": "a"}])
-    with pytest.raises(InputError, match="is no record: no 'sample'"):
-        read_runs([str(tmp_path)])
-    with pytest.raises(InputError, match="given twice"):
-        read_runs([str(tmp_path), f"{tmp_path}/"])
-
 
 def test_runs_are_named_by_their_folders_where_that_tells_them_apart(tmp_path: Path) -> None:
     first, second, third = (
@@ -64,13 +36,7 @@ def test_runs_are_named_by_their_folders_where_that_tells_them_apart(tmp_path: P
     assert [run.name for run in read_runs([first, f"{second}/"])] == [first, second]
 
 
-def test_a_sample_written_twice_must_say_the_same(tmp_path: Path) -> None:
-    records = defended("a", [4, 2]) + defended("b", [1, 1])
-    (ours,) = {len(c.attacked) for c in columns(write(tmp_path, records + records[:2]))}
-    assert ours == 2
-    with pytest.raises(InputError, match="a, pgd: sample 1 is there twice, differently"):
-        columns(write(tmp_path, [*records, line("a", "pgd", 1, 3)]))
-
+ENDED = {"run": {}}
 
 # What is paired
 
@@ -78,9 +44,9 @@ def test_a_sample_written_twice_must_say_the_same(tmp_path: Path) -> None:
 def test_equal_runs_do_not_differ(tmp_path: Path) -> None:
     first, second = (write(tmp_path / name, defended("a", [4, 2, 0] * 20)) for name in "xy")
     for counting in ("single", "vote", "worst"):
-        found = compared(first, second, counting=counting)
-        assert found["robust", "x:a"].difference is None
-        other = found["robust", "y:a"]
+        against = compared(first, second, counting=counting)
+        assert against["robust", "x:a"].difference is None
+        other = against["robust", "y:a"]
         assert other.difference is not None
         assert other.difference.difference == 0
         assert other.difference.low < 0 < other.difference.high
@@ -100,11 +66,11 @@ def test_each_protocol_has_its_own_statistics(tmp_path: Path) -> None:
     outcomes: dict[Counting, Any] = {"vote": (b.sum(1) > 2, a.sum(1) > 2)}
     outcomes["worst"] = (b.all(1), a.all(1))
     for counting, (ours, theirs) in outcomes.items():
-        found = compared(run, counting=counting)["robust", "x:b"]
-        assert found.difference == paired_proportions(ours, theirs)
-        assert found.test == mcnemar(ours, theirs)
-        assert found.accuracy.accuracy == ours.mean()
-        assert found.accuracy.draws == 4
+        against = compared(run, counting=counting)["robust", "x:b"]
+        assert against.difference == paired_proportions(ours, theirs)
+        assert against.test == mcnemar(ours, theirs)
+        assert against.accuracy.accuracy == ours.mean()
+        assert against.accuracy.draws == 4
 
 
 def test_only_common_samples_are_paired_by_their_ids(tmp_path: Path) -> None:
@@ -112,14 +78,14 @@ def test_only_common_samples_are_paired_by_their_ids(tmp_path: Path) -> None:
     right = [0, 0, 4, 3, 2, 4]
     first = write(tmp_path / "x", defended("a", right))
     others = [record for record in defended("a", [*right, 1]) if record["sample"] >= 2]
-    found = compared(first, write(tmp_path / "y", others[::-1]))
+    against = compared(first, write(tmp_path / "y", others[::-1]))
     for kind in ("clean", "robust"):
-        other = found[kind, "y:a"]
+        other = against[kind, "y:a"]
         assert other.difference is not None
         assert other.difference.difference == 0
         assert (other.accuracy.n, other.left_out) == (4, 3)
         assert other.accuracy == other.reference
-    assert found["robust", "x:a"].accuracy.n == 6
+    assert against["robust", "x:a"].accuracy.n == 6
 
 
 def test_other_images_are_refused(tmp_path: Path) -> None:
@@ -163,7 +129,7 @@ def several_attacks() -> list[Line]:
     for attack in ("null", "audit: more steps"):
         records += lines("a", attack, [0, 0, 0])
     records += lines("a", "stadv", [0, 0, 0], threat="StAdv")
-    return records + lines("a", "locked", [0, 0, 0], known=["forward"])
+    return records + lines("a", "dw-both", [0, 0, 0], known=["forward"])
 
 
 def test_robust_is_the_worst_that_selection_draws_see(tmp_path: Path) -> None:
@@ -178,19 +144,19 @@ def test_a_run_agrees_with_its_own_results(tmp_path: Path) -> None:
     records = several_attacks()
     records += [record | {"defense": "b"} for record in records[:9]]
     folder = write(tmp_path / "x", records)
-    own = summarise(read_runs([folder])[0].records, baseline="a")
-    found = compared(folder)
+    results = summarise(read_runs([folder])[0].records, baseline="a")
+    against = compared(folder)
     for kind in ("clean", "robust"):
         for name in "ab":
-            assert found[kind, f"x:{name}"].accuracy.as_dict() == own[name][kind]["single"]
-        difference = found[kind, "x:b"].difference
+            assert against[kind, f"x:{name}"].accuracy.as_dict() == results[name][kind]["single"]
+        difference = against[kind, "x:b"].difference
         assert difference is not None
-        assert difference.as_dict() == own["b"]["difference"][kind]
+        assert difference.as_dict() == results["b"]["difference"][kind]
 
 
 def test_an_attack_of_the_first_samples_is_left_out_of_a_finished_run(tmp_path: Path) -> None:
     records = defended("a", [4, 4, 4]) + lines("a", "square", [0])
-    (finished,) = columns(write(tmp_path / "x", records, results={}))
+    (finished,) = columns(write(tmp_path / "x", records, results=ENDED))
     assert (finished.attacks, finished.limited) == (("pgd",), ("square",))
     assert len(finished.attacked) == 3
     (square,) = columns(str(tmp_path / "x"), attack="square")
@@ -200,16 +166,16 @@ def test_an_attack_of_the_first_samples_is_left_out_of_a_finished_run(tmp_path: 
 def test_an_unfinished_run_is_robust_where_all_its_attacks_are(tmp_path: Path) -> None:
     """Else what it had no time for would flatter it."""
     half = defended("a", [4, 4, 4]) + lines("a", "apgd", [0, 0])
-    found = compared(write(tmp_path / "x", half), write(tmp_path / "y", defended("b", [4, 4, 4])))
-    assert found["robust", "x:a"].accuracy.n == 2
-    assert (found["robust", "y:b"].accuracy.n, found["robust", "y:b"].left_out) == (2, 1)
-    assert found["clean", "y:b"].left_out == 0
+    against = compared(write(tmp_path / "x", half), write(tmp_path / "y", defended("b", [4, 4, 4])))
+    assert against["robust", "x:a"].accuracy.n == 2
+    assert (against["robust", "y:b"].accuracy.n, against["robust", "y:b"].left_out) == (2, 1)
+    assert against["clean", "y:b"].left_out == 0
     both = half + [record | {"defense": "b"} for record in half]
-    found = compared(write(tmp_path / "z", both))
-    assert (found["robust", "z:b"].accuracy.n, found["robust", "z:b"].left_out) == (2, 1)
+    against = compared(write(tmp_path / "z", both))
+    assert (against["robust", "z:b"].accuracy.n, against["robust", "z:b"].left_out) == (2, 1)
 
 
-# Named attacks and locked ones
+# Named attacks and those that knew noise
 
 
 def test_a_named_attack_stands_alone(tmp_path: Path) -> None:
@@ -222,20 +188,20 @@ def test_a_named_attack_stands_alone(tmp_path: Path) -> None:
             columns(run, attack=unknown)
 
 
-def test_locked_is_for_attacks_that_knew_noise(tmp_path: Path) -> None:
+def test_dw_box_is_for_attacks_that_knew_noise(tmp_path: Path) -> None:
     run = write(tmp_path / "x", several_attacks() + defended("b", [4, 4, 4]))
-    (column,) = columns(run, counting="locked")
-    assert column.attacks == ("locked",)
-    assert columns(run, attack="locked", counting="locked") == [column]
-    with pytest.raises(InputError, match="locked knows noise .forward. .* --protocol locked"):
-        columns(run, attack="locked")
-    with pytest.raises(InputError, match="pgd knows no noise of x:a: it is not --protocol locked"):
-        columns(run, attack="pgd", counting="locked")
+    (column,) = columns(run, counting="dw_box")
+    assert column.attacks == ("dw-both",)
+    assert columns(run, attack="dw-both", counting="dw_box") == [column]
+    with pytest.raises(InputError, match="dw-both knows noise .forward. .* --protocol dw_box"):
+        columns(run, attack="dw-both")
+    with pytest.raises(InputError, match="pgd knows no noise of x:a: it is not --protocol dw_box"):
+        columns(run, attack="pgd", counting="dw_box")
     both = several_attacks() + lines("a", "all", [0, 0, 0], known=["forward", "reverse"])
-    with pytest.raises(InputError, match="has 2 attacks that know noise; .* --attack: locked, all"):
-        columns(write(tmp_path / "y", both), counting="locked")
+    with pytest.raises(InputError, match="2 attacks that know noise; .* --attack: dw-both, all"):
+        columns(write(tmp_path / "y", both), counting="dw_box")
     with pytest.raises(InputError, match="no defence was attacked so; the runs have robust, pgd"):
-        columns(write(tmp_path / "z", defended("b", [4])), counting="locked")
+        columns(write(tmp_path / "z", defended("b", [4])), counting="dw_box")
 
 
 def test_a_defence_is_attacked_and_has_clean_answers(tmp_path: Path) -> None:
@@ -247,11 +213,11 @@ def test_a_defence_is_attacked_and_has_clean_answers(tmp_path: Path) -> None:
 
 def test_the_baseline_has_one_name(tmp_path: Path) -> None:
     first = write(tmp_path / "x", defended("a", [4]) + defended("b", [4]))
-    found = columns(first, write(tmp_path / "y", defended("a", [4])))
-    assert find_baseline(found, None).name == "x:a"
-    assert find_baseline(found, "b").name == "x:b"
-    assert find_baseline(found, "y:a").name == "y:a"
+    against = columns(first, write(tmp_path / "y", defended("a", [4])))
+    assert find_baseline(against, None).name == "x:a"
+    assert find_baseline(against, "b").name == "x:b"
+    assert find_baseline(against, "y:a").name == "y:a"
     with pytest.raises(InputError, match="'a' names 2 defences; allowed are x:a, y:a$"):
-        find_baseline(found, "a")
+        find_baseline(against, "a")
     with pytest.raises(InputError, match="'y:b' names no defence; allowed are x:a, x:b, y:a$"):
-        find_baseline(found, "y:b")
+        find_baseline(against, "y:b")

@@ -1,9 +1,29 @@
-"""Intervals against published numbers and against their own promise: coverage."""
+"""Accuracies and their differences: published intervals, numbers by hand, and what intervals
+promise: coverage."""
+
+from collections.abc import Callable
+from math import comb
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from hetpure.evaluation.statistics import majority, mean_accuracy, vote_accuracy, wilson
+from hetpure.evaluation.statistics import (
+    attack_success,
+    in_points,
+    majority,
+    mcnemar,
+    mean_accuracy,
+    paired_difference,
+    paired_proportions,
+    vote_accuracy,
+    wilson,
+    worst_accuracy,
+)
+
+Outcomes = NDArray[np.bool_]
+Law = Callable[[int, int], tuple[Outcomes, Outcomes]]
+FEW = 1000  # resamples where coverage needs many intervals, not exact ones: an end is good to 8%
 
 
 @pytest.mark.parametrize(
@@ -28,12 +48,6 @@ def test_single_is_wilson_where_draws_agree() -> None:
     assert (estimate.n, estimate.draws) == (64, 5)
 
 
-def test_single_all_right_keeps_an_interval() -> None:
-    estimate = mean_accuracy(np.ones((64, 5), dtype=bool))
-    assert estimate.accuracy == 1
-    assert estimate.low == pytest.approx(64 / (64 + 3.8415), abs=1e-4)  # Wilson at p = 1
-
-
 def test_one_stray_draw_does_not_tighten_the_interval() -> None:
     """1 of 320 draws right: a bootstrap alone would end at 1.25%, below Wilson's 5.7% for none."""
     correct = np.zeros((64, 5), dtype=bool)
@@ -51,7 +65,7 @@ def test_bootstrap_interval_covers_the_truth() -> None:
     for repetition in range(300):
         rates = generator.beta(2, 1, size=64)
         correct = generator.random((64, 5)) < rates[:, None]
-        estimate = mean_accuracy(correct, seed=repetition)
+        estimate = mean_accuracy(correct, repetition, FEW)
         covered += estimate.low <= 2 / 3 <= estimate.high
     assert 0.90 <= covered / 300 <= 0.99
 
@@ -65,16 +79,14 @@ def test_draws_do_not_pretend_to_be_samples() -> None:
     assert estimate.high - estimate.low > 0.2  # 10,000 independent draws would give 0.02
 
 
-def test_same_seed_same_interval() -> None:
-    correct = np.random.default_rng(0).random((20, 3)) < 0.5
-    assert mean_accuracy(correct) == mean_accuracy(correct)
+# The vote and the worst draw
 
 
 def test_majority_and_ties() -> None:
     predictions = np.array([[1, 1, 2], [1, 2, 3], [1, 1, 2], [4, 4, 4]])
     assert majority(predictions).tolist() == [1, -1, 1, 4]
     assert majority(np.array([[1, 1, 2, 2]])).tolist() == [-1]
-    assert majority(np.array([[1, 1, 2, 2, 3]])).tolist() == [-1]
+    assert majority(np.array([[1, 1, 2, 2, 3], [7, 7, 1, 2, 3]])).tolist() == [-1, 7]
 
 
 def test_a_tie_counts_as_wrong() -> None:
@@ -83,5 +95,283 @@ def test_a_tie_counts_as_wrong() -> None:
     assert (estimate.accuracy, estimate.n, estimate.draws) == (0.5, 2, 2)
 
 
-def test_a_plurality_wins_without_an_absolute_majority() -> None:
-    assert vote_accuracy(np.array([[7, 7, 1, 2, 3]]), np.array([7])).accuracy == 1
+def test_worst_is_right_in_all_draws() -> None:
+    correct = np.array([[1, 1, 1], [1, 1, 0], [0, 0, 0], [1, 1, 1]], dtype=bool)
+    result = worst_accuracy(correct)
+    assert (result.accuracy, result.n, result.draws) == (0.5, 4, 3)
+    assert (result.low, result.high) == (wilson(2, 4).low, wilson(2, 4).high)
+
+
+def test_worst_is_below_the_other_protocols_and_equals_them_for_one_draw() -> None:
+    correct = np.random.default_rng(0).random((40, 5)) < 0.8
+    labels = np.zeros(40, dtype=np.int64)
+    predictions = np.where(correct, 0, 1)
+    worst = worst_accuracy(correct).accuracy
+    assert worst < mean_accuracy(correct).accuracy
+    assert worst < vote_accuracy(predictions, labels).accuracy
+    assert worst_accuracy(correct[:, :1]) == mean_accuracy(correct[:, :1])
+
+
+def test_attack_success_is_over_clean_correct_samples() -> None:
+    """Of four right before, one is lost; the sample that was wrong before counts for nothing."""
+    before = np.array([1, 1, 1, 1, 0, 0], dtype=bool)
+    after = np.array([1, 1, 1, 0, 0, 1], dtype=bool)
+    result = attack_success(before, after, draws=7)
+    assert (result.accuracy, result.n, result.draws) == (0.25, 4, 7)
+    assert (result.low, result.high) == (wilson(1, 4).low, wilson(1, 4).high)
+
+
+def test_attack_success_without_a_clean_correct_sample_says_nothing() -> None:
+    result = attack_success(np.zeros(5, dtype=bool), np.ones(5, dtype=bool))
+    assert (result.n, result.low, result.high) == (0, 0, 1)
+
+
+# Outcomes in pairs
+
+
+def pairs(both: int, first: int, second: int, none: int) -> tuple[Outcomes, Outcomes]:
+    """Two outcomes with these counts: both right, only the first, only the second, none."""
+    ours = [True] * (both + first) + [False] * (second + none)
+    theirs = [True] * both + [False] * first + [True] * second + [False] * none
+    return np.array(ours), np.array(theirs)
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 7), (7, 1), (2, 12), (0, 5), (0, 6), (3, 20)])
+def test_mcnemar_is_the_binomial_sum(first: int, second: int) -> None:
+    """Both tails of fair coins: twice the smaller one, by hand."""
+    result = mcnemar(*pairs(10, first, second, 4))
+    total, few = first + second, min(first, second)
+    by_hand = 2 * sum(comb(total, k) for k in range(few + 1)) / 2**total
+    assert result.p_value == pytest.approx(by_hand, rel=1e-12)
+    assert (result.only_first, result.only_second) == (first, second)
+
+
+def test_mcnemar_sees_discordant_samples_only() -> None:
+    assert mcnemar(*pairs(30, 0, 0, 34)).p_value == 1
+    assert mcnemar(*pairs(0, 5, 5, 0)).p_value == 1
+    assert mcnemar(*pairs(0, 2, 9, 0)).p_value == mcnemar(*pairs(500, 2, 9, 300)).p_value
+
+
+@pytest.mark.parametrize("total", range(1, 40, 3))
+def test_mcnemar_cries_wolf_at_most_one_time_in_twenty(total: int) -> None:
+    """Exactly: the probability, were both equal, of all outcomes with p <= .05."""
+    alarms = [
+        comb(total, k) / 2**total
+        for k in range(total + 1)
+        if mcnemar(*pairs(0, k, total - k, 0)).p_value <= 0.05
+    ]
+    assert sum(alarms) <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [
+        ((36, 12, 2, 0), 0.0569, 0.3404),  # Newcombe 1998 (paired data), method 10
+        ((18, 12, 2, 18), 0.0562, 0.3290),
+        ((53, 0, 0, 1), -0.0729, 0.0729),
+        ((0, 30, 0, 0), 0.8395, 1.0),
+        ((59, 6, 16, 80), -0.1186, -0.0046),  # R's contingencytables, cavo_2012
+    ],
+)
+def test_newcombe_equals_published_intervals(
+    counts: tuple[int, int, int, int], low: float, high: float
+) -> None:
+    result = paired_proportions(*pairs(*counts))
+    assert (result.low, result.high) == pytest.approx((low, high), abs=6e-5)
+    assert result.difference == (counts[1] - counts[2]) / sum(counts)
+    assert result.n == sum(counts)
+
+
+def test_newcombe_by_hand_where_the_correlation_is_negative() -> None:
+    """(2, 6, 7, 3): ad - bc = -36 needs no correction; p1 = 8/18, p2 = 9/18, margins 8 10 9 9."""
+    result = paired_proportions(*pairs(2, 6, 7, 3))
+    ours, theirs = wilson(8, 18), wilson(9, 18)
+    phi = -36 / (8 * 10 * 9 * 9) ** 0.5
+    x, y = 8 / 18 - ours.low, theirs.high - 9 / 18
+    assert result.low == pytest.approx(-1 / 18 - (x * x - 2 * phi * x * y + y * y) ** 0.5)
+
+
+def test_newcombe_mirrors_when_swapped() -> None:
+    first, second = pairs(14, 5, 1, 22)
+    result, swapped = paired_proportions(first, second), paired_proportions(second, first)
+    assert (-swapped.high, -swapped.low) == pytest.approx((result.low, result.high), abs=1e-15)
+    assert swapped.difference == -result.difference
+
+
+@pytest.mark.parametrize("counts", [(30, 0, 0, 0), (0, 0, 0, 30), (32, 0, 0, 32), (1, 0, 0, 0)])
+def test_newcombe_of_equal_outcomes_is_around_zero_and_not_empty(
+    counts: tuple[int, int, int, int],
+) -> None:
+    result = paired_proportions(*pairs(*counts))
+    assert result.difference == 0
+    assert -1 <= result.low < 0 < result.high <= 1
+    assert result.low == pytest.approx(-result.high)
+
+
+def test_newcombe_is_narrower_where_samples_are_hard_for_both() -> None:
+    """The same shares, 60% and 50% of 100, once paired and once as if drawn apart."""
+    together, apart = pairs(50, 10, 0, 40), pairs(30, 30, 20, 20)
+    widths = [result.high - result.low for result in (paired_proportions(*together),
+                                                   paired_proportions(*apart))]  # fmt: skip
+    assert widths[0] < 0.6 * widths[1]
+
+
+@pytest.mark.parametrize(
+    ("law", "n", "width"),
+    [
+        pytest.param((0.5, 0.2, 0.1, 0.2), 50, 0.31, marks=pytest.mark.slow),
+        ((0.2, 0.6, 0.1, 0.1), 50, 0.38),
+        pytest.param((0.3, 0.1, 0.1, 0.5), 100, 0.19, marks=pytest.mark.slow),
+    ],
+)
+def test_newcombe_covers_the_truth(
+    law: tuple[float, float, float, float], n: int, width: float
+) -> None:
+    """600 tables of nominally 95%: one standard error is 0.9 points, and the interval is up to one
+    point too wide at such n. The mean width keeps an interval of everything from passing."""
+    tables = np.random.default_rng(0).multinomial(n, law, size=600).tolist()
+    result = [paired_proportions(*pairs(*table)) for table in tables]
+    truth = law[1] - law[2]
+    covered = np.mean([each.low <= truth <= each.high for each in result])
+    mean_width = np.mean([each.high - each.low for each in result])
+    assert 0.93 <= covered <= 0.985
+    assert mean_width < width
+
+
+# Means in pairs
+
+
+def draw(generator: np.random.Generator, rates: NDArray[np.float64], draws: int = 5) -> Outcomes:
+    answers: Outcomes = generator.random((len(rates), draws)) < rates[:, None]
+    return answers
+
+
+def correlated(seed: int, n: int = 64) -> tuple[Outcomes, Outcomes]:
+    """A hard sample is hard for both: logits share most of their spread; the first is better."""
+    generator = np.random.default_rng(seed)
+    hardness = 2 * generator.normal(size=n)
+    logits = [hardness + shift + generator.normal(size=n) / 2 for shift in (0.6, 0.0)]
+    first, second = (draw(generator, 1 / (1 + np.exp(-logit))) for logit in logits)
+    return first, second
+
+
+def few_better(seed: int, n: int = 64) -> tuple[Outcomes, Outcomes]:
+    """Draws agree; the first alone is right on 3% of the samples, the second never: -> .03."""
+    hardness = np.random.default_rng(seed).random((n, 1))
+    return np.repeat(hardness < 0.8, 5, axis=1), np.repeat(hardness < 0.77, 5, axis=1)
+
+
+def wide_gap(seed: int, n: int = 64) -> tuple[Outcomes, Outcomes]:
+    """Draws agree; the first is right on 95%, the second on 20% of the samples: -> .75."""
+    hardness = np.random.default_rng(seed).random((n, 1))
+    return np.repeat(hardness < 0.95, 5, axis=1), np.repeat(hardness < 0.2, 5, axis=1)
+
+
+def test_a_difference_is_that_of_the_means() -> None:
+    first, second = correlated(0)
+    result = paired_difference(first, second)
+    assert result.difference == pytest.approx(first.mean() - second.mean(), abs=1e-12)
+    assert result.low < result.difference < result.high
+    assert result.n == 64
+
+
+def test_draw_counts_may_differ() -> None:
+    first, second = correlated(0)
+    result = paired_difference(first[:, :1], second)
+    assert result.difference == pytest.approx(first[:, :1].mean() - second.mean(), abs=1e-12)
+    assert result.high - result.low > paired_difference(first, second).high - result.low
+
+
+def test_no_difference_seen_is_not_none_proved() -> None:
+    """Wilson: in none of 64 samples better leaves up to 5.7% of them, either way."""
+    same = np.repeat(np.random.default_rng(0).random((64, 1)) < 0.5, 5, axis=1)
+    result = paired_difference(same, same)
+    assert result.difference == 0
+    assert (result.low, result.high) == pytest.approx((-wilson(0, 64).high, wilson(0, 64).high))
+
+
+def test_equal_noisy_answers_hold_zero_inside() -> None:
+    answers, _ = correlated(1)
+    result = paired_difference(answers, answers)
+    assert result.difference == 0
+    assert result.low < -0.01
+    assert result.high > 0.01
+
+
+def test_a_gap_that_one_side_always_wins_is_far_from_zero() -> None:
+    """60 of 64 samples better, none worse. By hand, Wilson's 60/64 is [.850, .975] and 0/64 ends at
+    .0567, so the lower end is .9375 - sqrt(.0875^2 + .0567^2) = .833."""
+    first, second = np.ones((64, 5), dtype=bool), np.zeros((64, 5), dtype=bool)
+    second[:4] = True
+    result = paired_difference(first, second)
+    assert result.difference == 60 / 64
+    assert result.low == pytest.approx(0.8333, abs=1e-4)
+    assert 0.975 <= result.high < 1
+
+
+def test_pairing_is_narrower_where_samples_are_hard_for_both() -> None:
+    first, second = correlated(3, n=256)
+    result = paired_difference(first, second)
+    mixed = paired_difference(first, second[np.random.default_rng(0).permutation(256)])
+    assert mixed.difference == pytest.approx(result.difference, abs=1e-12)
+    assert result.high - result.low < 0.8 * (mixed.high - mixed.low)
+
+
+@pytest.mark.parametrize(
+    ("law", "truth", "n", "width"),
+    [
+        (correlated, 0.0877, 64, 0.19),
+        pytest.param(correlated, 0.0877, 256, 0.095, marks=pytest.mark.slow),
+        (few_better, 0.03, 64, 0.16),
+        (wide_gap, 0.75, 64, 0.26),
+    ],
+)
+def test_the_interval_covers_the_truth(law: Law, truth: float, n: int, width: float) -> None:
+    """200 repetitions of nominally 95%: one standard error is 1.5 points. The mean width keeps an
+    interval that covers everything from passing."""
+    result = [paired_difference(*law(seed, n), seed, FEW) for seed in range(200)]
+    covered = sum(each.low <= truth <= each.high for each in result) / 200
+    mean_width = np.mean([each.high - each.low for each in result])
+    assert covered >= 0.93
+    assert mean_width < width
+
+
+def test_the_truth_of_correlated_answers() -> None:
+    """The number that the test above uses: 1,000,000 samples, standard error .0003."""
+    first, second = correlated(9, n=1_000_000)
+    assert first.mean() - second.mean() == pytest.approx(0.0877, abs=0.001)
+
+
+def bootstrap_of_before(correct: Outcomes, seed: int) -> tuple[float, float]:
+    """mean_accuracy's interval as it was written before differences came."""
+    generator = np.random.default_rng(seed)
+    (n, draws), rates = correct.shape, correct.mean(1)
+    means = [
+        generator.binomial(draws, rates[generator.integers(n, size=(500, n))]).mean(1) / draws
+        for _ in range(20)
+    ]
+    low, high = np.quantile(np.concatenate(means), [(1 - 0.95) / 2, (1 + 0.95) / 2])
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_accuracies_have_the_numbers_they_had(seed: int) -> None:
+    """To the last bit: published tables were made with them."""
+    for correct in correlated(seed, n=100):
+        result = mean_accuracy(correct, seed)
+        assert (result.low, result.high) == bootstrap_of_before(correct, seed)
+
+
+def test_other_samples_cannot_be_paired() -> None:
+    first, second = correlated(0)
+    with pytest.raises(ValueError, match="64 and 63 samples"):
+        paired_difference(first, second[:63])
+    for paired in (mcnemar, paired_proportions):
+        with pytest.raises(ValueError, match="64 and 63 samples"):
+            paired(first[:, 0], second[:63, 0])
+
+
+def test_points_have_a_sign_and_nothing_has_no_minus() -> None:
+    assert in_points({"difference": -1e-17, "low": -0.324, "high": 0.324}) == "+0.0 [-32.4, +32.4]"
+    assert in_points({"difference": -0.0004, "low": -0.2, "high": -0.0}) == "+0.0 [-20.0, +0.0]"
+    assert in_points({"difference": -0.1, "low": -0.15, "high": -0.05}) == "-10.0 [-15.0, -5.0]"

@@ -11,13 +11,21 @@ from rich.console import Console
 
 from hetpure.evaluation.compare import Comparison, Counting, compare, read_columns, read_runs
 from hetpure.report.comparison import cautions, latex, notes, tables, verdict, write_csv
-from tests.hetpure.run_records import RIGHT_A, columns, defended, line, lines, write
+from tests.hetpure.run_records import (
+    RIGHT_A,
+    columns,
+    defended,
+    line,
+    lines,
+    stored,
+    write,
+)
 
 
 def warned(*folders: str, counting: Counting = "single") -> list[str]:
     runs = read_runs(folders)
-    found, absent = read_columns(runs, "robust", counting)
-    return list(cautions(runs, found, absent, found[0], counting))
+    read, absent = read_columns(runs, "robust", counting)
+    return list(cautions(runs, read, absent, read[0], counting))
 
 
 DONE: dict[str, Any] = {
@@ -42,8 +50,8 @@ def test_other_data_and_attacks_are_named(tmp_path: Path) -> None:
     first = write(tmp_path / "x", defended("a", [4]), DONE)
     second = write(tmp_path / "y", defended("b", [4]) + lines("b", "apgd", [4], threat="L2"), other)
     assert warned(first, second) == [
-        "attacks pgd differs: 20 steps in y, 10 steps in x",
-        "attacks apgd differs: 9 in y, nothing in x",
+        "attacks.pgd differs: 20 steps in y, 10 steps in x",
+        "attacks.apgd differs: 9 in y, nothing in x",
         "report_draws differs: 2 in y, 4 in x",
         "data differs between y and x: images",
     ]
@@ -55,17 +63,32 @@ def test_other_attacks_threats_and_draws_in_the_records_are_named(tmp_path: Path
     second = write(
         tmp_path / "y", [*clean, line("b", "apgd", 0, 4, threat="L2", predictions=[0, 0])]
     )
-    found = warned(first, second, counting="worst")
-    assert [said.split(" ")[:2] for said in found[:2]] == [["x", "has"], ["y", "has"]]
-    assert found[2:] == [
+    warnings = warned(first, second, counting="worst")
+    for name, cautions_of in (("x", warnings[:2]), ("y", warnings[2:4])):
+        assert cautions_of == [
+            f"{name} is not finished: robust is over the samples that all its attacks have",
+            f"{name} does not say what its data and attacks are: they cannot be checked",
+        ]
+    assert warnings[4:] == [
         "attacks differ: apgd on y:b, pgd on x:a",
         "threat differs: L2 on y:b, None on x:a",
         "worst is over 2 draws of y:b and 4 of x:a: more draws are more chances to be wrong",
     ]
     write(tmp_path / "y", [*clean, line("b", "pgd", 0, 4, predictions=[0])])  # deterministic
-    assert not any("worst is over" in said for said in warned(first, second, counting="worst"))
-    (tmp_path / "y" / "results.json").write_text('{"run": ')  # killed while it wrote them
-    assert any("y has no results.json" in said for said in warned(first, second))
+    assert not any(
+        "worst is over" in caution for caution in warned(first, second, counting="worst")
+    )
+
+
+def test_unfinished_runs_and_struck_rows_are_named(tmp_path: Path) -> None:
+    records = [*defended("a", [4, 2]), *defended("b", [0, 0]), *lines("a", "apgd", [1])]
+    first = stored(tmp_path / "x", records, images=2, struck={"b": "no gradient"})
+    second = stored(tmp_path / "y", defended("c", [4, 2]), images=2, data="others")
+    assert warned(str(first.path), str(second.path)) == [
+        "left out, x:b is struck out: no gradient",
+        "x is not finished: robust is over the samples that all its attacks have",
+        "data differs: others in y, toy in x",
+    ]
 
 
 NASTY = r"50% of_$x & {y} #1 \ ~^<[z]|"
@@ -75,23 +98,25 @@ NASTY = r"50% of_$x & {y} #1 \ ~^<[z]|"
 def shown(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[Comparison], Counting]:
     """A baseline, a defence that is far worse under attack, and an equal one of another run."""
     worse = defended("[*]", [0] * 40) + lines("[*]", "square", [0])
-    first = write(tmp_path / "x_1", defended(NASTY, RIGHT_A) + worse, results={})
-    found = columns(first, write(tmp_path / "y", defended("same", RIGHT_A)), counting=request.param)
-    return compare(found, found[0], "robust", request.param), request.param
+    first = write(tmp_path / "x_1", defended(NASTY, RIGHT_A) + worse, results={"run": {}})
+    comparisons = columns(
+        first, write(tmp_path / "y", defended("same", RIGHT_A)), counting=request.param
+    )
+    return compare(comparisons, comparisons[0], "robust", request.param), request.param
 
 
 def test_the_verdict_is_about_one_kind_and_its_tolerance(
     shown: tuple[list[Comparison], Counting],
 ) -> None:
-    found, _ = shown
-    baseline = found[0].column
-    assert verdict(found, baseline, "clean", 0) == (
+    comparisons, _ = shown
+    baseline = comparisons[0].column
+    assert verdict(comparisons, baseline, "clean", 0) == (
         True, f"clean: no defence is significantly worse than x_1:{NASTY}"
     )  # fmt: skip
-    assert verdict(found, baseline, "robust", 0) == (
+    assert verdict(comparisons, baseline, "robust", 0) == (
         False, f"robust: significantly worse than x_1:{NASTY}: x_1:[*]"
     )  # fmt: skip
-    passed, said = verdict(found, baseline, "robust", 99)
+    passed, said = verdict(comparisons, baseline, "robust", 99)
     assert passed
     assert said.endswith("by more than 99 points")
 
@@ -100,16 +125,16 @@ def test_the_verdict_is_about_one_kind_and_its_tolerance(
 def test_the_terminal_shows_every_number_and_name(
     shown: tuple[list[Comparison], Counting], width: int
 ) -> None:
-    found, counting = shown
+    comparisons, counting = shown
     console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(*tables(found))
+    console.print(*tables(comparisons))
     text = console.export_text()
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
     assert text.count("baseline") == 2
     assert re.search(r"\[\*\] +40 +0\.0 \[0\.0, 8\.8\] +-\d\d\.\d \[-\d\d\.\d, -\d\d\.\d\]", text)
     assert ("<0.001" in text) == (counting == "vote")
-    said = " ".join(notes(found, found[0].column, counting))
+    said = " ".join(notes(comparisons, comparisons[0].column, counting))
     assert "4 differences, with intervals that are not corrected for their number" in said
     assert "x_1:[*]: robust leaves out square" in said
     assert ("exact McNemar" in said) == (counting == "vote")
@@ -118,29 +143,29 @@ def test_the_terminal_shows_every_number_and_name(
 def test_the_csv_holds_every_number(
     shown: tuple[list[Comparison], Counting], tmp_path: Path
 ) -> None:
-    found, counting = shown
-    write_csv(found, found[0].column, counting, tmp_path / "o.csv")
+    comparisons, counting = shown
+    write_csv(comparisons, comparisons[0].column, counting, tmp_path / "o.csv")
     with (tmp_path / "o.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["run"], row["defense"], row["kind"]) for row in rows] == [
-        (c.column.run, c.column.defense, c.kind) for c in found
+        (c.column.run, c.column.defense, c.kind) for c in comparisons
     ]
-    for row, own in zip(rows, found, strict=True):
-        assert float(row["accuracy"]) == own.accuracy.accuracy
+    for row, c in zip(rows, comparisons, strict=True):
+        assert float(row["accuracy"]) == c.accuracy.accuracy
         assert int(row["n"]) == 40
         assert row["baseline_defense"] == NASTY
-        assert (row["difference"] == "") == (own.difference is None)
-        if own.difference is not None:
-            assert float(row["difference_high"]) == own.difference.high
-        assert (row["p_value"] != "") == (own.test is not None)
+        assert (row["difference"] == "") == (c.difference is None)
+        if c.difference is not None:
+            assert float(row["difference_high"]) == c.difference.high
+        assert (row["p_value"] != "") == (c.test is not None)
 
 
 def test_the_latex_is_well_formed(shown: tuple[list[Comparison], Counting]) -> None:
     """No TeX here: braces and environments balance, every line has all cells, what is special in
     TeX is escaped, and no line's end takes the next cell for its option."""
-    found, counting = shown
-    text = latex(found, notes(found, found[0].column, counting))
-    body = [said for said in text.splitlines() if not said.startswith("%")]
+    comparisons, counting = shown
+    text = latex(comparisons, notes(comparisons, comparisons[0].column, counting))
+    body = [text_line for text_line in text.splitlines() if not text_line.startswith("%")]
     assert body[0].startswith(r"\begin{tabular}{ll")
     assert body[-1] == r"\end{tabular}"
     plain = re.sub(r"\\[&%$#_{}\\]", "", "\n".join(body))
@@ -148,7 +173,7 @@ def test_the_latex_is_well_formed(shown: tuple[list[Comparison], Counting]) -> N
     assert not set("%#_~^<|") & set(re.sub(r"\$<0\.001\$", "", plain))
     assert plain.count("$") % 2 == 0
     cells = len(body[0].split("}{")[1].rstrip("}"))
-    rows = [said for said in body if " & " in said]
+    rows = [text_line for text_line in body if " & " in text_line]
     assert len(rows) == 7  # a head and two kinds of three
     for row in rows:
         assert row.endswith(r" \\")

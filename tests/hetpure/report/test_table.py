@@ -1,0 +1,88 @@
+"""The tables of results: a column only where it says something, a struck row says its reason."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hetpure.evaluation.run_results import write_results
+from hetpure.evaluation.statistics import Difference
+from hetpure.report.report import page, state
+from hetpure.report.table import attacks_sheet, defenses_sheet, markdown, note, terminal
+from tests.hetpure.run_records import DRAWS, Line, defended, lines, stored
+
+
+def run_of(*names: str) -> list[Line]:
+    """The first defence is right on half the draws under attack, the others on all."""
+    rights = [DRAWS // 2] + [DRAWS] * (len(names) - 1)
+    return [
+        entry
+        for name, right in zip(names, rights, strict=True)
+        for entry in (*defended(name, [right] * 8), *lines(name, "null", [DRAWS] * 8))
+    ]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> dict[str, Any]:
+    return write_results(stored(tmp_path, run_of("base", "other"), images=8))
+
+
+def test_each_row_is_compared_with_the_baseline(results: dict[str, Any]) -> None:
+    gap = Difference(0.5, 0.25, 0.75, 8)
+    results["run"]["baseline"] = "base"
+    results["defenses"]["other"]["difference"] = {"robust": gap.as_dict()}
+    sheet = defenses_sheet(results)
+    assert sheet.heads[-1] == "robust difference"
+    assert [row[-1] for row in sheet.rows] == ["-", "+50.0 [+25.0, +75.0]"]
+    assert "robust difference: single, in points from 'base', paired" in note(results)
+    assert "not corrected for their number" in note(results)
+    assert markdown(results).splitlines()[2].endswith("| robust difference |")
+    assert len(terminal(results)[0].columns) == len(sheet.heads)
+
+
+def test_without_a_baseline_there_is_no_column(results: dict[str, Any]) -> None:
+    assert "difference" not in markdown(results)
+    sheet = defenses_sheet(results)
+    assert [len(row) for row in sheet.rows] == [len(sheet.heads)] * 2
+
+
+def test_counts_have_their_nouns(results: dict[str, Any]) -> None:
+    assert "mean over 4 fresh noise draws" in note(results)
+    assert "chosen on 1 other draw." in note(results)
+
+
+def test_attacks_of_one_row_are_beside_each_other(results: dict[str, Any]) -> None:
+    about = results["defenses"]["base"]["attacks"]["pgd"]
+    results["defenses"]["base"]["attacks"]["dw"] = about | {"known": ["forward"], "vote": None}
+    rows = attacks_sheet(results).rows
+    assert [row[:2] for row in rows] == [
+        ("base", "pgd"), ("base", "dw (forward known)"), ("other", "pgd")
+    ]  # fmt: skip
+    assert rows[1][4] == "-" and rows[0][4] != "-"
+
+
+def test_a_struck_row_says_its_reason_in_place_of_numbers(tmp_path: Path) -> None:
+    struck = {"other": "it has no gradient"}
+    results = write_results(stored(tmp_path, run_of("base", "other"), images=8, struck=struck))
+    base, other = defenses_sheet(results).rows
+    assert base[0] == "base" and "" not in base
+    assert other[0] == "other, struck out: it has no gradient"
+    assert set(other[1:]) == {""}
+    assert "other" not in results["defenses"] and state(results) == []
+    assert "| other, struck out: it has no gradient |" in page(results, figure=None)
+
+
+def test_an_unfinished_run_says_so_and_shows_what_is_complete(tmp_path: Path) -> None:
+    records = [*run_of("base", "other"), *lines("other", "apgd", [DRAWS])]  # of one image of eight
+    results = write_results(stored(tmp_path, records, images=8))
+    assert list(results["defenses"]) == ["base"]
+    (line,) = state(results)
+    assert line.startswith("NOT FINISHED: 1 part missing")
+    assert line in page(results, figure=None)
+
+
+def test_a_run_without_any_complete_row_has_no_empty_tables(tmp_path: Path) -> None:
+    results = write_results(stored(tmp_path, lines("a", "clean", [DRAWS]), images=8))
+    assert results["defenses"] == {}
+    assert terminal(results) == [] and markdown(results) == ""
+    assert "NOT FINISHED" in page(results, figure=None)
