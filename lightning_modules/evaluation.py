@@ -101,8 +101,9 @@ class RobustnessEvaluation(L.LightningModule):
                 "the trainer runs in inference mode: set --trainer.inference_mode=false"
             )
         assert self.described is not None
-        # Lightning's handler waits for the end of the loop. What is finished is on the disk.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Lightning's handlers wait for the end of the loop. What is finished is on the disk.
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
         trainer = self.trainer
         self.queue = Queue(len(self.tasks), trainer.global_rank, trainer.world_size)
         self.progress = EvaluationProgress(self.described, self.queue)

@@ -2,9 +2,8 @@
 are counted on the plan, and one call is timed here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from hetpure.evaluation.extent import Extent
 from hetpure.evaluation.protocol import CLEAN, Cell, Protocol
 from hetpure.evaluation.rows import Row
 from hetpure.evaluation.stopwatch import Stopwatch
@@ -149,52 +148,24 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class CheckPlan:
-    """How far a gradient check goes, what that costs, and the bytes that float64 takes for it."""
-
-    extent: Extent
-    phase: Phase
-    memory: int
-
-
-@dataclass(frozen=True)
 class RowPlan:
     """One defence's part of a plan: its phases, how it is computed, seconds of one network call for
     one image (forward, forward with backward), what it takes in memory, and the steps of the
-    purifier that is attacked; the first look at its gradients, and its gradient checks by name."""
+    purifier that is attacked; the most that its gradient checks may take, in seconds and in bytes
+    of float64."""
 
     phases: Sequence[Phase]
     execution: Execution
     call_seconds: tuple[float, float]
     footprint: Footprint
     steps: int
-    gradients: Phase
-    checks: Mapping[str, CheckPlan]
+    check_seconds: float
+    check_bytes: int
 
     @property
     def seconds(self) -> float:
         """Of the whole defence, its gradient checks included."""
-        return sum(phase.seconds for phase in self.all_phases)
-
-    @property
-    def all_phases(self) -> list[Phase]:
-        """In order, gradients and gradient checks first."""
-        named = [
-            replace(check.phase, name=f"{name.replace('_', ' ')} ({check.phase.name})")
-            for name, check in self.checks.items()
-        ]
-        return [self.gradients, *named, *self.phases]
-
-    @property
-    def check_seconds(self) -> float:
-        """Of the first gradients and of all gradient checks."""
-        checks = sum(check.phase.seconds for check in self.checks.values())
-        return self.gradients.seconds + checks
-
-    @property
-    def check_bytes(self) -> int:
-        """What its gradient checks take in memory, their networks in float64 included."""
-        return max(check.memory for check in self.checks.values())
+        return self.check_seconds + sum(phase.seconds for phase in self.phases)
 
     @property
     def gradient_bytes(self) -> int:

@@ -2,7 +2,7 @@
 
 from hetpure.evaluation.cost import RowPlan, phases
 from hetpure.evaluation.description import Run
-from hetpure.evaluation.row_check import gradients_phase, plan_checks
+from hetpure.evaluation.row_check import allowance, fitting_extents, subjects
 from hetpure.evaluation.rows import Row
 from hetpure.evaluation.stopwatch import Stopwatch
 
@@ -26,6 +26,9 @@ def _plan(run: Run, row: Row) -> RowPlan:
         call_seconds=(forward / size, both / size),
         footprint=defense.footprint(images),
         steps=len(defense.plan),
-        gradients=gradients_phase(row, attacked, config.attack),
-        checks=plan_checks(row, images, config.attack, run.check_budget),
+        check_seconds=allowance(row, attacked, config.attack),
+        check_bytes=max(
+            next(iter(fitting_extents(subject, images, run.check_budget).values()))
+            for subject in subjects(row).values()
+        ),
     )

@@ -1,6 +1,7 @@
-"""The gradient checks of a row: how far they go, what they cost, and what they find."""
+"""The gradient checks of a row: how far they go, what they may cost, and what they find."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,161 +9,60 @@ from torch import Tensor
 
 from hetpure.attacks import Attack
 from hetpure.attacks.losses import criterion
-from hetpure.defense import Defense
 from hetpure.evaluation.audit import Check
-from hetpure.evaluation.cost import (
-    CheckPlan,
-    Phase,
-    cell_cost,
-    gradient_seconds,
-    purification_seconds,
-)
+from hetpure.evaluation.cost import cell_cost, gradient_seconds
 from hetpure.evaluation.defense_check import (
-    REFERENCE,
     Subject,
     check_defense_gradient,
     float64_footprint,
-    plain_execution,
     policies,
 )
-from hetpure.evaluation.extent import IMAGES, Extent, extents, said, thinned, widest
+from hetpure.evaluation.extent import IMAGES, Extent, extents, thinned
 from hetpure.evaluation.protocol import Block, Cell, Protocol
 from hetpure.evaluation.rows import Row
-from hetpure.evaluation.stopwatch import REPEATS, Stopwatch
+from hetpure.evaluation.stopwatch import Stopwatch
 from hetpure.expectation import Query, expected_gradient
-from hetpure.gradient_check import float64_device, in_float64
-from hetpure.gradients import Execution, GradientError
-from hetpure.memory import Footprint, trim_heap
+from hetpure.gradient_check import GradientCheck
+from hetpure.gradients import GradientError
+from hetpure.memory import trim_heap
 from hetpure.noise import Noise, Stream
 
 # A gradient check may cost as much as so many steps of the main attack on one block, or a minute.
 ATTACK_STEPS, MINUTE = 5, 60.0
-TRIES = 2  # step sizes of a finite difference, on average: at the first one a kink may be crossed
 
 
 def subjects(row: Row) -> dict[str, Subject]:
     """What is checked of a row, by the names that results give the checks."""
     plain, plain_surrogate = row.plain
-    checked = {"gradient_check": _subject(row, row.defense, plain)}
-    if row.surrogate is not None and plain_surrogate is not None:
-        subject = _subject(row, row.surrogate, plain_surrogate)
-        checked["surrogate_gradient_check"] = replace(subject, defense=plain)
-    return checked
+    defense = Subject(row.defense, None if plain is row.defense else plain)
+    if row.surrogate is None:
+        return {"gradient_check": replace(defense, attacks=row.attacks)}
+    unaccelerated = None if plain_surrogate is row.surrogate else plain_surrogate
+    surrogate = Subject(row.surrogate, unaccelerated, plain, row.attacks)
+    return {"gradient_check": defense, "surrogate_gradient_check": surrogate}
 
 
-def _subject(row: Row, defense: Defense, plain: Defense) -> Subject:
-    attacks = row.attacks if defense is row.attacked else []
-    return Subject(defense, None if plain is defense else plain, attacks=attacks)
-
-
-def plan_checks(
-    row: Row, images: Tensor, attack: Attack, budget: int, repeats: int = REPEATS
-) -> dict[str, CheckPlan]:
-    """How far a row's gradient checks go on a block like `images` (B, C, H, W), in `budget` bytes
-    and the time that the main attack allows; timed here with so many repeats."""
-    of_row, plans = subjects(row), {}
-    clocks = {
-        name: Stopwatch(subject.attacked, images, repeats) for name, subject in of_row.items()
-    }
-    *_, attacked = clocks.values()
-    seconds = allowance(row, attacked, attack) / len(clocks)
-    for name, clock in clocks.items():
-        plans[name] = plan_check(of_row[name], clock, budget, seconds)
-        trim_heap()
-    return plans
-
-
-def plan_check(subject: Subject, attacked: Stopwatch, budget: int, seconds: float) -> CheckPlan:
-    """The widest gradient check that fits into `budget` bytes and so many seconds. The stopwatch is
-    of what the subject's attack differentiates, with a block of the run's images."""
-    images, plain = attacked.images[:IMAGES], subject.unaccelerated
-    footprint = float64_footprint(plain, images)
-    point = images.to(float64_device(images.device)).double()
-    double = Stopwatch(in_float64(plain), point, attacked.repeats)
-    plans: dict[Extent, CheckPlan] = {}
-
-    def fits(extent: Extent) -> bool:
-        short = thinned(plain, extent.plan)
-        compared = policies(short, extent.images, footprint, budget)
-        memory = _memory(compared, extent, footprint)
-        phase = check_phase(subject, attacked, double, extent, compared)
-        plans[extent] = CheckPlan(extent, phase, memory)
-        return memory <= budget and phase.seconds <= seconds
-
-    return plans[widest(extents(subject.attacked.plan, len(attacked.images)), fits)]
+def fitting_extents(subject: Subject, images: Tensor, budget: int) -> dict[Extent, int]:
+    """From the widest to the least, how far a check can go in `budget` bytes on a block like
+    `images` (B, C, H, W), and the bytes that float64 takes for it. The least is always there."""
+    plain = subject.unaccelerated
+    footprint = float64_footprint(plain, images[:IMAGES])
+    memory = {}
+    for extent in extents(subject.attacked.plan, len(images)):
+        steps = len(extent.plan)
+        compared = policies(thinned(plain, extent.plan), extent.images, footprint, budget)
+        taped = steps - min(execution.recomputed(steps) for execution in compared)
+        memory[extent] = footprint.need(extent.images, steps, taped)
+    least = list(memory)[-1]
+    return {e: need for e, need in memory.items() if need <= budget or e == least}
 
 
 def allowance(row: Row, attacked: Stopwatch, attack: Attack) -> float:
-    """Seconds that a row's gradient checks may take: with the first gradients, those of five steps
-    of the attack on a block like the stopwatch's, or a minute, whichever is longer."""
+    """Seconds that a row's gradient checks may take: those of five steps of the attack on a block
+    like the stopwatch's, or a minute, whichever is longer."""
     cost = cell_cost(row, Cell(attack.name, attack), Protocol())
-    five = ATTACK_STEPS * len(attacked.images) * cost.draws * gradient_seconds(attacked, cost)
-    return max(MINUTE, five) - gradients_phase(row, attacked, attack).seconds
-
-
-def gradients_phase(row: Row, attacked: Stopwatch, attack: Attack) -> Phase:
-    """The look at whether every image of a block has a gradient, on one draw."""
-    count = len(attacked.images)
-    cost = cell_cost(row, Cell(attack.name, attack), Protocol())
-    forward, differentiated = cost.calls_of_gradient
-    seconds = count * gradient_seconds(attacked, cost)
-    return Phase("first gradients", count * forward, count * differentiated, seconds)
-
-
-def check_phase(
-    subject: Subject,
-    attacked: Stopwatch,
-    double: Stopwatch,
-    extent: Extent,
-    compared: Sequence[Execution],
-) -> Phase:
-    """A gradient check as far as `extent` goes. In float64, by the stopwatch `double`: the policies
-    `compared`, finite differences, and mostly the exact gradient of the attack's draws. On the
-    run's device: the attack's gradient, and what attacks follow in its place."""
-    used, plain, count = subject.attacked, subject.unaccelerated, extent.images
-    short = thinned(plain, extent.plan)
-    calls = [0, 0]
-    seconds = 0.0
-
-    def spend(clock: Stopwatch, entries: int, defense: Defense, how: Execution | None) -> None:
-        """So many gradients, one an image and draw."""
-        nonlocal seconds
-        forward, differentiated = defense.gradient_calls(how)
-        calls[0] += entries * forward
-        calls[1] += entries * differentiated
-        most = count if clock is double else used.execution.micro_batch or entries
-        size = min(entries, most)
-        seconds += entries * purification_seconds(clock, size, forward, differentiated)
-
-    for execution in compared:
-        spend(double, count, short, execution)
-    answers = 2 * TRIES * extent.directions * count
-    calls[0] += answers * short.network_calls
-    each = short.network_calls * double.step(count)[0] / count + double.classifier()[0]
-    seconds += answers * each
-
-    asked, exact, in_double = subject.compared(extent)
-    draws = subject.draws(extent, asked)
-    spend(attacked, draws * extent.block, asked, None)
-    spend(double if in_double else attacked, draws * count, exact, REFERENCE)
-
-    substitutes = subject.substitutes.values()
-    entries = subject.draws(extent, used) * extent.block
-    if asked is not used and (substitutes or plain is not used):
-        spend(attacked, entries, used, None)
-    for attack in substitutes:
-        spend(attacked, entries, used, attack.execution(used))
-    if plain is not used:
-        spend(attacked, entries, plain, plain_execution(used.execution))
-    words = said(count, extent.directions, len(extent.plan), len(used.plan))
-    return Phase(words, calls[0], calls[1], seconds)
-
-
-def _memory(compared: Sequence[Execution], extent: Extent, footprint: Footprint) -> int:
-    """Bytes of the policy that takes most of them, in float64."""
-    steps = len(extent.plan)
-    taped = steps - min(execution.recomputed(steps) for execution in compared)
-    return footprint.need(extent.images, steps, taped)
+    step = len(attacked.images) * cost.draws * gradient_seconds(attacked, cost)
+    return max(MINUTE, ATTACK_STEPS * step)
 
 
 def check_gradients(
@@ -175,20 +75,31 @@ def check_gradients(
     bound: float,
     cosine_bound: float,
 ) -> dict[str, dict[str, Any]]:
-    """The gradient checks of a row on a block, by the names that results give them."""
-    checks = {}
-    for name, plan in plan_checks(row, block.images, attack, budget, repeats=1).items():
-        check = check_defense_gradient(
-            subjects(row)[name],
-            block.images,
-            block.samples,
-            seed,
-            bound=bound,
-            cosine_bound=cosine_bound,
-            extent=plan.extent,
-            budget=budget,
-        )
-        checks[name] = check.as_dict()
+    """The gradient checks of a row on a block, by the names that results give them. Each looks at
+    the least first, which tells how long a wider look takes, and then as far as the time allows."""
+    checks, of_row = {}, subjects(row)
+    seconds = allowance(row, Stopwatch(row.attacked, block.images, repeats=1), attack) / len(of_row)
+    for name, subject in of_row.items():
+
+        def check(extent: Extent, subject: Subject = subject) -> GradientCheck:
+            return check_defense_gradient(
+                subject,
+                block.images,
+                block.samples,
+                seed,
+                bound=bound,
+                cosine_bound=cosine_bound,
+                extent=extent,
+                budget=budget,
+            )
+
+        candidates = list(fitting_extents(subject, block.images, budget))
+        least = candidates[-1]
+        start = time.perf_counter()
+        narrow = check(least)
+        rate = (time.perf_counter() - start) / least.work
+        widest = next((e for e in candidates if rate * e.work <= seconds), least)
+        checks[name] = (narrow if widest == least else check(widest)).as_dict()
         trim_heap()
     return checks
 

@@ -33,16 +33,18 @@ def _costs(rows: Mapping[str, RowPlan], title: str) -> Table:
     for name, row in rows.items():
         forward, both = (f"{1000 * seconds:.2f}" for seconds in row.call_seconds)
         call = f"{forward} / {both}" if row.steps else "-"
-        for place, phase in enumerate(row.all_phases):
+        at_most = f"at most {duration(row.check_seconds)}"
+        table.add_row(name, "gradient checks", "", "", "", at_most)
+        for phase in row.phases:
             table.add_row(
-                name if place == 0 else "",
+                "",
                 phase.name,
                 f"{phase.network_calls:,}",
                 f"{phase.differentiated:,}",
                 call if phase is row.phases[0] else "",
                 duration(phase.seconds),
             )
-        calls = sum(phase.network_calls for phase in row.all_phases)
+        calls = sum(phase.network_calls for phase in row.phases)
         table.add_row("", "all", f"{calls:,}", "", "", duration(row.seconds), end_section=True)
     table.add_row("total", "", "", "", "", duration(total_seconds(rows)))
     return table

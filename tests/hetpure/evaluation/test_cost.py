@@ -1,7 +1,6 @@
 """What an evaluation is said to cost is what it costs, in network calls to the last one."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,14 +14,10 @@ from hetpure.attacks.square import Square
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
-from hetpure.evaluation.cost import Phase, cell_cost, phases
-from hetpure.evaluation.defense_check import (
-    Subject,
-    check_defense_gradient,
-    float64_footprint,
-    policies,
-)
-from hetpure.evaluation.extent import Extent, extents, thinned
+from hetpure.evaluation import row_check
+from hetpure.evaluation.cost import cell_cost, phases
+from hetpure.evaluation.defense_check import Subject, float64_footprint
+from hetpure.evaluation.extent import extents
 from hetpure.evaluation.protocol import (
     CLEAN_CELL,
     Block,
@@ -31,10 +26,9 @@ from hetpure.evaluation.protocol import (
     evaluate_attack,
     evaluate_block,
 )
-from hetpure.evaluation.row_check import TRIES, allowance, check_phase, plan_check
+from hetpure.evaluation.row_check import allowance, check_gradients, fitting_extents
 from hetpure.evaluation.rows import Row, choose_execution
 from hetpure.evaluation.stopwatch import Stopwatch
-from hetpure.gradient_check import in_float64
 from hetpure.gradients import Execution, Policy
 from hetpure.noise import Group
 from hetpure.purifiers import EDMPurifier, HeterogeneousPurifier, Purifier, UniformPurifier
@@ -109,8 +103,8 @@ def test_phases_count_every_call(
 @pytest.mark.parametrize(
     "attack",
     [
-        PGD(steps=2, eot_samples=2),
-        PGD(steps=2, targets=2, mask="soft"),
+        PGD(steps=2, eot_samples=2, mask="frozen"),
+        PGD(steps=2, eot_samples=2, targets=2, mask="soft"),
         PGD(steps=2, eot_samples=2, approximation="classifier_only"),
         APGD(steps=2, eot_samples=2, mask="recomputed"),
         Square(steps=3, eot_samples=2),
@@ -155,47 +149,6 @@ def test_a_surrogate_is_what_the_attack_costs(
     assert found[1].network_calls == 4 * 12 * surrogate.network_calls + answered
 
 
-def foreseen(subject: Subject, images: Tensor, extent: Extent) -> Phase:
-    plain = subject.unaccelerated
-    footprint = float64_footprint(plain, images)
-    compared = policies(thinned(plain, extent.plan), extent.images, footprint, 10**9)
-    double = Stopwatch(in_float64(plain), images[:2], repeats=1)
-    attacked = Stopwatch(subject.attacked, images, repeats=1)
-    return check_phase(subject, attacked, double, extent, compared)
-
-
-@pytest.mark.parametrize("far", [0, -1], ids=["all", "least"])
-@pytest.mark.parametrize("policy", ["tape", Execution("hybrid", 1), "bpda"], ids=str)
-@pytest.mark.parametrize("what", ["plain", "accelerated", "surrogate"])
-def test_the_gradient_checks_calls_are_foreseen(
-    what: str,
-    policy: Policy | Execution,
-    far: int,
-    make: Make,
-    images: Tensor,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """With a bound at which every first difference is good enough: half of what is foreseen."""
-    defense = make(HeterogeneousPurifier(steps=20), policy)
-    attacks = [PGD(mask="soft"), PGD(mask="recomputed"), BPDA(), BPDA()]
-    subject = Subject(defense, attacks=attacks)
-    if what == "accelerated":
-        subject = replace(subject, plain=make(HeterogeneousPurifier(steps=20), policy))
-    elif what == "surrogate":
-        subject = Subject(make(UniformPurifier(steps=30), policy), None, defense, attacks)
-    extent = extents(subject.attacked.plan, len(images))[far]
-    assert (len(extent.plan) < len(subject.attacked.plan)) is (far == -1)
-    found = foreseen(subject, images, extent)
-    calls = Calls(monkeypatch)
-    settings = {"seed": 0, "bound": 1.0, "cosine_bound": -1.0, "extent": extent}
-    checked = check_defense_gradient(subject, images, SAMPLES, **settings)  # type: ignore[arg-type]
-    assert checked.directions == extent.directions
-    measured = 2  # rows of the one call by which memory is measured
-    of_differences = 2 * extent.directions * extent.images * len(extent.plan)
-    assert found.network_calls == calls.rows - measured + (TRIES - 1) * of_differences
-    assert found.differentiated == calls.differentiated - measured
-
-
 class Known(Stopwatch):
     """A machine where a row's call takes a second forward and three with backward, the classifier
     a tenth of that, and a mask half a second."""
@@ -237,82 +190,53 @@ def test_seconds_are_calls_times_what_a_call_takes(
 @pytest.mark.parametrize(
     ("attack", "images", "seconds"),
     [
-        (PGD(eot_samples=2), 4, (5 * 4 * 2 - 4) * (6 * 3 + 0.3 + 0.5 / 2)),
-        (PGD(eot_samples=2), 1, (5 * 2 - 1) * (6 * 3 + 0.3 + 0.5 / 2)),
-        (BPDA(eot_samples=1), 4, (5 * 4 - 4) * (6 * 1 + 0.3 + 0.5)),
-        (BPDA(eot_samples=1), 1, 60 - (6 * 1 + 0.3 + 0.5)),
+        (PGD(eot_samples=2), 4, 5 * 4 * 2 * (6 * 3 + 0.3 + 0.5 / 2)),
+        (PGD(eot_samples=2), 1, 5 * 2 * (6 * 3 + 0.3 + 0.5 / 2)),
+        (BPDA(eot_samples=1), 4, 5 * 4 * (6 * 1 + 0.3 + 0.5)),
+        (BPDA(eot_samples=1), 1, 60),
     ],
     ids=["four images", "one image", "bpda", "a minute"],
 )
-def test_a_gradient_check_may_take_five_steps_of_the_attack_or_a_minute(
+def test_gradient_checks_may_take_five_steps_of_the_attack_or_a_minute(
     attack: Attack, images: int, seconds: float, make: Make
 ) -> None:
-    """What the first look at the gradients takes is left out of it."""
     defense = make(HeterogeneousPurifier(steps=20), "tape")
-    found = allowance(row(defense), Known(defense, torch.rand(images, 1, 8, 8)), attack)
-    assert found == pytest.approx(seconds)
-
-
-@pytest.mark.parametrize(
-    ("call", "seconds", "images", "directions", "steps"),
-    [
-        (1e-6, 60, 2, 3, 24),
-        (0.0245, 60, 2, 3, 24),
-        (0.026, 60, 2, 1, 24),
-        (0.034, 60, 1, 1, 24),
-        (0.02, 30, 1, 1, 24),
-        (0.1, 60, 1, 1, 12),
-        (0.2, 60, 1, 1, 6),
-        (99, 60, 1, 1, 2),
-    ],
-)
-def test_what_is_checked_fits_the_time(
-    call: float,
-    seconds: float,
-    images: int,
-    directions: int,
-    steps: int,
-    make: Make,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Of 24 steps, `call` seconds each. All of it: 504 calls of two images for three policies, 576
-    of three directions twice, 384 of the exact gradient and 576 of the attack's of four images; and
-    the classifier, 7.8 s."""
-
-    def step(clock: Stopwatch, rows: int) -> tuple[float, float]:
-        return rows * call, rows * 3 * call
-
-    monkeypatch.setattr(Stopwatch, "step", step)
-    monkeypatch.setattr(Stopwatch, "classifier", Known.classifier)
-    defense = make(UniformPurifier(steps=240, strength=0.1), "tape")
-    assert len(defense.plan) == 24
-    four = torch.rand(4, 1, 8, 8, dtype=torch.float64)
-    clock = Stopwatch(defense, four)
-    found = plan_check(Subject(defense), clock, 10**9, seconds)
-    extent = found.extent
-    assert (extent.images, extent.directions, len(extent.plan)) == (images, directions, steps)
-    assert (found.phase.seconds <= seconds) is (call < 99)
-    if steps == 24 and directions == 3:
-        assert found.phase.seconds == pytest.approx(2040 * call + 7.8)
+    clock = Known(defense, torch.rand(images, 1, 8, 8))
+    assert allowance(row(defense), clock, attack) == pytest.approx(seconds)
 
 
 def test_a_gradient_check_keeps_to_the_memory(make: Make, images: Tensor) -> None:
     """Policies are left out first, then an image; of the least it takes what that needs."""
     defense = make(HeterogeneousPurifier(steps=20), "tape")
     footprint = float64_footprint(defense, images)
-    clock = Stopwatch(defense, images, repeats=1)
 
-    def planned(rows: int, taped: int, less: int) -> tuple[int, int]:
-        budget = footprint.need(rows, 6, taped) - less
-        found = plan_check(Subject(defense), clock, budget, 60.0)
-        assert found.memory <= budget or found.extent == extents(defense.plan, len(images))[-1]
-        return found.extent.images, found.memory
+    def widest(count: int, taped: int, less: int) -> tuple[int, int]:
+        budget = footprint.need(count, 6, taped) - less
+        fitting = fitting_extents(Subject(defense), images, budget)
+        (extent, memory), *_ = fitting.items()
+        assert memory <= budget or extent == extents(defense.plan, len(images))[-1]
+        return extent.images, memory
 
-    assert planned(2, 6, 0) == (2, footprint.need(2, 6, 6))
-    assert planned(2, 6, 1) == (2, footprint.need(2, 6, 3))
-    assert planned(2, 1, 0) == (2, footprint.need(2, 6, 1))
-    assert planned(2, 1, 1)[0] == 1
-    assert planned(1, 1, footprint.need(1, 6, 1))[0] == 1
+    assert widest(2, 6, 0) == (2, footprint.need(2, 6, 6))
+    assert widest(2, 6, 1) == (2, footprint.need(2, 6, 3))
+    assert widest(2, 1, 0) == (2, footprint.need(2, 6, 1))
+    assert widest(2, 1, 1)[0] == 1
+    assert widest(1, 1, footprint.need(1, 6, 1))[0] == 1
+
+
+@pytest.mark.parametrize("minute", [1e9, 0.0], ids=["time enough", "no time"])
+def test_a_gradient_check_looks_as_far_as_the_time_allows(
+    minute: float, make: Make, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_check, "MINUTE", minute)
+    monkeypatch.setattr(row_check, "ATTACK_STEPS", 0)
+    defense = make(HeterogeneousPurifier(steps=20), "tape")
+    check = check_gradients(
+        row(defense), Block(images, LABELS, SAMPLES), ATTACK, 10**9, 0, bound=1e-5, cosine_bound=0.9
+    )["gradient_check"]
+    assert check["passed"] and check["of_steps"] == 6
+    expected = (2, 3, 6) if minute else (1, 1, len(extents(defense.plan, 4)[-1].plan))
+    assert (check["images"], check["directions"], check["steps"]) == expected
 
 
 def test_a_stopwatch_measures_once_and_does_not_time_huge_batches(
@@ -360,10 +284,10 @@ def test_the_bar_counts_what_the_plan_counts(make: Make) -> None:
     for defense, surrogate, answer, gradient in (
         (make(None), None, 1, 3),
         (make(HeterogeneousPurifier(steps=20), "checkpoint"), None, 6, 24),
-        (make(HeterogeneousPurifier(steps=20)), make(UniformPurifier(steps=20)), 6, 12),
+        (make(HeterogeneousPurifier(steps=20)), make(UniformPurifier(steps=20)), 6, 6),
     ):
         cost = cell_cost(row(defense, surrogate), attack, PROTOCOL)
         assert (cost.answer_work, cost.gradient_work) == (answer, gradient)
         drawn = bool(defense.groups)
-        answers = 4 + 3 * 3 if drawn else 1 + 3
+        answers = 4 + 2 * 3 if drawn else 1 + 2
         assert cost.work == (2 if drawn else 1) * gradient + answers * answer

@@ -187,7 +187,7 @@ def test_what_the_attack_computes_is_checked_and_not_only_the_defence(
             elif mistake == "masks" and mask is not None:
                 yield index, rows, noise, 1 - mask
             elif mistake == "noise":
-                yield index, rows, noise.rows(torch.arange(len(index)).flip(0)), mask
+                yield index, rows, noise.take(torch.arange(len(index)).flip(0)), mask
             elif mistake == "a piece is lost":
                 yield index, rows.detach() + 0.2 * (index == 0)[:, None, None, None], noise, mask
             else:

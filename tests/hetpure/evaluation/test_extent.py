@@ -9,7 +9,7 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.evaluation.defense_check import Subject, check_defense_gradient
-from hetpure.evaluation.extent import Extent, extents, said, thinned, thinned_plan, widest
+from hetpure.evaluation.extent import Extent, extents, said, thinned, thinned_plan
 from hetpure.evaluation.run_results import inexact
 from hetpure.gradient_check import cosines
 from hetpure.gradients import Execution, Policy, input_gradient
@@ -77,13 +77,6 @@ def test_extents_go_down_to_one_of_everything() -> None:
     assert extents((), 2) == [
         Extent(2, 3, (), 2), Extent(2, 1, (), 2), Extent(1, 1, (), 2), Extent(1, 1, (), 1)
     ]  # fmt: skip
-
-
-def test_the_first_that_fits_is_taken_and_else_the_last() -> None:
-    found = extents(PURIFIERS["uniform"].plan(linear_schedule()), 4)
-    assert widest(found, lambda extent: True) == found[0]
-    assert widest(found, lambda extent: len(extent.plan) < 20) == found[3]
-    assert widest(found, lambda extent: False) == found[-1]
 
 
 def test_extents_in_words() -> None:
