@@ -26,6 +26,7 @@ from hetpure.errors import InputError
 from hetpure.evaluation.run_results import Contents
 from hetpure.evaluation.store import Store
 from hetpure.evaluation.worker import Task, in_order
+from hetpure.numbers import counted
 from lightning_modules.cli import run
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -68,7 +69,7 @@ def timing_of(folder: Path) -> Timing:
     """Of a run of this version, from its store."""
     contents = Contents.read(Store(folder))
     if contents.missing:
-        raise InputError(f"{folder} is not finished: {contents.missing} parts are missing")
+        raise InputError(f"{folder} is not finished: {counted(contents.missing, 'part')} missing")
     seconds: Counter[Task] = Counter()
     for job, finished in contents.finished.items():
         seconds[Task(job.row, job.block)] += finished.seconds

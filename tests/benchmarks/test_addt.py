@@ -68,11 +68,11 @@ def test_the_table(
     out = tmp_path / "addt.json"
     benchmark.main(["--batch=2", "--repeats=2", "--steps=1", f"--out={out}"])
     printed = capsys.readouterr().out
-    found = json.loads(out.read_text())["times"]
-    assert found["floor"]["floors"] == found["plain update"]["plain"] == 1.0
-    assert found["ADDT update"]["addt"] == 1.0
-    assert all(one["lower"] <= one["floors"] <= one["upper"] for one in found.values())
-    for name in found:
+    times = json.loads(out.read_text())["times"]
+    assert times["floor"]["floors"] == times["plain update"]["plain"] == 1.0
+    assert times["ADDT update"]["addt"] == 1.0
+    assert all(row["lower"] <= row["floors"] <= row["upper"] for row in times.values())
+    for name in times:
         assert f"| {name} |" in printed
-    reached = found["ADDT update"]["floors"] <= 1.08
+    reached = times["ADDT update"]["floors"] <= 1.08
     assert ("reached" if reached else "missed") in printed.splitlines()[-1]

@@ -15,7 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 import evaluate
 from hetpure.evaluation.protocol import Record
-from hetpure.evaluation.records import RunFolder
+from hetpure.evaluation.reading import parse_records
+from tests.hetpure.run_records import line, write
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -52,16 +53,16 @@ def outcomes(addt: tuple[int, ...] = (20, 18)) -> list[Record]:
     counts = {"clean": (10, 12), "addt": addt, "no_rbgm": (10,), "random_order": (10,)}
     return [
         record
-        for name, own in counts.items()
-        for seed, count in enumerate(own)
+        for name, of_seeds in counts.items()
+        for seed, count in enumerate(of_seeds)
         for record in records(f"{name}-{seed}", "dw-both", [k < count for k in range(40)])
     ]
 
 
 def test_contrasts_by_hand(experiment: ModuleType) -> None:
     rows = {
-        line.split(" | ")[0].removeprefix("| "): line
-        for line in experiment.contrasts(outcomes()).splitlines()
+        text.split(" | ")[0].removeprefix("| "): text
+        for text in experiment.contrasts(outcomes()).splitlines()
     }
     assert "+20.0 [" in rows["addt - clean, both seeds"]
     assert rows["addt - clean, both seeds"].endswith("| - |")
@@ -76,29 +77,27 @@ def test_contrasts_by_hand(experiment: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("addt", "told"),
+    ("addt", "verdict"),
     [((20, 18), "won"), ((20, 12), "not won"), ((11, 13), "not won")],
     ids=["both seeds ahead", "one seed not ahead", "the interval holds 0"],
 )
 def test_the_primary_contrast_is_judged_as_planned(
-    experiment: ModuleType, addt: tuple[int, ...], told: str
+    experiment: ModuleType, addt: tuple[int, ...], verdict: str
 ) -> None:
     answer = experiment.contrasts(outcomes(addt)).splitlines()[-1]
-    assert answer == f"The primary contrast, addt - clean, is {told}."
+    assert answer == f"The primary contrast, addt - clean, is {verdict}."
 
 
 def test_rows_with_other_images_are_not_compared(experiment: ModuleType) -> None:
     with pytest.raises(SystemExit, match="addt-0 39"):
-        experiment.contrasts(
-            [one for one in outcomes() if one.defense != "addt-0" or one.sample != 3]
-        )
+        experiment.contrasts([r for r in outcomes() if (r.defense, r.sample) != ("addt-0", 3)])
 
 
-def test_every_cell_is_told(experiment: ModuleType) -> None:
-    found = [*records("a", "clean", [True] * 4), *records("a", "x", [True, False] * 2)]
-    found += records("b", "clean", [False] * 4)
-    found += records("c", "clean", [True] * 4) + records("c", "x", [True] * 2)
-    head, _, first, second, third = experiment.cells(found).splitlines()
+def test_every_cell_has_its_accuracy(experiment: ModuleType) -> None:
+    answers = [*records("a", "clean", [True] * 4), *records("a", "x", [True, False] * 2)]
+    answers += records("b", "clean", [False] * 4)
+    answers += records("c", "clean", [True] * 4) + records("c", "x", [True] * 2)
+    head, _, first, second, third = experiment.cells(answers).splitlines()
     assert head == "| n = 4 | clean | x |"
     assert first.startswith("| a | 100.0 [") and "| 50.0 [" in first and "n =" not in first
     assert second.startswith("| b | 0.0 [") and second.endswith("| - |")
@@ -149,7 +148,7 @@ def test_a_training_is_run_once_and_never_taken_for_another(
         experiment.train("no_rbgm", 1)
 
 
-def test_a_stopped_training_goes_on_and_one_without_weights_is_told(
+def test_a_stopped_training_goes_on_and_one_without_weights_is_named(
     experiment: ModuleType, called: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(experiment, "RUNS", tmp_path)
@@ -171,12 +170,16 @@ def test_probes_of_a_training_that_went_on_are_in_one_row(
     experiment: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(experiment, "RUNS", tmp_path)
-    told = {0: ((0, 0.25, 0.5), (175, 0.5, 0.75)), 1: ((200, 0.5, 0.75), (350, 0.625, 1.0)), 2: ()}
-    for version, probed in told.items():
+    probed = {
+        0: ((0, 0.25, 0.5), (175, 0.5, 0.75)),
+        1: ((200, 0.5, 0.75), (350, 0.625, 1.0)),
+        2: (),
+    }
+    for version, logged in probed.items():
         folder = tmp_path / "train" / "addt-0" / "lightning_logs" / f"version_{version}"
         with SummaryWriter(folder) as logger:
             logger.add_scalar("train/loss", 1.0, 0)
-            for step, robust, clean in probed:
+            for step, robust, clean in logged:
                 logger.add_scalar("probe/robust", robust, step)
                 logger.add_scalar("probe/clean", clean, step)
     with SummaryWriter(tmp_path / "train" / "clean-0") as logger:  # stopped between the two
@@ -207,30 +210,30 @@ def test_what_trainings_cost_in_denoising(
 
 
 def test_differences_by_hand(experiment: ModuleType) -> None:
-    found = [
+    answers = [
         record
         for name, count in {"clean-0": 10, "addt-0": 20, "clean-1": 40, "vanilla": 3}.items()
         for attack, more in (("clean", 0), ("x", -2), ("dw-both", 5))
         for record in records(name, attack, [k < count + more for k in range(40)])
     ]
-    head, _, row = experiment.differences(found, ["clean", "x"]).splitlines()
+    head, _, row = experiment.differences_from_clean(answers, ["clean", "x"]).splitlines()
     assert head == "| points [95%] | clean | x |"
     assert row.startswith("| addt-0 - clean-0 | +25.0 [") and row.count("| +25.0 [") == 2
 
 
 def test_differences_within_each_purifier(experiment: ModuleType) -> None:
     """Also of rows from two runs; a cell that one of the two lacks has none."""
-    found = [
+    answers = [
         record
         for name, count in {"A, clean": 10, "A, ADDT": 20, "B, clean": 4, "B, ADDT": 0}.items()
         for record in records(name, "clean", [k < count for k in range(40)])
     ] + records("A, ADDT", "x", [True] * 40)
-    _, _, a, b = experiment.differences(found, ["clean", "x"]).splitlines()
+    _, _, a, b = experiment.differences_from_clean(answers, ["clean", "x"]).splitlines()
     assert a.startswith("| A, ADDT - A, clean | +25.0 [") and a.endswith("| - |")
     assert b.startswith("| B, ADDT - B, clean | -10.0 [") and b.endswith("| - |")
-    fewer = [one for one in found if (one.defense, one.sample) != ("A, ADDT", 3)]
+    fewer = [r for r in answers if (r.defense, r.sample) != ("A, ADDT", 3)]
     with pytest.raises(SystemExit, match="A, ADDT and A, clean were asked other images by clean"):
-        experiment.differences(fewer, ["clean"])
+        experiment.differences_from_clean(fewer, ["clean"])
 
 
 def test_a_report_of_what_is_there(
@@ -239,54 +242,53 @@ def test_a_report_of_what_is_there(
     monkeypatch.setattr(experiment, "ROOT", tmp_path)
     monkeypatch.setattr(experiment, "RUNS", tmp_path / "runs" / "addt")
     assert experiment.report().splitlines()[0] == "addt_probe: not finished"
-    folder = experiment.run_folder("addt_variants")
-    folder.append_session({"weights": {"classifier": "ab" * 32, "denoiser label_free": "cd" * 32}})
-    folder.append_records(records("DDPM, label-free", "clean", [True, False]))
+    folder = tmp_path / "runs" / "evaluate" / "addt_variants"
+    row = "DDPM, label-free"
+    write(folder, [line(row, "clean", 0, 4), line(row, "clean", 1, 0)])
     assert "DDPM" not in experiment.report(), "rows may lack images by now"
-    under = {"x": {"eot_agreement": 0.5}, "dw-both": {"eot_agreement": None}}
-    rows = {
-        "DDPM, label-free": {"attacks": under},
-        "b": {"attacks": {"x": {"eot_agreement": None}}},
+    attacks = {"x": {"eot_agreement": 0.5}, "dw-both": {"eot_agreement": None}}
+    others = {"attacks": {"x": {"eot_agreement": None}}}
+    weights = {"classifier": "ab" * 32, "denoiser label_free": "cd" * 32}
+    ended = {
+        "run": {},
+        "provenance": {"weights": weights},
+        "defenses": {row: {"attacks": attacks}, "b": others},
     }
-    folder.write_results({"defenses": rows})
-    told = experiment.report()
-    assert "| EOT cosine | x |\n| --- | --- |\n| DDPM, label-free | 0.50 |\n\n" in told
-    assert "| DDPM, label-free | 50.0 [" in told
-    line = "addt_variants: `classifier@abababababab`, `denoiser label_free@cdcdcdcdcdcd`"
-    assert line in told and "addt_primary: not finished" in told
+    write(folder, [line(row, "clean", 0, 4), line(row, "clean", 1, 0)], results=ended)
+    tables = experiment.report()
+    assert "| EOT cosine | x |\n| --- | --- |\n| DDPM, label-free | 0.50 |\n\n" in tables
+    assert "| DDPM, label-free | 50.0 [" in tables
+    made_with = "addt_variants: `classifier@abababababab`, `denoiser label_free@cdcdcdcdcdcd`"
+    assert made_with in tables and "addt_primary: not finished" in tables
 
 
-def test_the_document_has_what_the_records_say(experiment: ModuleType, tmp_path: Path) -> None:
+def test_the_document_has_what_the_records_say(experiment: ModuleType) -> None:
     """docs/addt.md: the tables of the evaluations, from the committed records and results."""
     text = (ROOT / "docs" / "addt.md").read_text()
     primary, secondary, variants, white_box = (
-        unpacked(name, tmp_path) for name in experiment.EVALUATIONS[1:]
+        parse_records({name: unpacked(f"{name}.records.jsonl")})
+        for name in experiment.EVALUATIONS[1:]
     )
     secondary += variants
-    planned = [name for name in experiment.attacks_of(primary) if name != experiment.LOCKED]
+    planned = [name for name in experiment.attacks_of(primary) if name != experiment.DW_BOX]
+    cosines = (
+        json.loads(unpacked(f"{name}.results.json"))
+        for name in ("addt_secondary", "addt_white_box")
+    )
     for table in (
         *(experiment.contrasts(primary), experiment.cells(primary)),
-        *(experiment.differences(primary, planned), experiment.cells(secondary)),
-        experiment.differences(secondary, experiment.attacks_of(secondary)),
+        *(experiment.differences_from_clean(primary, planned), experiment.cells(secondary)),
+        experiment.differences_from_clean(secondary, experiment.attacks_of(secondary)),
         experiment.cells(white_box),
-        experiment.differences(white_box, experiment.attacks_of(white_box)),
-        *(experiment.agreements(results(name)) for name in ("addt_secondary", "addt_white_box")),
+        experiment.differences_from_clean(white_box, experiment.attacks_of(white_box)),
+        *map(experiment.agreements, cosines),
     ):
         lines = [line for line in table.splitlines() if line.startswith("|")]
         assert "\n".join(["", "", *lines, "", ""]) in text, f"the whole table {lines[0]}"
 
 
-def results(name: str) -> dict[str, Any]:
-    packed = ROOT / "docs" / "results" / f"{name}.results.json.xz"
-    told: dict[str, Any] = json.loads(lzma.decompress(packed.read_bytes()))
-    return told
-
-
-def unpacked(name: str, into: Path) -> list[Record]:
-    packed = ROOT / "docs" / "results" / f"{name}.records.jsonl.xz"
-    (into / name).mkdir()
-    (into / name / "records.jsonl").write_bytes(lzma.decompress(packed.read_bytes()))
-    return RunFolder(into / name).read_records()
+def unpacked(name: str) -> str:
+    return lzma.decompress((ROOT / "docs" / "results" / f"{name}.xz").read_bytes()).decode()
 
 
 def test_the_plan_covers_the_configs(experiment: ModuleType) -> None:
@@ -307,5 +309,5 @@ def test_the_purifier_is_the_published_sampler(experiment: ModuleType) -> None:
             evaluate.main([f"--config={path}", "--print_config"])
         rows = yaml.safe_load(printed.getvalue())["model"]["defenses"]
         samplers = [row["purifier"]["init_args"]["sampler"] for row in rows.values()]
-        ddpm = [one["init_args"] for one in samplers if one["class_path"].endswith("DDPM")]
-        assert ddpm and all(one["clip_x0"] for one in ddpm)
+        ddpm = [s["init_args"] for s in samplers if s["class_path"].endswith("DDPM")]
+        assert ddpm and all(settings["clip_x0"] for settings in ddpm)

@@ -23,9 +23,9 @@ def test_both_kinds_are_compared_at_equal_calls(
     labels, samples = torch.tensor([0, 1]), torch.tensor([4, 9])
     truth = benchmark.reference(defense, images, labels, samples)
     with count_network_calls(defense) as counter:
-        found = benchmark.compare(defense, images, labels, samples, 4, truth)
-    assert counter.rows == 2 * (4 + 4) * defense.network_calls
-    for independent, antithetic in found.values():
+        pairs = benchmark.compare(defense, images, labels, samples, 4, truth)
+    assert counter.images == 2 * (4 + 4) * defense.network_calls
+    for independent, antithetic in pairs.values():
         assert independent.shape == antithetic.shape == (2,)
         assert not torch.equal(independent, antithetic)
         assert (torch.stack([independent, antithetic]).abs() <= 1 + 1e-6).all()

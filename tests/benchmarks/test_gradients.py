@@ -11,12 +11,12 @@ import torch
 
 def test_policies_are_held_against_their_own_floor(script: Callable[[str], ModuleType]) -> None:
     """Of as many calls as the floor has: a tape of T, a checkpoint of 2 T."""
-    found = script("gradients").times("packaged", 1, 4, "cpu", 1)
-    calls = {name: row["network_calls"] for name, row in found["policies"].items()}
+    results = script("gradients").times("packaged", 1, 4, "cpu", 1)
+    calls = {name: row["network_calls"] for name, row in results["policies"].items()}
     assert calls == {"tape": 4, "hybrid, 2 of 4 taped": 6, "checkpoint": 8}
-    for row in found["policies"].values():
+    for row in results["policies"].values():
         assert row["ratio"] == pytest.approx(row["milliseconds"] / row["floor"])
-    assert 0 < found["rest_share"] < 1
+    assert 0 < results["rest_share"] < 1
 
 
 def test_the_larger_network_is_the_published_architecture(

@@ -1,7 +1,5 @@
 """Attacks held against one of them: by hand, and the numbers that docs/results.md cites."""
 
-import json
-import lzma
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -42,10 +40,9 @@ def test_only_common_images_are_paired(benchmark: ModuleType) -> None:
 
 
 def test_the_results_cite_this_table(benchmark: ModuleType) -> None:
-    lines = lzma.decompress(benchmark.COMMITTED.read_bytes()).decode().splitlines()
-    printed = benchmark.table([Record(**json.loads(line)) for line in lines], benchmark.BASE)
+    printed = benchmark.table(benchmark.committed(), benchmark.BASE)
     text = RESULTS.read_text()
     cited = text[text.index("| against PGD |") : text.index("Targeted APGD")]
-    found = re.findall(r"[+-]\d+\.\d \[[+-]?\d+\.\d, [+-]?\d+\.\d\]", cited)
-    assert len(found) == 12
-    assert all(one in printed for one in found), found
+    differences = re.findall(r"[+-]\d+\.\d \[[+-]?\d+\.\d, [+-]?\d+\.\d\]", cited)
+    assert len(differences) == 12
+    assert all(difference in printed for difference in differences), differences

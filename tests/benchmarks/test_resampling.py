@@ -26,7 +26,7 @@ def test_work_is_one_purification_or_one_gradient(
     run, defense = benchmark.work(benchmark.SINGLE, kind, 20, 2, "cpu")
     with count_network_calls(defense) as counter:
         run()
-    assert (counter.batches, counter.rows) == (6 * per_step, 12 * per_step)
+    assert (counter.batches, counter.images) == (6 * per_step, 12 * per_step)
 
 
 def test_published_plans_have_the_published_calls(benchmark: ModuleType) -> None:
@@ -47,7 +47,7 @@ def test_peak_sees_memory_that_is_gone_again(benchmark: ModuleType) -> None:
 
 
 @pytest.fixture
-def found(benchmark: ModuleType) -> dict[str, Any]:
+def results(benchmark: ModuleType) -> dict[str, Any]:
     """Results as a run writes them, with numbers whose shares are known."""
     calls = dict(zip(benchmark.VARIANTS, (100, 150, 100, 1100), strict=True))
     cost = {
@@ -80,8 +80,8 @@ def found(benchmark: ModuleType) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_tables_say_what_single_step_saves(benchmark: ModuleType, found: dict[str, Any]) -> None:
-    text = benchmark.tables(found)
+def test_tables_say_what_single_step_saves(benchmark: ModuleType, results: dict[str, Any]) -> None:
+    text = benchmark.tables(results)
     saved = [line for line in text.splitlines() if line.startswith("- ")]
     assert saved == [
         "- purification: 86% of network calls, 86% of seconds",
@@ -93,6 +93,8 @@ def test_tables_say_what_single_step_saves(benchmark: ModuleType, found: dict[st
     assert "`fashion_mnist_wrn@0123456789ab`" in text
 
 
-def test_the_figure_is_drawn(benchmark: ModuleType, found: dict[str, Any], tmp_path: Path) -> None:
-    benchmark.draw(found, tmp_path / "figure.png")
+def test_the_figure_is_drawn(
+    benchmark: ModuleType, results: dict[str, Any], tmp_path: Path
+) -> None:
+    benchmark.draw(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000

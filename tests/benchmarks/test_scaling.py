@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scaling import extended, queue, read, recorded, shards, table, unpacked
+from benchmarks.scaling import Timing, committed, queue, shards, table, timing_of
 from hetpure.errors import InputError
-from hetpure.evaluation.records import RunFolder
-from lightning_modules.tasks import Task
+from hetpure.evaluation.worker import Task
+from tests.hetpure.run_records import defended, lines, stored
 
 UNEVEN = {Task("a", 0): 6.0, Task("b", 0): 1.0, Task("a", 1): 2.0, Task("b", 1): 3.0}
 
@@ -25,44 +25,29 @@ def test_by_hand() -> None:
     assert shards(checked, 2) == 12
 
 
-def test_what_was_computed_twice_counts_once_and_what_is_missing_is_told(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    for task, seconds in (UNEVEN | {Task("a", 0): 9.0}).items():
-        entry = {"defense": task.row, "attack": "x", "block": task.block}
-        folder.append_timing(entry | {"seconds": seconds})
-    folder.append_timing({"defense": "a", "attack": "x", "block": 0, "seconds": 4.0})
-    folder.append_timing({"defense": "a", "attack": "y", "block": 0, "seconds": 2.0})
-    folder.append_timing({"row": "b", "gradient_checks": 5.0})
-    assert recorded(folder) == UNEVEN | {Task("b", None): 5.0}
-    folder.append_timing({"defense": "a", "attack": "x", "block": 2, "seconds": 1.0})
-    with pytest.raises(InputError, match="not finished .1 of its tasks"):
-        recorded(folder)
+def test_attacks_on_a_block_are_one_task_and_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    records = defended("a", [4, 4])  # each block of a cell takes a second
+    timing = timing_of(stored(tmp_path / "whole", records, images=2).path)
+    assert timing == Timing({Task("a", 0): 2.0, Task("a", None): 0.0}, block=2, limit=0)
+    half = stored(tmp_path / "half", [*records, *lines("a", "apgd", [4])], images=2)
+    with pytest.raises(InputError, match="is not finished: 1 part missing"):
+        timing_of(half.path)
 
 
 def test_a_run_is_extended_by_its_ordinary_blocks() -> None:
-    longer = extended(UNEVEN | {Task("a", 2): 4.0, Task("b", 2): 5.0}, limited=1, blocks=6)
+    timing = Timing(UNEVEN | {Task("a", 2): 4.0, Task("b", 2): 5.0}, block=10, limit=7)
+    longer = timing.extended(60)
     assert [longer[Task("a", block)] for block in range(6)] == [6, 2, 4, 2, 4, 2]
     assert len(longer) == 12
     with pytest.raises(InputError, match="too short a run"):
-        extended(UNEVEN, limited=2, blocks=6)
+        Timing(UNEVEN, block=10, limit=20).extended(60)
 
 
-def test_attacks_on_a_block_are_one_task(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    with pytest.raises(InputError, match="no timing"):
-        recorded(folder)
-    for attack, seconds in (("clean", 1.0), ("pgd_linf", 5.0)):
-        folder.append_timing({"defense": "a", "attack": attack, "block": 0, "seconds": seconds})
-    folder.append_timing({"peak_memory_bytes": 5})
-    folder.append_timing({"row": "a", "gradient_checks": 2.5})
-    assert recorded(folder) == {Task("a", 0): 6.0, Task("a", None): 2.5}
-
-
-def test_the_queue_keeps_64_workers_busy(tmp_path: Path) -> None:
+def test_the_queue_keeps_64_workers_busy() -> None:
     """On the block times of the run of docs/results.md, extended to 10,000 images; the table of
     docs/cluster.md is made of them."""
-    seconds, _ = read(unpacked(tmp_path), 10_000)
+    seconds = committed().extended(10_000)
     assert sum(seconds.values()) / 64 / queue(seconds, 64) >= 0.95
-    told = (Path(__file__).parent.parent.parent / "docs" / "cluster.md").read_text()
+    page = (Path(__file__).parent.parent.parent / "docs" / "cluster.md").read_text()
     counts = (1, 4, 16, 64, 256)
-    assert all(line in told for line in table(seconds, counts).splitlines()[2:])
+    assert all(line in page for line in table(seconds, counts).splitlines()[2:])
