@@ -199,8 +199,11 @@ class Program:
         self.process.join()
 
 
-def two_programs(place: Path, *options: str, second: tuple[str, ...] = ()) -> list[Program]:
-    """Two processes as torchrun starts them; `second` are options of the second alone."""
+def two_programs(
+    place: Path, *options: str, second: tuple[str, ...] = (), elsewhere: Path | None = None
+) -> list[Program]:
+    """Two processes as torchrun starts them; `second` are options of the second alone, which may
+    be started elsewhere."""
     shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(next_port()),
@@ -211,8 +214,8 @@ def two_programs(place: Path, *options: str, second: tuple[str, ...] = ()) -> li
     }
     options = ("--trainer.devices=2", "--trainer.strategy=ddp", *options)
     return [
-        Program(place, *options, *of_its_own, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
-        for rank, of_its_own in enumerate(((), second))
+        Program(folder, *options, *added, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank, (folder, added) in enumerate([(place, ()), (elsewhere or place, second)])
     ]
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,6 @@ from tests.lightning_modules.runs import (
 )
 
 BLOCK = "blocks/00001-masked-pgd_linf-9d2e9894.safetensors"
-TWO = ("--trainer.devices=2", "--trainer.strategy=ddp")
 
 
 def same(place: Path, finished: Finished) -> bool:
@@ -38,10 +38,11 @@ def same(place: Path, finished: Finished) -> bool:
     return records(place) == records(finished.place) and results(place) == results(finished.place)
 
 
-def launched(place: Path, *command: str) -> tuple[int, str]:
+def launched(place: Path, *launcher: str, devices: int) -> tuple[int, str]:
     """A program of its own, started as a user does, with the processes that it starts itself."""
+    options = ["--config=config.yaml", f"--trainer.devices={devices}", "--trainer.strategy=ddp"]
     ended = subprocess.run(
-        [sys.executable, *command, "--config=config.yaml"],
+        [sys.executable, *launcher, str(ROOT / "evaluate.py"), *options],
         cwd=place,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -134,10 +135,11 @@ def test_launchers_processes_give_the_records_of_one(
     launcher: str, place: Path, finished: Finished
 ) -> None:
     """Three that Lightning starts, and torchrun's two."""
-    script = str(ROOT / "evaluate.py")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, *TWO]
-    lightning = [script, "--trainer.devices=3", TWO[1]]
-    code, printed = launched(place, *(torchrun if launcher == "torchrun" else lightning))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    if launcher == "torchrun":
+        code, printed = launched(place, *torchrun, devices=2)
+    else:
+        code, printed = launched(place, devices=3)
     assert code == 0, printed
     assert same(place, finished)
 
@@ -174,10 +176,10 @@ def test_what_one_process_refuses_ends_both(place: Path) -> None:
 @pytest.mark.slow
 def test_a_folder_that_not_all_processes_see_is_refused(place: Path) -> None:
     """As on two machines that share no disk; half a minute is waited for a slow one."""
-    second = (f"--model.folder={place / 'elsewhere'}",)
-    (place / "there").mkdir()
-    (place / "there/config.yaml").write_text((place / "config.yaml").read_text())
-    both = [program.ended() for program in two_programs(place, second=second)]
+    elsewhere = place / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy("config.yaml", elsewhere)
+    both = [program.ended() for program in two_programs(place, elsewhere=elsewhere)]
     assert [code for code, _ in both] == [2, 2], both
     assert "process 1 sees nothing of the first one's" in both[1][1].splitlines()[-1]
 
