@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from hetpure.errors import InputError
 from hetpure.evaluation.description import Evaluation, Networks, Run
 from hetpure.evaluation.rows import DefenseConfig
 from hetpure.evaluation.store import Store
-from hetpure.evaluation.worker import Task, evaluate, tasks_of, work
+from hetpure.evaluation.worker import evaluate, tasks_of
 from lightning_modules.progress import EvaluationProgress
 from lightning_modules.queue import SILENCE, Queue
 from lightning_modules.sweep import Sweep
@@ -59,9 +59,6 @@ class RobustnessEvaluation(L.LightningModule):
         self.silence = silence
         self.describe: Callable[[Store], Run] | None = None
         self.described: Run | None = None
-        self.tasks: list[Task] = []
-        self.queue: Queue | None = None
-        self.progress: EvaluationProgress | None = None
 
     def setup(self, stage: str) -> None:
         """The first process has begun the run in its store; the others read there what it chose.
@@ -76,8 +73,6 @@ class RobustnessEvaluation(L.LightningModule):
             refused = error
         if not strategy.reduce_boolean_decision(refused is None, all=True):
             raise refused or InputError("another process was refused: it says why")
-        assert self.described is not None
-        self.tasks = tasks_of(self.described, self.trainer.world_size)
 
     def _join(self) -> None:
         """Makes this process's description of the run. InputError where it is not the first's."""
@@ -95,55 +90,25 @@ class RobustnessEvaluation(L.LightningModule):
         self.described = self.describe(self.store)
         self.store.check_same(begun["identity"], self.described.identity(), f"{process} has")
 
-    def on_test_start(self) -> None:
+    def test_step(self, batch: int, batch_idx: int) -> None:
+        """All that this process does: the tasks that it claims."""
         if torch.is_inference_mode_enabled():
             raise InputError(
                 "the trainer runs in inference mode: set --trainer.inference_mode=false"
             )
-        assert self.described is not None
         # Lightning's handlers wait for the end of the loop. What is finished is on the disk.
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_DFL)
-        trainer = self.trainer
-        self.queue = Queue(len(self.tasks), trainer.global_rank, trainer.world_size)
-        self.progress = EvaluationProgress(self.described, self.queue)
-        self.progress.bar.start()
-
-    def test_step(self, batch: int, batch_idx: int) -> None:
-        assert self.described is not None and self.progress is not None
-        work(self.described, self.store, self.tasks[batch], self.progress)
-
-    def on_test_end(self) -> None:
-        assert self.queue is not None and self.described is not None and self.progress is not None
-        self.queue.leave()
-        first, look = self.trainer.is_global_zero, self.progress.look
-        if first and not self.queue.wait(look, self.silence):
-            evaluate(self.described, self.store)  # what a dead process had claimed
-        self.progress.bar.stop()
-
-    def end(self, why: str) -> None:
-        """After a failure: ends the bar, and tells the other processes, which stop at their next
-        question."""
-        if self.progress is not None:
-            self.progress.bar.stop()
-        if self.queue is not None:
-            self.queue.fail(why)
-
-
-class Claimed:
-    """The numbers of the tasks that this process claims, as Lightning's loop goes through them.
-
-    Args:
-        module: whose queue they come from.
-    """
-
-    def __init__(self, module: RobustnessEvaluation) -> None:
-        self.module = module
-
-    def __len__(self) -> int:
-        """Of all processes: Lightning claims none in advance where it knows a number."""
-        return len(self.module.tasks)
-
-    def __iter__(self) -> Iterator[int]:
-        assert self.module.queue is not None
-        yield from iter(self.module.queue.claim, None)
+        run, store, trainer = self.described, self.store, self.trainer
+        assert run is not None
+        processes = trainer.world_size
+        queue = Queue(len(tasks_of(run, processes)), trainer.global_rank, processes)
+        with EvaluationProgress(run, queue) as progress:
+            try:
+                evaluate(run, store, queue.claim, progress, processes)
+                queue.leave()
+                if trainer.is_global_zero and not queue.wait(progress.look, self.silence):
+                    evaluate(run, store)  # what a dead process had claimed
+            except BaseException as error:
+                queue.fail(str(error).split("\n")[0])
+                raise

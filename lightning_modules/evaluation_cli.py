@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.console import Console
 
+from hetpure.compatibility import check_all_answers, check_defense
 from hetpure.disk import write_whole
 from hetpure.errors import InputError
 from hetpure.evaluation.cost import RowPlan, total_bytes, total_seconds
@@ -34,8 +35,7 @@ from hetpure.report.finish import finish
 from hetpure.report.gradient_checks import gradient_checks_table
 from hetpure.report.plan import duration, plan_tables
 from lightning_modules.cli import CLI, make_cli, with_default_config
-from lightning_modules.compatibility import check_all_answers, check_defense
-from lightning_modules.evaluation import Claimed, RobustnessEvaluation
+from lightning_modules.evaluation import RobustnessEvaluation
 from lightning_modules.images import images_of
 from lightning_modules.signals import say
 
@@ -148,12 +148,11 @@ class EvaluationCLI(CLI):
         struck = {}
         try:
             with self._begun() if zero else nullcontext():
-                self.trainer.test(model, Claimed(model), verbose=False)
+                self.trainer.test(model, [0], verbose=False)  # one step: all of it
                 if zero and model.described is not None:
                     struck = finish(model.described, model.store)["struck"]
-        except BaseException as error:
-            model.end(str(error).split("\n")[0])
-            if zero and isinstance(error, (KeyboardInterrupt, SystemExit)):
+        except (KeyboardInterrupt, SystemExit):
+            if zero:
                 say(f"stopped; go on with --model.run={shlex.quote(model.store.path.name)}\n")
             raise
         if struck:

@@ -45,6 +45,13 @@ class EvaluationProgress(Watch):
         total = sum(task_work(run, task) for task in tasks_of(run))
         self.task = self.bar.add_task("gradient checks", total=total)
 
+    def __enter__(self) -> "EvaluationProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
     def begin(self, row: str, attack: str) -> None:
         self.describe(self._so_far(row, attack))
 

@@ -64,11 +64,11 @@ class Subject:
     @property
     def substitutes(self) -> dict[str, GradientAttack]:
         """One attack for each thing that is followed in the gradient's place, by its name."""
-        found: dict[str, GradientAttack] = {}
+        attacks: dict[str, GradientAttack] = {}
         for attack in self.attacks:
             if isinstance(attack, GradientAttack) and (name := attack.substitute(self.attacked)):
-                found.setdefault(name, attack)
-        return found
+                attacks.setdefault(name, attack)
+        return attacks
 
     def whole(self, extent: Extent) -> bool:
         """Whether no step is left out."""
@@ -85,8 +85,8 @@ class Subject:
         return thinned(self.attacked, plan), thinned(self.unaccelerated, plan), True
 
     def draws(self, extent: Extent, asked: Defense) -> int:
-        """Noise draws that a gradient is asked for on the run's device. More than one, so that rows
-        are more than images, but where all steps are dear and `asked` takes them. As many as fill a
+        """Noise draws that a gradient is asked for on the run's device: two, so that a batch is more
+        than the images; one where `asked` takes all steps and they are dear. As many as fill a
         micro-batch where code is compiled for its shape."""
         dear = not self.whole(extent) and asked.plan == self.attacked.plan
         least = 1 if dear else DRAWS
@@ -144,11 +144,11 @@ def check_defense_gradient(
     whole = query(attacked)
     if asked is not attacked:
         ours = expected_gradient(attacked, whole, _loss(whole)).gradient
-    told = {
+    cosines_of = {
         name: float(cosines(_substitute(attack, attacked, whole), ours).mean())
         for name, attack in substitutes.items()
     }
-    gradient_check = replace(gradient_check, substitute_cosines=told)
+    gradient_check = replace(gradient_check, substitute_cosines=cosines_of)
     if plain is not attacked:
         how = plain_execution(attacked.execution)
         float32 = expected_gradient(plain, whole, _loss(whole), execution=how).gradient
@@ -166,19 +166,19 @@ def float64_footprint(defense: Defense, images: Tensor) -> Footprint:
     return defense.footprint(images).in_float64(images.element_size(), weight_bytes([defense]))
 
 
-def policies(defense: Defense, rows: int, footprint: Footprint, budget: int) -> list[Execution]:
+def policies(defense: Defense, count: int, footprint: Footprint, budget: int) -> list[Execution]:
     """The exact policies to compare: the one in use first, then the others that fit. At least two,
     where the plan has a step: one taped step takes no more than none."""
     steps, used = len(defense.plan), defense.execution
-    fitting = max(footprint.fitting(rows, steps, budget) or 0, 1)
+    fitting = max(footprint.fitting(count, steps, budget) or 0, 1)
     exact = [used] if used.resolved and used.policy not in APPROXIMATIONS else []
     half = Execution("hybrid", max(min(fitting, steps // 2), 1))
-    found: dict[int, Execution] = {}
+    chosen: dict[int, Execution] = {}
     for execution in (*exact, Execution("checkpoint"), half, Execution("tape")):
         recomputed = execution.recomputed(steps)
         if steps - recomputed <= fitting:
-            found.setdefault(recomputed, execution)
-    return list(found.values())
+            chosen.setdefault(recomputed, execution)
+    return list(chosen.values())
 
 
 def plain_execution(used: Execution) -> Execution:
@@ -203,31 +203,31 @@ def _check_policies(
     images, samples = 0.1 + 0.8 * images[:count].detach(), samples[:count]
     compared = policies(defense, count, float64_footprint(defense, images), budget)
     device = float64_device(images.device)
-    rows = Noise.of(seed, Stream.PROBE).on(samples.to(device))
+    noise = Noise.of(seed, Stream.PROBE).on(samples.to(device))
     point = images.to(device).double()
     directions = torch.stack(
-        [rows.normal(Purpose.START, point, step=1 + k) for k in range(extent.directions)]
+        [noise.normal(Purpose.START, point, step=1 + k) for k in range(extent.directions)]
     )
     directions = directions / directions.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1, 1)
     mask = defense.mask(images, samples)
     fixed = None if mask is None else mask.to(device).double()
 
     def loss(module: nn.Module, x: Tensor, execution: Execution) -> Tensor:
-        logits: Tensor = module(x, rows, fixed, execution)
-        return (_weights(logits, rows) * logits).sum()
+        logits: Tensor = module(x, noise, fixed, execution)
+        return (_weights(logits, noise) * logits).sum()
 
-    found = check_gradient(defense, loss, point, directions, compared, bound=bound)
-    return replace(found, compared=tuple(how.describe(len(extent.plan)) for how in compared))
+    check = check_gradient(defense, loss, point, directions, compared, bound=bound)
+    return replace(check, compared=tuple(how.describe(len(extent.plan)) for how in compared))
 
 
 def _weights(logits: Tensor, noise: BatchNoise) -> Tensor:
-    """A random weighting of logits (R, classes), fixed by the rows' samples: unlike a cross-entropy
+    """A random weighting of logits (N, classes), fixed by the samples: unlike a cross-entropy
     it stays well conditioned where the classifier is sure."""
     return noise.normal(Purpose.START, logits)
 
 
 def _loss(query: Query) -> Criterion:
-    """The weighted logits of each row."""
+    """The weighted logits of each image and draw."""
     of_images = query.noises[0].on(query.samples)
 
     def loss(logits: Tensor, index: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ def _loss(query: Query) -> Criterion:
 
 
 def _substitute(attack: GradientAttack, attacked: Defense, query: Query) -> Tensor:
-    asked = attack.query(attacked, query.images, query.samples, query.mask, query.noises)
+    asked = attack.query(attacked, query)
     how = attack.execution(attacked)
     return expected_gradient(attacked, asked, _loss(query), execution=how).gradient
 

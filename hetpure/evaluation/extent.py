@@ -31,7 +31,9 @@ class Extent:
         """What a check so far costs, roughly, in forward passes of float32: in float64, which takes
         twice as long, some five gradients of each image and four passes a direction; on the run's
         device two gradients of each image of the block."""
-        return len(self.plan) * (2 * self.images * (20 + 4 * self.directions) + 8 * self.block)
+        return max(len(self.plan), 1) * (
+            2 * self.images * (20 + 4 * self.directions) + 8 * self.block
+        )
 
 
 def said(images: int, directions: int, steps: int | None, of_steps: int | None) -> str:
