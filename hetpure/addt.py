@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite
 from typing import Literal
 
 import torch
@@ -225,8 +224,7 @@ class Ranked(Perturbation):
 
     def __post_init__(self) -> None:
         check_choice(self, "ranks", Ranks)
-        if not (isfinite(self.scale) and self.scale >= 0):
-            raise FieldError(self, "scale", f"must be >= 0, got {self.scale}")
+        check_at_least(self, 0, "scale")
         if not 0 <= self.cap <= 1:
             raise FieldError(self, "cap", f"must be in [0, 1], got {self.cap}")
 
@@ -245,9 +243,6 @@ class RankGaussian(Ranked):
     """CGPO with RBGM, the paper's: the rank of the summed gradients orders Gaussian noise.
 
     Args:
-        scale: as of `Ranked`.
-        cap: as of `Ranked`.
-        ranks: as of `Ranked`.
         steps: gradients that are summed.
         eot_samples: noise draws of each gradient.
         objective: what is raised: `classification`, the guide's loss on the one-step prediction,

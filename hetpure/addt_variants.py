@@ -4,7 +4,6 @@ The label-free variant is `RankGaussian` with `objective: denoising`.
 """
 
 from dataclasses import dataclass
-from math import isfinite
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from hetpure.addt import (
     rbgm,
 )
 from hetpure.denoiser import Denoiser
-from hetpure.errors import FieldError, check_at_least, check_choice
+from hetpure.errors import check_at_least, check_choice, check_positive
 from hetpure.numbers import Number
 from hetpure.schedule import Level
 
@@ -28,13 +27,7 @@ from hetpure.schedule import Level
 @dataclass(frozen=True, kw_only=True)
 class RandomOrder(Ranked):
     """The control: RBGM of noise in place of gradients. In law it is noise, so this is clean
-    fine-tuning on other draws.
-
-    Args:
-        scale: as of `Ranked`.
-        cap: as of `Ranked`.
-        ranks: as of `Ranked`.
-    """
+    fine-tuning on other draws."""
 
     def find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch) -> Tensor:
         return rbgm(self.start(batch), batch.noise, 0, self.ranks)
@@ -64,9 +57,7 @@ class Ball(Perturbation):
     def __post_init__(self) -> None:
         check_choice(self, "objective", Objective)
         check_at_least(self, 1, "steps", "eot_samples")
-        for name in ("epsilon", "step_size", "snr_cap"):
-            if not (isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise FieldError(self, name, f"must be > 0, got {getattr(self, name)}")
+        check_positive(self, "epsilon", "step_size", "snr_cap")
 
     def start(self, batch: Batch) -> Tensor:
         return torch.zeros_like(batch.x0)

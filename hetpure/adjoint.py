@@ -12,24 +12,19 @@ from torch.autograd.function import once_differentiable
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.noise import BatchNoise, Purpose
-from hetpure.purifiers import Plan, Purifier, Step, UniformPurifier
+from hetpure.purifiers import Plan, Purifier, UniformPurifier
 from hetpure.samplers import ContinuousSampler
 from hetpure.schedule import NO_NOISE
 
 
 def equation(purifier: Purifier | None) -> UniformPurifier:
     """The purifier itself; InputError unless it solves one differential equation."""
-    if not isinstance(purifier, UniformPurifier):
-        raise InputError(
-            f"gradient adjoint is for UniformPurifier, which solves one equation, not for"
-            f" {type(purifier).__name__ if purifier else 'a plain classifier'}: use auto"
-        )
-    if not isinstance(purifier.sampler, ContinuousSampler):
-        raise InputError(
-            "gradient adjoint needs a differential equation, sampler VPSDE or VPODE, not"
-            f" {type(purifier.sampler).__name__}: use auto"
-        )
-    return purifier
+    if isinstance(purifier, UniformPurifier) and isinstance(purifier.sampler, ContinuousSampler):
+        return purifier
+    raise InputError(
+        "gradient adjoint needs one differential equation, a UniformPurifier with sampler VPSDE or"
+        f" VPODE, not {purifier or 'a plain classifier'}: use auto"
+    )
 
 
 def solved(plan: Plan) -> Plan:
@@ -75,29 +70,17 @@ class _Adjoint(torch.autograd.Function):
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
         purifier, denoiser, plan, noise = ctx.problem
         (state,) = ctx.saved_tensors
-        for step in reversed(plan):
-            state, adjoint = _back(purifier.sampler, denoiser, step, noise, state, adjoint)
+        sampler, level = purifier.sampler, denoiser.schedule.alpha_cumprod
+        for step in reversed(plan):  # an Euler step up from `to` to `via`
+            alpha = level(step.to)
+            length = math.log(alpha / level(step.via))
+            point = state.detach().requires_grad_()
+            with torch.enable_grad():
+                drift = sampler.drift(point, denoiser.predict(point, step.to)[0], alpha)
+            (pull,) = torch.autograd.grad(drift, point, adjoint)
+            state = state - length * drift.detach()
+            if sampler.stochastic:
+                fresh = noise.normal(Purpose.REVERSE, state, step=step.to, repeat=step.repeat)
+                state = state - math.sqrt(length) * fresh
+            adjoint = adjoint + length * pull
         return None, None, None, None, adjoint
-
-
-def _back(
-    sampler: ContinuousSampler,
-    denoiser: Denoiser,
-    step: Step,
-    noise: BatchNoise,
-    state: Tensor,
-    adjoint: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """One Euler step up from `to` to `via`: the state before, and its adjoint."""
-    level = denoiser.schedule.alpha_cumprod
-    alpha = level(step.to)
-    length = math.log(alpha / level(step.via))
-    point = state.detach().requires_grad_()
-    with torch.enable_grad():
-        drift = sampler.drift(point, denoiser.predict(point, step.to)[0], alpha)
-    (pull,) = torch.autograd.grad(drift, point, adjoint)
-    before = state - length * drift.detach()
-    if sampler.stochastic:
-        fresh = noise.normal(Purpose.REVERSE, state, step=step.to, repeat=step.repeat)
-        before = before - math.sqrt(length) * fresh
-    return before, adjoint + length * pull

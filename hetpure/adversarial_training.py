@@ -8,14 +8,13 @@ eval mode, so batch norm's statistics are those of the training passes alone.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetpure.errors import FieldError, check_at_least, check_choice
+from hetpure.errors import FieldError, check_at_least, check_choice, check_positive
 from hetpure.geometry import Norm, direction, project, uniform_in_ball
 from hetpure.noise import BatchNoise, Purpose
 from hetpure.numbers import Number
@@ -49,18 +48,13 @@ class AdversarialTraining:
         check_choice(self, "method", Method)
         check_choice(self, "norm", Norm)
         check_at_least(self, 1, "steps")
-        if not (isfinite(self.epsilon) and self.epsilon >= 0):
-            raise FieldError(self, "epsilon", f"must be >= 0, got {self.epsilon}")
-        if not (isfinite(self.step_size) and self.step_size > 0):
-            raise FieldError(self, "step_size", f"must be > 0, got {self.step_size}")
+        check_at_least(self, 0, "epsilon", "beta")
+        check_positive(self, "step_size")
         if self.method == "pgd" and self.beta is not None:
             wrong = f"{self.beta} weighs TRADES' divergence: leave it out, or take method trades"
             raise FieldError(self, "beta", wrong)
-        if self.method == "trades":
-            if self.beta is None:
-                raise FieldError(self, "beta", "is needed by method trades (6)")
-            if not (isfinite(self.beta) and self.beta >= 0):
-                raise FieldError(self, "beta", f"must be >= 0, got {self.beta}")
+        if self.method == "trades" and self.beta is None:
+            raise FieldError(self, "beta", "is needed by method trades (6)")
 
 
 def adversarial_loss(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hetpure.classifiers import Classifier
-from hetpure.errors import FieldError, InputError, check_choice
+from hetpure.errors import FieldError, InputError, check_choice, check_positive
 from hetpure.noise import BatchNoise, Noise, Purpose, Stream
 
 Normalisation = Literal["minmax", "softmax"]
@@ -147,8 +147,7 @@ class AttentionMask:
         check_choice(self, "normalisation", Normalisation)
         check_choice(self, "selection", Selection)
         check_choice(self, "placement", Placement)
-        if self.power <= 0:
-            raise FieldError(self, "power", f"must be > 0, got {self.power}")
+        check_positive(self, "power")
 
     def scores(self, classifier: Classifier, pixels: Tensor, size: Size | None = None) -> Tensor:
         """(B, H, W) elementwise maximum over the blocks' normalised maps, at image size or the
@@ -240,32 +239,26 @@ class AttentionMask:
         pixels: Tensor,
         samples: Tensor | None = None,
         size: Size | None = None,
+        *,
+        soft: bool = False,
     ) -> Tensor:
-        """(B, 1, H, W) mask of 0 and 1 in the dtype of the images, pixel [0, 1]; no gradient.
+        """(B, 1, H, W) mask of 0 and 1 in the dtype of the images, pixel [0, 1].
 
         `samples` are the images' ids (B,); only the placements that use noise need them. `size` is
-        the mask's (H, W) where the images are purified at another one than their own.
+        the mask's (H, W) where the images are purified at another one than their own. A `soft` mask
+        has a gradient in the images, straight through: its value is the hard mask, its derivative
+        that of `relaxed`, through all of the classifier's activations.
         """
-        scores = self.scores(classifier, pixels.detach(), size)
-        mask = self.place(self.select(scores), scores, samples)
-        return mask[:, None].to(pixels.dtype)
-
-    def soft(
-        self,
-        classifier: Classifier,
-        pixels: Tensor,
-        samples: Tensor | None = None,
-        size: Size | None = None,
-    ) -> Tensor:
-        """The same mask with a gradient in the images, straight through: its value is the hard
-        mask, its derivative that of `relaxed`, through all of the classifier's activations."""
-        scores = self.scores(classifier, pixels, size)
+        scores = self.scores(classifier, pixels if soft else pixels.detach(), size)
         selected = self.select(scores.detach())
-        mask = self.place(selected, scores.detach(), samples)
-        relaxed = self.relaxed(scores, mask if self.placement == "inverted" else selected)
-        if self.placement == "shifted" and samples is not None:
-            relaxed = self._shifted(relaxed, self._noise(samples, mask))
-        return (mask.to(pixels.dtype) + (relaxed - relaxed.detach()))[:, None]
+        placed = self.place(selected, scores.detach(), samples)
+        mask = placed.to(pixels.dtype)
+        if soft:
+            relaxed = self.relaxed(scores, placed if self.placement == "inverted" else selected)
+            if self.placement == "shifted":
+                relaxed = self._shifted(relaxed, self._noise(samples, placed))
+            mask = mask + (relaxed - relaxed.detach())
+        return mask[:, None]
 
 
 def _lowest(values: Tensor, like: Tensor) -> Tensor:

@@ -116,12 +116,11 @@ class Defense(nn.Module):
     ) -> Tensor | None:
         """(B, 1, H, W) attended pixels at the purifier's size, where it asks for them. Depends on
         the image and, for random control masks, its sample id only: compute it once for all noise
-        draws. A `soft` mask is the same with a gradient, see `AttentionMask.soft`."""
+        draws. A `soft` mask is the same with a gradient, see `AttentionMask`."""
         if not self.masked:
             return None
-        make = self.attention_mask.soft if soft else self.attention_mask
         size = None if self.purified_size is None else (self.purified_size, self.purified_size)
-        return make(self.classifier, images, samples, size)
+        return self.attention_mask(self.classifier, images, samples, size, soft=soft)
 
     def resized(self, images: Tensor) -> Tensor:
         """The images (B, C, H, W) at the size at which they are purified."""

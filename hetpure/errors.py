@@ -1,5 +1,6 @@
 """The errors that a user can cause, as opposed to a fault of the program."""
 
+from math import inf
 from typing import Any, get_args
 
 
@@ -33,7 +34,15 @@ def check_choice(owner: object, field: str, allowed: Any) -> None:
 
 
 def check_at_least(owner: object, least: int, *fields: str) -> None:
-    """FieldError unless these fields of the owner are at least so much."""
+    """FieldError unless these fields of the owner are finite and at least so much, or None."""
     for field in fields:
-        if getattr(owner, field) < least:
-            raise FieldError(owner, field, f"must be >= {least}, got {getattr(owner, field)}")
+        value = getattr(owner, field)
+        if value is not None and not least <= value < inf:
+            raise FieldError(owner, field, f"must be >= {least}, got {value}")
+
+
+def check_positive(owner: object, *fields: str) -> None:
+    """FieldError unless these fields of the owner are finite and above 0."""
+    for field in fields:
+        if not 0 < (value := getattr(owner, field)) < inf:
+            raise FieldError(owner, field, f"must be > 0, got {value}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hetpure.errors import FieldError, InputError, check_choice
+from hetpure.errors import FieldError, InputError, check_at_least, check_choice
 
 Policy = Literal["auto", "tape", "checkpoint", "hybrid", "adjoint", "bpda", "classifier_only"]
 EXACT = ("tape", "checkpoint", "hybrid")
@@ -50,10 +50,8 @@ class Execution:
 
     def __post_init__(self) -> None:
         check_choice(self, "policy", Policy)
-        for name, low in (("taped_steps", 0), ("micro_batch", 1)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise FieldError(self, name, f"must be >= {low}, got {value}")
+        check_at_least(self, 0, "taped_steps")
+        check_at_least(self, 1, "micro_batch")
         if self.taped_steps is not None and self.policy != "hybrid":
             raise FieldError(self, "taped_steps", f"belongs to policy hybrid, not to {self.policy}")
 

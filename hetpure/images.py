@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,7 @@ MODES = {1: "L", 3: "RGB"}
 # Pillow's names. A mode says how pixels are held in memory, a raw mode how the file holds them.
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I;16R")
-WHITE_OF_8_BITS = 255
-HEAD_OF_JPEG_2000 = b"\xff\x4f\xff\x51"  # its markers SOC and SIZ
+ANY_DEPTH = ("JPEG2000", "SGI")  # formats of which Pillow does not say how deep the file is
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF and one of its values
 ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)  # a tag of EXIF, and where it exchanges the sides
 
@@ -62,9 +62,9 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 def _has_16_bits(file: Image.Image) -> bool:
     """Whether an opened file is 16-bit grey, or else has 8 bits a channel; OSError if neither."""
     # Before the pixels are loaded: the raw mode is forgotten then.
-    tile = file.tile[0] if getattr(file, "tile", None) else None  # type: ignore[attr-defined]
-    decoder, arguments = (None, None) if tile is None else (tile.codec_name, tile.args)
-    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    tiles: Any = getattr(file, "tile", None)
+    arguments = tiles[0].args if tiles else None
+    raw, *others = arguments if isinstance(arguments, tuple) and arguments else (arguments,)
     if raw in SIXTEEN_BITS:
         # Pillow inverts such files of 8 bits, and those of 16 bits not.
         if getattr(file, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
@@ -72,25 +72,14 @@ def _has_16_bits(file: Image.Image) -> bool:
         return True
     if file.mode not in EIGHT_BITS:
         raise OSError(f"which of its values is white is not known (mode {file.mode}): use 8 bits")
-    deep = (isinstance(raw, str) and ";16" in raw) or decoder == "SGI16"
-    if decoder in ("ppm", "ppm_plain") and isinstance(arguments, tuple):  # with the white value
-        deep |= arguments[1] > WHITE_OF_8_BITS
-    if decoder == "jpeg2k":
-        deep |= _bits_of_jpeg_2000(file) > 8
-    if deep:
+    if file.format in ANY_DEPTH:
+        raise OSError(f"Pillow rounds {file.format} of 16 bits down: save it as PNG with 8 bits")
+    white = others[0] if file.format == "PPM" and others else 255
+    if white > 255 or ";16" in str(raw):
         raise OSError("Pillow rounds 16-bit colour and transparency down: save it with 8 bits")
     if raw in ("L;2", "L;4") and "transparency" in file.info:
         raise OSError("Pillow loses which of its 4 or 16 greys is transparent: save it with 8 bits")
     return False
-
-
-def _bits_of_jpeg_2000(file: Image.Image) -> int:
-    """Of the deepest channel, as the head of the codestream says; ValueError if there is none."""
-    content = Path(file.filename).read_bytes()  # type: ignore[attr-defined]
-    head = content[content.index(HEAD_OF_JPEG_2000) + 40 :]
-    channels = int.from_bytes(head[:2], "big")
-    # Three bytes a channel. The first one holds a sign and the number of bits less one.
-    return max(depth & 0x7F for depth in head[2 : 2 + 3 * channels : 3]) + 1
 
 
 def _scaled_16_bits(image: Image.Image) -> Image.Image:

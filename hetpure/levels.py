@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hetpure.errors import FieldError, InputError
+from hetpure.errors import FieldError, InputError, check_positive
 from hetpure.noise import BatchNoise, Purpose
 from hetpure.schedule import Level, Schedule
 
@@ -112,8 +112,7 @@ class LogNormalLevels(Levels):
     def __post_init__(self) -> None:
         if not math.isfinite(self.mean):
             raise FieldError(self, "mean", f"must be finite, got {self.mean}")
-        if not 0 < self.std < math.inf:
-            raise FieldError(self, "std", f"must be finite and > 0, got {self.std}")
+        check_positive(self, "std")
 
     def check(self, schedule: Schedule, prediction_type: str) -> None:
         if prediction_type != "edm":

@@ -36,16 +36,11 @@ def ddim_step(
     noise: Tensor | None = None,
 ) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12 with sigma of eq. 16): from abar_t down to `alpha_next`."""
-    sigma = ddim_sigma(alpha, alpha_next, eta)
+    beta = 1 - alpha / alpha_next
+    sigma = eta * ((1 - alpha_next) / (1 - alpha) * beta) ** 0.5
     direction = max(1 - alpha_next - sigma**2, 0.0) ** 0.5
     x_next: Tensor = alpha_next**0.5 * x0 + direction * predicted_noise
     return x_next if sigma == 0 or noise is None else x_next + sigma * noise
-
-
-def ddim_sigma(alpha: float, alpha_next: float, eta: float) -> float:
-    """Standard deviation of the noise that a DDIM step adds."""
-    beta = 1 - alpha / alpha_next
-    return float(eta * ((1 - alpha_next) / (1 - alpha) * beta) ** 0.5)
 
 
 def ddpm_step(
@@ -75,29 +70,14 @@ def ddpm_variance(alpha: float, alpha_next: float, variance: Variance) -> float:
 
 def vp_drift(x: Tensor, x0: Tensor, alpha: float, score_weight: float) -> Tensor:
     """Drift of the reverse VP-SDE (Song et al. 2021, eq. 6; score weight 1) or of its probability
-    flow ODE (eq. 13; 1/2), in the clock tau = -log abar.
+    flow ODE (eq. 13; 1/2), in the clock tau = -log abar. x0 is the expected image.
 
     In that clock the forward process is dx = -x/2 dtau + dw for every schedule, and one grid step
     lasts log(alpha_next / alpha).
     """
-    return x / 2 + score_weight * _score(x, x0, alpha)
-
-
-def vp_sde_step(x: Tensor, x0: Tensor, alpha: float, alpha_next: float, noise: Tensor) -> Tensor:
-    """Euler-Maruyama step of the reverse VP-SDE from abar_t down to `alpha_next`."""
-    length = math.log(alpha_next / alpha)
-    return x + length * vp_drift(x, x0, alpha, 1.0) + math.sqrt(length) * noise
-
-
-def vp_ode_step(x: Tensor, x0: Tensor, alpha: float, alpha_next: float) -> Tensor:
-    """Euler step of its probability flow ODE."""
-    return x + math.log(alpha_next / alpha) * vp_drift(x, x0, alpha, 0.5)
-
-
-def _score(x: Tensor, x0: Tensor, alpha: float) -> Tensor:
-    """Gradient of log q(x_t) where x0 is the expected image."""
-    score: Tensor = (alpha**0.5 * x0 - x) / (1 - alpha)
-    return score
+    score = (alpha**0.5 * x0 - x) / (1 - alpha)
+    drift: Tensor = x / 2 + score_weight * score
+    return drift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +117,6 @@ class DDIM(Sampler):
     """DDIM reverse steps.
 
     Args:
-        clip_x0: clamp the predicted image to [-1, 1] before each step.
         eta: 0 is deterministic, 1 is as noisy as DDPM.
     """
 
@@ -164,16 +143,12 @@ class DDPM(Sampler):
     """DDPM ancestral reverse steps, clipped as in ADDT's evaluation.
 
     Args:
-        clip_x0: clamp the predicted image to [-1, 1] before each step.
         variance: `fixed_large` is the step's beta, `fixed_small` the posterior variance.
     """
 
     clip_x0: bool = True
     variance: Variance = "fixed_large"
-
-    @property
-    def stochastic(self) -> bool:
-        return True
+    stochastic = True
 
     def step(
         self,
@@ -196,21 +171,6 @@ class ContinuousSampler(Sampler):
         """Of the state x (B, C, H, W) at abar_t, given the predicted image, in -log abar."""
         return vp_drift(x, self.clip(x0), alpha, self.score_weight)
 
-
-@dataclass(frozen=True, kw_only=True)
-class VPSDE(ContinuousSampler):
-    """Euler-Maruyama steps of the reverse VP-SDE (DiffPure, Nie et al. 2022).
-
-    Args:
-        clip_x0: clamp the predicted image to [-1, 1] before each step.
-    """
-
-    score_weight: ClassVar[float] = 1.0
-
-    @property
-    def stochastic(self) -> bool:
-        return True
-
     def step(
         self,
         x: Tensor,
@@ -220,31 +180,25 @@ class VPSDE(ContinuousSampler):
         alpha_next: float,
         noise: Tensor | None,
     ) -> Tensor:
+        length = math.log(alpha_next / alpha)
+        x_next = x + length * vp_drift(x, x0, alpha, self.score_weight)
+        if not self.stochastic:
+            return x_next
         assert noise is not None, "the SDE's step needs noise"
-        return vp_sde_step(x, x0, alpha, alpha_next, noise)
+        return x_next + math.sqrt(length) * noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPSDE(ContinuousSampler):
+    """Euler-Maruyama steps of the reverse VP-SDE (DiffPure, Nie et al. 2022)."""
+
+    score_weight = 1.0
+    stochastic = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class VPODE(ContinuousSampler):
-    """Euler steps of the VP-SDE's probability flow ODE (Song et al. 2021).
+    """Euler steps of the VP-SDE's probability flow ODE (Song et al. 2021)."""
 
-    Args:
-        clip_x0: clamp the predicted image to [-1, 1] before each step.
-    """
-
-    score_weight: ClassVar[float] = 0.5
-
-    @property
-    def stochastic(self) -> bool:
-        return False
-
-    def step(
-        self,
-        x: Tensor,
-        x0: Tensor,
-        predicted_noise: Tensor,
-        alpha: float,
-        alpha_next: float,
-        noise: Tensor | None,
-    ) -> Tensor:
-        return vp_ode_step(x, x0, alpha, alpha_next)
+    score_weight = 0.5
+    stochastic = False

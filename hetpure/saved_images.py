@@ -1,10 +1,10 @@
-"""Files of images that a run saves: one safetensors file for each row, attack and block, which holds
+"""Files of images that a run saves: one safetensors file for each row, attack and block. It holds
 the images, their sample ids, and in its header whatever else belongs to them."""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ EARLIER = "images"  # its name in runs of schema 3
 def file_stem(*names: str) -> str:
     """A readable name for a file; a hash tells names apart that look alike."""
     slugs = (re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:40] for name in names)
-    return "-".join((*slugs, _hash(*names)))
+    return "-".join((*slugs, hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]))
 
 
 def block_path(folder: Path, row: str, attack: str, block: int) -> Path:
@@ -71,7 +71,7 @@ def saved_images(
 ) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) float32 and sample ids (N,) int64 of one row under one attack, in the
     order of their blocks. A name that is None is the only one that the run has."""
-    names = dict(_names(folder, _pattern(row, attack))) or dict(_names(folder, "*.safetensors"))
+    names = _names(folder)
     if not names:
         raise InputError(
             f"{folder} holds no saved images: give the folder of a run that saved its own"
@@ -84,25 +84,17 @@ def saved_images(
     return torch.cat(images), torch.cat(samples)
 
 
-def _names(folder: Path, pattern: str) -> Iterator[tuple[Path, tuple[str, str]]]:
-    """Files of that name in the order of their blocks, each with its row and attack; a file that
-    says neither is another program's."""
+def _names(folder: Path) -> dict[Path, tuple[str, str]]:
+    """Row and attack of each file, in the order of the blocks. A file that says neither is another
+    program's."""
     blocks = folder / BLOCKS
-    for path in sorted((blocks if blocks.is_dir() else folder / EARLIER).glob(pattern)):
-        header = read_header(path)
-        if {"row", "attack"} <= header.keys():
-            yield path, (header["row"], header["attack"])
-
-
-def _pattern(row: str | None, attack: str | None) -> str:
-    """Of the names of files that may hold them: a run has many."""
-    if row is None or attack is None:
-        return "*.safetensors"
-    return f"*-{_hash(row, attack)}.safetensors"
-
-
-def _hash(*names: str) -> str:
-    return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]
+    paths = sorted((blocks if blocks.is_dir() else folder / EARLIER).glob("*.safetensors"))
+    headers = {path: read_header(path) for path in paths}
+    return {
+        path: (header["row"], header["attack"])
+        for path, header in headers.items()
+        if {"row", "attack"} <= header.keys()
+    }
 
 
 def _chosen(folder: Path, what: str, name: str | None, known: set[str], where: str = "") -> str:

@@ -7,7 +7,7 @@ from math import inf, sqrt
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser
-from hetpure.errors import FieldError, check_at_least
+from hetpure.errors import FieldError, check_at_least, check_positive
 from hetpure.noise import BatchNoise, Group, Purpose
 from hetpure.purifiers.purifier import Plan, Purifier, Step, check_strength, strength_index
 from hetpure.samplers import jump_forward
@@ -46,15 +46,11 @@ class EDMPurifier(Purifier):
     def __post_init__(self) -> None:
         check_strength(self, "strength")
         check_at_least(self, 1, "levels")
-        for name, allowed, good in (
-            ("rho", "be > 0", 0 < self.rho < inf),
-            ("sigma_min", "be > 0", 0 < self.sigma_min < inf),
-            ("churn", "be >= 0", 0 <= self.churn < inf),
-            ("churn_noise", "be >= 0", 0 <= self.churn_noise < inf),
-            ("churn_max", f"be >= churn_min {self.churn_min}", self.churn_min <= self.churn_max),
-        ):
-            if not good:
-                raise FieldError(self, name, f"must {allowed}, got {getattr(self, name)}")
+        check_positive(self, "rho", "sigma_min")
+        check_at_least(self, 0, "churn", "churn_noise")
+        if not self.churn_min <= self.churn_max:
+            allowed = f"must be >= churn_min {self.churn_min}"
+            raise FieldError(self, "churn_max", f"{allowed}, got {self.churn_max}")
 
     def plan(self, schedule: Schedule) -> Plan:
         start = strength_index(schedule, self.strength)

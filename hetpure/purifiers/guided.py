@@ -52,8 +52,7 @@ class GuidedPurifier(GridPurifier):
         check_at_least(self, 1, "rounds")
         if not isinstance(self.sampler, DDPM):
             raise FieldError(self, "sampler", "must be DDPM: guidance is scaled by its variance")
-        if not 0 <= self.guidance < float("inf"):
-            raise FieldError(self, "guidance", f"must be >= 0, got {self.guidance}")
+        check_at_least(self, 0, "guidance")
 
     def plan(self, schedule: Schedule) -> Plan:
         grid = self.grid(schedule, strength_index(schedule, self.strength))

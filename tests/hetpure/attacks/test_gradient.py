@@ -72,7 +72,7 @@ def test_a_soft_mask_is_the_hard_one_with_the_relaxed_ones_derivative(
     mask = defense.attention_mask
     for made in (mask, replace(mask, selection="area", threshold=0.3)):
         point = images.clone().requires_grad_()
-        soft = made.soft(defense.classifier, point, SAMPLES)
+        soft = made(defense.classifier, point, SAMPLES, soft=True)
         assert torch.equal(soft.detach(), made(defense.classifier, images, SAMPLES))
         (found,) = torch.autograd.grad((weights * soft).sum(), point)
         again = images.clone().requires_grad_()
@@ -89,7 +89,7 @@ def test_a_soft_mask_is_the_hard_one_with_the_relaxed_ones_derivative(
 def test_soft_control_masks(placement: Any, defense: Defense, images: Tensor) -> None:
     made = replace(defense.attention_mask, placement=placement)
     point = images.clone().requires_grad_()
-    soft = made.soft(defense.classifier, point, SAMPLES)
+    soft = made(defense.classifier, point, SAMPLES, soft=True)
     assert torch.equal(soft.detach(), made(defense.classifier, images, SAMPLES))
     (gradient,) = torch.autograd.grad(soft.square().sum(), point)
     assert gradient.isfinite().all()
