@@ -15,7 +15,7 @@ import json
 import lzma
 import statistics
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,14 +70,14 @@ def timing_of(folder: Path) -> Timing:
     contents = Contents.read(Store(folder))
     if contents.missing:
         raise InputError(f"{folder} is not finished: {counted(contents.missing, 'part')} missing")
-    seconds: Counter[Task] = Counter()
+    seconds: Seconds = defaultdict(float)
     for job, finished in contents.finished.items():
         seconds[Task(job.row, job.block)] += finished.seconds
-    seconds |= {Task(row, None): check["seconds"] for row, check in contents.checks.items()}
+    checks = {Task(row, None): check["seconds"] for row, check in contents.checks.items()}
     images = contents.facts["images"]
     cells = [cell for row in contents.facts["rows"].values() for cell in row["cells"].values()]
     limits = [cell["images"] for cell in cells if cell["images"] < images]
-    return Timing(dict(seconds), contents.run["block"], max(limits, default=0))
+    return Timing(dict(seconds) | checks, contents.run["block"], max(limits, default=0))
 
 
 def committed() -> Timing:
@@ -91,7 +91,7 @@ def committed() -> Timing:
         for entry in map(json.loads, lines.splitlines())
         if "defense" in entry
     }
-    seconds: Counter[Task] = Counter()
+    seconds: Seconds = defaultdict(float)
     for (row, _, block), took in parts.items():
         seconds[Task(row, block)] += took
     config = yaml.safe_load(json.loads(results)["config"])

@@ -262,6 +262,7 @@ def test_a_report_of_what_is_there(
     assert made_with in tables and "addt_primary: not finished" in tables
 
 
+@pytest.mark.slow
 def test_the_document_has_what_the_records_say(experiment: ModuleType) -> None:
     """docs/addt.md: the tables of the evaluations, from the committed records and results."""
     text = (ROOT / "docs" / "addt.md").read_text()

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,14 +44,12 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "in.png"
 
 
-def test_purify_writes_what_the_library_gives(picture: Path, tmp_path: Path) -> None:
-    """The one command here that is a program of its own."""
+def test_purify_writes_what_the_library_gives(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, steps = tmp_path / "out.png", tmp_path / "steps.png"
-    options = [str(picture), str(out), "--seed=3", f"--figure={steps}"]
-    command = [sys.executable, "-m", "hetpure", "purify", *options]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert result.returncode == 0, result.stderr
-    assert f"{out}: classified as " in result.stdout
+    main(["purify", str(picture), str(out), "--seed=3", f"--figure={steps}"])
+    assert f"{out}: classified as " in capsys.readouterr().out
     defense = load_defense()
     image = read_image(picture, defense.image_shape)
     expected = defense.purify(image, noise_for(image, seed=3))
