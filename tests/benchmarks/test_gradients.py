@@ -84,9 +84,9 @@ def test_a_plan_is_compared_with_the_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tiny = [
-        "--data.limit=16",
-        "--data.batch_size=16",
-        "--model.attack.steps=9",
+        "--data.limit=1",
+        "--data.batch_size=1",
+        "--model.attack.steps=1",
         "--model.audit=null",
     ]
     tiny += ["--model.defenses={plain: {}}", "--model.baseline=null"]
@@ -94,5 +94,7 @@ def test_a_plan_is_compared_with_the_run(
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     names = [row.split(" | ")[0] for row in rows[2:]]
     assert names == ["| plain", "| all rows", "| gradient checks, at most"]
-    predicted, real = (float(rows[-2].split(" | ")[k]) for k in (1, 2))
-    assert predicted > 0 and real > 0
+    cells = [[float(cell) for cell in row.strip("| ").split(" | ")[1:]] for row in rows[2:]]
+    plain, together, checks = cells
+    assert plain == together and plain[1] >= 0
+    assert checks[0] >= 60 and checks[1] > 0, "a check may take a minute"
