@@ -39,6 +39,7 @@ def test_only_common_images_are_paired(benchmark: ModuleType) -> None:
         benchmark.table(records, ["absent"])
 
 
+@pytest.mark.slow
 def test_the_results_cite_this_table(benchmark: ModuleType) -> None:
     printed = benchmark.table(benchmark.committed(), benchmark.BASE)
     text = RESULTS.read_text()
