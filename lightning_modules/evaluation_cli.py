@@ -28,8 +28,8 @@ from hetpure.evaluation.description import describe
 from hetpure.evaluation.facts import run_record
 from hetpure.evaluation.identity import differences
 from hetpure.evaluation.plan import plan
+from hetpure.evaluation.row_check import check_gradients
 from hetpure.evaluation.store import CONFIG, Store
-from hetpure.evaluation.worker import row_checks
 from hetpure.memory import gigabytes, weight_bytes
 from hetpure.report.finish import finish
 from hetpure.report.gradient_checks import gradient_checks_table
@@ -229,7 +229,7 @@ def print_gradient_checks(cli: EvaluationCLI) -> dict[str, dict[str, Any]]:
     with console.status("gradient checks") as status:
         for name, row in run.rows.items():
             status.update(f"gradient check: {name}")
-            checks[name] = row_checks(run, row)
+            checks[name] = check_gradients(run, row)
     console.print(gradient_checks_table(checks))
     return checks
 

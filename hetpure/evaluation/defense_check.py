@@ -85,8 +85,8 @@ class Subject:
         return thinned(self.attacked, plan), thinned(self.unaccelerated, plan), True
 
     def draws(self, extent: Extent, asked: Defense) -> int:
-        """Noise draws that a gradient is asked for on the run's device: two, so that a batch is more
-        than the images; one where `asked` takes all steps and they are dear. As many as fill a
+        """Noise draws that a gradient is asked for on the run's device: two, so that a batch is
+        more than the images; one where `asked` takes all steps and they are dear. As many as fill a
         micro-batch where code is compiled for its shape."""
         dear = not self.whole(extent) and asked.plan == self.attacked.plan
         least = 1 if dear else DRAWS

@@ -70,7 +70,7 @@ class Evaluation:
     defenses: dict[str, DefenseConfig]
     baseline: str | None = None
     attack: Attack = field(default_factory=PGD)
-    attacks: dict[str, AttackConfig] | None = None
+    attacks: dict[str, AttackConfig] = field(default_factory=dict)
     protocol: Protocol = field(default_factory=Protocol)
     audit: Audit | None = field(default_factory=Audit)
     gradient_bound: float = GRADIENT_BOUND
@@ -87,14 +87,9 @@ class Evaluation:
             raise InputError(
                 f"baseline {self.baseline!r} is not among the defences: {', '.join(self.defenses)}"
             )
-        check_attacks(self.further, self.defenses, self.attack)
+        check_attacks(self.attacks, self.defenses, self.attack)
         if unknown := set(self.execution or {}) - set(self.defenses):
             raise InputError(f"execution names no row of the table: {', '.join(unknown)}")
-
-    @property
-    def further(self) -> dict[str, AttackConfig]:
-        """The further attacks."""
-        return self.attacks or {}
 
 
 @dataclass(frozen=True)
@@ -278,7 +273,7 @@ def describe(
 
 
 def _cells(config: Evaluation, row: Row, first: Tensor, store: Store) -> tuple[Any, ...]:
-    cells = attack_cells(row.name, row.defense, config.attack, config.further, config.protocol)
+    cells = attack_cells(row.name, row.defense, config.attack, config.attacks, config.protocol)
     if config.audit is not None:
         base = base_cell(cells)
         read = partial(store.images, row.name, base.name)

@@ -32,7 +32,7 @@ def facts(run: Run) -> dict[str, Any]:
         "run": {
             "data": run.images.description,
             "attack": config.attack.describe(),
-            "attacks": {name: other.attack.describe() for name, other in config.further.items()},
+            "attacks": {name: other.attack.describe() for name, other in config.attacks.items()},
             "report_draws": config.protocol.report_draws,
             "selection_draws": config.protocol.selection_draws,
             "audit": None if config.audit is None else asdict(config.audit),
@@ -68,9 +68,9 @@ def _weaker_than_full(run: Run) -> list[str]:
     """Departures from the full evaluation, but for those of rows."""
     config = run.config
     departures = [*config.attack.weaker_than_full(), *config.protocol.weaker_than_full()]
-    if not config.further:
+    if not config.attacks:
         departures.append("one kind of attack only")
-    for name, other in config.further.items():
+    for name, other in config.attacks.items():
         prefix = f"{other.attack.name}: "  # the table has the config's name
         weaker = other.attack.weaker_than_full()
         departures += [f"{name}: {line.removeprefix(prefix)}" for line in weaker]
@@ -91,7 +91,7 @@ def _weaker_than_full(run: Run) -> list[str]:
 
 def _notes(run: Run) -> list[str]:
     """What attacks did otherwise than asked, and what published code does in several ways."""
-    attacks = [run.config.attack, *(other.attack for other in run.config.further.values())]
+    attacks = [run.config.attack, *(other.attack for other in run.config.attacks.values())]
     classes = {row.defense.classifier.num_classes for row in run.rows.values()}
     notes = [note for attack in attacks for count in classes for note in attack.notes(count)]
     if len({_whole(row) for row in run.rows.values()}) > 1:

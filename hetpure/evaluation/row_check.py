@@ -17,6 +17,7 @@ from hetpure.evaluation.defense_check import (
     float64_footprint,
     policies,
 )
+from hetpure.evaluation.description import Run
 from hetpure.evaluation.extent import IMAGES, Extent, extents, thinned
 from hetpure.evaluation.protocol import Block, Cell, Protocol
 from hetpure.evaluation.rows import Row
@@ -65,20 +66,14 @@ def allowance(row: Row, attacked: Stopwatch, attack: Attack) -> float:
     return max(MINUTE, ATTACK_STEPS * step)
 
 
-def check_gradients(
-    row: Row,
-    block: Block,
-    attack: Attack,
-    budget: int,
-    seed: int,
-    *,
-    bound: float,
-    cosine_bound: float,
-) -> dict[str, dict[str, Any]]:
-    """The gradient checks of a row on a block, by the names that results give them. Each looks at
-    the least first, which tells how long a wider look takes, and then as far as the time allows."""
+def check_gradients(run: Run, row: Row) -> dict[str, dict[str, Any]]:
+    """The gradient checks of a row on the run's first block, by the names that results give them.
+    Each looks at the least first, which tells how long a wider look takes, and then as far as the
+    time allows."""
     checks, of_row = {}, subjects(row)
-    seconds = allowance(row, Stopwatch(row.attacked, block.images, repeats=1), attack) / len(of_row)
+    config, block, budget = run.config, run.read(0), run.check_budget
+    clock = Stopwatch(row.attacked, block.images, repeats=1)
+    seconds = allowance(row, clock, config.attack) / len(of_row)
     for name, subject in of_row.items():
 
         def check(extent: Extent, subject: Subject = subject) -> GradientCheck:
@@ -86,9 +81,9 @@ def check_gradients(
                 subject,
                 block.images,
                 block.samples,
-                seed,
-                bound=bound,
-                cosine_bound=cosine_bound,
+                config.seed,
+                bound=config.gradient_bound,
+                cosine_bound=config.cosine_bound,
                 extent=extent,
                 budget=budget,
             )

@@ -15,7 +15,6 @@ from hetpure.evaluation.cost import CellCost, block_work, cell_cost
 from hetpure.evaluation.description import Run
 from hetpure.evaluation.protocol import (
     CLEAN,
-    Block,
     Cell,
     Record,
     evaluate_attack,
@@ -195,13 +194,13 @@ def _check(run: Run, store: Store, row: Row, watch: Watch) -> None:
         return
     watch.begin(row.name, "gradient check")
     start = time.perf_counter()
-    config, block = run.config, run.read(0)
-    gradients = first_gradients(row, block, config.seed, config.attack)
+    config = run.config
+    gradients = first_gradients(row, run.read(0), config.seed, config.attack)
     checks: dict[str, dict[str, Any]] = {}
     if gradients.verdict == "FAIL" and follows_gradient(config.attack, row):
         raise GradientError(gradients.said)
     try:
-        checks = row_checks(run, row, block)
+        checks = check_gradients(run, row)
     except GradientError as error:
         if follows_gradient(config.attack, row):
             raise
@@ -213,20 +212,6 @@ def _check(run: Run, store: Store, row: Row, watch: Watch) -> None:
     store.put_check(row.name, content | {"seconds": seconds})
     if struck:
         watch.strike(row.name, struck)
-
-
-def row_checks(run: Run, row: Row, block: Block | None = None) -> dict[str, dict[str, Any]]:
-    """The gradient checks of a row, by the names that results give them."""
-    config = run.config
-    return check_gradients(
-        row,
-        block or run.read(0),
-        config.attack,
-        run.check_budget,
-        config.seed,
-        bound=config.gradient_bound,
-        cosine_bound=config.cosine_bound,
-    )
 
 
 def follows_gradient(attack: Attack, row: Row) -> bool:

@@ -1,6 +1,7 @@
 """What an evaluation is said to cost is what it costs, in network calls to the last one."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ from hetpure.gradients import Execution, Policy
 from hetpure.noise import Group
 from hetpure.purifiers import EDMPurifier, HeterogeneousPurifier, Purifier, UniformPurifier
 from hetpure.samplers import DDPM
+from tests.hetpure.evaluation.runs import begin, small
 
 LABELS, SAMPLES = torch.tensor([0, 1, 2, 3]), torch.tensor([11, 3, 40, 7])
 ATTACK = PGD(steps=3, eot_samples=2, restarts=2, mask="recomputed")
@@ -226,16 +228,14 @@ def test_a_gradient_check_keeps_to_the_memory(make: Make, images: Tensor) -> Non
 
 @pytest.mark.parametrize("minute", [1e9, 0.0], ids=["time enough", "no time"])
 def test_a_gradient_check_looks_as_far_as_the_time_allows(
-    minute: float, make: Make, images: Tensor, monkeypatch: pytest.MonkeyPatch
+    minute: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_check, "MINUTE", minute)
     monkeypatch.setattr(row_check, "ATTACK_STEPS", 0)
-    defense = make(HeterogeneousPurifier(steps=20), "tape")
-    check = check_gradients(
-        row(defense), Block(images, LABELS, SAMPLES), ATTACK, 10**9, 0, bound=1e-5, cosine_bound=0.9
-    )["gradient_check"]
-    assert check["passed"] and check["of_steps"] == 6
-    expected = (2, 3, 6) if minute else (1, 1, len(extents(defense.plan, 4)[-1].plan))
+    run, _ = begin(tmp_path, *small(), largest=4)
+    check = check_gradients(run, run.rows["purified"])["gradient_check"]
+    assert check["passed"] and check["of_steps"] == 2
+    expected = (2, 3, 2) if minute else (1, 1, 2)
     assert (check["images"], check["directions"], check["steps"]) == expected
 
 
