@@ -8,7 +8,6 @@ from pathlib import Path
 
 from lightning import LightningDataModule, LightningModule
 
-from lightning_modules.callbacks import announce
 from lightning_modules.cli import make_cli, run, with_default_config
 from lightning_modules.options import naming_options
 from lightning_modules.signals import SaveWhenStopped, check_nothing_is_loaded_unasked
@@ -37,7 +36,6 @@ def main(arguments: list[str]) -> None:
         check_nothing_is_loaded_unasked(cli.trainer)
     with naming_options(cli.config):
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
-    announce(cli.trainer)
 
 
 if __name__ == "__main__":

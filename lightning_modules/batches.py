@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from datamodules.dataset import check_ids, check_images, check_labels
+from hetpure.compatibility import height_width
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Block
-from lightning_modules.compatibility import height_width
 
 KEYS = ("image", "label", "sample")
 WHERE = "the data"

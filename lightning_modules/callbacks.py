@@ -1,6 +1,7 @@
 """What a training leaves behind: weights that others can load, and pictures to look at."""
 
 import shlex
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import lightning as L
@@ -20,28 +21,24 @@ from hetpure.weights import save_classifier, save_diffusion
 from lightning_modules.classifier import ClassifierTraining
 from lightning_modules.diffusion import DiffusionTraining
 
+END = Path("checkpoints", "end.ckpt")
+
 
 class ExportWeights(Callback):
     """Writes the trained network as a folder of safetensors when training ends, and beside it
-    `checkpoints/end.ckpt` to go on from (`--ckpt_path`). A training that goes on from a checkpoint
-    with no update left (`--trainer.max_steps`) writes the network of that checkpoint; one that
-    never made an update is refused, for its weights are those that it began with.
+    `checkpoints/end.ckpt` to go on from (`--ckpt_path`); prints where they lie and the command that
+    evaluates them. A training that goes on from a checkpoint with no update left
+    (`--trainer.max_steps`) writes the network of that checkpoint; one that never made an update is
+    refused, for its weights are those that it began with.
 
     A diffusion goes to `<run>/diffusion` with its averaged weights, in the layout of diffusers'
-    `DDPMPipeline`; a classifier to `<run>/classifier`. `option` is the
-    evaluation's option for them.
+    `DDPMPipeline`; a classifier to `<run>/classifier`.
     """
-
-    def __init__(self) -> None:
-        self.folder: Path | None = None
-        self.checkpoint: Path | None = None
-        self.option = ""
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         run = trained_folder(trainer)
         if run is not None:
-            self.checkpoint = run / "checkpoints" / "end.ckpt"
-            trainer.save_checkpoint(self.checkpoint)
+            trainer.save_checkpoint(run / END)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         run = trained_folder(trainer)
@@ -53,12 +50,12 @@ class ExportWeights(Callback):
             if trainer.is_global_zero:
                 save_diffusion(folder, denoiser.network, pl_module.scheduler)
             kind = "ddpm" if pl_module.perturbation is None else "addt"
-            self.option, self.folder = f"--model.denoisers.{kind}", folder
+            announce(trainer, run, f"--model.denoisers.{kind} {shlex.quote(str(folder))}")
         elif isinstance(pl_module, ClassifierTraining):
             folder = run / "classifier"
             if trainer.is_global_zero:
                 save_classifier(folder, pl_module.classifier, pl_module.description)
-            self.option, self.folder = "--model.classifier", folder
+            announce(trainer, run, f"--model.classifier {shlex.quote(str(folder))}")
 
 
 def run_folder(trainer: L.Trainer) -> Path | None:
@@ -80,24 +77,43 @@ def trained_folder(trainer: L.Trainer) -> Path | None:
     return run
 
 
-def announce(trainer: L.Trainer) -> None:
-    """Prints where the results of a training lie and the command that evaluates them."""
+def announce(trainer: L.Trainer, run: Path, option: str) -> None:
+    """Prints the checkpoint of a training's end, if there is one, and the command that evaluates
+    its weights by this option."""
     if not trainer.is_global_zero:
         return
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ExportWeights) and callback.folder is not None:
-            if callback.checkpoint is not None:
-                print(f"checkpoint: {callback.checkpoint}")
-            print(f"weights: {callback.folder}")
-            print("evaluate them with:\n")
-            data = getattr(trainer, "datamodule", None)
-            # The default config evaluates packaged images.
-            config = "" if isinstance(data, FashionMNIST) else "--config YOURS.yaml "
-            option = f"{config}{callback.option} {shlex.quote(str(callback.folder))}"
-            print(f"  python evaluate.py {option}\n")
+    # The default config evaluates packaged images.
+    data = getattr(trainer, "datamodule", None)
+    config = "" if isinstance(data, FashionMNIST) else "--config YOURS.yaml "
+    if (run / END).exists():
+        print(f"checkpoint: {run / END}")
+    print(f"the trained weights are evaluated with:\n\n  python evaluate.py {config}{option}\n")
 
 
-class SampleGrid(Callback):
+class EveryUpdates(Callback, ABC):
+    """Looks at a diffusion training after every `every_n_steps` updates."""
+
+    every_n_steps: int
+    _looked_at = 0  # an update of several batches is looked at once
+
+    @abstractmethod
+    def look(self, trainer: L.Trainer, module: DiffusionTraining) -> None:
+        """Called on every rank."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
+    ) -> None:
+        if trainer.global_step % self.every_n_steps == 0:
+            self.look_once(trainer, pl_module)
+
+    def look_once(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Looks, unless it has looked at this update."""
+        if isinstance(module, DiffusionTraining) and trainer.global_step != self._looked_at:
+            self._looked_at = trainer.global_step
+            self.look(trainer, module)
+
+
+class SampleGrid(EveryUpdates):
     """Draws images from the averaged weights, to TensorBoard and to `<run>/samples.png`.
 
     Args:
@@ -111,33 +127,24 @@ class SampleGrid(Callback):
         self.rows = rows
         self.network_calls = network_calls
         check_at_least(self, 1, "every_n_steps", "rows", "network_calls")
-        self._drawn_at = -1
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
-    ) -> None:
-        if trainer.global_step % self.every_n_steps == 0:
-            self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._draw(trainer, pl_module)
+        self.look_once(trainer, pl_module)
 
-    def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def look(self, trainer: L.Trainer, module: DiffusionTraining) -> None:
         run = run_folder(trainer)
-        if run is None or not isinstance(pl_module, DiffusionTraining):
+        if run is None:
             return
-        if self._drawn_at == trainer.global_step:
-            return
-        self._drawn_at = trainer.global_step
-        denoiser = pl_module.averaged_denoiser()  # may be a collective: on every rank
+        denoiser = module.averaged_denoiser()  # may be a collective: on every rank
         if not trainer.is_global_zero:
             return
-        images = draw_samples(denoiser, self.rows**2, self.network_calls, pl_module.seed)
-        grid = tile(images, self.rows)
+        grid = tile(
+            draw_samples(denoiser, self.rows**2, self.network_calls, module.seed), self.rows
+        )
         picture = Image.fromarray((grid * 255).round().byte().numpy())
-        path = run / "samples.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(path)
+        run.mkdir(parents=True, exist_ok=True)
+        double = (2 * picture.width, 2 * picture.height)
+        picture.resize(double, Image.Resampling.NEAREST).save(run / "samples.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 layout = "HW" if grid.dim() == 2 else "HWC"

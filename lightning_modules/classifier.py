@@ -1,7 +1,6 @@
 """Training of a classifier: clean, the one to defend and the guide of ADDT, or adversarial."""
 
 from collections.abc import Sequence
-from math import isinf
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from hetpure.adversarial_training import AdversarialTraining, adversarial_loss, perturb
 from hetpure.augmentation import flip, shift
-from hetpure.errors import InputError
+from hetpure.compatibility import check_classifier
 from hetpure.noise import BatchNoise, Noise, Stream
 from hetpure.weights.classifier import build_classifier
-from lightning_modules.compatibility import check_classifier
 from lightning_modules.resume import comparable, described
 from lightning_modules.training import Training
 
@@ -129,13 +127,9 @@ class ClassifierTraining(Training):
             weight_decay=self.weight_decay,
             nesterov=True,
         )
-        updates = self.count_updates(shape_the_rate=True)
-        if isinf(updates):
-            raise InputError(
-                "the learning rate's cycle needs the number of updates: set --trainer.max_epochs or"
-                " --trainer.max_steps"
-            )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, max_lr=self.learning_rate, total_steps=int(updates)
+            optimiser,
+            max_lr=self.learning_rate,
+            total_steps=int(self.count_updates(shape_the_rate=True)),
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from hetpure.errors import InputError
 from lightning_modules.config_keys import adapt_parser
-from lightning_modules.options import naming_options
+from lightning_modules.options import causes, naming_options
 from lightning_modules.signals import say
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -116,18 +116,10 @@ def _of_the_machine(error: BaseException) -> str | None:
 
 
 def _users_mistake(error: BaseException) -> BaseException | None:
-    """The error itself or the one inside that the user can mend: the parser wraps what our
-    constructors say in messages of its own."""
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    for kind in (InputError, ArgumentError, MisconfigurationException):
-        for link in chain:
-            if isinstance(link, kind):
-                return link
-    return None
+    """The error itself or the one inside that the user can mend."""
+    kinds = (InputError, ArgumentError, MisconfigurationException)
+    links = (link for kind in kinds for link in causes(error) if isinstance(link, kind))
+    return next(links, None)
 
 
 def one_line(message: str) -> str:

@@ -1,7 +1,7 @@
 """What jsonargparse reads for our command lines: types of ours, no key twice, and what a class that
 takes another's place keeps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
@@ -31,40 +31,32 @@ def adapt_parser() -> None:
 
 def load(text: str) -> Any:
     """What jsonargparse's own reader makes of YAML (or JSON); InputError where a key is in it
-    twice: YAML would keep the last of them and say nothing."""
-    for name, mark in repeated_keys(text):
-        raise InputError(
-            f"{name!r} is there twice (line {mark.line + 1} of a config, or of an option's value),"
-            " and the first one would be lost: take one away, or give it another name"
-        )
-    return _load(text)
-
-
-def repeated_keys(text: str) -> Iterator[tuple[str, yaml.Mark]]:
-    """Dotted names of keys that repeat one of their own mapping, and where. What a merge (`<<`)
-    brings may be overridden: that is what it is for."""
+    twice: YAML would keep the last of them and say nothing. What a merge (`<<`) brings may be
+    overridden: that is what it is for."""
     constructor = yaml.constructor.SafeConstructor()
-    walked: set[yaml.Node] = set()
-
-    def walk(node: yaml.Node | None, path: str) -> Iterator[tuple[str, yaml.Mark]]:
-        if node is None or node in walked:  # an alias
-            return
+    nodes, walked = [yaml.compose(text, Loader=yaml.SafeLoader)], set()
+    while nodes:
+        node = nodes.pop()
+        if node in walked:  # an alias
+            continue
         walked.add(node)
         if isinstance(node, yaml.SequenceNode):
-            for child in node.value:
-                yield from walk(child, path)
+            nodes += node.value
         elif isinstance(node, yaml.MappingNode):
+            nodes += [value for _, value in node.value]
             keys = set()
-            for key, child in node.value:
-                name = f"{path}.{key.value}".lstrip(".")
-                if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
-                    value = constructor.construct_object(key)  # on and yes are one key
-                    if value in keys:
-                        yield name, key.start_mark
-                    keys.add(value)
-                yield from walk(child, name)
-
-    yield from walk(yaml.compose(text, Loader=yaml.SafeLoader), "")
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                    continue
+                value = constructor.construct_object(key)  # on and yes are one key
+                if value in keys:
+                    raise InputError(
+                        f"{key.value!r} is there twice (line {key.start_mark.line + 1} of a config,"
+                        " or of an option's value), and the first one would be lost: take one away,"
+                        " or give it another name"
+                    )
+                keys.add(value)
+    return _load(text)
 
 
 def _keep_what_was_set(discard: Callable[[Any, Any, Any], None]) -> Callable[..., None]:

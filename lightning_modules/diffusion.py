@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -17,6 +19,7 @@ from hetpure.addt import Batch, Perturbation, RankGaussian, denoising_loss
 from hetpure.adversarial_training import evaluating
 from hetpure.augmentation import flip
 from hetpure.classifiers import Classifier
+from hetpure.compatibility import check_classifier, check_denoiser
 from hetpure.denoiser import Denoiser, to_model, to_pixels
 from hetpure.errors import FieldError, InputError
 from hetpure.levels import DiscreteLevels, Levels
@@ -31,18 +34,13 @@ from hetpure.weights.diffusion import (
     set_dropout,
 )
 from hetpure.weights.schedulers import fresh_scheduler, load_scheduler
-from lightning_modules.compatibility import (
-    check_classifier,
-    check_denoiser,
-    check_size,
-    check_trainer,
-)
-from lightning_modules.learning_rate import learning_rate_schedule
 from lightning_modules.processes import parted, shard, whole
 from lightning_modules.resume import comparable, described
 from lightning_modules.training import Training
 
 COMPILED_COSINE = 0.99
+PRECISIONS = ("32-true", "64-true", "bf16-mixed")  # perturbations are ranked in float32 at least
+STRATEGIES = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
 
 
 @dataclass(frozen=True)
@@ -109,13 +107,11 @@ class DiffusionTraining(Training):
         super().__init__()
         if (diffusion is None) == (unet is None):
             raise InputError("give one of --model.diffusion (start from it) and --model.unet")
-        if diffusion is not None and preconditioning != "none":
+        if diffusion is not None and (preconditioning != "none" or scheduler is not None):
             raise InputError(
-                "--model.preconditioning is that of --model.diffusion: leave it out, or train a"
-                " fresh network (--model.diffusion null, --model.unet)"
+                "--model.scheduler and --model.preconditioning are those of --model.diffusion:"
+                " leave them out, or train a fresh network (--model.diffusion null, --model.unet)"
             )
-        if diffusion is not None and scheduler is not None:
-            raise InputError("--model.scheduler is that of --model.diffusion: leave it out")
         guided = perturbation is not None and perturbation.objective == "classification"
         if guided and guide is None:
             raise InputError("--model.guide is needed: the perturbation raises a classifier's loss")
@@ -151,23 +147,25 @@ class DiffusionTraining(Training):
         self._unchecked = compile
         self._validated: tuple[Denoiser, ...] = ()
         self.last_update: Update | None = None
-        self.settings = comparable(network.config) | comparable(self.scheduler.config)
-        # The optimiser's are the checkpoint's own, another value would be ignored; the others make
-        # the updates what they are.
-        self.settings |= {
-            "learning_rate": learning_rate,
-            "learning_rate_schedule": learning_rate_schedule,
-            "warmup_steps": warmup_steps,
-            "betas": list(betas),
-            "weight_decay": weight_decay,
-            "ema_decay": ema_decay,
-            "perturbation": described(perturbation),
-            "levels": described(levels),
-            "guide": folder_hash(resolve(guide)) if self._guide and guide else None,
-            "mode": mode,
-            "horizontal_flip": horizontal_flip,
-            "seed": seed,
-        }
+        self.settings = comparable(
+            {
+                **network.config,
+                **self.scheduler.config,
+                # The optimiser's are the checkpoint's own: others would be ignored.
+                "learning_rate": learning_rate,
+                "learning_rate_schedule": learning_rate_schedule,
+                "warmup_steps": warmup_steps,
+                "betas": betas,
+                "weight_decay": weight_decay,
+                "ema_decay": ema_decay,
+                "mode": mode,
+                "horizontal_flip": horizontal_flip,
+                "seed": seed,
+                "perturbation": described(perturbation),
+                "levels": described(levels),
+                "guide": folder_hash(resolve(guide)) if self._guide and guide else None,
+            }
+        )
 
     def _begun_average(self) -> EMAModel:
         return EMAModel(
@@ -199,7 +197,7 @@ class DiffusionTraining(Training):
         return self._guide[0] if self._guide else None
 
     def on_fit_start(self) -> None:
-        check_trainer(self.trainer)
+        self._check_trainer()
         self.ema.to(self.device)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         check_denoiser(self.denoiser, data)
@@ -207,12 +205,24 @@ class DiffusionTraining(Training):
             # Lightning sees to our modules alone, the guide is not among them.
             like = next(self.unet.parameters())
             check_classifier(self.guide.to(like.device, like.dtype), data)
-            check_size(self.guide, self.unet.config, self.device)
             self.unasked = {"the guide": self.guide}
         skips = isinstance(self.perturbation, RankGaussian) and self.perturbation.skip_below > 0
         if self._sharded and skips:  # each call gathers weights of all, who would wait
             allowed = "must be 0 where the network is sharded: all devices have to call it as often"
             raise FieldError(self.perturbation, "skip_below", allowed)
+
+    def _check_trainer(self) -> None:
+        precision, strategy = self.trainer.precision, self.trainer.strategy
+        if precision not in PRECISIONS:
+            raise InputError(
+                f"--trainer.precision {precision} is not one of {', '.join(PRECISIONS)}: others"
+                " lose small gradients, by which perturbations are ranked"
+            )
+        if not isinstance(strategy, STRATEGIES):
+            raise InputError(
+                f"--trainer.strategy {type(strategy).__name__}: a diffusion is trained by ddp, or"
+                " sharded by ModelParallelStrategy (docs/cluster.md)"
+            )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         batch = self.checked(batch)
@@ -319,11 +329,14 @@ class DiffusionTraining(Training):
             betas=self.betas,
             weight_decay=self.weight_decay,
         )
-        schedule = learning_rate_schedule(
-            self.learning_rate_schedule,
+        constant = self.learning_rate_schedule == "constant"
+        updates = self.count_updates(shape_the_rate=not constant)
+        schedule = get_scheduler(
+            # diffusers' "constant" has no warm-up.
+            "constant_with_warmup" if constant else self.learning_rate_schedule,
             optimiser,
-            self.warmup_steps,
-            self.count_updates(shape_the_rate=self.learning_rate_schedule != "constant"),
+            num_warmup_steps=self.warmup_steps,
+            num_training_steps=None if constant else int(updates),
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

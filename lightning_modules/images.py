@@ -6,11 +6,11 @@ import torch
 from torch.utils.data import DataLoader, SequentialSampler
 
 from datamodules.dataset import ImageDataset, check_ids
+from hetpure.compatibility import check_data
 from hetpure.errors import InputError
 from hetpure.evaluation.description import Images
 from hetpure.evaluation.protocol import Block
 from lightning_modules.batches import WHERE, block_of, check_told, checked
-from lightning_modules.compatibility import check_data
 
 
 def images_of(data: Any, loader: DataLoader[Any], device: torch.device) -> Images:

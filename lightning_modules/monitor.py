@@ -14,17 +14,18 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from hetpure.attacks import PGD, Attack
-from hetpure.attacks.null import NullAttack
+from hetpure.attacks.gradient import unfolded
 from hetpure.classifiers import Classifier
+from hetpure.compatibility import check_answers, check_classifier
 from hetpure.defense import Defense
 from hetpure.errors import FieldError, InputError, check_at_least
-from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_attack
+from hetpure.evaluation.protocol import Cell, Protocol, evaluate_attack
 from hetpure.noise import Noise, Stream
 from hetpure.purifiers import Purifier, UniformPurifier
 from hetpure.sampling import draw_images
 from hetpure.weights import load_classifier
 from lightning_modules.batches import block_of, checked
-from lightning_modules.compatibility import check_answers, check_classifier
+from lightning_modules.callbacks import EveryUpdates
 from lightning_modules.diffusion import DiffusionTraining, Update
 
 BUCKETS = 4
@@ -139,33 +140,23 @@ def described(module: DiffusionTraining, update: Update) -> dict[str, float]:
     return values
 
 
-class Measurement(Callback, ABC):
-    """Measures the averaged weights of a diffusion training every `every_n_steps` updates and logs
-    the values, the one called `shown` in the progress bar too."""
+class Measurement(EveryUpdates, ABC):
+    """Logs values of the averaged weights, the one called `shown` in the progress bar too."""
 
     shown: str
-    every_n_steps: int
-
-    def __init__(self) -> None:
-        self._measured_at = 0
 
     @abstractmethod
     def measure(self, trainer: L.Trainer, module: DiffusionTraining) -> dict[str, float]:
         """The values by name, of the averaged weights as they are now."""
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
-    ) -> None:
-        step = trainer.global_step
-        due = step % self.every_n_steps == 0 and step != self._measured_at
-        if due and isinstance(pl_module, DiffusionTraining):
-            self._measured_at = step
-            log(trainer, pl_module, self.measure(trainer, pl_module), shown=self.shown)
+    def look(self, trainer: L.Trainer, module: DiffusionTraining) -> None:
+        log(trainer, module, self.measure(trainer, module), shown=self.shown)
 
 
 class RobustProbe(Measurement):
     """Attacks the averaged weights, as a purifier, on a few validation images under noise that the
-    attacker knows (DW-box): what the training is for, and cheap, since one draw is all.
+    attacker knows (DW-box): what the training is for, and cheap, since one draw is all. An attack
+    of all mask policies (`mask: all`) breaks an image where one of them does.
 
     Logs `probe/robust` and `probe/clean`, the shares of images that stay right, before the first
     update (to the loggers) and then every `every_n_steps`. A ModelCheckpoint with
@@ -192,7 +183,6 @@ class RobustProbe(Measurement):
         every_n_steps: int = 500,
         seed: int = 0,
     ) -> None:
-        super().__init__()
         self.images = images
         self.every_n_steps = every_n_steps
         check_at_least(self, 1, "images", "every_n_steps")
@@ -216,25 +206,26 @@ class RobustProbe(Measurement):
         classifier = self.classifier or module.guide
         if classifier is None:
             raise FieldError(self, "classifier", "is needed: this training has no guide")
-        denoiser = module.averaged_denoiser()
         # A copy: the guide has the training's precision.
         classifier = copy.deepcopy(classifier).float()
-        defense = Defense(classifier, self.purifier, denoiser).to(module.device)
+        defense = Defense(classifier, self.purifier, module.averaged_denoiser()).to(module.device)
         data = trainer.datamodule  # type: ignore[attr-defined]
         block = block_of(batch, data, module.device)
-        check_classifier(defense.classifier, data)
-        check_answers(defense.classifier, block.images, "the RobustProbe's classifier")
-        return {
-            "probe/clean": self._accuracy(defense, NullAttack(), block),
-            "probe/robust": self._accuracy(defense, self.attack, block),
-        }
-
-    def _accuracy(self, defense: Defense, attack: Attack, block: Block) -> float:
-        cell = Cell("probe", attack, ("forward", "reverse"))
+        check_classifier(classifier, data)
+        check_answers(classifier, block.images, "the RobustProbe's classifier")
         once = Protocol(report_draws=1, selection_draws=1)
         with torch.enable_grad():
-            records = evaluate_attack("probe", defense, cell, block, once, self.seed).records
-        return sum(record.predictions[0] == record.label for record in records) / len(records)
+            outcomes = [
+                evaluate_attack(
+                    "", defense, Cell(name, attack, ("forward", "reverse")), block, once, self.seed
+                )
+                for name, attack in unfolded(self.attack, defense).items()
+            ]
+        # Of each image the records under all mask policies; the last candidate is the clean image.
+        images = list(zip(*(outcome.records for outcome in outcomes), strict=True))
+        clean = sum(records[0].selection[-1] for records in images)
+        robust = sum(all(r.predictions == [r.label] for r in records) for records in images)
+        return {"probe/clean": clean / len(images), "probe/robust": robust / len(images)}
 
 
 class FeatureFID(Measurement):
@@ -260,7 +251,6 @@ class FeatureFID(Measurement):
         every_n_steps: int = 1000,
         seed: int = 0,
     ) -> None:
-        super().__init__()
         self.images = images
         self.network_calls = network_calls
         self.every_n_steps = every_n_steps

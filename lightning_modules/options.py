@@ -1,6 +1,5 @@
 """The options that set what a class refuses: the core names the field, a command line the path."""
 
-import pkgutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
@@ -9,33 +8,29 @@ from typing import Any
 from hetpure.errors import FieldError, InputError
 
 
+def causes(error: BaseException) -> list[BaseException]:
+    """The error and those that it came from: jsonargparse wraps what our constructors say."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    return chain
+
+
 @contextmanager
 def naming_options(config: Any) -> Iterator[None]:
-    """Within it a FieldError becomes an InputError that names the option of the parsed config."""
+    """Within it a FieldError becomes an InputError that names the option of the parsed config: the
+    one that sets the field, or the first of several. It stays as it is where the config has no such
+    class with such a value."""
     try:
         yield
     except Exception as error:
-        field_error = _field_error(error)
-        if field_error is None:
-            raise
-        raise InputError(named(field_error, config)) from error
-
-
-def named(error: FieldError, config: Any) -> str:
-    """What the error says, led by the option that sets the field, or the first of several; as the
-    core says it where the config has no such class with such a value."""
-    options = list(_options(error, config, ""))
-    if not options:
-        return str(error)
-    others = f" (or {', '.join(options[1:])})" if len(options) > 1 else ""
-    return f"{options[0]} {error.said}{others}"
-
-
-def _field_error(error: BaseException | None) -> FieldError | None:
-    """The error or the one that it came from: jsonargparse wraps what constructors say."""
-    while error is not None and not isinstance(error, FieldError):
-        error = error.__cause__ or error.__context__
-    return error
+        for cause in causes(error):
+            if isinstance(cause, FieldError) and (options := list(_options(cause, config, ""))):
+                others = f" (or {', '.join(options[1:])})" if len(options) > 1 else ""
+                raise InputError(f"{options[0]} {cause.said}{others}") from error
+        raise
 
 
 def _options(error: FieldError, value: Any, path: str) -> Iterator[str]:
@@ -49,7 +44,7 @@ def _options(error: FieldError, value: Any, path: str) -> Iterator[str]:
     name = settings.get("class_path")
     if isinstance(name, str):
         settings = _mapping(settings.get("init_args")) or {}
-        is_owners = _resolved(name) is type(error.owner)
+        is_owners = name.rpartition(".")[2] == type(error.owner).__name__
     else:  # a dataclass stands in a config without its name
         is_owners = settings.keys() == signature(type(error.owner)).parameters.keys()
     for key, child in settings.items():
@@ -63,10 +58,3 @@ def _mapping(value: Any) -> Mapping[str, Any] | None:
     if isinstance(value, Mapping):
         return value
     return vars(value) if type(value).__name__ == "Namespace" else None
-
-
-def _resolved(name: str) -> object:
-    try:
-        return pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError):
-        return None

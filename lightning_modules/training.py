@@ -1,6 +1,7 @@
 """What a training of a classifier and one of a diffusion have in common."""
 
 from itertools import chain
+from math import isinf
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hetpure.classifiers import Classifier
+from hetpure.compatibility import check_answers
 from hetpure.errors import InputError
 from lightning_modules.batches import checked
-from lightning_modules.compatibility import check_answers
 from lightning_modules.processes import everyones, whole
 from lightning_modules.resume import check_same, go_on, take_back
 from lightning_modules.updates import count_updates
@@ -40,9 +41,15 @@ class Training(L.LightningModule):
         self._stopped = False
 
     def count_updates(self, *, shape_the_rate: bool) -> float:
-        """Of the whole training. Where they shape the learning rate's curve, a checkpoint of
-        another number is refused: half of one curve and half of another is neither."""
+        """Of the whole training. Where they shape the learning rate's curve, there must be a last
+        one, and a checkpoint of another number is refused: half of one curve and half of another is
+        neither."""
         updates = count_updates(self.trainer)
+        if shape_the_rate and isinf(updates):
+            raise InputError(
+                "the learning rate's curve needs the number of updates: set --trainer.max_epochs or"
+                " --trainer.max_steps"
+            )
         self._updates = updates if shape_the_rate else None
         return updates
 

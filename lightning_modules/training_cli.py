@@ -8,7 +8,8 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from hetpure.errors import InputError
-from lightning_modules.cli import CLI, one_line
+from hetpure.weights.folders import in_one_line
+from lightning_modules.cli import CLI
 
 DISTRIBUTED = "init_args.save_distributed_checkpoint"
 CHECKPOINT = {"pytorch-lightning_version", "state_dict", "loops"}  # what every one of them holds
@@ -54,19 +55,12 @@ def check_checkpoint(path: Path) -> None:
     """InputError unless a checkpoint of Lightning's is there and holds tensors and plain values
     only: whatever else its pickle holds would be run. So would the index of torch's distributed
     format, which is a folder."""
-    if not path.exists():
-        raise InputError(f"--ckpt_path {path}: there is no such file")
-    if path.is_dir():
-        raise InputError(
-            f"--ckpt_path {path} is a folder: only files are read, as a sharded training writes"
-            " them with --trainer.strategy.save_distributed_checkpoint=false"
-        )
     try:
         content = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # of whatever kind the file's damage is
         raise InputError(
-            f"--ckpt_path {path} is no checkpoint of tensors and plain values"
-            f" ({one_line(str(error))[:100]}): give one that train.py wrote"
+            f"--ckpt_path {path} is no file of tensors and plain values that can be read"
+            f" ({in_one_line(error)[:100]}): give a checkpoint that train.py wrote"
         ) from None
     if not isinstance(content, dict) or not content.keys() >= CHECKPOINT:
         raise InputError(

@@ -12,6 +12,7 @@ from lightning import LightningDataModule
 from rich.console import Console
 
 from hetpure.attacks import Attack
+from hetpure.compatibility import check_all_answers, check_defense
 from hetpure.errors import InputError
 from hetpure.evaluation.description import Evaluation, Networks, Run, describe
 from hetpure.evaluation.frontier import Settings, choose
@@ -21,7 +22,6 @@ from hetpure.evaluation.search import check_no_earlier, search
 from hetpure.evaluation.store import Store
 from hetpure.gradients import APPROXIMATIONS
 from hetpure.report.frontier import draw_frontier, frontier_page
-from lightning_modules.compatibility import check_all_answers, check_defense
 from lightning_modules.images import images_of
 from lightning_modules.sweep import combinations
 

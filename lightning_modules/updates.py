@@ -1,5 +1,6 @@
 """How many updates a training makes."""
 
+from copy import copy
 from math import inf, isinf
 
 import lightning as L
@@ -16,7 +17,7 @@ def count_updates(trainer: L.Trainer) -> float:
     epoch that fill none are left out, as the last images are that fill no batch: Lightning would
     make an update of them and divide their gradient by the whole window.
     """
-    loop, window = trainer.fit_loop, trainer.accumulate_grad_batches
+    window = trainer.accumulate_grad_batches
     if window < 1:
         raise InputError(f"--trainer.accumulate_grad_batches must be 1 or more, got {window}")
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -25,28 +26,19 @@ def count_updates(trainer: L.Trainer) -> float:
             "--trainer.callbacks: GradientAccumulationScheduler changes how many batches make an"
             " update: set one number, --trainer.accumulate_grad_batches"
         )
+    # A copy is asked: Lightning's own loop reads the data after the checkpoint, with this limit. A
+    # loader that is there before would begin its epoch anew.
+    loop = copy(trainer.fit_loop)
+    loop.setup_data()
+    batches = loop.max_batches if trainer.limit_train_batches else 0
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         window = 1  # a trial of a batch or a few, which leaves nothing
-    loop.setup_data()
-    batches = trainer.num_training_batches if trainer.limit_train_batches else 0
     if window > 1 and isinf(batches):
         raise InputError(
             "--trainer.accumulate_grad_batches needs a train_dataloader that knows its length:"
             " whether an epoch ends within an update is not known otherwise"
         )
     an_epoch = batches if window == 1 else int(batches // window)
-    if window > 1:
-        trainer.limit_train_batches = an_epoch * window
-        every = trainer.val_check_interval
-        if isinstance(every, int) and trainer.check_val_every_n_epoch and every > an_epoch * window:
-            raise InputError(
-                f"--trainer.val_check_interval is {every}, and an epoch has {an_epoch * window}"
-                f" batches in whole updates of {window}: set a smaller one"
-            )
-    # Lightning then sets the data up again, with this limit and where a checkpoint says: loaders
-    # that are there before the checkpoint is read would begin their epoch anew. The name is
-    # private: no public one lets go of a loader.
-    loop._combined_loader = None
     epochs = inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
     steps = inf if trainer.max_steps == -1 else trainer.max_steps
     if not (an_epoch and epochs and steps):
@@ -56,4 +48,13 @@ def count_updates(trainer: L.Trainer) -> float:
             f" {window} to an update (--trainer.accumulate_grad_batches), and at most"
             f" {trainer.max_steps} updates (--trainer.max_steps); -1 is no limit"
         )
+    if window > 1:
+        trainer.limit_train_batches = int(an_epoch * window)
+        every = trainer.val_check_interval
+        if isinstance(every, int) and trainer.check_val_every_n_epoch and every > an_epoch * window:
+            raise InputError(
+                f"--trainer.val_check_interval is {every}, and an epoch has"
+                f" {trainer.limit_train_batches} batches in whole updates of {window}: set a"
+                " smaller one"
+            )
     return min(epochs * an_epoch, steps)

@@ -33,7 +33,12 @@ FLOORS = (
     ),
     ("hetpure.gradients", "hetpure.memory", "hetpure.adjoint"),
     ("hetpure.defense",),
-    ("hetpure.expectation", "hetpure.gradient_check", "hetpure.acceleration"),
+    (
+        "hetpure.expectation",
+        "hetpure.gradient_check",
+        "hetpure.acceleration",
+        "hetpure.compatibility",
+    ),
     ("hetpure.attacks", "hetpure.presets"),
     ("hetpure", "hetpure.evaluation", "hetpure.report"),
     ("lightning_modules", "datamodules"),

@@ -8,38 +8,30 @@ import yaml
 
 import train
 from hetpure.errors import InputError
-from lightning_modules.cli import run
 from lightning_modules.config_keys import load
+from tests.lightning_modules.runs import refused
 
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("model.yaml").write_text("model: {seed: 1}\ndata: {}\nmodel: {seed: 2}\n")
-    Path("windows.yaml").write_bytes(b"model:\r\n  seed: 1\r\n  seed: 2\r\n")
-    Path("list.yaml").write_text("trainer:\n  callbacks:\n  - init_args: {rows: 1, rows: 2}\n")
-    Path("named.yaml").write_text("class_path: RankGaussian\ninit_args:\n  cap: 0.2\n  cap: 0.3\n")
 
 
 @pytest.mark.parametrize(
     ("option", "line", "key"),
     [
-        ("--config=model.yaml", 3, "model"),
-        ("--config=windows.yaml", 3, "model.seed"),
-        ("--config=list.yaml", 3, "trainer.callbacks.init_args.rows"),
-        ("--model.perturbation=named.yaml", 4, "init_args.cap"),
-        ("--model.unet={layers_per_block: 1, layers_per_block: 2}", 1, "layers_per_block"),
+        ("--config=twice.yaml", 3, "seed"),
+        ("--model.perturbation=named.yaml", 4, "cap"),
         ('--model.unet={"dropout": 1, "dropout": 2}', 1, "dropout"),
     ],
 )
 def test_a_key_twice_is_refused(
     option: str, line: int, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        run(train.main, [option])
-    assert stop.value.code == 2
-    (error,) = capsys.readouterr().err.splitlines()
-    assert error.startswith(f"error: '{key}' is there twice (line {line} of a config")
+    Path("twice.yaml").write_bytes(b"model:\r\n  seed: 1\r\n  seed: 2\r\n")
+    Path("named.yaml").write_text("class_path: RankGaussian\ninit_args:\n  cap: 0.2\n  cap: 0.3\n")
+    error = refused(capsys, option, program=train.main)
+    assert error.startswith(f"error: {key!r} is there twice (line {line} of a config")
 
 
 @pytest.mark.parametrize(
@@ -60,10 +52,8 @@ def test_twice_at_any_depth(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "x: &x {a: 1, b: 2}\ny: {<<: *x, a: 3}\n",  # a merge is there to be overridden
-        "x: &x {a: 1}\nz: &z {a: 2}\ny: {<<: [*x, *z]}\n",
+        "x: &x {a: 1}\nz: &z {a: 2}\ny: {<<: [*x, *z], a: 3}\n",  # is there to be overridden
         "x: &x {a: 1}\ny: *x\nz: *x\n",
-        "a: {k: 1}\nb: {k: 1}\n",
         "- a: 1\n- a: 1\n",
         "",
         "hetpure.attacks.PGD",
@@ -76,19 +66,15 @@ def test_what_is_no_repetition_is_read_as_before(text: str) -> None:
 def test_the_last_config_counts_and_a_class_keeps_what_was_set_for_another(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """quick.yaml sets scale and cap; `steps` is a default of its RankGaussian, and Ball has its
-    own."""
-    quick = Path(train.DEFAULT)
+    """quick.yaml sets scale and cap; `steps` is a default of its RankGaussian, and RandomOrder has
+    none."""
+    configs = [f"--config={train.DEFAULT}"]
     for seed in (1, 2):
         Path(f"{seed}.yaml").write_text(f"model: {{init_args: {{seed: {seed}}}}}\n")
+        configs.append(f"--config={seed}.yaml")
+    other = "--model.perturbation=hetpure.addt_variants.RandomOrder"
     with pytest.raises(SystemExit):
-        train.main(
-            [
-                *(f"--config={path}" for path in (quick, "1.yaml", "2.yaml")),
-                "--model.perturbation=hetpure.addt_variants.RandomOrder",
-                "--print_config",
-            ]
-        )
+        train.main([*configs, other, "--print_config"])
     model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
     assert model["seed"] == 2
     assert model["perturbation"] == {

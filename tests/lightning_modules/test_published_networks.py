@@ -11,13 +11,13 @@ from torch.utils.data import DataLoader
 
 from datamodules.dataset import ImageDataset
 from hetpure.addt import RankGaussian
+from hetpure.compatibility import check_denoiser
 from hetpure.errors import InputError
 from hetpure.levels import ContinuousLevels, DiscreteLevels, Levels, LogNormalLevels
 from hetpure.weights import load_denoiser, save_classifier
 from hetpure.weights.classifier import build_classifier
 from hetpure.weights.convert import convert
 from lightning_modules.callbacks import ExportWeights
-from lightning_modules.compatibility import check_denoiser
 from lightning_modules.diffusion import DiffusionTraining
 from tests.hetpure.weights.test_diffusion_formats import REFERENCES, on_disk
 from tests.published import reference
@@ -63,7 +63,6 @@ def test_it_is_trained_exported_and_read(tmp_path: Path, name: str) -> None:
         dropout=0.1,
         ema_decay=0.5,
     )
-    export = ExportWeights()
     trainer = Trainer(
         max_steps=2,
         accelerator="cpu",
@@ -71,11 +70,10 @@ def test_it_is_trained_exported_and_read(tmp_path: Path, name: str) -> None:
         default_root_dir=tmp_path / "run",
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[export],
+        callbacks=[ExportWeights()],
     )
     trainer.fit(module, datamodule=Colours())
-    assert export.folder is not None
-    before, after = load_denoiser(tmp_path / "start"), load_denoiser(export.folder)
+    before, after = load_denoiser(tmp_path / "start"), load_denoiser(tmp_path / "run" / "diffusion")
     assert after.schedule == before.schedule
     assert after.prediction_type == before.prediction_type
     averages = zip(after.network.parameters(), module.ema.shadow_params, strict=True)

@@ -120,7 +120,7 @@ def test_half_a_curve_and_half_of_another_are_neither(tmp_path: Path) -> None:
         ("diffusion", {"max_epochs": 0}, "make no update: .*0 epochs"),
         ("diffusion", {"accumulate_grad_batches": 6}, "of 5 batches .* 6 to an update"),
         ("classifier", {"accumulate_grad_batches": 6}, "of 5 batches .* 6 to an update"),
-        ("classifier", {"max_epochs": -1}, "cycle needs the number of updates"),
+        ("classifier", {"max_epochs": -1}, "curve needs the number of updates"),
         ("diffusion", {"accumulate_grad_batches": 0}, "must be 1 or more, got 0"),
         (
             "diffusion",
