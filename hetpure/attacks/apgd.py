@@ -39,15 +39,8 @@ class APGD(BallAttack):
     def name(self) -> str:
         return f"apgd_{SHORT[self.loss]}_{self.norm}" + ("_targeted" if self.targets else "")
 
-    def describe(self) -> str:
-        loss = SHORT[self.loss].upper()
-        return f"{self.title}, APGD-{loss} {self.steps} steps, {self.budget()}"
-
     def weaker_than_full(self) -> list[str]:
-        weaknesses = super().weaker_than_full()
-        if self.steps < FULL_STEPS:
-            weaknesses.append(f"{self.name}: {self.steps} iterations (AutoAttack: {FULL_STEPS})")
-        return weaknesses
+        return super().weaker_than_full() + self.below("steps", FULL_STEPS, "AutoAttack")
 
     def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
         return self._cost(defense, known, gradients=self.steps + 1, candidates=1)
@@ -83,16 +76,11 @@ class APGD(BallAttack):
                 x = torch.where(_images(halved), top.images, x)
                 gradient = torch.where(_images(halved), top_gradient, gradient)
             alpha = ALPHA if k else 1.0
-            z = self._project(x + eta * self._direction(gradient), images)
-            moved = self._project(x + alpha * (z - x) + (1 - alpha) * (x - previous), images)
-            previous, x = x, moved
+            along = gradient.sign() if self.norm == "linf" else direction(gradient)
+            z = project(x + eta * along, images, self.epsilon, self.norm)
+            moved = x + alpha * (z - x) + (1 - alpha) * (x - previous)
+            previous, x = x, project(moved, images, self.epsilon, self.norm)
         return [best.images]
-
-    def _project(self, moved: Tensor, images: Tensor) -> Tensor:
-        return project(moved, images, self.epsilon, self.norm)
-
-    def _direction(self, gradient: Tensor) -> Tensor:
-        return gradient.sign() if self.norm == "linf" else direction(gradient)
 
 
 def checkpoints(steps: int) -> list[int]:

@@ -2,17 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from math import isfinite
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from hetpure.defense import Defense
-from hetpure.errors import FieldError, InputError
-from hetpure.geometry import Norm, norms
+from hetpure.errors import FieldError, InputError, check_at_least, check_choice
+from hetpure.geometry import Norm
 from hetpure.gradients import Execution
 from hetpure.noise import BatchNoise, Group, Noise, attack_draw
+from hetpure.numbers import Number
 
 # Of float32: an image plus an offset of exactly epsilon is rounded to the nearest pixel value.
 ROUNDING = 1e-6
@@ -26,15 +26,12 @@ class Threat:
     epsilon: float
 
     def __str__(self) -> str:
-        return f"{NAMES[self.norm]} {self.epsilon}"
+        return f"{self.norm.capitalize()} {self.epsilon}"
 
     @property
     def ball(self) -> str:
         """One text for one ball, however its radius was written."""
-        return f"{NAMES[self.norm]} {float(self.epsilon):.9g}"
-
-
-NAMES: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
+        return f"{self.norm.capitalize()} {float(self.epsilon):.9g}"
 
 
 @dataclass(frozen=True)
@@ -149,6 +146,7 @@ class Cost:
     draws: int = 1
 
 
+@dataclass(frozen=True)
 class Attack(ABC):
     """Holds hyper-parameters only; nothing is remembered between calls."""
 
@@ -156,10 +154,6 @@ class Attack(ABC):
     @abstractmethod
     def name(self) -> str:
         """Short name in tables and records."""
-
-    @abstractmethod
-    def describe(self) -> str:
-        """Threat and budget in a few words."""
 
     @property
     @abstractmethod
@@ -174,9 +168,24 @@ class Attack(ABC):
     def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
         """What it asks of this defence, where the attacker knows these groups of its noise."""
 
+    def describe(self) -> str:
+        """The ball, the class, steps and draws, and what else is not set as by default."""
+        words = [str(self.threat or "no ball"), type(self).__name__]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            default = value == field.default and field.name not in ("steps", "eot_samples")
+            if not default and field.name not in ("epsilon", "norm"):
+                words.append(f"{field.name} {value}")
+        return ", ".join(words)
+
     def weaker_than_full(self) -> list[str]:
         """What of the budget is below the published full attack."""
         return []
+
+    def below(self, field: str, full: int, published: str = "full") -> list[str]:
+        """A line of `weaker_than_full` where a setting is below the published one."""
+        value = getattr(self, field)
+        return [f"{self.name}: {field} {value} ({published}: {full})"] if value < full else []
 
     def notes(self, classes: int) -> list[str]:
         """What it does otherwise than asked, for a classifier of so many classes."""
@@ -184,11 +193,6 @@ class Attack(ABC):
 
     def execution(self, defense: Defense) -> Execution | None:
         """How it differentiates the defence, where that is not the defence's own execution."""
-        return None
-
-    def substitute(self, defense: Defense) -> str | None:
-        """The name of what it follows, where that is not the gradient of the defence with its mask
-        held fixed."""
         return None
 
     def stronger(self) -> "Mapping[str, Attack]":
@@ -204,21 +208,42 @@ class Attack(ABC):
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class InBall(Attack):
+    """An attack whose candidates lie in a ball around their images.
+
+    Args:
+        epsilon: radius in pixel units [0, 1]; 8/255 may be written.
+        norm: of the ball.
+    """
+
+    epsilon: Number = Number("8/255")  # noqa: RUF009 (immutable)
+    norm: Norm = "linf"
+
+    def __post_init__(self) -> None:
+        check_ball(self, self.epsilon, self.norm)
+
+    @property
+    def name(self) -> str:
+        return f"{type(self).__name__.lower()}_{self.norm}"
+
+    @property
+    def threat(self) -> Threat:
+        return Threat(self.norm, self.epsilon)
+
+
 def unknown_groups(defense: Defense, known: tuple[Group, ...]) -> frozenset[Group]:
     """The groups of noise that a defence draws and an attacker does not know."""
     return defense.groups - frozenset(known)
 
 
-def check_radius(owner: object, epsilon: float, norm: Norm) -> None:
-    """FieldError unless this is the radius of the owner's ball, in pixel units [0, 1]."""
-    if not isfinite(epsilon) or epsilon < 0:
-        raise FieldError(owner, "epsilon", f"must be >= 0, got {epsilon}")
-    if norm == "linf" and epsilon > 1:
-        raise FieldError(
-            owner,
-            "epsilon",
-            f"is {epsilon}, more than a pixel's whole range [0, 1]: write 8/255 for 8 of 255 steps",
-        )
+def check_ball(owner: object, epsilon: float | None, norm: Norm) -> None:
+    """FieldError unless these are radius (pixel units [0, 1]) and norm of the owner's ball."""
+    check_choice(owner, "norm", Norm)
+    check_at_least(owner, 0, "epsilon")
+    if norm == "linf" and epsilon is not None and epsilon > 1:
+        pixels = "more than a pixel's whole range [0, 1]: write 8/255 for 8 of 255 steps"
+        raise FieldError(owner, "epsilon", f"is {epsilon}, {pixels}")
 
 
 def check_candidates(
@@ -230,12 +255,9 @@ def check_candidates(
     pixels = ((candidates >= 0) & (candidates <= 1)).flatten(2).all(2)
     inside = torch.ones_like(pixels)
     if threat is not None:
-        offsets = (candidates - images).flatten(0, 1)
-        size = offsets.abs().amax((1, 2, 3)) if threat.norm == "linf" else norms(offsets).flatten()
-        allowed = threat.epsilon + ROUNDING * (
-            1 if threat.norm == "linf" else max(float(size.max()), 1.0)
-        )
-        inside = (size <= allowed).reshape(pixels.shape)
+        order = torch.inf if threat.norm == "linf" else 2
+        sizes = torch.linalg.vector_norm(candidates - images, order, dim=(2, 3, 4))
+        inside = sizes <= threat.epsilon + ROUNDING * sizes.max().clamp(min=1)
     for good, what in (
         (finite, "holds NaN or infinite pixels"),
         (pixels, "has pixels outside [0, 1]"),

@@ -7,30 +7,19 @@ import torch
 from torch import Tensor
 
 from hetpure.attacks.apgd import APGD
-from hetpure.attacks.attack import (
-    Attack,
-    Cost,
-    Target,
-    Threat,
-    check_radius,
-    unknown_groups,
-)
-from hetpure.attacks.gradient import unfolded
+from hetpure.attacks.attack import Attack, Cost, InBall, Target, unknown_groups
 from hetpure.attacks.square import Square
 from hetpure.defense import Defense
-from hetpure.errors import FieldError, check_at_least, check_choice
+from hetpure.errors import FieldError, check_at_least
 from hetpure.expectation import Query, answers
-from hetpure.geometry import Norm
 from hetpure.noise import Group, Noise
-from hetpure.numbers import Number
 
 FULL_CHECK_DRAWS = 10
 CHECK = 255  # the attack number of the draws that rate candidates: no member's
-DEFAULT = Number("8/255")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoEOT(Attack):
+class AutoEOT(InBall):
     """Attacks one after another, each on the images that are not finished.
 
     AutoAttack lets go of an image after one wrong answer. Here an image is finished when its best
@@ -43,8 +32,6 @@ class AutoEOT(Attack):
     best candidate before it in its places. Those who choose among them use draws of their own.
 
     Args:
-        epsilon: radius in pixel units [0, 1]; 8/255 may be written.
-        norm: of the ball.
         steps: of each APGD.
         eot_samples: noise draws of each gradient and of each of Square's comparisons.
         targets: target classes of the targeted APGD.
@@ -55,8 +42,6 @@ class AutoEOT(Attack):
             reach them.
     """
 
-    epsilon: Number = DEFAULT
-    norm: Norm = "linf"
     steps: int = 100
     eot_samples: int = 20
     targets: int = 3
@@ -65,8 +50,7 @@ class AutoEOT(Attack):
     members: tuple[Attack, ...] = ()
 
     def __post_init__(self) -> None:
-        check_choice(self, "norm", Norm)
-        check_radius(self, self.epsilon, self.norm)
+        super().__post_init__()
         check_at_least(self, 1, "steps", "eot_samples", "square_steps", "check_draws")
         check_at_least(self, 0, "targets")
         for member in self.attacks:
@@ -87,28 +71,18 @@ class AutoEOT(Attack):
         return self.members or self._default_members()
 
     def _default_members(self) -> tuple[Attack, ...]:
-        apgd = APGD(
-            epsilon=self.epsilon, norm=self.norm, steps=self.steps, eot_samples=self.eot_samples
-        )
+        epsilon, norm, draws = self.epsilon, self.norm, self.eot_samples
+        apgd = APGD(epsilon=epsilon, norm=norm, steps=self.steps, eot_samples=draws)
         return (
             apgd,
             replace(apgd, loss="dlr", targets=self.targets),
             replace(apgd, loss="margin"),
-            Square(
-                epsilon=self.epsilon,
-                norm=self.norm,
-                steps=self.square_steps,
-                eot_samples=self.eot_samples,
-            ),
+            Square(epsilon=epsilon, norm=norm, steps=self.square_steps, eot_samples=draws),
         )
 
     @property
     def name(self) -> str:
         return f"auto_eot_{self.norm}"
-
-    @property
-    def threat(self) -> Threat:
-        return Threat(self.norm, self.epsilon)
 
     def describe(self) -> str:
         names = ", ".join(member.name for member in self.attacks)
@@ -120,9 +94,7 @@ class AutoEOT(Attack):
         missing = [m.name for m in self._default_members() if m.name not in names]
         if missing:
             weaknesses.append(f"{self.name}: without {', '.join(missing)}")
-        if self.check_draws < FULL_CHECK_DRAWS:
-            draws = f"{self.check_draws} check draws (full: {FULL_CHECK_DRAWS})"
-            weaknesses.append(f"{self.name}: {draws}")
+        weaknesses += self.below("check_draws", FULL_CHECK_DRAWS)
         return list(dict.fromkeys(weaknesses))
 
     def notes(self, classes: int) -> list[str]:
@@ -131,7 +103,7 @@ class AutoEOT(Attack):
     def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
         """At most: images that are finished are not attacked. The last member's candidates are not
         rated, since nothing follows."""
-        members = [_cost(member, defense, known) for member in self.attacks]
+        members = [member.cost(defense, known) for member in self.attacks]
         candidates = [member.candidates for member in members]
         checks = self.check_draws if unknown_groups(defense, known) else 1
         return Cost(
@@ -149,7 +121,7 @@ class AutoEOT(Attack):
         wrong = wrong_draws(target, noises)
         candidates = []
         for number, member in enumerate(self.attacks):
-            count = _cost(member, defense, addresses.known).candidates
+            count = member.cost(defense, addresses.known).candidates
             places = best.repeat(count, 1, 1, 1, 1)
             (left,) = (wrong < draws).nonzero(as_tuple=True)
             if len(left):
@@ -157,8 +129,7 @@ class AutoEOT(Attack):
                 part = replace(
                     part, addresses=replace(part.addresses, member=addresses.member + number)
                 )
-                variants = unfolded(member, defense).values()
-                adversarial = torch.cat([variant(part).detach() for variant in variants])
+                adversarial = member(part).detach()
                 places[: len(adversarial), left] = adversarial
                 if number + 1 < len(self.attacks):
                     for images in adversarial:
@@ -168,17 +139,6 @@ class AutoEOT(Attack):
                         best = best.index_copy(0, left[better], images[better])
             candidates.append(places)
         return torch.cat(candidates)
-
-
-def _cost(member: Attack, defense: Defense, known: tuple[Group, ...]) -> Cost:
-    """That of all the attacks that a member stands for."""
-    costs = [variant.cost(defense, known) for variant in unfolded(member, defense).values()]
-    return replace(
-        costs[0],
-        gradients=sum(cost.gradients for cost in costs),
-        queries=sum(cost.queries for cost in costs),
-        candidates=sum(cost.candidates for cost in costs),
-    )
 
 
 def wrong_draws(target: Target, noises: list[Noise]) -> Tensor:

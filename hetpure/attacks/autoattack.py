@@ -8,19 +8,12 @@ import torch
 from pyautoattack import AutoAttack as Official
 from torch import Tensor
 
-from hetpure.attacks.attack import (
-    Attack,
-    Cost,
-    Target,
-    Threat,
-    check_radius,
-)
-from hetpure.attacks.library_model import LibraryModel, Listener, in_one_line, undisturbed
+from hetpure.attacks.attack import Cost, InBall, Target
+from hetpure.attacks.library_model import LibraryModel, Listener, undisturbed
 from hetpure.defense import Defense
 from hetpure.errors import FieldError, InputError, check_at_least, check_choice
-from hetpure.geometry import Norm, project
+from hetpure.geometry import project
 from hetpure.noise import Group
-from hetpure.numbers import Number
 
 Version = Literal["standard", "rand"]
 Part = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
@@ -34,7 +27,7 @@ FULL = {"steps": 100, "eot_samples": 20, "targets": 9, "square_queries": 5000}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoAttack(Attack):
+class AutoAttack(InBall):
     """AutoAttack in the version `standard` (deterministic defences) or `rand` (stochastic ones).
 
     Every call of the defence is on fresh noise, and with the mask of the very images that it is
@@ -46,8 +39,6 @@ class AutoAttack(Attack):
     what is refused therefore.
 
     Args:
-        epsilon: radius in pixel units [0, 1]; 8/255 may be written.
-        norm: of the ball.
         version: the official set of attacks.
         steps: of APGD and FAB; officially 100.
         eot_samples: noise draws of each gradient of `rand`; officially 20.
@@ -56,8 +47,6 @@ class AutoAttack(Attack):
         attacks: only these of the version's attacks.
     """
 
-    epsilon: Number = Number("8/255")  # noqa: RUF009 (immutable)
-    norm: Norm = "linf"
     version: Version = "standard"
     steps: int = FULL["steps"]
     eot_samples: int = FULL["eot_samples"]
@@ -66,9 +55,8 @@ class AutoAttack(Attack):
     attacks: tuple[Part, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_choice(self, "norm", Norm)
+        super().__post_init__()
         check_choice(self, "version", Version)
-        check_radius(self, self.epsilon, self.norm)
         check_at_least(self, 1, *FULL)
         unknown = set(self.attacks or ()) - set(PARTS[self.version])
         if unknown or self.attacks == ():
@@ -80,14 +68,6 @@ class AutoAttack(Attack):
     @property
     def name(self) -> str:
         return f"autoattack_{self.version}_{self.norm}"
-
-    @property
-    def threat(self) -> Threat:
-        return Threat(self.norm, self.epsilon)
-
-    def describe(self) -> str:
-        eot = f", EOT {self.eot_samples}" if self.version == "rand" else ""
-        return f"{self.threat}, AutoAttack {self.version}: {', '.join(self._asked)}{eot}"
 
     @property
     def _asked(self) -> tuple[Part, ...]:
@@ -111,10 +91,9 @@ class AutoAttack(Attack):
             "targets": bool(asked & {"apgd-t", "fab-t"}),
             "square_queries": "square" in asked,
         }
+        settings = [setting for setting in FULL if matters[setting]]
         weaknesses = [
-            f"{self.name}: {getattr(self, name)} {name.replace('_', ' ')} (official: {full})"
-            for name, full in FULL.items()
-            if matters[name] and getattr(self, name) < full
+            line for setting in settings for line in self.below(setting, FULL[setting], "official")
         ]
         left_out = [part for part in PARTS[self.version] if part not in self._asked]
         if left_out:
@@ -122,11 +101,11 @@ class AutoAttack(Attack):
         return weaknesses
 
     def notes(self, classes: int) -> list[str]:
-        left_out = set(self._asked) - set(self.parts(classes))
+        parts = self.parts(classes)
         return [
             f"{self.name}: without {part}, which needs {LEAST_CLASSES[part]} classes"
             for part in self._asked
-            if part in left_out
+            if part not in parts
         ]
 
     def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
@@ -161,16 +140,14 @@ class AutoAttack(Attack):
                 " it rand, or take AutoEOT, which counts over draws",
             )
         plain = images.detach().float().contiguous()  # APGD and FAB attack in float32 whatever
-        with undisturbed(), in_one_line(model):
+        with undisturbed():
             library = self._library(model, plain.device, target.addresses.noise.seed)
             adversarial, _ = library.run_standard_evaluation(
                 plain, target.labels, batch_size=defense.execution.micro_batch or len(images)
             )
         moved = (adversarial != plain).flatten(1).any(1)[:, None, None, None]
-        adversarial = adversarial.to(images)
-        projected = project(adversarial, images, self.epsilon, self.norm)
-        inside = _inside(adversarial, images, self.threat)
-        return torch.where(moved, torch.where(inside, adversarial, projected), images)[None]
+        inside = project(adversarial.to(images), images, self.epsilon, self.norm)
+        return torch.where(moved, inside, images)[None]
 
     def _library(self, model: LibraryModel, device: torch.device, seed: int) -> Any:
         """The library's object with this budget."""
@@ -198,11 +175,3 @@ class AutoAttack(Attack):
         library.square.n_queries = self.square_queries
         library.logger = library.apgd.logger = library.apgd_targeted.logger = Listener()
         return library
-
-
-def _inside(moved: Tensor, images: Tensor, threat: Threat) -> Tensor:
-    """(B, 1, 1, 1) whether each moved image is in the ball around its own, and a picture."""
-    order = torch.inf if threat.norm == "linf" else 2
-    size: Tensor = torch.linalg.vector_norm(moved - images, order, dim=(1, 2, 3), keepdim=True)
-    pixels = ((moved >= 0) & (moved <= 1)).flatten(1).all(1)[:, None, None, None]
-    return (size <= threat.epsilon) & pixels

@@ -12,7 +12,3 @@ class BPDA(PGD):
     gradient at the purified images, averaged over noise draws (section 4.2)."""
 
     approximation: Approximation = "bpda"
-
-    @property
-    def name(self) -> str:
-        return f"bpda_{self.norm}" if self.approximation == "bpda" else super().name

@@ -5,10 +5,7 @@ forward one at the same noise level: a loss at every step, whose gradient need n
 the classifier and the whole purification.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,29 +14,28 @@ from hetpure.attacks.gradient import Run
 from hetpure.attacks.pgd import PGD
 from hetpure.defense import Defense, resized
 from hetpure.denoiser import to_model
-from hetpure.errors import FieldError, InputError, check_choice
-from hetpure.expectation import Answer, Criterion, expected_loss
+from hetpure.errors import FieldError, InputError, check_at_least
+from hetpure.expectation import Answer, expected_loss
 from hetpure.gradients import EXACT, Execution, Policy
 from hetpure.noise import BatchNoise
 from hetpure.numbers import Number
-from hetpure.purifiers import Plan, Step
+from hetpure.purifiers import Step
 from hetpure.purifiers.purifier import diffuse
 from hetpure.schedule import NO_NOISE
-
-Levels = Literal["all", "low", "high"]
 
 
 class Deviated(Defense):
     """A defence whose answers (B, num_classes + 1) end in one number more, L_dev of the draw
-    (eq. 8): the sum over the plan's steps of alpha(t) d(x_t, x'_t).
+    (eq. 8): the sum over the plan's steps of alpha(t) d(x_t, x'_t). As published (appendix D.2),
+    alpha(t) is one over the number of steps.
 
     x'_t is the state after the step, which stands at index t; x_t is the image diffused to that
     index with the known noise of the index, and the image itself where the step ends there; d is
     the mean squared difference in model units [-1, 1]. Both depend on the image and the gradient
-    is exact. Without a purifier nothing strays.
+    is exact.
     """
 
-    def __init__(self, defense: Defense, alpha: Mapping[Step, float]) -> None:
+    def __init__(self, defense: Defense) -> None:
         super().__init__(
             defense.classifier,
             defense.purifier,
@@ -49,7 +45,6 @@ class Deviated(Defense):
             defense.purified_size,
         )
         self._chosen = defense._chosen
-        self.alpha = alpha
 
     def forward(
         self,
@@ -60,8 +55,7 @@ class Deviated(Defense):
     ) -> Tensor:
         """Logits, and the deviation in the last column."""
         purifier, denoiser = self.purifier, self.denoiser
-        if purifier is None or denoiser is None:
-            return torch.cat([self.classifier(images), images.new_zeros(len(images), 1)], 1)
+        assert purifier is not None and denoiser is not None
         execution = self.execution if policy is None else Execution.of(policy)
         if execution.policy not in ("auto", *EXACT):
             raise InputError(
@@ -70,6 +64,7 @@ class Deviated(Defense):
             )
         if self.masked and mask is None:
             mask = self.mask(images, noise.samples)
+        alpha = 1 / len(self.plan)
 
         def advance(step: Step, state: Tensor, known: Tensor, mask: Tensor | None) -> Tensor:
             before, deviation = state[:, :-1].reshape(known.shape), state[:, -1:]
@@ -78,7 +73,7 @@ class Deviated(Defense):
                 to_model(known) if step.to == NO_NOISE else diffuse(denoiser, known, noise, step.to)
             )
             distance = (after - diffused).square().flatten(1).mean(1, keepdim=True)
-            return torch.cat([after.flatten(1), deviation + self.alpha[step] * distance], 1)
+            return torch.cat([after.flatten(1), deviation + alpha * distance], 1)
 
         known = self.resized(images)
         state = purifier.start(denoiser, known, noise).flatten(1)
@@ -87,21 +82,6 @@ class Deviated(Defense):
         state = self.run_steps(advance, state, known, mask, execution)
         purified = resized(purifier.finish(state[:, :-1].reshape(known.shape)), images.shape[-2:])
         return torch.cat([self.classifier(purified), state[:, -1:]], 1)
-
-
-def step_weights(plan: Plan, levels: Levels) -> dict[Step, float]:
-    """alpha(t) of each step: one over the number of steps that count, as published (appendix D.2),
-    and 0 for the others. `low` and `high` count those that end in the lowest or in the highest
-    third of the noise levels (section 4.7)."""
-    third = plan[0].at / 3
-    bounds = {
-        "all": (NO_NOISE, plan[0].at),
-        "low": (NO_NOISE, third),
-        "high": (2 * third, plan[0].at),
-    }
-    low, high = bounds[levels]
-    counted = [step for step in plan if low <= step.to <= high]
-    return {step: (step in counted) / max(len(counted), 1) for step in plan}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,55 +95,29 @@ class DiffAttack(PGD):
 
     Args:
         deviation_weight: lambda; the paper: 1.
-        levels: at which noise levels the deviation counts: at `all` steps, which the paper finds
-            best, or at those in the `low` or the `high` third.
     """
 
     deviation_weight: Number = Number(1)  # noqa: RUF009 (immutable)
-    levels: Levels = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice(self, "levels", Levels)
-        if not isfinite(self.deviation_weight) or self.deviation_weight < 0:
-            raise FieldError(self, "deviation_weight", f"must be >= 0, got {self.deviation_weight}")
+        check_at_least(self, 0, "deviation_weight")
         if self.average == "probabilities":
-            raise FieldError(
-                self,
-                "average",
-                "must be gradients or logits, got probabilities: the deviation is no logit",
-            )
+            raise FieldError(self, "average", "must be gradients or logits, got probabilities")
         if self.approximation == "bpda":
-            raise FieldError(
-                self,
-                "approximation",
-                "must be none (or classifier_only, a transfer attack), got bpda: DiffAttack"
-                " differentiates every step",
-            )
-
-    @property
-    def name(self) -> str:
-        return f"diffattack_{self.norm}"
-
-    def describe(self) -> str:
-        levels = "" if self.levels == "all" else f" at {self.levels} noise levels"
-        return f"{super().describe()}, deviation weight {self.deviation_weight}{levels}"
+            raise FieldError(self, "approximation", "must be none or classifier_only, got bpda")
 
     def ask(self, run: Run, adversarial: Tensor, iteration: int) -> Answer:
         defense, losses = run.target.defense, run.criterion
-        if defense.purifier is not None and self.approximation != "classifier_only":
-            deviated = Deviated(defense, step_weights(defense.plan, self.levels))
-            target = replace(run.target, defense=deviated)
-            run = replace(run, target=target, criterion=self._both(losses))
-        answer = super().ask(run, adversarial, iteration)
-        logits = answer.logits[..., : defense.classifier.num_classes]
-        return replace(answer, logits=logits, loss=expected_loss(logits, losses, self.average))
 
-    def _both(self, losses: Criterion) -> Criterion:
-        """L_cls + lambda L_dev of answers that end in the deviation."""
-
-        def objective(answers: Tensor, index: Tensor) -> Tensor:
+        def both(answers: Tensor, index: Tensor) -> Tensor:
+            """L_cls + lambda L_dev of answers that end in the deviation."""
             deviation = answers[..., -1].double()
             return losses(answers[..., :-1], index) + self.deviation_weight * deviation
 
-        return objective
+        if defense.purifier is not None and self.approximation != "classifier_only":
+            target = replace(run.target, defense=Deviated(defense))
+            run = replace(run, target=target, criterion=both)
+        answer = super().ask(run, adversarial, iteration)
+        logits = answer.logits[..., : defense.classifier.num_classes]
+        return replace(answer, logits=logits, loss=expected_loss(logits, losses, self.average))

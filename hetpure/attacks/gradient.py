@@ -1,29 +1,20 @@
 """What attacks with gradients share: what they ask a defence, how they climb, what they keep."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from hetpure.attacks.attack import (
-    NAMES,
-    Attack,
-    Cost,
-    Target,
-    Threat,
-    check_radius,
-    unknown_groups,
-)
+from hetpure.attacks.attack import Attack, Cost, InBall, Target, unknown_groups
 from hetpure.attacks.losses import Loss, criterion, likely_targets, usable
 from hetpure.defense import Defense
-from hetpure.errors import FieldError, InputError, check_at_least, check_choice
+from hetpure.errors import FieldError, check_at_least, check_choice
 from hetpure.expectation import Answer, Average, Criterion, Query, answers, expected_gradient
-from hetpure.geometry import Norm
 from hetpure.gradients import Execution
-from hetpure.noise import Group, Noise
+from hetpure.noise import Group
 from hetpure.numbers import Number
 
 MaskPolicy = Literal["frozen", "recomputed", "soft", "all"]
@@ -64,8 +55,8 @@ class GradientAttack(Attack):
         antithetic: draw noise in pairs of opposite sign.
         mask: what the attack knows of a heterogeneous purifier's mask: `frozen` (the clean
             image's), `recomputed` (each iterate's, no gradient through it; the published choice),
-            `soft` (each iterate's, with a gradient straight through); `all` stands for three
-            attacks, see `unfolded`.
+            `soft` (each iterate's, with a gradient straight through), or `all`: three attacks, see
+            `unfolded`.
         targets: attack towards so many of the most likely wrong classes in turn, each in a run of
             its own; 0 is untargeted.
         restarts: independent runs, of each target.
@@ -100,36 +91,19 @@ class GradientAttack(Attack):
                 f"must be even where draws are antithetic pairs, got {self.eot_samples}",
             )
 
-    def budget(self) -> str:
-        """The settings shared by all attacks with gradients, where they are not the defaults."""
-        words = [f"EOT {self.eot_samples}" + (" antithetic" if self.antithetic else "")]
-        if self.average != "gradients":
-            words.append(f"mean {self.average}")
-        if self.targets:
-            words.append(f"{self.targets} targets")
-        if self.restarts > 1:
-            words.append(f"{self.restarts} restarts")
-        if self.approximation != "none":
-            words.append(f"gradient {self.approximation}")
-        if self.mask != "all":
-            words.append(f"{self.mask} mask")
-        return ", ".join(words)
-
     def notes(self, classes: int) -> list[str]:
         if usable(self.loss, classes, self.targets > 0) == self.loss:
             return []
         return [f"{self.name}: DLR needs more than {classes} classes: the margin was used"]
 
     def weaker_than_full(self) -> list[str]:
-        weaknesses = []
-        if self.eot_samples < FULL_EOT:
-            published = f"(HetPure's published attack: {FULL_EOT})"
-            weaknesses.append(f"{self.name}: {self.eot_samples} EOT draws {published}")
+        weaknesses = self.below("eot_samples", FULL_EOT, "HetPure's published attack")
         if self.mask != "all":
             weaknesses.append(f"{self.name}: {self.mask} masks only")
         if self.approximation != "none":
-            gradient = f"the gradient is an approximation, {self.approximation}"
-            weaknesses.append(f"{self.name}: {gradient}")
+            weaknesses.append(
+                f"{self.name}: the gradient is an approximation, {self.approximation}"
+            )
         return weaknesses
 
     def stronger(self) -> dict[str, Attack]:
@@ -147,6 +121,8 @@ class GradientAttack(Attack):
         return Execution(self.approximation, micro_batch=defense.execution.micro_batch)
 
     def substitute(self, defense: Defense) -> str | None:
+        """The name of what it follows, where that is not the gradient of the defence with its mask
+        held fixed."""
         if self.execution(defense) is not None:
             return self.approximation
         return "soft mask" if self.mask == "soft" and defense.masked else None
@@ -159,12 +135,12 @@ class GradientAttack(Attack):
         self, defense: Defense, known: tuple[Group, ...], *, gradients: int, candidates: int
     ) -> Cost:
         """Of an attack that takes so many gradients and gives so many candidates in each run."""
-        draws = self._draws(defense, known)
+        draws, parts = self._draws(defense, known), len(unfolded(self, defense))
         targets = min(self.targets, defense.classifier.num_classes - 1)  # all the wrong classes
-        runs = self.restarts * max(targets, 1)
+        runs = parts * self.restarts * max(targets, 1)
         return Cost(
             gradients=runs * gradients * draws,
-            queries=draws if self.targets else 0,
+            queries=parts * draws if self.targets else 0,
             candidates=runs * candidates,
             draws=draws,
         )
@@ -175,11 +151,9 @@ class GradientAttack(Attack):
         return self.eot_samples if drawn else 1
 
     def __call__(self, target: Target) -> Tensor:
-        if len(unfolded(self, target.defense)) > 1:
-            raise InputError(
-                f"{self.name} with mask: all is three attacks on a defence with an attention mask:"
-                f" run those of hetpure.attacks.unfolded, or choose one of {', '.join(MASKS)}"
-            )
+        if self.mask == "all":
+            parts = unfolded(self, target.defense).values()
+            return torch.cat([part(target) for part in parts])
         return torch.stack([images for run in self._runs(target) for images in self.ascend(run)])
 
     def _runs(self, target: Target) -> Iterator[Run]:
@@ -233,7 +207,7 @@ class GradientAttack(Attack):
         noises = addresses.draws(run.number, iteration, draws, antithetic=self.antithetic)
         answer = expected_gradient(
             defense,
-            self.query(defense, adversarial, target.samples, run.mask, noises),
+            self.query(defense, Query(adversarial, target.samples, run.mask, noises)),
             run.criterion,
             target.monitor.differentiated,
             average=self.average,
@@ -248,51 +222,25 @@ class GradientAttack(Attack):
         target.monitor.iteration(iteration, **values)
         return answer
 
-    def query(
-        self,
-        defense: Defense,
-        adversarial: Tensor,
-        samples: Tensor,
-        clean_mask: Tensor | None,
-        noises: Sequence[Noise],
-    ) -> Query:
-        """What is asked at the adversarial images (B, C, H, W), with the mask that the policy
-        takes."""
-        mask = clean_mask
-        if self.mask == "soft":
-            adversarial = adversarial.detach().requires_grad_()
-            with torch.enable_grad():
-                mask = defense.mask(adversarial, samples, soft=True)
-        elif self.mask != "frozen":
-            mask = defense.mask(adversarial, samples)
-        return Query(adversarial, samples, mask, noises)
+    def query(self, defense: Defense, query: Query) -> Query:
+        """The same question with the mask that the policy takes, in place of the clean images'."""
+        images, samples = query.images, query.samples
+        if self.mask == "frozen":
+            return query
+        if self.mask != "soft":
+            return replace(query, mask=defense.mask(images, samples))
+        images = images.detach().requires_grad_()
+        with torch.enable_grad():
+            return replace(query, images=images, mask=defense.mask(images, samples, soft=True))
 
 
 @dataclass(frozen=True, kw_only=True)
-class BallAttack(GradientAttack):
-    """An attack with gradients whose candidates lie in a ball around their images.
-
-    Args:
-        epsilon: radius in pixel units [0, 1]; 8/255 may be written.
-        norm: of the ball.
-    """
-
-    epsilon: Number = Number("8/255")  # noqa: RUF009 (immutable)
-    norm: Norm = "linf"
+class BallAttack(InBall, GradientAttack):
+    """An attack with gradients whose candidates lie in a ball around their images."""
 
     def __post_init__(self) -> None:
-        check_choice(self, "norm", Norm)
-        check_radius(self, self.epsilon, self.norm)
-        super().__post_init__()
-
-    @property
-    def threat(self) -> Threat:
-        return Threat(self.norm, self.epsilon)
-
-    @property
-    def title(self) -> str:
-        """Norm and radius."""
-        return f"{NAMES[self.norm]} {self.epsilon}"
+        InBall.__post_init__(self)
+        GradientAttack.__post_init__(self)
 
     def at_radius(self, epsilon: float) -> "BallAttack | None":
         return replace(self, epsilon=Number(epsilon)) if self.epsilon > 0 else None
@@ -321,23 +269,14 @@ class Best:
     def __init__(self, images: Tensor, *, certain: bool) -> None:
         self.images = images
         self.certain = certain
-        self.worth: Tensor | None = None
+        self.wrong = images.new_zeros(len(images), dtype=torch.bool)
+        self.loss = images.new_full((len(images),), -torch.inf, dtype=torch.float64)
 
     def consider(self, adversarial: Tensor, answer: Answer, labels: Tensor) -> Tensor:
         """Takes better iterates; which were taken (B,)."""
-        worth = answer.loss
-        if self.certain:
-            wrong = (answer.logits.argmax(-1) != labels).all(0)
-            worth = torch.stack([wrong.to(worth), worth], 1)
-        else:
-            worth = worth[:, None]
-        better = torch.ones_like(labels, dtype=torch.bool)
-        if self.worth is not None:
-            first, second = worth[:, 0], self.worth[:, 0]
-            better = first > second
-            if self.certain:
-                better |= (first == second) & (worth[:, 1] > self.worth[:, 1])
-            worth = torch.where(better[:, None], worth, self.worth)
-        self.worth = worth
+        wrong = (answer.logits.argmax(-1) != labels).all(0) & self.certain
+        better = (wrong > self.wrong) | ((wrong == self.wrong) & (answer.loss > self.loss))
+        self.wrong = torch.where(better, wrong, self.wrong)
+        self.loss = torch.where(better, answer.loss, self.loss)
         self.images = torch.where(better[:, None, None, None], adversarial.detach(), self.images)
         return better

@@ -42,24 +42,16 @@ class LibraryModel:
             )
         self.target = target
         self.calls = 0
-        self.error: Exception | None = None  # raised by the defence, not by the library
 
     def __call__(self, images: Tensor) -> Tensor:
         if not len(images):  # Square asks this where all that is left lies on the border
             return images.new_zeros(0, self.target.defense.classifier.num_classes)
-        try:
-            return self._answer(images)
-        except Exception as error:
-            self.error = error
-            raise
-
-    def _answer(self, images: Tensor) -> Tensor:
         target = self.target
         defense, addresses, monitor = target.defense, target.addresses, target.monitor
         differentiated = images.requires_grad and torch.is_grad_enabled()
         pixels = images.to(target.images.dtype).view_as(images)
         if differentiated:
-            pixels.register_hook(self._check_finite)  # type: ignore[no-untyped-call]
+            pixels.register_hook(_check_finite)  # type: ignore[no-untyped-call]
         places = torch.arange(len(images), device=images.device)
         samples = (addresses.samples[0] + places) % SAMPLES
         draw = attack_draw(addresses.member, 0, self.calls >> 16, self.calls & 0xFFFF)
@@ -71,33 +63,24 @@ class LibraryModel:
         (monitor.differentiated if differentiated else monitor.answered)(len(images))
         return logits.to(images.dtype)
 
-    def _check_finite(self, gradient: Tensor) -> None:
-        if not gradient.isfinite().all():
-            self.error = GradientError(f"the gradient {NOT_FINITE}")
-            raise self.error
+
+def _check_finite(gradient: Tensor) -> None:
+    if not gradient.isfinite().all():
+        raise GradientError(f"the gradient {NOT_FINITE}")
 
 
 class Listener(logging.Logger):
-    """What the library logs; no handler of the program hears it. Its warnings that say that the
-    attack is worth nothing here are errors, the others are warnings."""
+    """What the library logs; no handler of the program hears it. A warning that means that the
+    attack is worth nothing here is an error: noise from outside its address, no logits."""
 
     def __init__(self) -> None:
-        super().__init__("pyautoattack", logging.DEBUG)
+        super().__init__("pyautoattack", logging.WARNING)
 
     def handle(self, record: logging.LogRecord) -> None:
-        message = record.getMessage().split(" See ")[0].strip()
-        if record.levelno < logging.WARNING:
-            return
-        if "randomized defense" in message:
-            raise InputError(
-                "AutoAttack: asked twice about the same images the defence answers differently:"
-                " what does it draw outside its noise (dropout, a generator)?"
-            )
-        if "probability distribution" in message:
-            raise InputError(
-                "AutoAttack: the classifier answers probabilities: its losses need logits"
-            )
-        warnings.warn(f"AutoAttack: {message}", stacklevel=2)
+        message = f"AutoAttack: {record.getMessage().split(' See ')[0].strip()}"
+        if "randomized defense" in message or "probability distribution" in message:
+            raise InputError(message)
+        warnings.warn(message, stacklevel=2)
 
 
 @contextmanager
@@ -111,16 +94,3 @@ def undisturbed() -> Iterator[None]:
             yield
         finally:
             sys.settrace(tracer)
-
-
-@contextmanager
-def in_one_line(model: LibraryModel) -> Iterator[None]:
-    """What the library raises, as an InputError; what the defence raises stays as it is."""
-    try:
-        yield
-    except Exception as error:
-        memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if isinstance(error, InputError) or error is model.error or memory:
-            raise
-        message = (str(error).splitlines() or [""])[0]
-        raise InputError(f"AutoAttack stopped with {type(error).__name__}: {message}") from error

@@ -14,54 +14,37 @@ from hetpure.expectation import Criterion
 Loss = Literal["cross_entropy", "dlr", "margin"]
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log of the label's probability."""
+def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+    """-log of the label's probability, or log of the target's."""
+    if targets is not None:
+        return -cross_entropy(logits, targets)
     return F.cross_entropy(logits.double(), labels, reduction="none")
 
 
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """max_{j != y} z_j - z_y (Carlini & Wagner 2017): above 0 the answer is wrong."""
+def margin(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+    """max_{j != y} z_j - z_y (Carlini & Wagner 2017): above 0 the answer is wrong. Towards a target
+    t it is z_t - z_y."""
     logits = logits.double()
-    others = logits.masked_fill(_is(labels, logits), -torch.inf)
-    return others.amax(-1) - _at(logits, labels)
+    if targets is None:
+        other = logits.masked_fill(_is(labels, logits), -torch.inf).amax(-1)
+    else:
+        other = _at(logits, targets)
+    return other - _at(logits, labels)
 
 
-def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
+def difference_of_logits_ratio(
+    logits: Tensor, labels: Tensor, targets: Tensor | None = None
+) -> Tensor:
     """The margin over z_(1) - z_(3), the largest less the third largest logit (Croce & Hein 2020,
-    DLR, eq. 6): unchanged when logits are shifted or scaled. Needs three classes."""
+    DLR, eq. 6): unchanged when logits are shifted or scaled. Needs three classes. Towards a target
+    it is over z_(1) - (z_(3) + z_(4)) / 2 (eq. 7), and needs four."""
     ranked = logits.double().sort(-1, descending=True).values
-    return margin(logits, labels) / (ranked[..., 0] - ranked[..., 2]).clamp(min=TINY)
-
-
-def targeted_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """log of the target's probability."""
-    return -cross_entropy(logits, targets)
-
-
-def targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """z_t - z_y: above 0 the answer is not the label."""
-    logits = logits.double()
-    return _at(logits, targets) - _at(logits, labels)
-
-
-def targeted_difference_of_logits_ratio(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2) (Croce & Hein 2020, eq. 7). Four classes."""
-    ranked = logits.double().sort(-1, descending=True).values
-    scale = ranked[..., 0] - (ranked[..., 2] + ranked[..., 3]) / 2
-    return targeted_margin(logits, labels, targets) / scale.clamp(min=TINY)
+    low = ranked[..., 2] if targets is None else (ranked[..., 2] + ranked[..., 3]) / 2
+    return margin(logits, labels, targets) / (ranked[..., 0] - low).clamp(min=TINY)
 
 
 TINY = 1e-12
-UNTARGETED = {
-    "cross_entropy": cross_entropy,
-    "dlr": difference_of_logits_ratio,
-    "margin": margin,
-}
-TARGETED = {
-    "cross_entropy": targeted_cross_entropy,
-    "dlr": targeted_difference_of_logits_ratio,
-    "margin": targeted_margin,
-}
+LOSSES = {"cross_entropy": cross_entropy, "dlr": difference_of_logits_ratio, "margin": margin}
 
 
 def usable(loss: Loss, classes: int, targeted: bool) -> Loss:
@@ -75,9 +58,7 @@ def criterion(loss: Loss, labels: Tensor, targets: Tensor | None = None) -> Crit
 
     def losses(logits: Tensor, index: Tensor) -> Tensor:
         kind = usable(loss, logits.shape[-1], targets is not None)
-        if targets is None:
-            return UNTARGETED[kind](logits, labels[index])
-        return TARGETED[kind](logits, labels[index], targets[index])
+        return LOSSES[kind](logits, labels[index], None if targets is None else targets[index])
 
     return losses
 

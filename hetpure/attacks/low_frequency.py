@@ -67,9 +67,6 @@ class LowFrequency(PGD):
     def name(self) -> str:
         return f"low_frequency_{self.norm}"
 
-    def describe(self) -> str:
-        return f"{super().describe()}, lowest {self.ratio:g} of the frequencies"
-
     def ascend(self, run: Run) -> list[Tensor]:
         images = run.target.images
 
@@ -79,15 +76,13 @@ class LowFrequency(PGD):
         def step(offset: Tensor, gradient: Tensor) -> Tensor:
             inside = images_of(offset) == images + offset  # the cut passes no gradient elsewhere
             along = ascent(gradient * inside, self.ratio, self.norm)
-            return self._within(offset + self.step_size * along)
+            return within(offset + self.step_size * along, self.epsilon, self.norm, self.ratio)
 
         start = torch.zeros_like(images)
         if self.random_start:  # PGD's without its high frequencies
-            start = self._within(low_pass(self.start(run) - images, self.ratio))
+            start = low_pass(self.start(run) - images, self.ratio)
+            start = within(start, self.epsilon, self.norm, self.ratio)
         return self.climb(run, start, step, images_of)
-
-    def _within(self, offset: Tensor) -> Tensor:
-        return within(offset, self.epsilon, self.norm, self.ratio)
 
 
 def ascent(gradient: Tensor, ratio: float, norm: Norm) -> Tensor:

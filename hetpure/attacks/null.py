@@ -20,9 +20,6 @@ class NullAttack(Attack):
     def name(self) -> str:
         return "null"
 
-    def describe(self) -> str:
-        return "the images themselves"
-
     @property
     def threat(self) -> Threat:
         return Threat("linf", 0.0)
@@ -47,9 +44,6 @@ class EightBit(Attack):
     @property
     def name(self) -> str:
         return "8-bit images"
-
-    def describe(self) -> str:
-        return "adversarial images rounded to 8 bits"
 
     @property
     def threat(self) -> None:

@@ -1,12 +1,11 @@
 """PGD with expectation over transformation (Madry et al. 2018; Athalye et al. 2018)."""
 
 from dataclasses import dataclass, replace
-from math import isfinite
 
 from torch import Tensor
 
 from hetpure.attacks.gradient import BallAttack, Run
-from hetpure.errors import FieldError
+from hetpure.errors import check_positive
 from hetpure.geometry import direction, project, uniform_in_ball
 from hetpure.numbers import Number
 
@@ -28,25 +27,11 @@ class PGD(BallAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isfinite(self.step_size) or self.step_size <= 0:
-            raise FieldError(self, "step_size", f"must be > 0, got {self.step_size}")
-
-    @property
-    def name(self) -> str:
-        return f"pgd_{self.norm}"
-
-    def describe(self) -> str:
-        loss = "" if self.loss == "cross_entropy" else f" {self.loss}"
-        start = "" if self.random_start else ", no random start"
-        steps = f"{self.steps} steps of {self.step_size}"
-        return f"{self.title}, PGD{loss} {steps}, {self.budget()}{start}"
+        check_positive(self, "step_size")
 
     def weaker_than_full(self) -> list[str]:
-        weaknesses = super().weaker_than_full()
-        if self.steps < FULL_STEPS:
-            published = f"(HetPure's published attack: {FULL_STEPS})"
-            weaknesses.append(f"{self.name}: {self.steps} iterations {published}")
-        return weaknesses
+        steps = self.below("steps", FULL_STEPS, "HetPure's published attack")
+        return super().weaker_than_full() + steps
 
     def at_radius(self, epsilon: float) -> "PGD | None":
         """In another ball, with steps as much longer."""

@@ -2,22 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hetpure.attacks.attack import (
-    Attack,
-    Cost,
-    Target,
-    Threat,
-    check_candidates,
-    check_radius,
-)
+from hetpure.attacks.attack import Attack, Cost, Target, Threat, check_ball, check_candidates
 from hetpure.defense import Defense
-from hetpure.errors import InputError, check_choice
+from hetpure.errors import InputError
 from hetpure.geometry import Norm
 from hetpure.noise import Group
 from hetpure.numbers import Number
@@ -46,9 +38,7 @@ class Replay(Attack):
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:
-        check_choice(self, "norm", Norm)
-        if self.epsilon is not None:
-            check_radius(self, self.epsilon, self.norm)
+        check_ball(self, self.epsilon, self.norm)
         if not self._is_run and (self.row is not None or self.attack is not None):
             raise InputError(f"{self.path} is no run: an .npz file has no row and no attack")
 
@@ -59,11 +49,6 @@ class Replay(Attack):
     @property
     def name(self) -> str:
         return "replay"
-
-    def describe(self) -> str:
-        chosen = [name for name in (self.row, self.attack) if name is not None]
-        of = f" ({', '.join(chosen)})" if chosen else ""
-        return f"{self.threat or 'no ball'}, images of {self.path}{of}"
 
     @property
     def threat(self) -> Threat | None:
@@ -76,25 +61,27 @@ class Replay(Attack):
         return Cost()
 
     def __call__(self, target: Target) -> Tensor:
-        images, samples = target.images, target.samples.tolist()
-        saved, ids = self._read()
+        images = target.images
+        if self._is_run:
+            saved, ids = saved_images(Path(self.path), self.row, self.attack)
+        else:
+            saved, ids = read_npz(Path(self.path))
         if saved.shape[1:] != images.shape[1:]:
             raise InputError(
                 f"{self.path} holds images {tuple(saved.shape[1:])}, the data"
                 f" {tuple(images.shape[1:])}: replay them on the data they were made from"
             )
-        place = {sample: number for number, sample in enumerate(ids.tolist())}
-        if len(place) < len(ids):
-            twice = next(k for k in place if (ids == k).sum() > 1)
-            raise InputError(f"{self.path} holds sample {twice} twice: leave one image of each")
-        missing = [sample for sample in samples if sample not in place]
+        position = {sample: number for number, sample in enumerate(ids.tolist())}
+        if len(position) < len(ids):
+            raise InputError(f"{self.path} holds a sample twice: leave one image of each")
+        samples = target.samples.tolist()
+        missing = [sample for sample in samples if sample not in position]
         if missing:
             raise InputError(
-                f"{self.path} has no image of sample {missing[0]}"
-                f" ({len(missing)} of {len(images)} are missing): evaluate the samples it was made"
-                " for"
+                f"{self.path} has no image of sample {missing[0]} ({len(missing)} of {len(images)}"
+                " are missing): evaluate the samples it was made for"
             )
-        adversarial = saved[[place[sample] for sample in samples]].to(images)[None]
+        adversarial = saved[[position[sample] for sample in samples]].to(images)[None]
         try:
             check_candidates(adversarial, images, target.samples, self.threat)
         except AssertionError as error:
@@ -104,33 +91,21 @@ class Replay(Attack):
             ) from None
         return adversarial
 
-    def _read(self) -> tuple[Tensor, Tensor]:
-        """All its images (N, C, H, W) float32 and their sample ids (N,)."""
-        if not self._is_run:
-            return read_npz(Path(self.path))
-        return saved_images(Path(self.path), self.row, self.attack)
-
 
 def read_npz(path: Path) -> tuple[Tensor, Tensor]:
     """The images (N, C, H, W), float32 pixels, and the sample ids (N,) int64 of an .npz file."""
-    wanted = "wanted are images (N, C, H, W), float32 or uint8, and samples (N,), integers"
     try:
         with np.load(path, allow_pickle=False) as file:
             images, samples = file["images"], file["samples"]
-    except FileNotFoundError:
+        if images.ndim != 4 or images.dtype not in (np.float32, np.uint8):
+            raise ValueError(f"images are {images.shape} {images.dtype}")
+        if samples.shape != images.shape[:1] or samples.dtype.kind not in "iu":
+            raise ValueError(f"samples are {samples.shape} {samples.dtype}")
+    except Exception as error:  # of whatever kind: a damaged file says anything
         raise InputError(
-            f"{path} does not exist: give an .npz file or the folder of a run"
+            f"{path} cannot be read ({error}): give an .npz file with images (N, C, H, W), float32"
+            " or uint8, and samples (N,), integers; or the folder of a run"
         ) from None
-    except KeyError as error:
-        raise InputError(f"{path}: {error.args[0]}; {wanted}") from None
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise InputError(f"{path} cannot be read ({error}); {wanted}") from None
-    for name, array, good in (
-        ("images", images, images.ndim == 4 and images.dtype in (np.float32, np.uint8)),
-        ("samples", samples, samples.ndim == 1 and np.issubdtype(samples.dtype, np.integer)),
-    ):
-        if not good or len(array) != len(images):
-            raise InputError(f"{path} has {name} {array.shape} {array.dtype}: {wanted}")
     pixels = torch.from_numpy(images)
     if images.dtype == np.uint8:
         pixels = pixels.float() / 255

@@ -7,22 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hetpure.attacks.attack import (
-    NAMES,
-    Attack,
-    Cost,
-    Target,
-    Threat,
-    check_radius,
-    unknown_groups,
-)
+from hetpure.attacks.attack import Cost, InBall, Target, unknown_groups
 from hetpure.attacks.losses import criterion
 from hetpure.defense import Defense
-from hetpure.errors import FieldError, check_at_least, check_choice
+from hetpure.errors import FieldError, check_at_least
 from hetpure.expectation import Query, answers, expected_loss
-from hetpure.geometry import Norm, direction, project
+from hetpure.geometry import direction, project
 from hetpure.noise import BatchNoise, Group, Purpose
-from hetpure.numbers import Number
 
 FULL_STEPS = 5000
 MOST_STEPS = 0xFFFF  # what the address of a draw has room for
@@ -31,7 +22,7 @@ HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 ste
 
 
 @dataclass(frozen=True, kw_only=True)
-class Square(Attack):
+class Square(InBall):
     """Changes a square of the image at random, and keeps what raises the margin of the best wrong
     class. Its candidate is where it ends.
 
@@ -43,53 +34,31 @@ class Square(Attack):
     code gives a batch one window, and leaves out its last place.
 
     Args:
-        epsilon: radius in pixel units [0, 1]; 8/255 may be written.
-        norm: of the ball.
         steps: proposals.
         p_init: share of the pixels that the first squares change.
         eot_samples: noise draws on which an image and a proposal are compared.
     """
 
-    epsilon: Number = Number("8/255")  # noqa: RUF009 (immutable)
-    norm: Norm = "linf"
     steps: int = FULL_STEPS
     p_init: float = 0.8
     eot_samples: int = 10
 
     def __post_init__(self) -> None:
-        check_choice(self, "norm", Norm)
-        check_radius(self, self.epsilon, self.norm)
+        super().__post_init__()
         check_at_least(self, 1, "eot_samples")
         if not 1 <= self.steps <= MOST_STEPS:
             raise FieldError(self, "steps", f"must be in 1 to {MOST_STEPS}, got {self.steps}")
         if not 0 < self.p_init <= 1:
             raise FieldError(self, "p_init", f"must be in (0, 1], got {self.p_init}")
 
-    @property
-    def name(self) -> str:
-        return f"square_{self.norm}"
-
-    def describe(self) -> str:
-        radius = f"{NAMES[self.norm]} {self.epsilon}"
-        return f"{radius}, Square {self.steps} steps, EOT {self.eot_samples}"
-
-    @property
-    def threat(self) -> Threat:
-        return Threat(self.norm, self.epsilon)
-
     def weaker_than_full(self) -> list[str]:
-        if self.steps >= FULL_STEPS:
-            return []
-        return [f"{self.name}: {self.steps} queries (AutoAttack: {FULL_STEPS})"]
+        return self.below("steps", FULL_STEPS, "AutoAttack")
 
     def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
         """Fewer queries where an answer that is certain is soon wrong."""
-        draws = self._draws(defense, known)
-        each = 2 * self.steps * draws if unknown_groups(defense, known) else 1 + self.steps
-        return Cost(queries=each, draws=draws)
-
-    def _draws(self, defense: Defense, known: tuple[Group, ...]) -> int:
-        return self.eot_samples if unknown_groups(defense, known) else 1
+        if not unknown_groups(defense, known):
+            return Cost(queries=1 + self.steps)
+        return Cost(queries=2 * self.steps * self.eot_samples, draws=self.eot_samples)
 
     def __call__(self, target: Target) -> Tensor:
         images, certain = target.images, target.certain
@@ -126,8 +95,8 @@ class Square(Attack):
     def _ask(self, target: Target, step: int) -> tuple[Tensor, Tensor]:
         """The expected margins (B,) of the target's images, and whether their answers are wrong on
         every draw (B,)."""
-        defense, images, addresses = target.defense, target.images, target.addresses
-        noises = addresses.draws(0, step, self._draws(defense, addresses.known))
+        defense, images = target.defense, target.images
+        noises = target.addresses.draws(0, step, 1 if target.certain else self.eot_samples)
         mask = defense.mask(images, target.samples)
         logits = answers(
             defense, Query(images, target.samples, mask, noises), target.monitor.answered

@@ -5,20 +5,19 @@ attack is how far a pixel moves and how much its neighbours agree with it, no no
 """
 
 from dataclasses import dataclass
-from math import isfinite
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hetpure.attacks.gradient import GradientAttack, Run
 from hetpure.attacks.losses import Loss
-from hetpure.errors import FieldError
+from hetpure.errors import check_at_least, check_positive
 from hetpure.noise import Purpose
 from hetpure.numbers import Number
 
 DECAY = (0.9, 0.999)  # Adam's beta_1 and beta_2
 TINY = 1e-8  # Adam's epsilon, of an image's largest entry: the loss may have any scale
+FlowState = tuple[Tensor, Tensor, Tensor, int]  # a flow in pixels, Adam's moments, steps so far
 
 
 def warp(images: Tensor, flow: Tensor) -> Tensor:
@@ -84,15 +83,6 @@ def adam_step(
     return mean / (1 - DECAY[0] ** count) / root, mean, square
 
 
-class FlowState(NamedTuple):
-    """A flow (B, 2, H, W) in pixels, and Adam's moments after so many steps."""
-
-    flow: Tensor
-    mean: Tensor
-    square: Tensor
-    steps: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class StAdv(GradientAttack):
     """Ascends the expected loss less tau times the flow's roughness (eq. 2) in the flow, by Adam,
@@ -119,14 +109,8 @@ class StAdv(GradientAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, good, allowed in (
-            ("max_flow", self.max_flow >= 0, ">= 0"),
-            ("step_size", self.step_size > 0, "> 0"),
-            ("smoothness", self.smoothness >= 0, ">= 0"),
-        ):
-            value = getattr(self, field)
-            if not good or not isfinite(value):
-                raise FieldError(self, field, f"must be {allowed}, got {value}")
+        check_at_least(self, 0, "max_flow", "smoothness")
+        check_positive(self, "step_size")
 
     @property
     def name(self) -> str:
@@ -136,25 +120,19 @@ class StAdv(GradientAttack):
     def threat(self) -> None:
         """No ball."""
 
-    def describe(self) -> str:
-        return (
-            f"flow within {self.max_flow} pixels, stAdv {self.loss} {self.steps} steps of"
-            f" {self.step_size}, smoothness {self.smoothness}, {self.budget()}"
-        )
-
     def ascend(self, run: Run) -> list[Tensor]:
         images = run.target.images
 
         def step(state: FlowState, gradient: Tensor) -> FlowState:
-            gradient = flow_gradient(images, state.flow, gradient, self.smoothness)
-            along, mean, square = adam_step(gradient, state.mean, state.square, state.steps + 1)
-            flow = bounded(state.flow + self.step_size * along.to(state.flow), self.max_flow)
-            return FlowState(flow, mean, square, state.steps + 1)
+            flow, mean, square, count = state
+            gradient = flow_gradient(images, flow, gradient, self.smoothness)
+            along, mean, square = adam_step(gradient, mean, square, count + 1)
+            flow = bounded(flow + self.step_size * along.to(flow), self.max_flow)
+            return flow, mean, square, count + 1
 
         flow = self._start(run)
         zero = torch.zeros_like(flow, dtype=torch.float64)
-        start = FlowState(flow, zero, zero, 0)
-        return self.climb(run, start, step, lambda state: warp(images, state.flow))
+        return self.climb(run, (flow, zero, zero, 0), step, lambda state: warp(images, state[0]))
 
     def _start(self, run: Run) -> Tensor:
         """The flow (B, 2, H, W) that a run begins with."""

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hetpure.attacks.diffattack import Deviated, step_weights
+from hetpure.attacks.diffattack import Deviated
 from hetpure.attention import AttentionMask, attention_map, captured, normalise
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
@@ -91,7 +91,7 @@ def test_the_gradient_is_that_of_finite_differences(
 def test_other_users_of_a_defence_resize_too(classifier: Classifier, denoiser: Denoiser) -> None:
     """DiffAttack's answers are the defence's; a footprint is of the purifier's size."""
     defense, pixels = sized(classifier, denoiser), images()
-    deviated = Deviated(defense, step_weights(defense.plan, "all"))
+    deviated = Deviated(defense)
     noise = noise_for(pixels)
     torch.testing.assert_close(deviated(pixels, noise)[:, :-1], defense(pixels, noise))
     assert defense.footprint(pixels).state == 8 * 8 * 8

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hetpure.attacks import PGD
-from hetpure.attacks.diffattack import Deviated, DiffAttack, step_weights
+from hetpure.attacks.diffattack import Deviated, DiffAttack
 from hetpure.attacks.gradient import Run
 from hetpure.attacks.losses import criterion
 from hetpure.classifiers import Classifier
@@ -28,11 +28,7 @@ from hetpure.purifiers import (
 )
 from hetpure.samplers import DDPM, VPSDE
 from hetpure.schedule import NO_NOISE
-from tests.hetpure.attacks.defenses import (
-    ADDRESSES,
-    SAMPLES,
-    target_of,
-)
+from tests.hetpure.attacks.defenses import ADDRESSES, SAMPLES, target_of
 
 LABELS = torch.tensor([0, 1, 2, 3])
 SMOOTH = DDPM(clip_x0=False)
@@ -55,10 +51,6 @@ def diffattack(**settings: object) -> DiffAttack:
     return DiffAttack(**{**given, **settings})  # type: ignore[arg-type]
 
 
-def deviated(defense: Defense) -> Deviated:
-    return Deviated(defense, step_weights(defense.plan, "all"))
-
-
 @family
 def test_deviation_by_hand(
     purifier: Purifier,
@@ -71,7 +63,7 @@ def test_deviation_by_hand(
     """The mean over steps of the mean squared difference between the state and sqrt(abar) (2 x - 1)
     + sqrt(1 - abar) n; beside it stand the defence's own logits, bit for bit."""
     defense, noise = Defense(classifier, purifier, denoiser), rows(0, 1, 2, 3)
-    found = deviated(defense)(images, noise, half_mask)
+    found = Deviated(defense)(images, noise, half_mask)
     assert torch.equal(found[:, :-1], defense(images, noise, half_mask))
     distances, state = [], purifier.start(denoiser, images, noise)
     for step in defense.plan:
@@ -97,7 +89,7 @@ def test_policies_agree_bit_for_bit_and_call_the_network_as_ever(
     rows: Rows,
 ) -> None:
     """In logits, deviation, and the gradient of both, in a soft mask too."""
-    defense = deviated(Defense(classifier, purifier, denoiser))
+    defense = Deviated(Defense(classifier, purifier, denoiser))
     steps, calls = len(defense.plan), [step.network_calls for step in defense.plan]
     weights = torch.arange(1.0, 6.0, dtype=torch.float64)
     inputs = [images.requires_grad_()]
@@ -126,7 +118,7 @@ def test_gradient_against_finite_differences(
 ) -> None:
     """Of the deviation, which hangs on the image by the states and by what they are held against;
     in a random direction, in float64, every row by itself."""
-    defense, noise = deviated(Defense(smooth_classifier, purifier, denoiser)), rows(0, 1, 2, 3)
+    defense, noise = Deviated(Defense(smooth_classifier, purifier, denoiser)), rows(0, 1, 2, 3)
     images.requires_grad_()
     deviation = defense(images, noise, half_mask, "checkpoint")[:, -1]
     (gradient,) = torch.autograd.grad(deviation.sum(), images)
@@ -148,7 +140,7 @@ def test_auto_takes_what_the_defence_has_chosen(
     defense(images, rows(0, 1, 2, 3))
     for _ in range(2):
         with count_network_calls(defense) as counter:
-            deviated(defense)(images, rows(0, 1, 2, 3))
+            Deviated(defense)(images, rows(0, 1, 2, 3))
         assert counter.batches == defense.network_calls
 
 
@@ -201,7 +193,7 @@ def test_a_step_goes_along_both_losses(
     point = images.clone().requires_grad_()
     found = torch.stack(
         [
-            deviated(defense)(point, ADDRESSES.noise.redraw(attack_draw(0, 0, 0, k)).on(SAMPLES))
+            Deviated(defense)(point, ADDRESSES.noise.redraw(attack_draw(0, 0, 0, k)).on(SAMPLES))
             for k in range(2)
         ]
     )
@@ -228,16 +220,3 @@ def test_an_answer_tells_of_the_classification_alone(
     assert torch.equal(answer.logits, expected)
     loss = torch.stack([F.cross_entropy(one, LABELS, reduction="none") for one in expected])
     torch.testing.assert_close(answer.loss, loss.mean(0), rtol=1e-12, atol=0)
-
-
-def test_weights_of_steps(denoiser: Denoiser) -> None:
-    """One over the number of steps that count: of all, or of a third of the noise levels."""
-    plan = UniformPurifier(timesteps=(0, 10, 30, 50, 70, 89), strength=0.09).plan(denoiser.schedule)
-    assert [step.to for step in plan] == [89, 70, 50, 30, 10, NO_NOISE]
-    found = {levels: list(step_weights(plan, levels).values()) for levels in ("all", "low", "high")}
-    assert found["all"] == [1 / 6] * 6
-    assert found["low"] == [0, 0, 0, 1 / 3, 1 / 3, 1 / 3]
-    assert found["high"] == [1 / 2, 1 / 2, 0, 0, 0, 0]
-    attack = diffattack(levels="low")
-    assert "deviation weight 1 at low noise levels" in attack.describe()
-    assert attack.name == "diffattack_linf"

@@ -16,10 +16,7 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.purifiers import UniformPurifier
-from tests.hetpure.attacks.defenses import (
-    LABELS,
-    target_of,
-)
+from tests.hetpure.attacks.defenses import LABELS, target_of
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
@@ -32,7 +29,7 @@ class Recorded(StAdv):
 
     def climb(self, run: Run, start: Any, step: Any, images_of: Any) -> list[Tensor]:
         def recorded(state: Any) -> Tensor:
-            self.flows.append(state.flow)
+            self.flows.append(state[0])
             return images_of(state)  # type: ignore[no-any-return]
 
         return super().climb(run, start, step, recorded)
