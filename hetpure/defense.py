@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -260,12 +261,12 @@ def _finite(state: Tensor) -> Tensor:
     return state
 
 
+@dataclass
 class CallCounter:
     """Network calls seen: `batches` forward calls with `images` images in all."""
 
-    def __init__(self) -> None:
-        self.batches = 0
-        self.images = 0
+    batches: int = 0
+    images: int = 0
 
 
 @contextmanager

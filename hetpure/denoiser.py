@@ -1,11 +1,11 @@
 """One contract for every diffusion network: a noisy image and its level to (x0, noise)."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from hetpure.errors import InputError
+from hetpure.errors import check_choice
 from hetpure.schedule import Level, Schedule
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "edm"]
@@ -44,12 +44,10 @@ class Denoiser(nn.Module):
         sigma_data: float = SIGMA_DATA,
     ) -> None:
         super().__init__()
-        if prediction_type not in get_args(PredictionType):
-            allowed = ", ".join(get_args(PredictionType))
-            raise InputError(f"prediction_type {prediction_type!r} is not one of {allowed}")
         self.network = network
         self.schedule = schedule
         self.prediction_type = prediction_type
+        check_choice(self, "prediction_type", PredictionType)
         self.sigma_data = sigma_data
 
     def forward(self, x: Tensor, at: At) -> Tensor:

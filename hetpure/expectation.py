@@ -100,6 +100,10 @@ def expected_gradient(
     execution = execution or defense.execution
     draws, count = len(query.noises), len(query.images)
     size = execution.micro_batch or draws * count
+
+    def share(logits: Tensor, index: Tensor) -> Tensor:  # of some entries in the mean
+        return criterion(logits, index) / draws
+
     known = None
     if average != "gradients" and size < draws * count:
         known = _cotangent(_ask(defense, query, size), criterion, average)
@@ -111,7 +115,7 @@ def expected_gradient(
             answer = defense(point, noise, through, execution)
         logits.append(answer.detach())
         if average == "gradients":
-            cotangent = _derivative(partial(_share, criterion, index, draws), logits[-1])
+            cotangent = _derivative(partial(share, index=index), logits[-1])
         elif known is None:  # all entries are here
             whole = logits[-1].reshape(draws, count, -1)
             cotangent = _cotangent(whole, criterion, average).flatten(0, 1)
@@ -166,11 +170,6 @@ def _derivative(losses: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
         return differentiate(losses(leaf).sum(), [leaf])[0]
-
-
-def _share(criterion: Criterion, index: Tensor, draws: int, logits: Tensor) -> Tensor:
-    """What entries add to the mean of the draws' losses."""
-    return criterion(logits, index) / draws
 
 
 def _cotangent(logits: Tensor, criterion: Criterion, average: Average) -> Tensor:

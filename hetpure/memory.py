@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hetpure.errors import InputError
 from hetpure.gradients import EXACT, Execution
+from hetpure.numbers import counted
 
 SHARE = 0.6  # of the free memory; the rest is for what is not counted
 # What an allocator takes beside what it is asked for (measured: 1.06 to 1.18 of it). In float64 a
@@ -205,7 +206,7 @@ def _too_large(wish: Execution, steps: int, footprint: Footprint, budget: int) -
     entries = wish.micro_batch or 1
     wanted = steps - wish.recomputed(steps) if wish.policy == "tape" or wish.taped_steps else 0
     need = gigabytes(footprint.need(entries, steps, wanted))
-    what = f"{entries} image{'s' if entries > 1 else ''} under the policy {wish.policy}"
+    what = f"{counted(entries, 'image')} under the policy {wish.policy}"
     advice = "give a larger memory_budget or free memory"
     if entries > 1:
         advice += ", or lower micro_batch"

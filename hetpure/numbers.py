@@ -5,10 +5,20 @@ from fractions import Fraction
 from math import isfinite
 
 
-class Number(float):
-    """A float that can be written as a fraction and remembers how: `Number("8/255")`."""
+class _Written:
+    """A number that is shown, copied and pickled as it was written."""
 
     text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.text,)
+
+
+class Number(_Written, float):
+    """A float that can be written as a fraction and remembers how: `Number("8/255")`."""
 
     def __new__(cls, value: "str | float") -> "Number":
         try:
@@ -22,18 +32,11 @@ class Number(float):
         number.text = str(value)
         return number
 
-    def __str__(self) -> str:
-        return self.text
 
-    def __reduce__(self) -> tuple[type["Number"], tuple[str]]:
-        return Number, (self.text,)
-
-
-class Bytes(int):
+class Bytes(_Written, int):
     """A number of bytes that can be written with a unit: `Bytes("8GB")` is 8e9."""
 
     UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # noqa: RUF012 (read only)
-    text: str
 
     def __new__(cls, value: "str | int") -> "Bytes":
         match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?B?)\s*", str(value), re.IGNORECASE)
@@ -49,12 +52,6 @@ class Bytes(int):
         number = super().__new__(cls, int(size))
         number.text = str(value)
         return number
-
-    def __str__(self) -> str:
-        return self.text
-
-    def __reduce__(self) -> tuple[type["Bytes"], tuple[str]]:
-        return Bytes, (self.text,)
 
 
 def counted(count: int, noun: str) -> str:

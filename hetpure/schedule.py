@@ -70,17 +70,13 @@ class Schedule:
             return timesteps
         return torch.tensor(self.times, dtype=torch.float32, device=timesteps.device)[timesteps]
 
-    def alphas_at(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        """(B,) indices to (B, 1, 1, 1) signal variances like `like`; `NO_NOISE` gives 1."""
-        table = torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64, device=like.device)
-        return table[timesteps - NO_NOISE].to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
-
     def level(self, timesteps: Tensor, like: Tensor) -> Level:
         """(B,) indices to the level of each image, in the dtype of `like` (B, ...)."""
         if bool((timesteps < 0).any() or (timesteps >= len(self)).any()):
             span = f"{int(timesteps.min())} to {int(timesteps.max())}"
             raise InputError(f"timesteps {span} are not in the schedule's 0 to {len(self) - 1}")
-        alpha = self.alphas_at(timesteps, like.new_empty(like.shape, dtype=torch.float64))
+        table = torch.tensor(self.alphas_cumprod, dtype=torch.float64, device=like.device)
+        alpha = table[timesteps].reshape(-1, *[1] * (like.dim() - 1))
         times = self.times_at(timesteps)
         return Level(alpha.sqrt().to(like.dtype), (1 - alpha).sqrt().to(like.dtype), times)
 

@@ -12,7 +12,6 @@ from hetpure.acceleration import Acceleration, FastNetwork, Precision, accelerat
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser, to_model
-from hetpure.errors import InputError
 from hetpure.expectation import Query, answers, expected_gradient
 from hetpure.gradients import GradientError, Policy, input_gradient
 from hetpure.noise import Noise, Stream, noise_for
@@ -142,13 +141,6 @@ def test_float16_that_overflows_is_an_error(
     assert layer == "conv_out" or run("bfloat16").isfinite().all()
     with pytest.raises(GradientError, match="NaN or infinite.*float16 overflows.*bfloat16"):
         run("float16")
-
-
-@pytest.mark.parametrize(("name", "value"), [("precision", "half"), ("compile", "on")])
-def test_a_wrong_choice_is_one_line(name: str, value: str) -> None:
-    line = f"^Acceleration.{name} is '{value}', allowed are .*(bfloat16|reduce-overhead)"
-    with pytest.raises(InputError, match=line):
-        Acceleration(**{name: value})  # type: ignore[arg-type]
 
 
 def test_the_networks_config_is_its_own(plain: Denoiser, smooth_classifier: Classifier) -> None:

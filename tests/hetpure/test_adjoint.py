@@ -18,8 +18,8 @@ from hetpure.noise import BatchNoise, noise_for
 from hetpure.purifiers import HeterogeneousPurifier, Output, Purifier, UniformPurifier
 from hetpure.samplers import DDIM, VPODE, VPSDE, Sampler
 from hetpure.schedule import Schedule, linear_schedule
+from tests.hetpure.networks import Optimal
 
-S = 0.25
 SCHEDULE = linear_schedule()
 LABELS = torch.tensor([0, 1, 2, 3])
 Rows = Callable[..., BatchNoise]
@@ -27,25 +27,8 @@ every_sampler = pytest.mark.parametrize("sampler", [VPSDE(), VPODE()], ids=["sde
 every_output = pytest.mark.parametrize("output", ["x0", "state"])
 
 
-class Optimal(nn.Module):
-    """The best noise prediction where every pixel is +-centre, give or take S. With centre 0 the
-    data are Gaussian and a purification is linear; else nothing is, and all is smooth."""
-
-    def __init__(self, schedule: Schedule, centre: float) -> None:
-        super().__init__()
-        self.schedule = schedule
-        self.centre = centre
-
-    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        alpha = self.schedule.alphas_at(timesteps, x)
-        spread = alpha * S**2 + 1 - alpha
-        middle = alpha.sqrt() * self.centre
-        expected = middle * torch.tanh(middle * x / spread)
-        return (1 - alpha).sqrt() * (x - expected) / spread
-
-
 def denoise(centre: float = 0.5, schedule: Schedule = SCHEDULE) -> Denoiser:
-    return Denoiser(Optimal(schedule, centre), schedule)
+    return Denoiser(Optimal(schedule, centre=centre), schedule)
 
 
 def identity() -> Classifier:
@@ -109,7 +92,7 @@ def test_it_is_the_equations_own_slope(sampler: Sampler, images: Tensor, rows: R
         purifier = UniformPurifier(stride=1, strength=0.06, sampler=sampler, output="state")
         level = schedule.alpha_cumprod
         first, last = level(purifier.plan(schedule)[0].at), level(0)
-        start, end = (alpha * S**2 + 1 - alpha for alpha in (first, last))
+        start, end = (alpha * Optimal.S**2 + 1 - alpha for alpha in (first, last))
         slope = (end / start) ** 0.5
         if sampler.stochastic:
             slope = (first / last) ** 0.5 * end / start

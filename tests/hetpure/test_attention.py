@@ -183,18 +183,6 @@ def test_hooks_are_gone_after_an_exception(classifier: Classifier, images: Tenso
     assert count_hooks(classifier) == 0
 
 
-def test_captures_nest(classifier: Classifier, images: Tensor) -> None:
-    with captured(classifier.network, ["relu", "fc"]) as outer:
-        classifier(images[:1])
-        with captured(classifier.network, ["relu"]) as inner:
-            classifier(images)
-        assert torch.equal(inner["relu"], outer["relu"])
-        assert len(inner["relu"]) == 4
-        classifier(images[:1])  # the outer capture lives on, the inner one does not
-        assert (len(outer["relu"]), len(outer["fc"]), len(inner["relu"])) == (1, 1, 4)
-    assert count_hooks(classifier) == 0
-
-
 @pytest.mark.parametrize(
     ("image", "grid"),
     [
@@ -290,23 +278,6 @@ def test_an_output_that_is_no_map_is_refused(output: object, says: str) -> None:
 def test_a_block_that_never_ran_is_refused() -> None:
     with pytest.raises(InputError, match=r"'idle' put out nothing"):
         AttentionMask(blocks=("idle",))(constant(None), torch.rand(2, 1, 8, 8))
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("threshold", 0.0),
-        ("threshold", -0.1),
-        ("threshold", 1.5),
-        ("threshold", float("nan")),
-        ("power", 0.0),
-        ("normalisation", "min-max"),
-        ("selection", "top"),
-    ],
-)
-def test_unusable_parameter_is_refused(field: str, value: object) -> None:
-    with pytest.raises(InputError, match=rf"{field}.*{value}"):
-        AttentionMask(**{field: value})  # type: ignore[arg-type]
 
 
 def test_unknown_or_missing_blocks_are_refused(images: Tensor) -> None:

@@ -3,7 +3,8 @@ purifier's gradient is exact, `test_gradient_check.py` that a check would see wh
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, get_args
+from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from hetpure.gradients import (
     input_gradient,
     run_plan,
 )
+from hetpure.memory import saved_bytes
 from hetpure.noise import BatchNoise
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
 from hetpure.samplers import VPSDE
@@ -49,36 +51,6 @@ def test_how_many_steps_are_called_again(execution: Execution, recomputed: int, 
     assert execution.resolved
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"policy": "reverse"}, "allowed are auto, tape, checkpoint, hybrid, adjoint, bpda"),
-        ({"policy": "hybrid", "taped_steps": -1}, "taped_steps must be >= 0"),
-        ({"policy": "tape", "taped_steps": 3}, "taped_steps belongs to policy hybrid, not to tape"),
-        ({"micro_batch": 0}, "micro_batch must be >= 1"),
-    ],
-    ids=lambda value: str(value),
-)
-def test_unusable_executions(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        Execution(**settings)
-
-
-def kept_numbers(defense: Defense, images: Tensor, noise: BatchNoise, how: Execution) -> int:
-    """Numbers in the distinct tensors that autograd keeps."""
-    kept: dict[int, int] = {}
-    alive = []  # or an address might be given away again
-
-    def pack(tensor: Tensor) -> Tensor:
-        alive.append(tensor)
-        kept[tensor.data_ptr()] = tensor.numel()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        defense(images, noise, policy=how)
-    return sum(kept.values())
-
-
 def test_a_recomputed_step_keeps_its_state_only(
     denoiser: Denoiser, classifier: Classifier, images: Tensor, rows: Rows
 ) -> None:
@@ -86,13 +58,15 @@ def test_a_recomputed_step_keeps_its_state_only(
     for a taped one."""
     images.requires_grad_()
     saved: dict[tuple[str, int], int] = {}
+    state = images.nbytes
     for steps in (10, 20):  # plans of two and of four calls
         defense = Defense(classifier, UniformPurifier(steps=steps, strength=0.2), denoiser)
         for how in (Execution("tape"), Execution("checkpoint"), Execution("hybrid", 1)):
-            saved[how.policy, steps] = kept_numbers(defense, images, rows(0, 1, 2, 3), how)
-    assert saved["checkpoint", 20] - saved["checkpoint", 10] == 2 * images.numel()
-    assert saved["hybrid", 20] - saved["hybrid", 10] == 2 * images.numel()
-    assert saved["tape", 20] - saved["tape", 10] > 100 * 2 * images.numel()
+            answer = partial(defense, images, rows(0, 1, 2, 3), policy=how)
+            saved[how.policy, steps] = saved_bytes(answer, [defense])
+    assert saved["checkpoint", 20] - saved["checkpoint", 10] == 2 * state
+    assert saved["hybrid", 20] - saved["hybrid", 10] == 2 * state
+    assert saved["tape", 20] - saved["tape", 10] > 100 * 2 * state
 
 
 @pytest.mark.parametrize("recomputed", range(5))
@@ -122,7 +96,7 @@ def test_nothing_is_kept_without_a_gradient(
     answers = []
     for policy in get_args(Policy):
         defense.execution = Execution(policy)
-        assert kept_numbers(defense, images, rows(0, 1, 2, 3), defense.execution) == 0
+        assert saved_bytes(partial(defense, images, rows(0, 1, 2, 3)), [defense]) == 0
         answers.append(defense(images, rows(0, 1, 2, 3)))
         with torch.no_grad():
             answers.append(defense(images.clone().requires_grad_(), rows(0, 1, 2, 3)))

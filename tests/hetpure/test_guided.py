@@ -12,25 +12,13 @@ from hetpure.errors import InputError
 from hetpure.noise import BatchNoise, Purpose
 from hetpure.purifiers import GuidedPurifier, UniformPurifier
 from hetpure.purifiers.purifier import Output
-from hetpure.samplers import DDIM, DDPM, VPSDE, Sampler, Variance, add_noise, ddpm_step
+from hetpure.samplers import DDPM, Variance, add_noise, ddpm_step
 from hetpure.schedule import NO_NOISE, linear_schedule
+from tests.hetpure.networks import states
 
 SCHEDULE = linear_schedule()
 GUIDED = GuidedPurifier(steps=50, strength=0.1, guidance=2.0, rounds=1)
 Rows = Callable[..., BatchNoise]
-
-
-def states(
-    purifier: GuidedPurifier | UniformPurifier,
-    denoiser: Denoiser,
-    images: Tensor,
-    noise: BatchNoise,
-) -> list[Tensor]:
-    """The state after the start and after every step, in model units."""
-    found = [purifier.start(denoiser, images, noise)]
-    for step in purifier.plan(SCHEDULE):
-        found.append(purifier.advance(denoiser, step, found[-1], images, None, noise))
-    return found
 
 
 @pytest.mark.parametrize("output", ["x0", "state"])
@@ -42,9 +30,11 @@ def test_without_guidance_one_round_is_the_uniform_purifier(
     free = replace(GUIDED, guidance=0.0, sampler=sampler, output=output)
     uniform = UniformPurifier(steps=50, strength=0.1, sampler=sampler, output=output)
     assert free.plan(SCHEDULE) == uniform.plan(SCHEDULE)
-    found, expected = (states(purifier, denoiser, images, noise) for purifier in (free, uniform))
+    found, expected = (
+        states(purifier, denoiser, images, None, noise) for purifier in (free, uniform)
+    )
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    guided = states(replace(free, guidance=1.0), denoiser, images, noise)
+    guided = states(replace(free, guidance=1.0), denoiser, images, None, noise)
     assert not torch.isclose(guided[-1], found[-1]).all()
 
 
@@ -82,8 +72,8 @@ def test_a_round_starts_from_the_output_of_the_one_before(
     """Diffused by hand from level `last` to the first index, with noise of its own; the input is
     still what guides it."""
     noise, purifier = rows(0, 1, 2, 3), replace(GUIDED, rounds=3, output=output)
-    plan, found = purifier.plan(SCHEDULE), states(purifier, denoiser, images, noise)
-    first = states(replace(purifier, rounds=1), denoiser, images, noise)
+    plan, found = purifier.plan(SCHEDULE), states(purifier, denoiser, images, None, noise)
+    first = states(replace(purifier, rounds=1), denoiser, images, None, noise)
     assert all(torch.equal(one, other) for one, other in zip(first, found[:6], strict=True))
     for number in (1, 2):
         before, after = found[5 * number : 5 * number + 2]
@@ -113,25 +103,3 @@ def test_a_pull_beyond_the_target_is_refused() -> None:
     with pytest.raises(InputError, match="overshoots .* from 200 to 150: .* finer grid"):
         GuidedPurifier(strength=0.2, steps=20).plan(SCHEDULE)
     assert GuidedPurifier(strength=0.2, steps=20, guidance=1.0).plan(SCHEDULE)
-
-
-@pytest.mark.parametrize("sampler", [DDIM(), DDIM(eta=1.0), VPSDE()], ids=repr)
-def test_a_sampler_without_the_variance_of_a_step_is_refused(sampler: Sampler) -> None:
-    with pytest.raises(InputError, match="must be DDPM"):
-        GuidedPurifier(sampler=sampler)
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"guidance": -1.0}, "guidance must be >= 0, got -1.0"),
-        ({"guidance": float("nan")}, "guidance must be >= 0, got nan"),
-        ({"guidance": float("inf")}, "guidance must be >= 0, got inf"),
-        ({"rounds": 0}, "rounds must be >= 1, got 0"),
-        ({"strength": 2.0}, "strength .* 2.0"),
-        ({"output": "x1"}, "output .*x1"),
-    ],
-)
-def test_unusable_parameters_are_refused(setting: dict[str, float], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        GuidedPurifier(**setting)  # type: ignore[arg-type]

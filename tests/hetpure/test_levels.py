@@ -1,7 +1,6 @@
 """The noise levels of training: their laws, and that they are what the papers say."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -9,8 +8,8 @@ from scipy import stats
 
 from hetpure.errors import InputError
 from hetpure.levels import ContinuousLevels, DiscreteLevels, Levels, LogNormalLevels
-from hetpure.noise import BatchNoise, Noise, Stream
 from hetpure.schedule import cosine_schedule, linear_schedule
+from tests.hetpure.networks import rows
 
 SCHEDULE = linear_schedule()
 COUNT = 4000
@@ -18,34 +17,30 @@ LIKE = torch.empty(COUNT, 1, 2, 2, dtype=torch.float64)
 EVERY = [DiscreteLevels(), ContinuousLevels(), LogNormalLevels()]
 
 
-def rows(count: int = COUNT, update: int = 0) -> BatchNoise:
-    return Noise.of(0, Stream.TRAIN, update).on(torch.arange(count))
-
-
 @pytest.mark.parametrize("levels", EVERY, ids=str)
 def test_every_row_and_update_has_its_own_level_and_variance_is_preserved(levels: Levels) -> None:
-    level = levels.draw(SCHEDULE, rows(), LIKE)
+    level = levels.draw(SCHEDULE, rows(COUNT), LIKE)
     assert level.signal.shape == level.spread.shape == (COUNT, 1, 1, 1)
     torch.testing.assert_close(level.signal**2 + level.spread**2, torch.ones_like(level.signal))
-    alone = levels.draw(SCHEDULE, rows().take(torch.tensor([7])), LIKE[:1])
+    alone = levels.draw(SCHEDULE, rows(COUNT).take(torch.tensor([7])), LIKE[:1])
     assert torch.equal(alone.signal[0], level.signal[7])
-    other = levels.draw(SCHEDULE, rows(update=1), LIKE)
+    other = levels.draw(SCHEDULE, rows(COUNT, index=1), LIKE)
     assert not torch.equal(other.signal, level.signal)
 
 
 def test_indices_are_equally_often() -> None:
-    found = DiscreteLevels().draw(SCHEDULE, rows(), LIKE).time
+    found = DiscreteLevels().draw(SCHEDULE, rows(COUNT), LIKE).time
     assert (int(found.min()), int(found.max())) == (0, 999)
     counts = torch.bincount(found // 50, minlength=20)
     assert stats.chisquare(counts).pvalue > 1e-3
-    few = DiscreteLevels(lowest=3, highest=5).draw(SCHEDULE, rows(), LIKE).time
+    few = DiscreteLevels(lowest=3, highest=5).draw(SCHEDULE, rows(COUNT), LIKE).time
     assert few.unique().tolist() == [3, 4, 5]
 
 
 def test_continuous_times_are_uniform_and_discretise_to_the_schedule() -> None:
     """Where t (T - 1) is near an index, so is the level: the linear schedule is the SDE's."""
     levels = ContinuousLevels()
-    level = levels.draw(SCHEDULE, rows(), LIKE)
+    level = levels.draw(SCHEDULE, rows(COUNT), LIKE)
     t = level.time / 999
     assert stats.kstest(t, "uniform", args=(1e-5, 1 - 1e-5)).pvalue > 1e-3
     index = level.time.round().long()
@@ -59,7 +54,7 @@ def test_continuous_times_are_uniform_and_discretise_to_the_schedule() -> None:
 
 
 def test_sigma_is_log_normal() -> None:
-    level = LogNormalLevels().draw(SCHEDULE, rows(), LIKE)
+    level = LogNormalLevels().draw(SCHEDULE, rows(COUNT), LIKE)
     assert stats.kstest(level.time.log(), "norm", args=(-1.2, 1.2)).pvalue > 1e-3
     torch.testing.assert_close(level.spread / level.signal, level.time.reshape(-1, 1, 1, 1))
 
@@ -71,28 +66,6 @@ def test_small_noise_is_exact_in_float32() -> None:
     exact = levels.draw(SCHEDULE, rows(8), LIKE[:8])
     assert level.spread.dtype == torch.float32
     torch.testing.assert_close(level.spread.double(), exact.spread, rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings", "said"),
-    [
-        (ContinuousLevels, {"beta_min": 0}, "ContinuousLevels.beta_min must be positive"),
-        (ContinuousLevels, {"t_min": 1}, "ContinuousLevels.t_min must be in"),
-        (LogNormalLevels, {"std": 0}, "LogNormalLevels.std must be"),
-        (LogNormalLevels, {"mean": math.nan}, "LogNormalLevels.mean must be"),
-    ],
-)
-def test_impossible_settings(kind: Any, settings: dict[str, float], said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        kind(**settings)
-
-
-@pytest.mark.parametrize(
-    "settings", [{"highest": 1000}, {"lowest": -1}, {"lowest": 5, "highest": 4}]
-)
-def test_timesteps_beyond_the_schedule_are_refused(settings: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="the schedule has 0 to 999"):
-        DiscreteLevels(**settings).check(SCHEDULE, "epsilon")
 
 
 def test_levels_must_be_those_of_the_network() -> None:

@@ -108,11 +108,6 @@ def test_sample_ids_of_another_batch_are_refused(count: int, placement: Placemen
         placed(placement, torch.ones(4, 8, 8, dtype=torch.bool), IDS[:count])
 
 
-def test_unknown_placement_is_refused() -> None:
-    with pytest.raises(InputError, match="placement.*centre"):
-        AttentionMask(placement="centre")  # type: ignore[arg-type]
-
-
 def test_shifted_is_a_circular_shift_of_the_attended_mask() -> None:
     """On images that are not square: each axis has its own period. Four images, four shifts."""
     attended = AttentionMask(selection="area", threshold=0.3).select(scores_without_ties(4, 5, 9))

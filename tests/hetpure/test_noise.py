@@ -177,14 +177,6 @@ def test_an_entry_does_not_depend_on_the_batch_around_it(split: list[int]) -> No
     assert torch.equal(backwards.normal(Purpose.FORWARD, like), forward.flip(0))
 
 
-def test_a_larger_image_begins_with_the_smaller_ones_numbers() -> None:
-    """The element count is no part of the address; an odd count drops half of the last pair."""
-    noise = noise_of(2)
-    large = noise.normal(Purpose.FORWARD, torch.empty(2, 1, 4, 4)).flatten(1)
-    small = noise.normal(Purpose.FORWARD, torch.empty(2, 1, 3, 3)).flatten(1)
-    assert torch.equal(small, large[:, :9])
-
-
 def test_normals_are_box_muller_of_the_words() -> None:
     draw, sample = Draw(Stream.DW_BOX, 2**40 + 5), 31
     words = reference_words(9, draw, sample, Purpose.REVERSE, 100, 2, 7 + 1)

@@ -1,9 +1,8 @@
 """Purification under the optimal denoiser of Gaussian data, where every answer is known.
 
-For x0 ~ N(mu, s^2) and x_t = sqrt(a) x0 + sqrt(1 - a) n, the best prediction of n is
-sqrt(1 - a) (x_t - sqrt(a) mu) / v with v = a s^2 + 1 - a. Ancestral sampling then ends in a draw of
-the posterior of x0 given x_t, as does the reverse SDE; DDIM and the flow ODE follow x_t to
-mu + s (x_t - sqrt(a) mu) / sqrt(v).
+For x0 ~ N(mu, s^2) ancestral sampling ends in a draw of the posterior of x0 given x_t, as does the
+reverse SDE; DDIM and the flow ODE follow x_t to mu + s (x_t - sqrt(a) mu) / sqrt(v), v as in
+`Optimal`. The states are in model units, before the clamp of `finish` cuts the tails.
 """
 
 from collections.abc import Callable
@@ -12,65 +11,34 @@ from typing import get_args
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hetpure.denoiser import Denoiser, to_model, to_pixels
-from hetpure.gradients import run_plan
 from hetpure.noise import BatchNoise, Purpose
 from hetpure.purifiers import (
     EDMPurifier,
     HeterogeneousPurifier,
-    Purifier,
     Resampling,
-    Step,
     UniformPurifier,
 )
 from hetpure.samplers import DDIM, DDPM, VPODE, VPSDE, Sampler, add_noise
-from hetpure.schedule import Schedule, linear_schedule
+from hetpure.schedule import linear_schedule
+from tests.hetpure.networks import Optimal, states
 
-MU, S, INDEX = -0.1, 0.25, 60  # mean and standard deviation in model units
+MU, S, INDEX = -0.1, Optimal.S, 60  # mean and standard deviation in model units
 SCHEDULE = linear_schedule()
 ALPHA = SCHEDULE.alpha_cumprod(INDEX)
 V = ALPHA * S**2 + 1 - ALPHA
 Rows = Callable[..., BatchNoise]
 
 
-class Optimal(nn.Module):
-    """The best noise prediction for data N(MU, S^2), pixel by pixel."""
-
-    def __init__(self, schedule: Schedule) -> None:
-        super().__init__()
-        self.schedule = schedule
-
-    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        alpha = self.schedule.alphas_at(timesteps, x)
-        spread = alpha * S**2 + 1 - alpha
-        return (1 - alpha).sqrt() * (x - alpha.sqrt() * MU) / spread
-
-
-DENOISER = Denoiser(Optimal(SCHEDULE), SCHEDULE)
+DENOISER = Denoiser(Optimal(SCHEDULE, MU), SCHEDULE)
 
 
 def refined(factor: int) -> Denoiser:
     """Under the linear schedule with `factor` times as many, smaller steps."""
     schedule = linear_schedule(1000 * factor, 1e-4 / factor, 2e-2 / factor)
-    return Denoiser(Optimal(schedule), schedule)
-
-
-def purify(
-    purifier: Purifier,
-    images: Tensor,
-    mask: Tensor | None,
-    noise: BatchNoise,
-    denoiser: Denoiser = DENOISER,
-) -> Tensor:
-    """The last state in model units, before the clamp of `finish` cuts the tails."""
-
-    def advance(step: Step, state: Tensor) -> Tensor:
-        return purifier.advance(denoiser, step, state, images, mask, noise)
-
-    start = purifier.start(denoiser, images, noise)
-    return run_plan(purifier.plan(denoiser.schedule), advance, start)
+    return Denoiser(Optimal(schedule, MU), schedule)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +59,7 @@ def test_stochastic_samplers_draw_from_the_posterior(
     in the limit of small ones both variances are right."""
     images = torch.full((256, 1, 8, 8), pixel, dtype=torch.float64)
     purifier = UniformPurifier(steps=1000, sampler=sampler, strength=INDEX / 1000)
-    pure = purify(purifier, images, None, rows(*range(256)))
+    pure = states(purifier, DENOISER, images, None, rows(*range(256)))[-1]
 
     gain = ALPHA**0.5 * S**2 / V  # of the posterior mean in x_t
     mean = MU + gain * ALPHA**0.5 * (2 * pixel - 1 - MU)
@@ -110,7 +78,9 @@ def test_ddim_converges_to_the_known_map_at_first_order(images: Tensor, rows: Ro
     errors = []
     for steps in (250, 500, 1000):
         purifier = UniformPurifier(steps=steps, strength=INDEX / 1000)
-        errors.append(float((purify(purifier, images, None, noise) - known).abs().max()))
+        errors.append(
+            float((states(purifier, DENOISER, images, None, noise)[-1] - known).abs().max())
+        )
     assert errors[-1] < 7e-3
     assert [errors[0] / errors[1], errors[1] / errors[2]] == pytest.approx([2, 2], rel=0.1)
 
@@ -131,7 +101,9 @@ def test_the_flow_ode_converges_to_the_known_map_at_first_order(images: Tensor, 
         denoiser = refined(factor)
         noisy = purifier.start(denoiser, images, noise)
         known = flow_then_prediction(noisy, denoiser, INDEX * factor, 1)
-        errors.append(float((purify(purifier, images, None, noise, denoiser) - known).abs().max()))
+        errors.append(
+            float((states(purifier, denoiser, images, None, noise)[-1] - known).abs().max())
+        )
     assert errors[0] < 2e-3
     assert [errors[0] / errors[1], errors[1] / errors[2]] == pytest.approx([2, 2], rel=0.1)
 
@@ -146,7 +118,9 @@ def test_heun_converges_to_the_known_map_at_second_order(images: Tensor, rows: R
         plan = purifier.plan(denoiser.schedule)
         noisy = purifier.start(denoiser, images, noise)
         known = flow_then_prediction(noisy, denoiser, plan[0].at, plan[-1].at)
-        errors.append(float((purify(purifier, images, None, noise, denoiser) - known).abs().max()))
+        errors.append(
+            float((states(purifier, denoiser, images, None, noise)[-1] - known).abs().max())
+        )
     assert errors[-1] < 1e-3
     assert [errors[0] / errors[1], errors[1] / errors[2]] == pytest.approx([4, 4], rel=0.1)
 
@@ -160,7 +134,7 @@ def test_edm_keeps_the_data_distribution(churn: float, rows: Rows) -> None:
     purifier = EDMPurifier(levels=40, strength=0.3, sigma_min=0.02, churn=churn)
 
     def moments(edm: EDMPurifier) -> tuple[float, float]:
-        pure = purify(edm, to_pixels(data), None, rows(*range(128)))
+        pure = states(edm, DENOISER, to_pixels(data), None, rows(*range(128)))[-1]
         return float(pure.mean() - MU) / S, float(pure.var()) / S**2 - 1
 
     n = data.numel()
@@ -187,7 +161,7 @@ def test_data_stay_data_in_both_regions(
     purifier = HeterogeneousPurifier(
         steps=500, sampler=sampler, resampling=resampling, resample_jump=2
     )
-    pure = purify(purifier, to_pixels(data), mask, rows(*range(128)))
+    pure = states(purifier, DENOISER, to_pixels(data), mask, rows(*range(128)))[-1]
     for pixels in (pure[..., :4], pure[..., 4:]):
         n = pixels.numel()
         assert abs(pixels.mean() - MU) < (0.03 + 4 / n**0.5) * S

@@ -12,7 +12,7 @@ from torch import Tensor
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser, to_pixels
-from hetpure.gradients import Execution, Policy, input_gradient, run_plan
+from hetpure.gradients import Execution, Policy, input_gradient
 from hetpure.noise import (
     FORWARD_GROUP,
     BatchNoise,
@@ -32,6 +32,7 @@ from hetpure.purifiers import (
 )
 from hetpure.samplers import DDIM, DDPM, VPODE, VPSDE, Sampler
 from hetpure.schedule import linear_schedule
+from tests.hetpure.networks import states
 
 SCHEDULE = linear_schedule()
 LABELS, IDS = torch.tensor([0, 1, 2, 3]), torch.tensor([11, 3, 40, 7])
@@ -87,17 +88,6 @@ def smooth(purifier: Purifier) -> Purifier:
             return to_pixels(state)
 
     return Smooth(**{field.name: getattr(purifier, field.name) for field in fields(purifier)})
-
-
-def last_state(
-    purifier: Purifier, denoiser: Denoiser, images: Tensor, mask: Tensor, noise: BatchNoise
-) -> Tensor:
-    """In model units: no clamp hides anything."""
-    return run_plan(
-        purifier.plan(SCHEDULE),
-        lambda step, state: purifier.advance(denoiser, step, state, images, mask, noise),
-        purifier.start(denoiser, images, noise),
-    )
 
 
 def loss(defense: Defense, images: Tensor, mask: Tensor, policy: Policy | Execution) -> Tensor:
@@ -193,12 +183,12 @@ def test_its_result_does_not_depend_on_batch_or_order(
 ) -> None:
     """To rounding only: the UNet's matrix products add up in an order that depends on the size of
     the batch."""
-    whole = last_state(purifier, denoiser, images, half_mask, REPORT.on(IDS))
+    whole = states(purifier, denoiser, images, half_mask, REPORT.on(IDS))[-1]
     for order in ([2], [3, 0], [1, 3, 2, 0]):
         noise = REPORT.on(IDS[order])
-        part = last_state(purifier, denoiser, images[order], half_mask[order], noise)
+        part = states(purifier, denoiser, images[order], half_mask[order], noise)[-1]
         torch.testing.assert_close(part, whole[order], rtol=0, atol=1e-12)
-    others = last_state(purifier, denoiser, images, half_mask, REPORT.on(IDS + 1))
+    others = states(purifier, denoiser, images, half_mask, REPORT.on(IDS + 1))[-1]
     assert not torch.isclose(others, whole).all((1, 2, 3)).any()
 
 
@@ -206,7 +196,7 @@ def test_its_result_does_not_depend_on_batch_or_order(
 def test_no_address_is_used_twice(
     purifier: Purifier, denoiser: Denoiser, images: Tensor, half_mask: Tensor, asked: Asked
 ) -> None:
-    last_state(purifier, denoiser, images, half_mask, REPORT.on(IDS))
+    states(purifier, denoiser, images, half_mask, REPORT.on(IDS))[-1]
     assert asked[0] == (Purpose.FORWARD, purifier.plan(SCHEDULE)[0].at, 0)
     assert len(asked) == len(set(asked))
 
@@ -229,7 +219,7 @@ def test_an_attacker_who_knows_noise_meets_it_again(
     same bit for bit exactly where every group that the purifier uses is kept."""
     purifier, other = FAMILY[name], REPORT.redraw(DRAW, keep)
     results = [
-        last_state(purifier, denoiser, images, half_mask, noise.on(IDS))
+        states(purifier, denoiser, images, half_mask, noise.on(IDS))[-1]
         for noise in (REPORT, other)
     ]
     addresses = set(asked)

@@ -1,13 +1,11 @@
 """The grid of a purifier: three ways to write it, and the indices that it always holds."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from hetpure.errors import InputError
 from hetpure.purifiers import GuidedPurifier, HeterogeneousPurifier, UniformPurifier
 from hetpure.purifiers.purifier import GridPurifier
 from hetpure.schedule import NO_NOISE, linear_schedule
@@ -51,12 +49,6 @@ def test_a_stride_hangs_on_index_0_and_not_on_the_start() -> None:
     ]
 
 
-@pytest.mark.parametrize("order", [(5, 300, 40), (300, 40, 5, 40), (40, 5, 300, 0)], ids=str)
-def test_order_and_repetition_of_timesteps_do_not_matter(order: tuple[int, ...]) -> None:
-    plan = UniformPurifier(strength=0.3, timesteps=order).plan(SCHEDULE)
-    assert [(step.at, step.to) for step in plan] == [(300, 40), (40, 5), (5, NO_NOISE)]
-
-
 SPARSE: list[dict[str, Any]] = [
     {"timesteps": (5,)},
     {"timesteps": (999,)},
@@ -83,36 +75,3 @@ def test_start_stage_boundary_and_0_are_always_in(grid: dict[str, Any], output: 
     assert (indices[0], indices[-1]) == (200, NO_NOISE if output == "x0" else 0)
     assert 117 in indices
     assert [step.to for step in plan if step.known] == [t for t in indices[1:] if t >= 117]
-
-
-@pytest.mark.parametrize("names", [*combinations(WRITTEN, 2), tuple(WRITTEN)], ids=str)
-@pytest.mark.parametrize("kind", [UniformPurifier, HeterogeneousPurifier, GuidedPurifier])
-def test_a_grid_written_twice_is_refused(
-    kind: Callable[..., GridPurifier], names: tuple[str, ...]
-) -> None:
-    """Also where both agree: one of them would be ignored as soon as the other changes."""
-    with pytest.raises(InputError, match=" and ".join(names) + " contradict"):
-        kind(**{name: WRITTEN[name] for name in names})
-
-
-@pytest.mark.parametrize(
-    ("grid", "message"),
-    [
-        ({"steps": 0}, r"steps must be in \[1, 100\], got 0"),
-        ({"steps": 101}, r"steps must be in \[1, 100\], got 101"),
-        ({"stride": 0}, r"stride must be in \[1, 99\], got 0"),
-        ({"stride": -5}, r"stride must be in \[1, 99\], got -5"),
-        ({"stride": 100}, r"stride must be in \[1, 99\], got 100"),
-        ({"timesteps": ()}, r"timesteps must be in \[0, 99\]"),
-        ({"timesteps": (20, -1)}, r"timesteps must be in \[0, 99\], got \(20, -1\)"),
-        ({"timesteps": (100, 20)}, r"timesteps must be in \[0, 99\], got \(100, 20\)"),
-    ],
-    ids=str,
-)
-@every_kind
-def test_a_grid_outside_the_schedule_is_refused(
-    purifier: GridPurifier, grid: dict[str, Any], message: str
-) -> None:
-    """NO_NOISE is -1: as a timestep it would be a level that no network was trained on."""
-    with pytest.raises(InputError, match=message):
-        replace(purifier, **grid).plan(SHORT)

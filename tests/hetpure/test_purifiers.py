@@ -12,18 +12,16 @@ import torch
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser, to_model
-from hetpure.errors import InputError
 from hetpure.noise import BatchNoise, Purpose
 from hetpure.purifiers import (
     HeterogeneousPurifier,
-    Plan,
-    Purifier,
     Resampling,
     UniformPurifier,
     heterogeneous_state,
 )
 from hetpure.samplers import DDIM, DDPM, Sampler, add_noise
 from hetpure.schedule import NO_NOISE, linear_schedule
+from tests.hetpure.networks import states
 
 SCHEDULE = linear_schedule()
 RESAMPLING: tuple[Resampling, ...] = get_args(Resampling)
@@ -31,28 +29,6 @@ Rows = Callable[..., BatchNoise]
 SAMPLERS: dict[str, Sampler] = {"ddim": DDIM(), "ddpm": DDPM(), "eta": DDIM(eta=0.5)}
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 every_resampling = pytest.mark.parametrize("resampling", RESAMPLING)
-
-
-def states(
-    purifier: Purifier,
-    plan: Plan,
-    denoiser: Denoiser,
-    images: Tensor,
-    mask: Tensor | None,
-    noise: BatchNoise,
-) -> list[Tensor]:
-    """The state after the start and after every step, in model units: no clamp hides anything."""
-    found = [purifier.start(denoiser, images, noise)]
-    for step in plan:
-        found.append(purifier.advance(denoiser, step, found[-1], images, mask, noise))
-    return found
-
-
-def last_state(
-    purifier: Purifier, denoiser: Denoiser, images: Tensor, mask: Tensor | None, noise: BatchNoise
-) -> Tensor:
-    plan = purifier.plan(denoiser.schedule)
-    return states(purifier, plan, denoiser, images, mask, noise)[-1]
 
 
 def test_published_grid() -> None:
@@ -84,12 +60,10 @@ def test_outputs_are_the_last_prediction_or_the_state_at_index_0(
 ) -> None:
     noise = rows(0, 1, 2, 3)
     purifier = HeterogeneousPurifier(steps=20, output="state")
-    *_, before, state = states(
-        purifier, purifier.plan(SCHEDULE), denoiser, images, half_mask, noise
-    )
+    *_, before, state = states(purifier, denoiser, images, half_mask, noise)
     x0, predicted_noise = denoiser.predict(before, 50)
     assert torch.equal(
-        last_state(replace(purifier, output="x0"), denoiser, images, half_mask, noise), x0
+        states(replace(purifier, output="x0"), denoiser, images, half_mask, noise)[-1], x0
     )
     assert torch.equal(state, add_noise(x0, SCHEDULE.alpha_cumprod(0), predicted_noise))
 
@@ -132,8 +106,8 @@ def test_equal_levels_are_the_uniform_purifier(
         20, sampler, t_large=0.12, t_small=0.12, resampling=resampling
     )
     uniform = UniformPurifier(20, sampler, strength=0.12)
-    expected = last_state(uniform, denoiser, images, None, noise)
-    assert torch.equal(last_state(one_level, denoiser, images, half_mask, noise), expected)
+    expected = states(uniform, denoiser, images, None, noise)[-1]
+    assert torch.equal(states(one_level, denoiser, images, half_mask, noise)[-1], expected)
 
 
 @every_sampler
@@ -152,9 +126,9 @@ def test_degenerate_masks_are_uniform_purifiers(
     noise = rows(0, 1, 2, 3)
     purifier = HeterogeneousPurifier(20, sampler, t_small=small, resampling="none")
     uniform = UniformPurifier(20, sampler, strength=strength or small, through=small)
-    expected = last_state(uniform, denoiser, images, None, noise)
+    expected = states(uniform, denoiser, images, None, noise)[-1]
     mask = torch.full_like(images, attended)
-    assert torch.equal(last_state(purifier, denoiser, images, mask, noise), expected)
+    assert torch.equal(states(purifier, denoiser, images, mask, noise)[-1], expected)
 
 
 @every_sampler
@@ -173,7 +147,7 @@ def test_unattended_pixels_have_the_noise_of_t_small_when_stage_1_ends(
     plan = purifier.plan(SCHEDULE)
     end = max(i for i, step in enumerate(plan) if step.known)
     assert plan[end].to == 100
-    state = states(purifier, plan[: end + 1], denoiser, images, half_mask, noise)[-1]
+    state = states(purifier, denoiser, images, half_mask, noise, plan[: end + 1])[-1]
     draw = noise.normal(Purpose.FORWARD, images, step=100, repeat=plan[end].repeat)
     known = add_noise(to_model(images), SCHEDULE.alpha_cumprod(100), draw)
     assert torch.equal(state[..., 4:], known[..., 4:])
@@ -191,8 +165,8 @@ def test_recombining_gives_unattended_pixels_fresh_noise_of_the_same_level(
     purifier = replace(plain, recombine=True)
     plan = purifier.plan(SCHEDULE)
     assert [replace(s, known=s.known and s.repeat == 0) for s in plan] == [*plain.plan(SCHEDULE)]
-    found = states(purifier, plan, denoiser, images, half_mask, noise)
-    other = states(plain, plain.plan(SCHEDULE), denoiser, images, half_mask, noise)
+    found = states(purifier, denoiser, images, half_mask, noise)
+    other = states(plain, denoiser, images, half_mask, noise)
     points = [i for i, step in enumerate(plan) if step.repeat == 1]
     assert [plan[i].to for i in points] == [150, 100]
     for i in points:
@@ -203,12 +177,6 @@ def test_recombining_gives_unattended_pixels_fresh_noise_of_the_same_level(
     first = points[0] + 1
     assert torch.equal(found[first][..., :4], other[first][..., :4])
     assert not torch.isclose(found[first][..., 4:], other[first][..., 4:]).any()
-
-
-@pytest.mark.parametrize("resampling", [r for r in RESAMPLING if r != "single_step"])
-def test_recombine_is_refused_where_it_would_do_nothing(resampling: Resampling) -> None:
-    with pytest.raises(InputError, match=f"recombine .* not to {resampling}"):
-        HeterogeneousPurifier(resampling=resampling, recombine=True)
 
 
 def test_heterogeneous_state_has_two_noise_levels(denoiser: Denoiser, rows: Rows) -> None:
@@ -222,24 +190,3 @@ def test_heterogeneous_state_has_two_noise_levels(denoiser: Denoiser, rows: Rows
         alpha, n = SCHEDULE.alpha_cumprod(index), pixels.numel()
         assert abs(pixels.mean() - alpha**0.5 * 0.4) < 5 * ((1 - alpha) / n) ** 0.5
         assert abs(pixels.var() / (1 - alpha) - 1) < 5 * (2 / n) ** 0.5
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: HeterogeneousPurifier(t_small=0.3), "t_small 0.3 is above t_large 0.2"),
-        (lambda: HeterogeneousPurifier(t_large=1.2), "t_large .* 1.2"),
-        (lambda: HeterogeneousPurifier(t_small=0.0), "t_small .* 0.0"),
-        (lambda: HeterogeneousPurifier(resample_jump=0), "resample_jump .* 0"),
-        (lambda: HeterogeneousPurifier(resampling="single"), "resampling .*single"),
-        (lambda: UniformPurifier(strength=0.0), "strength .* 0.0"),
-        (lambda: UniformPurifier(strength=float("nan")), "strength .* nan"),
-        (lambda: UniformPurifier(strength=1e-4).plan(SCHEDULE), "0.0001"),
-        (lambda: UniformPurifier(steps=0).plan(SCHEDULE), r"steps .*\[1, 1000\], got 0"),
-        (lambda: UniformPurifier(steps=1001).plan(SCHEDULE), r"steps .* got 1001"),
-        (lambda: UniformPurifier(output="x1").plan(SCHEDULE), r"output .*x1"),
-    ],
-)
-def test_unusable_parameters_are_refused(build: Callable[[], object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        build()

@@ -47,18 +47,6 @@ def test_an_index_outside_the_table_is_refused(timestep: int) -> None:
         LINEAR.alpha_cumprod(timestep)
 
 
-def test_levels_of_a_batch_are_those_of_its_indices() -> None:
-    """`NO_NOISE` is -1: as a plain index into the table it would be the noisiest level."""
-    timesteps = torch.tensor([999, 0, 100, NO_NOISE])
-    like = torch.empty(4, 1, 4, 4, dtype=torch.float64)
-    levels = LINEAR.alphas_at(timesteps, like)
-    assert levels.shape == (4, 1, 1, 1)
-    assert levels.dtype == torch.float64
-    assert levels.flatten().tolist() == [LINEAR.alpha_cumprod(int(t)) for t in timesteps]
-    assert LINEAR.alphas_at(timesteps, like.float()).dtype == torch.float32
-    assert LINEAR.alphas_at(timesteps, like[:, 0, 0]).shape == (4, 1)
-
-
 @pytest.mark.parametrize(
     ("strength", "index"),
     [(0.1, 100), (0.2, 200), (0.4, 400), (0.075, 75), (0.29, 290), (1.0, 999), (0.0004, 0)],
@@ -83,6 +71,7 @@ def test_a_level_is_signal_and_spread_of_each_row() -> None:
     torch.testing.assert_close(level.snr_root.flatten(), torch.tensor([0.5, 3.0, 1.0]).double())
     torch.testing.assert_close(level.signal**2 + level.spread**2, torch.ones(3, 1, 1, 1).double())
     assert level.time.tolist() == [2, 0, 1]
+    assert schedule.level(torch.tensor([0]), torch.empty(1, 3)).signal.shape == (1, 1)
     kept = level.take(torch.tensor([1]))
     assert (kept.time.tolist(), float(kept.snr_root)) == ([0], pytest.approx(3.0))
 
