@@ -68,7 +68,7 @@ trainer:
   enable_progress_bar: false
   enable_model_summary: false
 """
-ALONE = ("--model.attacks=null", "--model.audit=null")  # the main attack
+ALONE = ("--model.attacks={}", "--model.audit=null")  # the main attack
 PLAIN = "--model.defenses={plain: {}}"
 CLASSIFIER: dict[str, Any] = {
     "architecture": "WideResNet",

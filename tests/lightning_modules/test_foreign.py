@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningDataModule, Trainer
-from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -16,22 +15,33 @@ import evaluate
 from datamodules.dataset import ImageDataset
 from hetpure.__main__ import main as hetpure_main
 from hetpure.addt import RankGaussian
-from hetpure.attacks import PGD
+from hetpure.compatibility import check_all_answers
+from hetpure.defense import Defense
 from hetpure.errors import InputError
-from hetpure.evaluation.protocol import Protocol
+from hetpure.evaluation.description import Images
+from hetpure.weights import load_classifier
 from lightning_modules.classifier import ClassifierTraining
 from lightning_modules.cli import run
 from lightning_modules.diffusion import DiffusionTraining
-from lightning_modules.evaluation import DefenseConfig, RobustnessEvaluation
+from lightning_modules.images import images_of
 from lightning_modules.monitor import RobustProbe
-from lightning_modules.tuning import search
-from tests.lightning_modules.foreign import HERE, NAMES, Data, Items, Network, classifier
+from tests.lightning_modules.foreign import HERE, NAMES, Data, Items, classifier
+from tests.lightning_modules.trainings import UNET
+
+CPU = torch.device("cpu")
 
 
-def prepared(data: LightningDataModule, network: str = "fashion_mnist_wrn") -> RobustnessEvaluation:
-    module = RobustnessEvaluation(network, {}, {"plain": DefenseConfig()})
-    module.prepare(data, data.test_dataloader())
-    return module
+def read(data: LightningDataModule) -> Images:
+    """As an evaluation reads them: the first batch too."""
+    images = images_of(data, data.test_dataloader(), CPU)
+    images.read(range(2))
+    return images
+
+
+def asked(network: str) -> None:
+    """The row's classifier about the first images."""
+    plain = {"plain": Defense(load_classifier(network))}
+    check_all_answers(plain, read(Data()).read(range(2)).images)
 
 
 WRONG = {
@@ -51,28 +61,24 @@ WRONG = {
 def test_a_classifier_that_gives_no_logits(gives: str, tmp_path: Path) -> None:
     network = classifier(tmp_path / "mine", gives=gives)
     with pytest.raises(InputError, match=f"the classifier of row 'plain' .*{WRONG[gives]}"):
-        prepared(Data(), network)
+        asked(network)
 
 
 def test_a_classifier_that_takes_no_such_images(tmp_path: Path) -> None:
     network = classifier(tmp_path / "mine", size=32)
     with pytest.raises(InputError, match="row 'plain' cannot be used on the data's 28 x 28 images"):
-        prepared(Data(), network)
+        asked(network)
 
 
-def test_a_right_one_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    forward = Network.forward
-    folder = classifier(tmp_path / "mine")
-
-    def counted(self: Network, x: Tensor) -> Any:
-        asked.append(len(x))
-        return forward(self, x)
-
-    monkeypatch.setattr(f"{HERE}.Network.forward", counted)
-    module = RobustnessEvaluation(folder, {}, {"a": DefenseConfig(), "b": DefenseConfig()})
-    module.prepare(Data(), Data().test_dataloader())
-    assert asked == [2], "rows share it"
+def test_a_right_one_is_asked_once(tmp_path: Path) -> None:
+    """Rows share it."""
+    shared = load_classifier(classifier(tmp_path / "mine"))
+    sizes: list[int] = []
+    shared.network.register_forward_hook(
+        lambda module, arguments, logits: sizes.append(len(arguments[0]))
+    )
+    check_all_answers({"a": Defense(shared), "b": Defense(shared)}, torch.rand(2, 1, 28, 28))
+    assert sizes == [2]
 
 
 @pytest.mark.parametrize(
@@ -115,10 +121,12 @@ BATCHES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("every", "said"), BATCHES, ids=[said[:24] for _, said in BATCHES])
-def test_a_batch_of_another_kind(every: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=f"the data.*{said}"):
-        prepared(Data(**every))
+@pytest.mark.parametrize(
+    ("every", "message"), BATCHES, ids=[message[:24] for _, message in BATCHES]
+)
+def test_a_batch_of_another_kind(every: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"the data.*{message}"):
+        read(Data(**every))
 
 
 ITEMS: list[tuple[dict[str, Any], str]] = [
@@ -131,11 +139,11 @@ ITEMS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("item", "said"), ITEMS, ids=[said[:24] for _, said in ITEMS])
-def test_the_last_item_is_asked_too(item: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("item", "message"), ITEMS)
+def test_the_last_item_is_asked_too(item: dict[str, Any], message: str) -> None:
     """Of a dataset that tells nothing of itself, all is read once."""
-    with pytest.raises(InputError, match=said):
-        prepared(Data({4: item}))
+    with pytest.raises(InputError, match=message):
+        read(Data({4: item}))
 
 
 def test_what_a_dataset_tells_of_itself_is_not_believed() -> None:
@@ -143,7 +151,7 @@ def test_what_a_dataset_tells_of_itself_is_not_believed() -> None:
     data = Data({4: {"sample": torch.tensor(1)}})
     data.items.samples = data.items.labels = torch.arange(5)  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="id 1 is there more than once"):
-        prepared(data)
+        read(data)
 
 
 class Counted(ImageDataset):
@@ -156,23 +164,24 @@ class Counted(ImageDataset):
 
 @pytest.mark.parametrize("last", [9, 10])
 def test_our_own_dataset_is_not_read_for_it(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the first batch; its labels are those that its items give."""
+    """Its labels are those that its items give."""
     monkeypatch.setattr(Counted, "read", 0)
     images = torch.zeros(5, 1, 28, 28)
-    held = Counted(images, torch.tensor([0, 1, 2, 3, last]), torch.arange(5))
-    monkeypatch.setattr(Data, "test_dataloader", lambda self: DataLoader(held, batch_size=2))
+    loader = DataLoader(
+        Counted(images, torch.tensor([0, 1, 2, 3, last]), torch.arange(5)), batch_size=2
+    )
     if last == 10:
         with pytest.raises(InputError, match="label 10 of sample 4"):
-            prepared(Data())
+            images_of(Data(), loader, CPU)
     else:
-        prepared(Data())
-    assert Counted.read == 2
+        assert len(images_of(Data(), loader, CPU)) == 5
+    assert Counted.read == 0
 
 
 def test_data_without_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Data, "test_dataloader", lambda self: DataLoader([], batch_size=2))
     with pytest.raises(InputError, match="holds no images"):
-        prepared(Data())
+        read(Data())
 
 
 class Pairs(Data):
@@ -182,45 +191,41 @@ class Pairs(Data):
 
 def test_pairs_of_image_and_label() -> None:
     with pytest.raises(InputError, match="batch is a list, expected is a dict of the tensors"):
-        prepared(Pairs())
+        read(Pairs())
 
 
 @pytest.mark.parametrize("name", ["num_classes", "channels", "class_names"])
 def test_data_that_does_not_say_what_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Data, name)
-    with pytest.raises(InputError, match=f"--data: Data has no {name}"):
-        prepared(Data())
+    with pytest.raises(InputError, match=f"Data has no {name}"):
+        read(Data())
 
 
 def test_names_of_other_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Data, "class_names", NAMES[:9])
     with pytest.raises(InputError, match="10 classes .* and 9 class_names"):
-        prepared(Data())
+        read(Data())
 
 
 def test_bytes_small_labels_and_doubles_are_read_as_what_they_are() -> None:
     """8-bit images are scaled, and all is in the types that hetpure computes with."""
     every = {"image": lambda image: (image * 255).byte(), "label": lambda label: label.byte()}
-    first = prepared(Data(**every)).first
+    first = read(Data(**every)).read(range(2))
     expected = torch.stack([Items({}, every)[index]["image"] / 255 for index in range(2)])
     assert torch.equal(first.images, expected) and first.images.dtype == torch.float32
     assert 0.9 < first.images.max() <= 1
     assert first.labels.dtype == first.samples.dtype == torch.int64
-    doubles = prepared(Data(image=lambda image: image.double())).first.images
-    assert torch.equal(doubles, prepared(Data()).first.images)
+    doubles = read(Data(image=lambda image: image.double())).read(range(2)).images
+    assert torch.equal(doubles, read(Data()).read(range(2)).images)
 
 
-UNET: dict[str, Any] = {
-    "sample_size": 28,
-    "in_channels": 1,
-    "out_channels": 1,
-    "layers_per_block": 1,
-    "block_out_channels": [4, 8],
-    "norm_num_groups": 2,
-    "down_block_types": ["DownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D"],
-    "add_attention": False,
-}
+@pytest.mark.parametrize(
+    "settings", [{"shuffle": True}, {"drop_last": True}, {"batch_size": None}], ids=str
+)
+def test_a_loader_without_an_order(settings: dict[str, Any]) -> None:
+    loader = DataLoader(Data().items, **({"batch_size": 2} | settings))
+    with pytest.raises(InputError, match="must be a DataLoader that gives all samples in order"):
+        images_of(Data(), loader, CPU)
 
 
 def trained(module: Any, data: LightningDataModule, folder: Path, **options: Any) -> Any:
@@ -249,7 +254,7 @@ def addt(guide: str = "fashion_mnist_wrn") -> DiffusionTraining:
 
 @pytest.mark.parametrize("kind", [own, addt], ids=["classifier", "diffusion"])
 @pytest.mark.parametrize(
-    ("item", "said"),
+    ("item", "message"),
     [
         ({"label": torch.tensor(-100)}, "label -100 of sample 1, allowed is 0 to 9"),
         ({"sample": torch.tensor(2**32)}, "ids from 0 to 4294967296"),
@@ -258,11 +263,11 @@ def addt(guide: str = "fashion_mnist_wrn") -> DiffusionTraining:
     ids=["a label that cross-entropy leaves out", "id", "0..255"],
 )
 def test_a_training_refuses_its_batch(
-    kind: Callable[[], Any], item: dict[str, Any], said: str, tmp_path: Path
+    kind: Callable[[], Any], item: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     module = kind()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    with pytest.raises(InputError, match=f"the data.*{said}"):
+    with pytest.raises(InputError, match=f"the data.*{message}"):
         trained(module, Data({1: item}), tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
@@ -278,8 +283,8 @@ def test_a_training_asks_its_classifier_first(gives: str, validations: int, tmp_
 @pytest.mark.parametrize("gives", ["a tuple", "NaN"])
 def test_a_training_asks_its_guide_first(gives: str, tmp_path: Path) -> None:
     guide = classifier(tmp_path / "guide", gives=gives)
-    said = WRONG[gives].replace("data", "diffusion")  # on black images of its size, at once
-    with pytest.raises(InputError, match=f"the guide .*{said}"):
+    message = WRONG[gives]  # black images of the diffusion's size
+    with pytest.raises(InputError, match=f"the guide .*{message}"):
         trained(addt(guide), Data(), tmp_path)
 
 
@@ -315,23 +320,3 @@ def test_asking_takes_no_gradient_away(tmp_path: Path) -> None:
     before = weight.clone()
     trained(module, Data(), tmp_path, max_steps=1, precision="bf16-mixed")
     assert not torch.equal(weight, before)
-
-
-def test_a_search_asks_as_an_evaluation_does(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {
-        "denoiser": "fashion_mnist_ddpm",
-        "base": DefenseConfig(),
-        "vary": {},
-        "attack": PGD(),
-        "protocol": Protocol(),
-        "seed": 0,
-        "folder": tmp_path,
-        "device": "cpu",
-        "console": Console(),
-    }
-    wrong = classifier(tmp_path / "mine", gives="nine logits")
-    with pytest.raises(InputError, match=f"the classifier .*{WRONG['nine logits']}"):
-        next(search(classifier=wrong, data=Data(), **settings))
-    repeated = Data({4: {"sample": torch.tensor(1)}})
-    with pytest.raises(InputError, match="id 1 is there more than once"):
-        next(search(classifier="fashion_mnist_wrn", data=repeated, **settings))

@@ -126,7 +126,7 @@ def swept(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     }
     defenses["with surrogate"] = defenses["masked"] | {"mask": {}, "surrogate": surrogate}
     config["model"]["sweep"] = {"base": "masked", "vary": {"mask.threshold": [0.3, 0.5]}}
-    (place / "config.yaml").write_text(yaml.safe_dump(config))
+    (place / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.chdir(place)
         main(*ALONE, "--data.limit=2")
