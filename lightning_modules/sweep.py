@@ -41,7 +41,7 @@ class Sweep:
                 raise InputError(f"sweep.vary {path} names no value")
             for value in values:
                 try:
-                    row = with_setting(base, path, value)
+                    row = with_settings(base, {path: value})
                 except InputError as error:
                     raise InputError(f"sweep.vary {path}: {error}") from None
                 if row == base or row in varied.values():
@@ -59,64 +59,46 @@ def combinations(
     base: DefenseConfig, vary: Mapping[str, list[Any]]
 ) -> tuple[dict[str, tuple[Settings, DefenseConfig]], list[str]]:
     """Every combination of the values by a name, each defence once, and why some combinations are
-    impossible (t_small above t_large). A value that is in none is an error."""
+    impossible (t_small above t_large). InputError where all are."""
     empty = [path for path, values in vary.items() if not values]
     if empty or not vary:
         raise InputError(f"vary names no value for {', '.join(empty) or 'any setting'}")
     possible: dict[str, tuple[Settings, DefenseConfig]] = {}
     refused: list[str] = []
-    reasons: dict[tuple[str, str], str] = {}
-    used: set[tuple[str, str]] = set()
     for values in itertools.product(*vary.values()):
         settings = dict(zip(vary, values, strict=True))
         name = " ".join(f"{path}={value}" for path, value in settings.items())
-        pairs = [(path, str(value)) for path, value in settings.items()]
         try:
             defense = with_settings(base, settings)
         except InputError as error:
             refused.append(f"{name}: {error}")
-            reasons |= dict.fromkeys(pairs, str(error))
             continue
-        used.update(pairs)
         if defense not in (known for _, known in possible.values()):
             possible[name] = settings, defense
-    for (path, value), reason in reasons.items():
-        if (path, value) not in used:  # wrong in itself, not beside the other values
-            raise InputError(f"vary {path}={value} is never possible: {reason}")
+    if not possible:
+        raise InputError(f"vary: no combination is possible: {refused[0]}")
     return possible, refused
 
 
-def with_settings(base: DefenseConfig, settings: Settings) -> DefenseConfig:
-    """The base with settings changed. What is right together may be wrong half changed, as two
-    noise levels that both move up: so a step that fails is tried again after the others."""
-    config, left = base, list(settings.items())
-    while left:
-        failed: list[tuple[str, Any]] = []
-        for path, value in left:
-            try:
-                config = with_setting(config, path, value)
-            except InputError as error:
-                failed.append((path, value))
-                last = error
-        if len(failed) == len(left):
-            raise last
-        left = failed
-    return config
-
-
-def with_setting(config: T, path: str, value: Any) -> T:
-    """A copy of a nested dataclass with the setting of a dotted name changed. The value is read as
-    in a config file: a list for a tuple, a class by its class_path."""
-    name, dot, rest = path.partition(".")
+def with_settings(config: T, settings: Settings) -> T:
+    """A copy of a nested dataclass with settings of dotted names changed. Values are read as in a
+    config file: a list for a tuple, a class by its class_path. Each dataclass is made once, with
+    all that changes in it: two noise levels that move together are never half moved."""
     allowed = [f.name for f in fields(config)] if is_dataclass(config) else []
-    if name not in allowed:
-        known = f"only {', '.join(allowed)}" if allowed else f"{config!r} has none"
-        raise InputError(f"there is no setting {name!r} to vary, {known}")
-    if dot:
-        value = with_setting(getattr(config, name), rest, value)
-    else:
-        value = _read(name, get_type_hints(type(config))[name], value)
-    return replace(config, **{name: value})  # type: ignore[type-var]
+    values: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {}
+    for path, value in settings.items():
+        name, dot, rest = path.partition(".")
+        if name not in allowed:
+            known = f"only {', '.join(allowed)}" if allowed else f"{config!r} has none"
+            raise InputError(f"there is no setting {name!r} to vary, {known}")
+        if dot:
+            inner.setdefault(name, {})[rest] = value
+        else:
+            values[name] = _read(name, get_type_hints(type(config))[name], value)
+    for name, changes in inner.items():
+        values[name] = with_settings(values.get(name, getattr(config, name)), changes)
+    return replace(config, **values)  # type: ignore[type-var]
 
 
 def _read(name: str, kind: Any, value: Any) -> Any:

@@ -40,7 +40,7 @@ def test_every_combination_and_why_some_are_left_out() -> None:
     assert "t_small 0.2 is above t_large 0.1" in left_out[0]
     for wrong, message in (
         ({"mask.treshold": [0.1]}, "no setting 'treshold'"),
-        ({"mask.placement": ["attended", "invertd"]}, "placement=invertd is never possible"),
+        ({"mask.placement": ["invertd"]}, "no combination is possible: mask.placement=invertd: "),
         ({"mask.threshold": []}, "names no value for mask.threshold"),
         ({}, "names no value"),
     ):
