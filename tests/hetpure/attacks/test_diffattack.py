@@ -2,6 +2,7 @@
 attack makes of it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -42,29 +43,27 @@ FAMILY: dict[str, Purifier] = {
         steps=20, sampler=SMOOTH, resampling="multi_step", resample_jump=2
     ),
 }
-family = pytest.mark.parametrize("purifier", FAMILY.values(), ids=FAMILY)
 Rows = Callable[..., BatchNoise]
+FEW: dict[str, Any] = {"epsilon": 0.1, "steps": 2, "eot_samples": 2}
 
 
-def diffattack(**settings: object) -> DiffAttack:
-    given = {"epsilon": 0.1, "steps": 2, "step_size": 0.04, "eot_samples": 2, "random_start": False}
-    return DiffAttack(**{**given, **settings})  # type: ignore[arg-type]
+@pytest.fixture(params=FAMILY)
+def defense(request: Any, denoiser: Denoiser, smooth_classifier: Classifier) -> Defense:
+    return Defense(smooth_classifier, FAMILY[request.param], denoiser)
 
 
-@family
+def diffattack(**settings: Any) -> DiffAttack:
+    return DiffAttack(**FEW | {"step_size": 0.04, "random_start": False} | settings)
+
+
 def test_deviation_by_hand(
-    purifier: Purifier,
-    denoiser: Denoiser,
-    classifier: Classifier,
-    images: Tensor,
-    half_mask: Tensor,
-    rows: Rows,
+    defense: Defense, images: Tensor, half_mask: Tensor, rows: Rows, denoiser: Denoiser
 ) -> None:
     """The mean over steps of the mean squared difference between the state and sqrt(abar) (2 x - 1)
     + sqrt(1 - abar) n; beside it stand the defence's own logits, bit for bit."""
-    defense, noise = Defense(classifier, purifier, denoiser), rows(0, 1, 2, 3)
-    found = Deviated(defense)(images, noise, half_mask)
-    assert torch.equal(found[:, :-1], defense(images, noise, half_mask))
+    purifier, noise = defense.purifier, rows(0, 1, 2, 3)
+    answers = Deviated(defense)(images, noise, half_mask)
+    assert torch.equal(answers[:, :-1], defense(images, noise, half_mask))
     distances, state = [], purifier.start(denoiser, images, noise)
     for step in defense.plan:
         state = purifier.advance(denoiser, step, state, images, half_mask, noise)
@@ -75,58 +74,44 @@ def test_deviation_by_hand(
             diffused = alpha**0.5 * diffused + (1 - alpha) ** 0.5 * normal
         distances.append((state - diffused).square().mean((1, 2, 3)))
     assert len({step.to for step in defense.plan}) > 1
-    torch.testing.assert_close(found[:, -1], torch.stack(distances).mean(0), rtol=1e-12, atol=0)
-    assert (found[:, -1] > 0).all()
+    torch.testing.assert_close(answers[:, -1], torch.stack(distances).mean(0), rtol=1e-12, atol=0)
+    assert (answers[:, -1] > 0).all()
 
 
-@family
 def test_policies_agree_bit_for_bit_and_call_the_network_as_ever(
-    purifier: Purifier,
-    denoiser: Denoiser,
-    classifier: Classifier,
-    images: Tensor,
-    half_mask: Tensor,
-    rows: Rows,
+    defense: Defense, images: Tensor, half_mask: Tensor, rows: Rows
 ) -> None:
     """In logits, deviation, and the gradient of both, in a soft mask too."""
-    defense = Deviated(Defense(classifier, purifier, denoiser))
     steps, calls = len(defense.plan), [step.network_calls for step in defense.plan]
     weights = torch.arange(1.0, 6.0, dtype=torch.float64)
     inputs = [images.requires_grad_()]
     if defense.masked:
         half_mask = (0.1 + 0.7 * half_mask).requires_grad_()
         inputs.append(half_mask)
-    found = {}
+    results = {}
     for how in (Execution("tape"), Execution("checkpoint"), Execution("hybrid", steps // 2)):
         with count_network_calls(defense) as counter:
-            output = defense(images, rows(0, 1, 2, 3), half_mask, how)
+            output = Deviated(defense)(images, rows(0, 1, 2, 3), half_mask, how)
             gradients = torch.autograd.grad((output * weights).sum(), inputs)
-        found[how.policy] = [output, *gradients]
+        results[how.policy] = [output, *gradients]
         assert counter.batches == sum(calls) + sum(calls[: how.recomputed(steps)])
-    for tensors in found.values():
-        assert all(map(torch.equal, tensors, found["tape"]))
+    for tensors in results.values():
+        assert all(map(torch.equal, tensors, results["tape"]))
 
 
-@family
 def test_gradient_against_finite_differences(
-    purifier: Purifier,
-    denoiser: Denoiser,
-    smooth_classifier: Classifier,
-    images: Tensor,
-    half_mask: Tensor,
-    rows: Rows,
+    defense: Defense, images: Tensor, half_mask: Tensor, rows: Rows
 ) -> None:
     """Of the deviation, which hangs on the image by the states and by what they are held against;
-    in a random direction, in float64, every row by itself."""
-    defense, noise = Deviated(Defense(smooth_classifier, purifier, denoiser)), rows(0, 1, 2, 3)
-    images.requires_grad_()
-    deviation = defense(images, noise, half_mask, "checkpoint")[:, -1]
-    (gradient,) = torch.autograd.grad(deviation.sum(), images)
-    images = images.detach()
-    generator = torch.Generator().manual_seed(0)
-    towards = torch.randn(images.shape, generator=generator, dtype=torch.float64)
+    in a random direction, in float64, every image by itself."""
+    towards = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).double()
     towards /= towards.flatten(1).norm(dim=1)[:, None, None, None]
-    up, down = (defense(images + h * towards, noise, half_mask)[:, -1] for h in (1e-4, -1e-4))
+
+    def deviation(images: Tensor) -> Tensor:
+        return Deviated(defense)(images, rows(0, 1, 2, 3), half_mask, "checkpoint")[:, -1]
+
+    (gradient,) = torch.autograd.grad(deviation(images.requires_grad_()).sum(), images)
+    up, down = (deviation(images.detach() + h * towards) for h in (1e-4, -1e-4))
     ours = (gradient * towards).sum((1, 2, 3))
     torch.testing.assert_close(ours, (up - down) / 2e-4, rtol=1e-6, atol=1e-9)
 
@@ -136,17 +121,15 @@ def test_auto_takes_what_the_defence_has_chosen(
 ) -> None:
     """Memory is measured once for a shape, however often the attack asks."""
     defense = Defense(classifier, UniformPurifier(steps=20), denoiser)
-    images.requires_grad_()
-    defense(images, rows(0, 1, 2, 3))
-    for _ in range(2):
-        with count_network_calls(defense) as counter:
-            Deviated(defense)(images, rows(0, 1, 2, 3))
-        assert counter.batches == defense.network_calls
+    defense(images.requires_grad_(), rows(0, 1, 2, 3))
+    with count_network_calls(defense) as counter:
+        Deviated(defense)(images, rows(0, 1, 2, 3))
+    assert counter.batches == defense.network_calls
 
 
 @pytest.mark.parametrize("policy", APPROXIMATIONS)
 def test_what_does_not_differentiate_every_step_is_refused(
-    policy: Policy, denoiser: Denoiser, classifier: Classifier, images: Tensor, rows: Rows
+    policy: Policy, denoiser: Denoiser, classifier: Classifier, images: Tensor
 ) -> None:
     purifier = UniformPurifier(steps=20, sampler=VPSDE())
     defense = Defense(classifier, purifier, denoiser, policy=policy)
@@ -161,16 +144,11 @@ def test_where_it_is_pgd(
     """Bit for bit."""
     purifier = None if what == "no purifier" else HeterogeneousPurifier(steps=10)
     defense = Defense(classifier, purifier, denoiser if purifier else None, policy="tape")
-    shared = {"norm": "l2", "epsilon": 0.1, "steps": 2, "eot_samples": 2}
-    if what == "classifier only":
-        shared["approximation"] = "classifier_only"
-    else:
-        shared["mask"] = "soft"
-    ours = DiffAttack(**shared, deviation_weight=0.0 if what == "weight 0" else 1.0)
-    pgd = PGD(**shared)
-    assert torch.equal(
-        ours(target_of(defense, images, LABELS)), pgd(target_of(defense, images, LABELS))
-    )
+    approximation = "classifier_only" if what == "classifier only" else "none"
+    settings = {**FEW, "norm": "l2", "mask": "soft", "approximation": approximation}
+    ours = DiffAttack(**settings, deviation_weight=0.0 if what == "weight 0" else 1.0)
+    target = target_of(defense, images, LABELS)
+    assert torch.equal(ours(target), PGD(**settings)(target))
 
 
 @pytest.mark.parametrize("micro_batch", [None, 3])
@@ -187,9 +165,7 @@ def test_a_step_goes_along_both_losses(
     execution = Execution("tape", micro_batch=micro_batch)
     purifier = UniformPurifier(steps=10, strength=0.2, sampler=SMOOTH)
     defense = Defense(smooth_classifier, purifier, denoiser, policy=execution)
-    attack = diffattack(
-        norm="l2", epsilon=9.0, steps=1, eot_samples=2, deviation_weight=3.0, average=average
-    )
+    attack = diffattack(norm="l2", epsilon=9.0, steps=1, deviation_weight=3.0, average=average)
     point = images.clone().requires_grad_()
     found = torch.stack(
         [

@@ -45,16 +45,6 @@ def high_energy(images: Tensor, ratio: float) -> float:
     return float(spectrum.square().sum())
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 8, 32])
-def test_the_matrix_is_the_orthonormal_dct(n: int) -> None:
-    matrix = dct_matrix(n)
-    expected = scipy.fft.dct(torch.eye(n, dtype=torch.float64).numpy(), axis=0, norm="ortho")
-    torch.testing.assert_close(matrix, torch.from_numpy(expected), rtol=0, atol=1e-13)
-    torch.testing.assert_close(
-        matrix @ matrix.T, torch.eye(n, dtype=torch.float64), rtol=0, atol=1e-13
-    )
-
-
 @pytest.mark.parametrize("ratio", [0.125, 0.3, 1.0])
 def test_low_pass_is_the_projection_onto_the_lowest_frequencies(ratio: float) -> None:
     """What it leaves holds nothing else, and what it takes away holds none of them."""

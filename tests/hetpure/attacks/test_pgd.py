@@ -1,5 +1,6 @@
 """PGD and BPDA against answers in closed form; their random starts and draws."""
 
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -16,7 +17,6 @@ from hetpure.denoiser import Denoiser
 from hetpure.noise import Stream, attack_draw
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
 from tests.hetpure.attacks.defenses import (
-    ADDRESSES,
     LABELS,
     NOISE,
     SAMPLES,
@@ -74,17 +74,18 @@ def test_confident_float32_classifier_in_closed_form(
     torch.testing.assert_close(last, expected.float(), rtol=0, atol=1e-6)
 
 
+@norms
 def test_a_step_has_its_size_and_goes_along_the_gradient(
-    smooth_classifier: Classifier, images: Tensor
+    norm: str, smooth_classifier: Classifier, images: Tensor
 ) -> None:
     """L2 PGD of the published code stepped along the sign."""
     point = images.clone().requires_grad_()
     loss = F.cross_entropy(smooth_classifier(point), LABELS, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, point)
-    for norm, moved in (("linf", gradient.sign()), ("l2", unit(gradient))):
-        attack = pgd(norm=norm, steps=1, epsilon=0.2, step_size=0.05, random_start=False)
-        last, _ = attack(target_of(Defense(smooth_classifier), images))
-        torch.testing.assert_close(last - images, 0.05 * moved, rtol=0, atol=1e-12)
+    attack = pgd(norm=norm, steps=1, epsilon=0.2, step_size=0.05, random_start=False)
+    last, _ = attack(target_of(Defense(smooth_classifier), images))
+    moved = gradient.sign() if norm == "linf" else unit(gradient)
+    torch.testing.assert_close(last - images, 0.05 * moved, rtol=0, atol=1e-12)
 
 
 @norms
@@ -128,42 +129,27 @@ def test_every_query_has_its_own_draws(
     assert len(set(draws)) == 12
 
 
+@pytest.mark.parametrize("kind", [PGD, BPDA])
 def test_eot_gradient_is_the_mean_of_single_draws(
-    denoiser: Denoiser, smooth_classifier: Classifier, images: Tensor
+    kind: type[PGD], denoiser: Denoiser, smooth_classifier: Classifier, images: Tensor
 ) -> None:
-    """In one batch or one by one: seen in the direction of an L2 step."""
-    defense = Defense(smooth_classifier, HeterogeneousPurifier(steps=3), denoiser)
-    mask = defense.mask(images)
-    singles = []
+    """In one batch: seen in the direction of an L2 step. That of BPDA is the classifier's at the
+    purified images, without a backward pass through the purifier."""
+    purifier = HeterogeneousPurifier(steps=3)
+    defense = Defense(smooth_classifier, purifier, denoiser, policy="tape")
+    mask, singles = defense.mask(images), []
     for k in range(3):
-        point = images.clone().requires_grad_()
         noise = NOISE.redraw(attack_draw(0, 0, 0, k)).on(SAMPLES)
-        loss = F.cross_entropy(defense(point, noise, mask), LABELS, reduction="sum")
+        point = images.clone() if kind is PGD else defense.purify(images, noise, mask)
+        logits = partial(defense, noise=noise, mask=mask) if kind is PGD else smooth_classifier
+        loss = F.cross_entropy(logits(point.requires_grad_()), LABELS, reduction="sum")
         singles.append(torch.autograd.grad(loss, point)[0])
     mean = torch.stack(singles).mean(0)
-    attack = pgd(norm="l2", steps=1, eot_samples=3, step_size=0.05, random_start=False)
-    last, _ = attack(target_of(defense, images))
+    settings: Any = {"epsilon": 9.0, "steps": 1, "eot_samples": 3, "random_start": False}
+    attack = kind(**settings, norm="l2", step_size=0.05, mask="recomputed")
+    with count_network_calls(defense) as calls:
+        last, _ = attack(target_of(defense, images))
     torch.testing.assert_close((last - images) / 0.05, unit(mean), rtol=0, atol=1e-10)
+    assert calls.images == 4 * 3 * defense.network_calls
     cosine = F.cosine_similarity(singles[0].flatten(1), mean.flatten(1))
     assert (cosine < 0.999).all()  # the draws differ enough to tell a mean from one of them
-
-
-def test_a_step_of_bpda_goes_along_the_classifiers_gradient_at_the_purified_images(
-    denoiser: Denoiser, smooth_classifier: Classifier, images: Tensor
-) -> None:
-    """Averaged over draws, and without a backward pass through the purifier."""
-    defense = Defense(smooth_classifier, UniformPurifier(steps=3), denoiser)
-    attack = BPDA(
-        norm="l2", epsilon=9.0, step_size=0.05, steps=1, eot_samples=3, random_start=False
-    )
-    gradient = torch.zeros_like(images)
-    for k in range(3):
-        noise = ADDRESSES.noise.redraw(attack_draw(0, 0, 0, k)).on(SAMPLES)
-        purified = defense.purify(images, noise).requires_grad_()
-        loss = F.cross_entropy(smooth_classifier(purified), LABELS, reduction="sum")
-        gradient += torch.autograd.grad(loss, purified)[0]
-    with count_network_calls(defense) as calls:
-        last = attack(target_of(defense, images))[0]
-    unit = gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
-    torch.testing.assert_close((last - images) / 0.05, unit, rtol=0, atol=1e-10)
-    assert calls.images == 4 * 3 * defense.network_calls

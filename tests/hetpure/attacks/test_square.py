@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hetpure.attacks import Addresses, Cost
+from hetpure.attacks import Addresses
 from hetpure.attacks.square import (
     Square,
     bump,
@@ -198,19 +198,6 @@ def test_a_lucky_draw_is_not_kept() -> None:
         assert set(noise.reverse_stream.tolist()) == {Stream.ATTACK}
         seen.add(int(noise.reverse_draw[0]))
     assert len(seen) == 5 * 3  # no two steps and no two draws share numbers
-
-
-def test_known_noise_makes_a_defence_certain() -> None:
-    classifier, images, labels = shades()
-    defense, count, ids = Noisy(classifier), Counter(), torch.arange(40)
-    attack, known = square(epsilon=0.2), Addresses(ids, NOISE, known=("reverse",))
-    (candidate,) = attack(target_of(defense, images, labels, known, count))
-    assert attack.cost(defense, ("reverse",)) == Cost(queries=61)
-    assert sum(count.queries) < 40 * 61
-    assert all((call.noise.reverse_stream == Stream.DW_BOX).all() for call in defense.calls)
-    locked = NOISE.on(ids)
-    wrong = [(defense(x, locked).argmax(1) != labels).sum() for x in (images, candidate)]
-    assert wrong[0] < 10 and wrong[1] > 20
 
 
 def test_mask_is_that_of_each_proposal(
