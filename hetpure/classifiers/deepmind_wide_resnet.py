@@ -7,12 +7,14 @@ that fits maps of odd size as well, and a pooling window as large as the map; fo
 as published.
 """
 
+from collections import OrderedDict
+from functools import partial
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetpure.classifiers.wide_resnet import sizes
+from hetpure.classifiers.wide_resnet import sizes, stacks
 from hetpure.errors import check_choice
 
 Activation = Literal["relu", "silu"]
@@ -55,28 +57,6 @@ class Unit(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(activated))
 
 
-class Group(nn.Module):
-    """A stack of units at one resolution; the first unit strides and widens."""
-
-    def __init__(
-        self,
-        units: int,
-        channels_in: int,
-        channels_out: int,
-        stride: int,
-        activation: type[nn.Module],
-    ) -> None:
-        super().__init__()
-        self.block = nn.Sequential(
-            Unit(channels_in, channels_out, stride, activation),
-            *(Unit(channels_out, channels_out, 1, activation) for _ in range(units - 1)),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.block(x)
-        return out
-
-
 class DeepMindWideResNet(nn.Module):
     """WRN-depth-width for normalised images (B, in_channels, H, W) to logits (B, num_classes).
 
@@ -98,11 +78,8 @@ class DeepMindWideResNet(nn.Module):
         check_choice(self, "activation", Activation)
         chosen: type[nn.Module] = nn.ReLU if activation == "relu" else nn.SiLU
         self.init_conv = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
-        self.layer = nn.Sequential(
-            Group(units, widths[0], widths[1], 1, chosen),
-            Group(units, widths[1], widths[2], 2, chosen),
-            Group(units, widths[2], widths[3], 2, chosen),
-        )
+        blocks = stacks(partial(Unit, activation=chosen), units, widths)
+        self.layer = nn.Sequential(*(nn.Sequential(OrderedDict(block=block)) for block in blocks))
         self.batchnorm = nn.BatchNorm2d(widths[3])
         self.relu = chosen()
         self.logits = nn.Linear(widths[3], num_classes)

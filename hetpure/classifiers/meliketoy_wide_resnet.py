@@ -9,7 +9,7 @@ dropout (an evaluation has none), and a pooling window as large as the map.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetpure.classifiers.wide_resnet import sizes
+from hetpure.classifiers.wide_resnet import sizes, stacks
 
 
 class Unit(nn.Module):
@@ -47,16 +47,7 @@ class MeliketoyWideResNet(nn.Module):
         super().__init__()
         units, widths = sizes(depth, widen_factor)
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        layers = [
-            nn.Sequential(
-                Unit(channels_in, channels_out, stride),
-                *(Unit(channels_out, channels_out, 1) for _ in range(units - 1)),
-            )
-            for channels_in, channels_out, stride in zip(
-                widths[:3], widths[1:], (1, 2, 2), strict=True
-            )
-        ]
-        self.layer1, self.layer2, self.layer3 = layers
+        self.layer1, self.layer2, self.layer3 = stacks(Unit, units, widths)
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.relu = nn.ReLU()
         self.linear = nn.Linear(widths[3], num_classes)

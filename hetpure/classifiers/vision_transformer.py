@@ -5,6 +5,8 @@ Any size. Module names and state-dict keys are those of timm's `vit_*_patch*`, `
 resampled: images have the size the network was built for. There is no dropout.
 """
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,18 +14,6 @@ from torch import Tensor, nn
 from hetpure.errors import InputError
 
 EPS = 1e-6
-
-
-class PatchEmbedding(nn.Module):
-    """Images (B, C, H, W) to one token a patch, row by row: (B, N, width)."""
-
-    def __init__(self, patch_size: int, in_channels: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, width, patch_size, patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens: Tensor = self.proj(x)
-        return tokens.flatten(2).transpose(1, 2)
 
 
 class SelfAttention(nn.Module):
@@ -40,19 +30,6 @@ class SelfAttention(nn.Module):
         query, key, value = split.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return out
-
-
-class Perceptron(nn.Module):
-    """Two linear maps with an exact GELU between, on each token."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return out
 
 
@@ -76,7 +53,8 @@ class Block(nn.Module):
         self.attn = SelfAttention(width, heads)
         self.ls1 = LayerScale(width) if layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(width, EPS)
-        self.mlp = Perceptron(width, hidden)
+        fc1, fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
         self.ls2 = LayerScale(width) if layer_scale else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,7 +114,8 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, width)) if distilled else None
         self.pos_embed = nn.Parameter(torch.zeros(1, prefix + patches, width))
-        self.patch_embed = PatchEmbedding(patch_size, in_channels, width)
+        project = nn.Conv2d(in_channels, width, patch_size, patch_size)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=project))
         self.blocks = nn.Sequential(
             *(Block(width, heads, int(width * mlp_ratio), layer_scale) for _ in range(depth))
         )
@@ -160,7 +139,7 @@ class VisionTransformer(nn.Module):
             raise InputError(f"this ViT takes images of {size} pixels, got {height}x{width}")
         prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]
         tokens = [token.expand(len(x), -1, -1) for token in prefix]
-        patches = self.patch_embed(x)
+        patches = self.patch_embed(x).flatten(2).mT  # (B, N, width), row by row
         if self.class_position:
             out = torch.cat([*tokens, patches], 1) + self.pos_embed
         else:

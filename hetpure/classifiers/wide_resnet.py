@@ -5,6 +5,10 @@ its checkpoints load with `load_state_dict`. Differences in code: no in-place ac
 must see what it captured) and a pooling window as large as the map (28-pixel images work too).
 """
 
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +22,20 @@ def sizes(depth: int, widen_factor: int) -> tuple[int, tuple[int, int, int, int]
     if widen_factor < 1:
         raise InputError(f"widen_factor of a WRN must be at least 1, got {widen_factor}")
     return (depth - 4) // 6, (16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor)
+
+
+def stacks(
+    unit: Callable[[int, int, int], nn.Module], units: int, widths: tuple[int, int, int, int]
+) -> list[nn.Sequential]:
+    """The three stacks of a WRN, each of `unit(channels_in, channels_out, stride)` at one
+    resolution; the first unit widens, and strides in all but the first stack."""
+    return [
+        nn.Sequential(
+            unit(channels_in, channels_out, stride),
+            *(unit(channels_out, channels_out, 1) for _ in range(units - 1)),
+        )
+        for channels_in, channels_out, stride in zip(widths[:3], widths[1:], (1, 2, 2), strict=True)
+    ]
 
 
 class BasicBlock(nn.Module):
@@ -45,23 +63,6 @@ class BasicBlock(nn.Module):
         return out + (x if self.convShortcut is None else self.convShortcut(activated))
 
 
-class NetworkBlock(nn.Module):
-    """A stack of units at one resolution; the first unit strides and widens."""
-
-    def __init__(
-        self, units: int, channels_in: int, channels_out: int, stride: int, dropout: float
-    ) -> None:
-        super().__init__()
-        self.layer = nn.Sequential(
-            BasicBlock(channels_in, channels_out, stride, dropout),
-            *(BasicBlock(channels_out, channels_out, 1, dropout) for _ in range(units - 1)),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layer(x)
-        return out
-
-
 class WideResNet(nn.Module):
     """WRN-depth-width for normalised images (B, in_channels, H, W) to logits (B, num_classes).
 
@@ -80,9 +81,10 @@ class WideResNet(nn.Module):
         super().__init__()
         units, widths = sizes(depth, widen_factor)
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
-        self.block1 = NetworkBlock(units, widths[0], widths[1], 1, dropout)
-        self.block2 = NetworkBlock(units, widths[1], widths[2], 2, dropout)
-        self.block3 = NetworkBlock(units, widths[2], widths[3], 2, dropout)
+        layers = stacks(partial(BasicBlock, dropout=dropout), units, widths)
+        self.block1, self.block2, self.block3 = (
+            nn.Sequential(OrderedDict(layer=layer)) for layer in layers
+        )
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.relu = nn.ReLU()
         self.fc = nn.Linear(widths[3], num_classes)
