@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import get_ident
 from typing import Literal
 
@@ -34,23 +35,16 @@ def captured(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Ten
     with it. Copies: an in-place activation that follows cannot change what was captured."""
     outputs: dict[str, Tensor] = {}
     modules = dict(network.named_modules())
-    handles = []
     caller = get_ident()
 
-    def keep(name: str) -> None:
-        def hook(module: nn.Module, arguments: object, output: Tensor) -> None:
-            if get_ident() == caller:
-                outputs[name] = output.clone() if isinstance(output, Tensor) else output
+    def keep(name: str, module: nn.Module, arguments: object, output: Tensor) -> None:
+        if get_ident() == caller:
+            outputs[name] = output.clone() if isinstance(output, Tensor) else output
 
-        handles.append(modules[name].register_forward_hook(hook))
-
-    try:
+    with ExitStack() as hooks:
         for name in names:
-            keep(name)
+            hooks.enter_context(modules[name].register_forward_hook(partial(keep, name)))
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def attention_map(activation: Tensor, power: float = 2.0, root: bool = False) -> Tensor:

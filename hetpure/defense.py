@@ -278,13 +278,8 @@ def count_network_calls(defense: Defense) -> Iterator[CallCounter]:
         counter.batches += 1
         counter.images += len(arguments[0])
 
-    if defense.denoiser is None:
-        yield counter
-        return
     # Before the call: a recomputation ends as soon as it has what the backward pass needs, which
     # can be inside the network.
-    handle = defense.denoiser.register_forward_pre_hook(hook)
-    try:
+    denoiser = defense.denoiser or nn.Identity()  # never called
+    with denoiser.register_forward_pre_hook(hook):
         yield counter
-    finally:
-        handle.remove()

@@ -76,11 +76,17 @@ def saved_images(
         raise InputError(
             f"{folder} holds no saved images: give the folder of a run that saved its own"
         )
-    row = _chosen(folder, "row", row, {row for row, _ in names.values()})
-    of_row = {path: attack for path, (other, attack) in names.items() if other == row}
-    attack = _chosen(folder, "attack", attack, set(of_row.values()), f" on row {row!r}")
-    blocks = [read_images(path) for path, other in of_row.items() if other == attack]
-    images, samples = zip(*blocks, strict=True)
+    wanted = {
+        pair for pair in names.values() if row in (None, pair[0]) and attack in (None, pair[1])
+    }
+    if len(wanted) != 1:
+        held = ", ".join(
+            f"row {row!r} under {attack!r}" for row, attack in sorted({*names.values()})
+        )
+        raise InputError(f"{folder}: name the row and the attack of one of these: {held}")
+    images, samples = zip(
+        *(read_images(path) for path, pair in names.items() if pair in wanted), strict=True
+    )
     return torch.cat(images), torch.cat(samples)
 
 
@@ -95,14 +101,3 @@ def _names(folder: Path) -> dict[Path, tuple[str, str]]:
         for path, header in headers.items()
         if {"row", "attack"} <= header.keys()
     }
-
-
-def _chosen(folder: Path, what: str, name: str | None, known: set[str], where: str = "") -> str:
-    """The name itself, or the only one there is."""
-    if name is None and len(known) == 1:
-        (name,) = known
-    if name is None or name not in known:
-        wrong = f"several {what}s" if name is None else f"no {what} {name!r}"
-        names = ", ".join(map(repr, sorted(known)))
-        raise InputError(f"{folder} has {wrong}{where}: name one of {names}")
-    return name
