@@ -19,7 +19,7 @@ from hetpure.classifiers import Classifier
 from hetpure.compatibility import check_answers, check_classifier
 from hetpure.defense import Defense
 from hetpure.errors import FieldError, InputError, check_at_least
-from hetpure.evaluation.protocol import Cell, Protocol, evaluate_attack
+from hetpure.evaluation.protocol import Cell, Protocol, evaluate_cell
 from hetpure.noise import Noise, Stream
 from hetpure.purifiers import Purifier, UniformPurifier
 from hetpure.sampling import draw_images
@@ -216,7 +216,7 @@ class RobustProbe(Measurement):
         once = Protocol(report_draws=1, selection_draws=1)
         with torch.enable_grad():
             outcomes = [
-                evaluate_attack(
+                evaluate_cell(
                     "", defense, Cell(name, attack, ("forward", "reverse")), block, once, self.seed
                 )
                 for name, attack in unfolded(self.attack, defense).items()

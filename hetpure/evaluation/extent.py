@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from hetpure.defense import Defense
 from hetpure.gradients import Execution
+from hetpure.numbers import counted
 from hetpure.purifiers import Plan, Step
 from hetpure.schedule import NO_NOISE
 
@@ -38,7 +39,7 @@ class Extent:
 
 def said(images: int, directions: int, steps: int | None, of_steps: int | None) -> str:
     """An extent in words."""
-    parts = [_counted(images, "image"), _counted(directions, "direction")]
+    parts = [counted(images, "image"), counted(directions, "direction")]
     if steps != of_steps:
         parts.append(f"{steps} of {of_steps} steps")
     return ", ".join(parts)
@@ -90,10 +91,6 @@ def thinned(defense: Defense, plan: Plan) -> Defense:
     )
     short.plan = plan
     return short
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _kind(step: Step) -> object:

@@ -147,30 +147,7 @@ class Outcome:
     adversarial: Tensor
 
 
-def evaluate_clean(
-    row: str,
-    defense: Defense,
-    block: Block,
-    protocol: Protocol,
-    seed: int,
-    *,
-    monitor: Monitor = SILENT,
-) -> Outcome:
-    """Standard predictions of one defence for one block, and on how many selection draws it is
-    right: the clean image is a candidate of every attack."""
-    check_labels(block.labels, block.samples, defense.classifier.num_classes)
-    asking = _Asking(defense, block, protocol, Noise.of(seed, Stream.DW_BOX), CLEAN_CELL, monitor)
-    with count_network_calls(defense) as calls:
-        kept = asking.kept(block.images)[None]
-        predictions, coverage = asking.report(block.images)
-    chosen = torch.zeros_like(block.labels)
-    records = _records(
-        row, CLEAN_CELL, block, block.images, predictions, coverage, calls.images, kept, chosen
-    )
-    return Outcome(records, block.images)
-
-
-def evaluate_attack(
+def evaluate_cell(
     row: str,
     defense: Defense,
     cell: Cell,
@@ -182,36 +159,39 @@ def evaluate_attack(
     attacked: Defense | None = None,
     monitor: Monitor = SILENT,
 ) -> Outcome:
-    """Predictions of one defence for one block under one attack.
+    """Predictions of one defence for one block under one attack, or on the clean images.
 
     The attack differentiates `attacked`, a surrogate, where one is given, and else the defence
     itself; choosing and reporting are always on the defence. For each sample the reported example
     is the candidate on which the defence is right least often over the selection draws; ties go to
-    the attack. The report draws are used for nothing else. `clean` are the selection draws (B,) on
-    which the defence is right on the clean images, where they are known.
+    the attack. The clean image is a candidate of every attack, and the only one of `CLEAN_CELL`.
+    The report draws are used for nothing else. `clean` are the selection draws (B,) on which the
+    defence is right on the clean images, where they are known.
     """
     check_labels(block.labels, block.samples, defense.classifier.num_classes)
     noise = Noise.of(seed, Stream.DW_BOX)
-    addresses = Addresses(block.samples, noise, cell.known, cell.member)
-    target = Target(attacked or defense, block.images, block.labels, addresses, monitor)
     asking = _Asking(defense, block, protocol, noise, cell, monitor)
     with count_network_calls(defense) as calls:
-        if cell.known:
-            asking.check_deterministic()
-        candidates = cell.attack(target).detach()
-        check_candidates(candidates, block.images, block.samples, cell.attack.threat)
-        right = [asking.kept(candidate) for candidate in candidates]
+        candidates = block.images[None]
+        if cell is not CLEAN_CELL:
+            addresses = Addresses(block.samples, noise, cell.known, cell.member)
+            target = Target(attacked or defense, block.images, block.labels, addresses, monitor)
+            if cell.known:
+                asking.check_deterministic()
+            adversarial = cell.attack(target).detach()
+            check_candidates(adversarial, block.images, block.samples, cell.attack.threat)
+            candidates = torch.cat([adversarial, candidates])
+        right = [asking.kept(candidate) for candidate in candidates[:-1]]
         if clean is None or cell.known:
             clean = asking.kept(block.images)
         kept = torch.stack([*right, clean])
         chosen = kept.argmin(0)
-        candidates = torch.cat([candidates, block.images[None]])
-        adversarial = candidates[chosen, torch.arange(len(chosen), device=chosen.device)]
-        predictions, coverage = asking.report(adversarial)
+        reported = candidates[chosen, torch.arange(len(chosen), device=chosen.device)]
+        predictions, coverage = asking.report(reported)
     records = _records(
-        row, cell, block, adversarial, predictions, coverage, calls.images, kept, chosen
+        row, cell, block, reported, predictions, coverage, calls.images, kept, chosen
     )
-    return Outcome(records, adversarial)
+    return Outcome(records, reported)
 
 
 def evaluate_block(
@@ -225,12 +205,10 @@ def evaluate_block(
     attacked: Defense | None = None,
 ) -> Outcome:
     """Clean and robust predictions of one defence for one block, under one attack."""
-    clean = evaluate_clean(row, defense, block, protocol, seed)
+    clean = evaluate_cell(row, defense, CLEAN_CELL, block, protocol, seed)
     kept = torch.tensor([record.kept for record in clean.records]).to(block.labels)
     cell = Cell(attack.name, attack)
-    robust = evaluate_attack(
-        row, defense, cell, block, protocol, seed, clean=kept, attacked=attacked
-    )
+    robust = evaluate_cell(row, defense, cell, block, protocol, seed, clean=kept, attacked=attacked)
     return Outcome([*clean.records, *robust.records], robust.adversarial)
 
 

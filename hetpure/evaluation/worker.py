@@ -13,13 +13,7 @@ from hetpure.attacks import Attack, Monitor
 from hetpure.evaluation.audit import Check
 from hetpure.evaluation.cost import CellCost, block_work, cell_cost
 from hetpure.evaluation.description import Run
-from hetpure.evaluation.protocol import (
-    CLEAN,
-    Cell,
-    Record,
-    evaluate_attack,
-    evaluate_clean,
-)
+from hetpure.evaluation.protocol import CLEAN, CLEAN_CELL, Cell, Record, evaluate_cell
 from hetpure.evaluation.provenance import commit
 from hetpure.evaluation.row_check import check_gradients, failure, first_gradients
 from hetpure.evaluation.rows import Row
@@ -142,23 +136,21 @@ def _compute(
     monitor = CellMonitor(watch, cost)
     start = time.perf_counter()
     block = run.read(job.block).first(count)
-    if cell.name == CLEAN:
-        outcome = evaluate_clean(
-            row.name, row.defense, block, run.config.protocol, run.config.seed, monitor=monitor
-        )
-    else:
-        clean = store.get(Job(row.name, CLEAN, job.block)).records[:count]
-        outcome = evaluate_attack(
-            row.name,
-            row.defense,
-            cell,
-            block,
-            run.config.protocol,
-            run.config.seed,
-            clean=torch.tensor([record.kept for record in clean]).to(block.labels),
-            attacked=row.attacked,
-            monitor=monitor,
-        )
+    clean = None
+    if cell is not CLEAN_CELL:
+        records = store.get(Job(row.name, CLEAN, job.block)).records[:count]
+        clean = torch.tensor([record.kept for record in records]).to(block.labels)
+    outcome = evaluate_cell(
+        row.name,
+        row.defense,
+        cell,
+        block,
+        run.config.protocol,
+        run.config.seed,
+        clean=clean,
+        attacked=row.attacked,
+        monitor=monitor,
+    )
     seconds = time.perf_counter() - start
     store.put(job, outcome, monitor.iterations, seconds, commit())
     watch.advance(count * cost.work - monitor.work)  # a cost is an upper bound

@@ -1,5 +1,6 @@
 """What a training tells while it runs: scalars, histograms, probe, FID, pictures."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from datamodules.fashion_mnist import FashionMNIST
 from hetpure.addt import Batch, RankGaussian
 from hetpure.addt_variants import RandomOrder
 from hetpure.attacks import PGD
+from hetpure.attacks.gradient import MaskPolicy
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
-from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_attack
+from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_cell
 from hetpure.noise import Noise, Stream, noise_for
 from hetpure.numbers import Number
-from hetpure.purifiers import UniformPurifier
+from hetpure.purifiers import HeterogeneousPurifier, Purifier, UniformPurifier
 from hetpure.sampling import draw_images
 from hetpure.weights import load_classifier, load_denoiser
 from lightning_modules.callbacks import SampleGrid
@@ -37,6 +39,7 @@ from tests.lightning_modules.trainings import diffusion, same_weights, trainer
 
 ATTACK = PGD(epsilon=Number("16/255"), steps=2, step_size=Number("8/255"), eot_samples=1)
 PURIFIER = UniformPurifier(strength=0.1, steps=5)
+MASKED = HeterogeneousPurifier(t_large=0.2, t_small=0.1, steps=3, resampling="none")
 
 
 def train(folder: Path, callbacks: list[Callback], updates: int = 4, **settings: Any) -> Trainer:
@@ -115,28 +118,38 @@ def test_watching_changes_no_weight(
     assert same_weights(watched[0].lightning_module, alone)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("purifier", "masks"),
+    [(PURIFIER, ("recomputed",)), (MASKED, ("frozen", "recomputed", "soft"))],
+    ids=["uniform", "masked"],
+)
 def test_the_probe_is_the_evaluations_own_accuracy_in_the_deterministic_white_box(
-    tmp_path: Path,
+    purifier: Purifier, masks: tuple[MaskPolicy, ...], tmp_path: Path
 ) -> None:
-    """Of the averaged weights, which an update of size zero leaves as they were packaged."""
-    probe = RobustProbe("fashion_mnist_wrn", PURIFIER, ATTACK, images=8, every_n_steps=1)
+    """Of the averaged weights, which an update of size zero leaves as they were packaged; under
+    every mask policy, where there is a mask."""
+    probe = RobustProbe("fashion_mnist_wrn", purifier, ATTACK, images=4, every_n_steps=1)
     packaged = {"diffusion": "fashion_mnist_ddpm", "unet": None, "learning_rate": 0.0}
     still = packaged | {"weight_decay": 0.0, "perturbation": None, "guide": None}
-    fitting = train(tmp_path, [probe], updates=1, **still)
-    data = FashionMNIST(source="packaged", batch_size=8)
-    data.setup("validate")
-    batch = next(iter(data.val_dataloader()))
-    block = Block(batch["image"], batch["label"], batch["sample"])
-    classifier = load_classifier("fashion_mnist_wrn")
-    defense = Defense(classifier, PURIFIER, load_denoiser("fashion_mnist_ddpm"))
-    cell = Cell("x", ATTACK, ("forward", "reverse"))
-    records = evaluate_attack("x", defense, cell, block, Protocol(1, 1), 0).records
-    right = [record.predictions == [record.label] for record in records]
-    assert fitting.callback_metrics["probe/robust"] == pytest.approx(sum(right) / 8)
-    assert fitting.callback_metrics["probe/clean"] >= fitting.callback_metrics["probe/robust"]
-    module = fitting.lightning_module
+    module = train(tmp_path, [], updates=1, **still).lightning_module
+    assert isinstance(module, DiffusionTraining)
+    values = probe.measure(module.trainer, module)
+    data = module.trainer.datamodule.val_dataloader().dataset  # type: ignore[attr-defined]
+    block = Block(data.images[:4].float() / 255, data.labels[:4], data.samples[:4])
+    classifier, denoiser = load_classifier("fashion_mnist_wrn"), load_denoiser("fashion_mnist_ddpm")
+    defense = Defense(classifier, purifier, denoiser)
+    robust = torch.ones(4, dtype=torch.bool)
+    for policy in masks:
+        cell = Cell("x", replace(ATTACK, mask=policy), ("forward", "reverse"))
+        records = evaluate_cell("x", defense, cell, block, Protocol(1, 1), 0).records
+        robust &= torch.tensor([record.predictions == [record.label] for record in records])
+    noise, mask = Noise.of(0, Stream.DW_BOX), defense.mask(block.images, block.samples)
+    logits = defense(block.images, noise.on(block.samples), mask)
+    clean = (logits.argmax(1) == block.labels).float().mean()
+    assert values["probe/robust"] == pytest.approx(float(robust.float().mean()))
+    assert values["probe/clean"] == pytest.approx(float(clean))
     assert all(parameter.requires_grad for parameter in module.parameters())
-    assert isinstance(module, DiffusionTraining) and module.unet.training
+    assert module.unet.training
 
 
 def update(module: DiffusionTraining, indices: list[int], losses: list[float]) -> Update:

@@ -20,12 +20,7 @@ from hetpure.errors import FieldError
 from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_cell
 from hetpure.evaluation.statistics import mean_accuracy
 from hetpure.noise import BatchNoise, Group, Purpose, Stream
-from tests.hetpure.attacks.defenses import (
-    ADDRESSES,
-    SAMPLES,
-    Counter,
-    target_of,
-)
+from tests.hetpure.attacks.defenses import ADDRESSES, SAMPLES, Counter, target_of
 
 LABELS = torch.zeros(4, dtype=torch.int64)
 EPSILON = 0.1

@@ -22,13 +22,13 @@ from hetpure.evaluation.cells import AttackConfig, attack_cells, audit_cells, ba
 from hetpure.evaluation.defense_check import Subject, check_defense_gradient
 from hetpure.evaluation.protocol import (
     AUDIT,
+    CLEAN_CELL,
     NULL,
     Block,
     Cell,
     Protocol,
     Record,
-    evaluate_attack,
-    evaluate_clean,
+    evaluate_cell,
 )
 from hetpure.evaluation.row_check import first_gradients
 from hetpure.evaluation.rows import Row
@@ -120,10 +120,10 @@ def audit(defense: Fraud, attack: Attack = ATTACK) -> dict[str, Check]:
     ).as_dict()
     cells = [Cell("main", attack), Cell(NULL, NullAttack(), report_from=PROTOCOL.report_draws)]
     cells += audit_cells(cells[0], defense, SETTINGS, PIXELS, lambda: (adversarial, block.samples))
-    records: list[Record] = evaluate_clean("d", defense, block, PROTOCOL, 0).records
+    records: list[Record] = evaluate_cell("d", defense, CLEAN_CELL, block, PROTOCOL, 0).records
     adversarial = block.images
     for cell in cells:
-        outcome = evaluate_attack("d", defense, cell, block, PROTOCOL, 0)
+        outcome = evaluate_cell("d", defense, cell, block, PROTOCOL, 0)
         records += outcome.records
         adversarial = outcome.adversarial if cell.name == "main" else adversarial
     checks = [first_gradients(row(defense), block, 0, attack)]
@@ -290,7 +290,7 @@ def test_eight_bits_are_what_a_file_holds() -> None:
     block = defense.block()
     saved = (0.3 + block.images / 1000).flip(0)
     cell = Cell("8", EightBit(lambda: (saved, block.samples.flip(0))))
-    outcome = evaluate_attack("d", defense, cell, block, Protocol(1, 1), 0)
+    outcome = evaluate_cell("d", defense, cell, block, Protocol(1, 1), 0)
     moved = [bool(record.chosen == 0) for record in outcome.records]
     expected = (255 * (0.3 + block.images / 1000)).round() / 255
     assert any(moved)

@@ -24,8 +24,8 @@ from hetpure.evaluation.protocol import (
     Block,
     Cell,
     Protocol,
-    evaluate_attack,
     evaluate_block,
+    evaluate_cell,
 )
 from hetpure.evaluation.row_check import allowance, check_gradients, fitting_extents
 from hetpure.evaluation.rows import Row, choose_execution
@@ -129,7 +129,7 @@ def test_every_attacks_calls_are_foreseen(
     calls = Calls(monkeypatch)
     block = Block(images, LABELS, SAMPLES)
     right = torch.zeros(4, dtype=torch.long)
-    records = evaluate_attack("d", defense, cell, block, PROTOCOL, seed=0, clean=right).records
+    records = evaluate_cell("d", defense, cell, block, PROTOCOL, seed=0, clean=right).records
     assert found.differentiated == calls.differentiated
     if isinstance(attack, Square) and len(known) == 2:  # stops once a certain answer is wrong
         assert found.network_calls >= calls.rows

@@ -13,12 +13,12 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import (
+    CLEAN_CELL,
     Block,
     Cell,
     Protocol,
-    evaluate_attack,
     evaluate_block,
-    evaluate_clean,
+    evaluate_cell,
 )
 from hetpure.noise import BatchNoise, Group, Stream
 
@@ -145,11 +145,11 @@ def drawn(defense: Scripted, stream: Stream) -> list[int]:
 def test_the_null_attack_is_reported_on_draws_of_its_own() -> None:
     """On the clean images' draws it would equal them, whatever the counting does wrong."""
     defense = Scripted(lambda stream, draw, brightness: brightness < 0)
-    evaluate_clean("d", defense, block(), Protocol(4, 3), seed=0)
+    evaluate_cell("d", defense, CLEAN_CELL, block(), Protocol(4, 3), seed=0)
     assert drawn(defense, Stream.REPORT) == [0, 1, 2, 3]
     defense.asked.clear()
     cell = Cell("null", NullAttack(), report_from=4)
-    outcome = evaluate_attack("d", defense, cell, block(), Protocol(4, 3), seed=0)
+    outcome = evaluate_cell("d", defense, cell, block(), Protocol(4, 3), seed=0)
     assert drawn(defense, Stream.REPORT) == [4, 5, 6, 7]
     assert torch.equal(outcome.adversarial, block().images)
 
@@ -162,21 +162,21 @@ def test_an_unlucky_draw_of_the_selection_does_not_make_a_null_attack_succeed() 
 
     defense = Scripted(wrong)
     cell = Cell("null", NullAttack(), report_from=400)
-    clean = evaluate_clean("d", defense, block(), Protocol(400, 10), seed=0)
-    null = evaluate_attack("d", defense, cell, block(), Protocol(400, 10), seed=0)
+    clean = evaluate_cell("d", defense, CLEAN_CELL, block(), Protocol(400, 10), seed=0)
+    null = evaluate_cell("d", defense, cell, block(), Protocol(400, 10), seed=0)
     rates = [sum(record.predictions) / 400 for record in (clean.records[0], null.records[0])]
     assert rates == pytest.approx([0.5, 0.5], abs=0.05)
 
 
 def test_clean_selection_is_asked_once_for_all_attacks() -> None:
     defense = Scripted(lambda stream, draw, brightness: (brightness < 0.15) & (draw == 1))
-    clean = evaluate_clean("d", defense, block(), Protocol(4, 3), seed=0)
+    clean = evaluate_cell("d", defense, CLEAN_CELL, block(), Protocol(4, 3), seed=0)
     kept = torch.tensor([record.kept for record in clean.records])
     assert kept.tolist() == [2, 2, 2]
     cell = Cell("brighten", Brighten())
-    alone = evaluate_attack("d", defense, cell, block(), Protocol(4, 3), seed=0)
+    alone = evaluate_cell("d", defense, cell, block(), Protocol(4, 3), seed=0)
     defense.asked.clear()
-    given = evaluate_attack("d", defense, cell, block(), Protocol(4, 3), seed=0, clean=kept)
+    given = evaluate_cell("d", defense, cell, block(), Protocol(4, 3), seed=0, clean=kept)
     assert given.records == alone.records
     assert sum(stream == Stream.SELECTION for stream, _ in defense.asked) == 2 * 3
 
@@ -212,7 +212,7 @@ def test_what_the_attacker_knows_is_what_the_defence_runs_with(
 
     defense = Watched(lambda stream, draw, brightness: brightness < 0)
     cell = Cell("brighten", Brighten(), known)
-    outcome = evaluate_attack("d", defense, cell, block(), Protocol(4, 3), seed=0)
+    outcome = evaluate_cell("d", defense, cell, block(), Protocol(4, 3), seed=0)
     reports = 1 if len(known) == 2 else 4
     assert {len(record.predictions) for record in outcome.records} == {reports}
     assert all(record.known == list(known) for record in outcome.records)
@@ -237,8 +237,8 @@ def test_a_defence_that_no_noise_makes_deterministic_is_refused() -> None:
     defense = Loose(lambda stream, draw, brightness: brightness < 0)
     cell = Cell("brighten", Brighten(), ("forward", "reverse"))
     with pytest.raises(InputError, match="differently when the same images and noise"):
-        evaluate_attack("d", defense, cell, block(), Protocol(4, 3), seed=0)
-    evaluate_attack("d", defense, Cell("b", Brighten()), block(), Protocol(4, 3), seed=0)
+        evaluate_cell("d", defense, cell, block(), Protocol(4, 3), seed=0)
+    evaluate_cell("d", defense, Cell("b", Brighten()), block(), Protocol(4, 3), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -252,15 +252,15 @@ def test_a_defence_that_no_noise_makes_deterministic_is_refused() -> None:
 def test_an_attack_that_leaves_its_ball_is_named(attack: Brighten, message: str) -> None:
     defense = Scripted(lambda stream, draw, brightness: brightness < 0)
     with pytest.raises(AssertionError, match=message):
-        evaluate_attack("d", defense, Cell("b", attack), block(), Protocol(1, 1), seed=0)
+        evaluate_cell("d", defense, Cell("b", attack), block(), Protocol(1, 1), seed=0)
 
 
 def test_a_label_that_is_no_class_is_named() -> None:
     defense = Scripted(lambda stream, draw, brightness: brightness < 0)
     odd = Block(torch.zeros(2, 1, 2, 2), torch.tensor([0, 2]), torch.tensor([4, 9]))
     for evaluate in (
-        lambda: evaluate_clean("d", defense, odd, Protocol(1, 1), seed=0),
-        lambda: evaluate_attack("d", defense, Cell("b", Brighten()), odd, Protocol(1, 1), seed=0),
+        lambda: evaluate_cell("d", defense, CLEAN_CELL, odd, Protocol(1, 1), seed=0),
+        lambda: evaluate_cell("d", defense, Cell("b", Brighten()), odd, Protocol(1, 1), seed=0),
     ):
         with pytest.raises(InputError, match="sample 9 has the label 2.*classes 0 to 1"):
             evaluate()
