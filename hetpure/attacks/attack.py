@@ -1,7 +1,7 @@
 """What an attack is, what it is run against, and what it costs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hetpure.defense import Defense
 from hetpure.errors import FieldError, InputError, check_at_least, check_choice
+from hetpure.expectation import Query, answers
 from hetpure.geometry import Norm
 from hetpure.gradients import Execution
 from hetpure.noise import BatchNoise, Group, Noise, attack_draw
@@ -70,10 +71,6 @@ class Addresses:
         draw = attack_draw(self.member, restart, iteration, 0)
         return self.noise.redraw(draw).on(self.samples)
 
-    def take(self, index: Tensor) -> "Addresses":
-        """Those of some images, (R,) int64."""
-        return replace(self, samples=self.samples[index])
-
 
 class Monitor:
     """Hears what an attack does; this one does not listen."""
@@ -119,13 +116,19 @@ class Target:
         """Whether an answer of the defence is always the same: nothing unknown is drawn."""
         return not unknown_groups(self.defense, self.addresses.known)
 
+    def answers(self, noises: Sequence[Noise]) -> Tensor:
+        """Logits (N, B, classes) of these images, with their own masks, on N noises."""
+        mask = self.defense.mask(self.images, self.samples)
+        query = Query(self.images, self.samples, mask, noises)
+        return answers(self.defense, query, self.monitor.answered)
+
     def take(self, index: Tensor) -> "Target":
         """Some of the images, (R,) int64."""
         return replace(
             self,
             images=self.images[index],
             labels=self.labels[index],
-            addresses=self.addresses.take(index),
+            addresses=replace(self.addresses, samples=self.samples[index]),
         )
 
 
@@ -200,7 +203,7 @@ class Attack(ABC):
         return {}
 
     def at_radius(self, epsilon: float) -> "Attack | None":
-        """For the audit, the same attack in a ball of another radius; None where it has no ball."""
+        """For the audit, the same attack in a ball of another radius, where its own has one."""
         return None
 
     def transferred(self) -> "Attack | None":

@@ -11,7 +11,6 @@ from hetpure.attacks.attack import Attack, Cost, InBall, Target, unknown_groups
 from hetpure.attacks.square import Square
 from hetpure.defense import Defense
 from hetpure.errors import FieldError, check_at_least
-from hetpure.expectation import Query, answers
 from hetpure.noise import Group, Noise
 
 FULL_CHECK_DRAWS = 10
@@ -57,13 +56,8 @@ class AutoEOT(InBall):
             if isinstance(member, AutoEOT):
                 raise FieldError(self, "members", f"must hold no ensemble, got {member.name}")
             if member.threat != self.threat:
-                ball = member.threat or "outside any ball"
-                raise FieldError(
-                    self,
-                    "members",
-                    f"must have the ensemble's epsilon and norm, {self.threat}: {member.name}"
-                    f" attacks {ball}",
-                )
+                ball = f"{self.threat}: {member.name} attacks {member.threat or 'outside any ball'}"
+                raise FieldError(self, "members", f"must attack {ball}")
 
     @property
     def attacks(self) -> tuple[Attack, ...]:
@@ -143,7 +137,4 @@ class AutoEOT(InBall):
 
 def wrong_draws(target: Target, noises: list[Noise]) -> Tensor:
     """On how many of the noises the defence is wrong about each of the target's images, (B,)."""
-    mask = target.defense.mask(target.images, target.samples)
-    query = Query(target.images, target.samples, mask, noises)
-    logits = answers(target.defense, query, target.monitor.answered)
-    return (logits.argmax(-1) != target.labels).sum(0)
+    return (target.answers(noises).argmax(-1) != target.labels).sum(0)

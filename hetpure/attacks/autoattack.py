@@ -60,10 +60,8 @@ class AutoAttack(InBall):
         check_at_least(self, 1, *FULL)
         unknown = set(self.attacks or ()) - set(PARTS[self.version])
         if unknown or self.attacks == ():
-            parts = ", ".join(PARTS[self.version])
-            raise FieldError(
-                self, "attacks", f"is {self.attacks}: version {self.version} has {parts}"
-            )
+            allowed = f"version {self.version} has {', '.join(PARTS[self.version])}"
+            raise FieldError(self, "attacks", f"is {self.attacks}: {allowed}")
 
     @property
     def name(self) -> str:
@@ -78,22 +76,13 @@ class AutoAttack(InBall):
         """The attacks that can be run against so many classes, in order."""
         parts = tuple(part for part in self._asked if classes >= LEAST_CLASSES.get(part, 2))
         if not parts:
-            raise InputError(
-                f"none of AutoAttack's {', '.join(self._asked)} can attack {classes} classes"
-            )
+            asked = ", ".join(self._asked)
+            raise InputError(f"none of AutoAttack's {asked} can attack {classes} classes")
         return parts
 
     def weaker_than_full(self) -> list[str]:
-        asked = {*self._asked}
-        matters = {
-            "steps": bool(asked - {"square"}),
-            "eot_samples": self.version == "rand",
-            "targets": bool(asked & {"apgd-t", "fab-t"}),
-            "square_queries": "square" in asked,
-        }
-        settings = [setting for setting in FULL if matters[setting]]
         weaknesses = [
-            line for setting in settings for line in self.below(setting, FULL[setting], "official")
+            line for field, full in FULL.items() for line in self.below(field, full, "official")
         ]
         left_out = [part for part in PARTS[self.version] if part not in self._asked]
         if left_out:
@@ -133,12 +122,8 @@ class AutoAttack(InBall):
         defense, images = target.defense, target.images
         model = LibraryModel(target)
         if self.version == "standard" and defense.stochastic:
-            raise FieldError(
-                self,
-                "version",
-                "is standard, which is for deterministic defences, and this one draws noise: make"
-                " it rand, or take AutoEOT, which counts over draws",
-            )
+            advice = "make it rand, or take AutoEOT, which counts over draws"
+            raise FieldError(self, "version", f"is standard, and the defence draws noise: {advice}")
         plain = images.detach().float().contiguous()  # APGD and FAB attack in float32 whatever
         with undisturbed():
             library = self._library(model, plain.device, target.addresses.noise.seed)
@@ -155,7 +140,7 @@ class AutoAttack(InBall):
             model,
             device=device,
             eps=float(self.epsilon),
-            norm="Linf" if self.norm == "linf" else "L2",
+            norm=self.norm.capitalize(),
             seed=seed,
             version=self.version,
         )

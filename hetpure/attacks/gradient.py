@@ -12,7 +12,7 @@ from hetpure.attacks.attack import Attack, Cost, InBall, Target, unknown_groups
 from hetpure.attacks.losses import Loss, criterion, likely_targets, usable
 from hetpure.defense import Defense
 from hetpure.errors import FieldError, check_at_least, check_choice
-from hetpure.expectation import Answer, Average, Criterion, Query, answers, expected_gradient
+from hetpure.expectation import Answer, Average, Criterion, Query, expected_gradient
 from hetpure.gradients import Execution
 from hetpure.noise import Group
 from hetpure.numbers import Number
@@ -85,11 +85,8 @@ class GradientAttack(Attack):
         check_at_least(self, 1, "steps", "eot_samples", "restarts")
         check_at_least(self, 0, "targets")
         if self.antithetic and self.eot_samples % 2:
-            raise FieldError(
-                self,
-                "eot_samples",
-                f"must be even where draws are antithetic pairs, got {self.eot_samples}",
-            )
+            even = f"must be even for antithetic pairs, got {self.eot_samples}"
+            raise FieldError(self, "eot_samples", even)
 
     def notes(self, classes: int) -> list[str]:
         if usable(self.loss, classes, self.targets > 0) == self.loss:
@@ -163,9 +160,7 @@ class GradientAttack(Attack):
         towards: list[Tensor | None] = [None]
         if self.targets:
             draws = self._draws(defense, target.addresses.known)
-            noises = target.addresses.draws(0, TARGETS_ITERATION, draws)
-            query = Query(target.images, target.samples, mask, noises)
-            logits = answers(defense, query, target.monitor.answered)
+            logits = target.answers(target.addresses.draws(0, TARGETS_ITERATION, draws))
             towards = list(likely_targets(logits, labels, self.targets))
         for number, classes in enumerate(self.restarts * towards):
             yield Run(target, number, criterion(self.loss, labels, classes), mask)
@@ -242,8 +237,8 @@ class BallAttack(InBall, GradientAttack):
         InBall.__post_init__(self)
         GradientAttack.__post_init__(self)
 
-    def at_radius(self, epsilon: float) -> "BallAttack | None":
-        return replace(self, epsilon=Number(epsilon)) if self.epsilon > 0 else None
+    def at_radius(self, epsilon: float) -> "BallAttack":
+        return replace(self, epsilon=Number(epsilon))
 
 
 def unfolded(attack: Attack, defense: Defense) -> dict[str, Attack]:

@@ -33,10 +33,8 @@ class PGD(BallAttack):
         steps = self.below("steps", FULL_STEPS, "HetPure's published attack")
         return super().weaker_than_full() + steps
 
-    def at_radius(self, epsilon: float) -> "PGD | None":
+    def at_radius(self, epsilon: float) -> "PGD":
         """In another ball, with steps as much longer."""
-        if self.epsilon <= 0:
-            return None
         step_size = Number(self.step_size * epsilon / self.epsilon)
         return replace(self, epsilon=Number(epsilon), step_size=step_size)
 

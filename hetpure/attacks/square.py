@@ -11,7 +11,7 @@ from hetpure.attacks.attack import Cost, InBall, Target, unknown_groups
 from hetpure.attacks.losses import criterion
 from hetpure.defense import Defense
 from hetpure.errors import FieldError, check_at_least
-from hetpure.expectation import Query, answers, expected_loss
+from hetpure.expectation import expected_loss
 from hetpure.geometry import direction, project
 from hetpure.noise import BatchNoise, Group, Purpose
 
@@ -95,19 +95,15 @@ class Square(InBall):
     def _ask(self, target: Target, step: int) -> tuple[Tensor, Tensor]:
         """The expected margins (B,) of the target's images, and whether their answers are wrong on
         every draw (B,)."""
-        defense, images = target.defense, target.images
-        noises = target.addresses.draws(0, step, 1 if target.certain else self.eot_samples)
-        mask = defense.mask(images, target.samples)
-        logits = answers(
-            defense, Query(images, target.samples, mask, noises), target.monitor.answered
-        )
+        draws = 1 if target.certain else self.eot_samples
+        logits = target.answers(target.addresses.draws(0, step, draws))
         loss = expected_loss(logits, criterion("margin", target.labels), "gradients")
         return loss, (logits.argmax(-1) != target.labels).all(0)
 
     def _start(self, images: Tensor, noise: BatchNoise) -> Tensor:
-        offset = stripes(noise, images) if self.norm == "linf" else tiles(noise, images)
-        scaled = offset if self.norm == "linf" else direction(offset)
-        return project(images + self.epsilon * scaled, images, self.epsilon, self.norm)
+        linf = self.norm == "linf"
+        offset = stripes(noise, images) if linf else direction(tiles(noise, images))
+        return project(images + self.epsilon * offset, images, self.epsilon, self.norm)
 
     def _propose(self, x: Tensor, images: Tensor, step: int, noise: BatchNoise) -> Tensor:
         share = share_of_pixels(self.p_init, step, self.steps)

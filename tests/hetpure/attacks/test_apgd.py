@@ -14,14 +14,7 @@ from hetpure.attacks.gradient import Run
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.expectation import Answer
-from tests.hetpure.attacks.defenses import (
-    LABELS,
-    NOISE,
-    SAMPLES,
-    linear,
-    target_of,
-    unit,
-)
+from tests.hetpure.attacks.defenses import LABELS, NOISE, SAMPLES, linear, target_of, unit
 
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 

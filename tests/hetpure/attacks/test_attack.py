@@ -203,7 +203,6 @@ def test_what_the_audit_asks_for() -> None:
     assert isinstance(wider, LowFrequency)
     assert (wider.epsilon, float(wider.step_size), wider.steps) == (0.2, 0.08, 2)
     assert APGD(epsilon=0.1).at_radius(0.3) == APGD(epsilon=0.3)  # type: ignore[arg-type]
-    assert PGD(epsilon=0.0).at_radius(1.0) is None, "an empty ball has no other"  # type: ignore[arg-type]
     assert StAdv().at_radius(0.1) is None and StAdv().stronger().keys() == attack.stronger().keys()
     for other in (Square(), AutoEOT(), AutoAttack(), NullAttack()):
         assert (other.stronger(), other.at_radius(0.1), other.transferred()) == ({}, None, None)
@@ -300,7 +299,6 @@ def test_names_that_records_hold() -> None:
                 "auto_eot_linf: check_draws 4 (full: 10)",
             ],
         ),
-        (AutoAttack(version="rand", targets=1, square_queries=1), []),
         (
             AutoAttack(steps=9, targets=8, square_queries=7, attacks=("apgd-t", "square")),
             [

@@ -20,15 +20,7 @@ from hetpure.errors import FieldError, InputError
 from hetpure.noise import Noise, Stream, attack_draw
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
 from hetpure.samplers import DDPM
-from tests.hetpure.attacks.defenses import (
-    ADDRESSES,
-    LABELS,
-    NOISE,
-    SAMPLES,
-    Spy,
-    linear,
-    target_of,
-)
+from tests.hetpure.attacks.defenses import ADDRESSES, LABELS, NOISE, SAMPLES, Spy, linear, target_of
 
 FEW = ["apgd-ce", "fab-t", "square"]
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])

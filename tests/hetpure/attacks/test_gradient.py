@@ -17,7 +17,7 @@ from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.expectation import Answer, Average, Query, expected_gradient, expected_loss
 from hetpure.gradients import Execution
-from hetpure.noise import BatchNoise, Draw, Noise, Purpose, Stream
+from hetpure.noise import BatchNoise, Noise, Purpose, Stream
 from hetpure.purifiers import (
     EDMPurifier,
     GuidedPurifier,
@@ -26,14 +26,7 @@ from hetpure.purifiers import (
     UniformPurifier,
 )
 from hetpure.samplers import DDIM, DDPM, VPSDE
-from tests.hetpure.attacks.defenses import (
-    ADDRESSES,
-    SAMPLES,
-    Counter,
-    Spy,
-    linear,
-    target_of,
-)
+from tests.hetpure.attacks.defenses import ADDRESSES, SAMPLES, Counter, Spy, linear, target_of
 
 LABELS = torch.tensor([0, 1, 2, 3])
 NOISES = [Noise.of(7, Stream.PROBE, k) for k in range(4)]
@@ -147,53 +140,39 @@ def test_rows_that_do_not_fit_are_asked_twice_for_mean_answers_only(
 
 
 def test_agreement_is_the_cosine_between_the_halves(defense: Defense, images: Tensor) -> None:
-    mask = defense.mask(images, SAMPLES)
-    losses = criterion("cross_entropy", LABELS)
-    halves = [
-        expected_gradient(defense, Query(images, SAMPLES, mask, part), losses).gradient
-        for part in (NOISES[:2], NOISES[2:])
-    ]
-    whole = expected_gradient(defense, Query(images, SAMPLES, mask, NOISES), losses)
-    torch.testing.assert_close(whole.gradient, (halves[0] + halves[1]) / 2)
-    expected = F.cosine_similarity(halves[0].flatten(1), halves[1].flatten(1))
-    assert whole.agreement is not None
+    """Of a single draw there is none; the monitor hears the mean of each iteration."""
+    mask, losses = defense.mask(images, SAMPLES), criterion("cross_entropy", LABELS)
+
+    def ask(noises: list[Noise]) -> Answer:
+        return expected_gradient(defense, Query(images, SAMPLES, mask, noises), losses)
+
+    first, second, whole = (ask(noises) for noises in (NOISES[:2], NOISES[2:], NOISES))
+    torch.testing.assert_close(whole.gradient, (first.gradient + second.gradient) / 2)
+    expected = F.cosine_similarity(first.gradient.flatten(1), second.gradient.flatten(1))
     torch.testing.assert_close(whole.agreement, expected)
-    one = expected_gradient(defense, Query(images, SAMPLES, mask, NOISES[:1]), losses)
-    assert one.agreement is None
-
-
-def test_iterations_are_reported(defense: Defense, images: Tensor) -> None:
+    assert ask(NOISES[:1]).agreement is None
     counter = Counter()
     attack = PGD(epsilon=0.1, steps=3, step_size=0.05, eot_samples=2, mask="frozen")
     attack(target_of(defense, images, LABELS, ADDRESSES, counter))
     assert [number for number, _ in counter.iterations] == [0, 1, 2]
-    assert all(set(values) == {"loss", "agreement"} for _, values in counter.iterations)
-    assert all(-1 <= values["agreement"] <= 1 for _, values in counter.iterations)
+    for _, values in counter.iterations:
+        assert set(values) == {"loss", "agreement"} and -1 <= values["agreement"] <= 1
 
 
-def test_a_negated_draw_turns_normals_around_and_nothing_else() -> None:
+def test_antithetic_draws_are_pairs_whose_normals_have_opposite_signs() -> None:
+    """All else is alike, and what is known stays as it is."""
     like = torch.empty(4, 1, 8, 8, dtype=torch.float64)
-    plain = Noise.of(7, Stream.ATTACK, 5)
-    turned = plain.redraw(Draw(Stream.ATTACK, 5, negated=True), keep=("reverse",))
-    a, b = plain.on(SAMPLES), turned.on(SAMPLES)
+    addresses = replace(ADDRESSES, known=("reverse",))
+    noises = addresses.draws(0, 3, 4, antithetic=True)
+    assert noises[::2] == addresses.draws(0, 3, 2)
+    a, b = (noise.on(SAMPLES) for noise in noises[2:])
     for purpose in (Purpose.FORWARD, Purpose.RESAMPLE, Purpose.REVERSE):
         sign = 1 if purpose == Purpose.REVERSE else -1
         assert torch.equal(a.normal(purpose, like), sign * b.normal(purpose, like))
         assert torch.equal(a.uniform(purpose, like), b.uniform(purpose, like))
         assert torch.equal(a.integers(purpose, 100), b.integers(purpose, 100))
-    last = BatchNoise.stack([plain, turned], SAMPLES).take(torch.tensor([5]))
+    last = BatchNoise.stack(noises[2:], SAMPLES).take(torch.tensor([5]))
     assert torch.equal(last.normal(Purpose.FORWARD, like[:1]), b.normal(Purpose.FORWARD, like)[1:2])
-
-
-def test_antithetic_draws_come_in_pairs() -> None:
-    pairs = ADDRESSES.draws(0, 3, 4, antithetic=True)
-    plain = ADDRESSES.draws(0, 3, 2)
-    assert [pairs[0], pairs[2]] == plain
-    assert [noise.forward.negated for noise in pairs] == [False, True, False, True]
-    assert [noise.forward.index for noise in pairs[::2]] == [n.forward.index for n in pairs[1::2]]
-    known = replace(ADDRESSES, known=("forward",)).draws(0, 3, 2, antithetic=True)
-    assert all(noise.forward == ADDRESSES.noise.forward for noise in known)
-    assert [noise.reverse.negated for noise in known] == [False, True]
 
 
 def test_antithetic_pairs_of_a_linear_answer_cancel_its_noise(images: Tensor) -> None:
@@ -239,12 +218,11 @@ def test_the_best_iterate_counts_what_is_certain(images: Tensor) -> None:
 def test_an_approximation_is_the_policy_of_that_name(
     approximation: Any, defense: Defense, images: Tensor
 ) -> None:
-    attack = PGD(epsilon=0.1, steps=2, step_size=0.05, eot_samples=2, approximation=approximation)
-    candidates = replace(attack, mask="recomputed")(target_of(defense, images, LABELS))
-    defense.execution = Execution(approximation)
     exact = PGD(epsilon=0.1, steps=2, step_size=0.05, eot_samples=2, mask="recomputed")
-    expected = exact(target_of(defense, images, LABELS))
-    torch.testing.assert_close(candidates[0], expected[0], rtol=0, atol=1e-12)
+    target = target_of(defense, images, LABELS)
+    last, _ = replace(exact, approximation=approximation)(target)
+    defense.execution = Execution(approximation)
+    torch.testing.assert_close(last, exact(target)[0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -282,15 +260,17 @@ def test_groups_are_those_that_a_purification_asks_for(
 
 
 @pytest.mark.parametrize("known", [("forward", "reverse"), ("forward",), ()], ids=str)
-def test_what_is_known_needs_no_expectation(known: Any, defense: Defense, images: Tensor) -> None:
+def test_what_is_known_needs_no_expectation(
+    known: Any, denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
     """With both groups known a query is one draw, the one that the defence runs with."""
-    attack = PGD(epsilon=0.1, steps=2, step_size=0.05, eot_samples=3, mask="recomputed")
+    defense = Spy(classifier, UniformPurifier(steps=20, sampler=DDPM()), denoiser)
+    attack = PGD(epsilon=0.1, steps=2, step_size=0.05, eot_samples=3)
     assert attack.cost(defense, known).draws == (1 if len(known) == 2 else 3)
-    seen: list[BatchNoise] = []
-    defense.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
     attack(target_of(defense, images, LABELS, replace(ADDRESSES, known=known)))
-    for noise in seen:
-        assert (noise.forward_stream == Stream.DW_BOX).all() == ("forward" in known)
-        assert (noise.reverse_stream == Stream.DW_BOX).all() == ("reverse" in known)
-    ddim = Defense(defense.classifier, UniformPurifier(steps=4), defense.denoiser)
+    for call in defense.calls:
+        for group in ("forward", "reverse"):
+            streams = getattr(call.noise, f"{group}_stream")
+            assert (streams == (Stream.DW_BOX if group in known else Stream.ATTACK)).all()
+    ddim = Defense(classifier, UniformPurifier(steps=4), denoiser)
     assert attack.cost(ddim, ("forward",)).draws == 1, "DDIM has no reverse noise"

@@ -41,6 +41,13 @@ def test_losses_by_hand() -> None:
     torch.testing.assert_close(scaled, difference_of_logits_ratio(LOGITS, labels))
 
 
+def test_a_sure_float32_answer_keeps_its_gradient() -> None:
+    """In float32 p - 1 is 0 where logits are 25 apart: the label would drop out."""
+    logits = torch.tensor([[25.0, 0.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(cross_entropy(logits, torch.tensor([0])).sum(), logits)
+    assert gradient.all() and torch.allclose(gradient.flip(1), -gradient)
+
+
 @pytest.mark.parametrize(
     ("classes", "targets", "falls"), [(2, 0, 1), (3, 0, 0), (3, 1, 1), (4, 1, 0)]
 )

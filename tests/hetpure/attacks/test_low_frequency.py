@@ -12,12 +12,7 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.purifiers import HeterogeneousPurifier
-from tests.hetpure.attacks.defenses import (
-    LABELS,
-    Spy,
-    size,
-    target_of,
-)
+from tests.hetpure.attacks.defenses import LABELS, Spy, size, target_of
 
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 

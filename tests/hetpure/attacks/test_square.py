@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hetpure.attacks import Addresses
 from hetpure.attacks.square import (
@@ -25,14 +25,7 @@ from hetpure.classifiers import Classifier
 from hetpure.denoiser import Denoiser
 from hetpure.noise import Purpose, Stream
 from hetpure.purifiers import HeterogeneousPurifier
-from tests.hetpure.attacks.defenses import (
-    NOISE,
-    Counter,
-    Noisy,
-    Spy,
-    target_of,
-    templates,
-)
+from tests.hetpure.attacks.defenses import NOISE, Counter, Noisy, Spy, target_of, templates
 
 MANY = torch.arange(4000)
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -41,24 +34,6 @@ FLAT = torch.zeros(1, dtype=torch.float64)
 
 def square(**settings: Any) -> Square:
     return Square(**{"epsilon": 0.1, "steps": 60, "eot_samples": 2} | settings)
-
-
-class Rounded(nn.Module):
-    """Rounds an image before it is classified."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier((32 * images).round() / 32)  # type: ignore[no-any-return]
-
-
-def shades() -> tuple[Classifier, Tensor, Tensor]:
-    """The templates' classifier, of an image in thirty-two shades: no gradient at all."""
-    nearest, images, labels = templates()
-    classifier = Classifier(Rounded(nearest), num_classes=4, mean=[0.0], std=[1.0])
-    return classifier, images, labels
 
 
 def test_share_of_pixels_by_hand() -> None:
@@ -165,7 +140,7 @@ def test_a_step_in_l2_spends_two_windows_in_one() -> None:
 @norms
 def test_nothing_finished_is_asked_again(norm: str) -> None:
     """An answer that is certain and wrong ends the search for its image, which stays as it is."""
-    classifier, images, labels = shades()
+    classifier, images, labels = templates()
     defense, count, ids = Spy(classifier), Counter(), torch.arange(40)
     attack = square(norm=norm, epsilon=0.15 if norm == "linf" else 1.2)
     (candidate,) = attack(target_of(defense, images, labels, Addresses(ids, NOISE), count))
@@ -185,7 +160,7 @@ def test_nothing_finished_is_asked_again(norm: str) -> None:
 
 def test_a_lucky_draw_is_not_kept() -> None:
     """An image and its proposal are compared on the same fresh draws, all told and counted."""
-    classifier, images, labels = shades()
+    classifier, images, labels = templates()
     defense, count, ids = Noisy(classifier), Counter(), torch.arange(40)
     attack = square(steps=5, eot_samples=3)
     attack(target_of(defense, images, labels, Addresses(ids, NOISE), count))

@@ -2,6 +2,7 @@
 differences, and the attack where its answer is known."""
 
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import pytest
@@ -67,15 +68,12 @@ def test_warp_is_grid_sample_with_aligned_corners(reach: float) -> None:
 
 @dtypes
 def test_no_pixel_gets_a_value_that_was_not_between_others(dtype: torch.dtype) -> None:
-    """Black and white stay in [0, 1] exactly, for a million flows."""
+    """Black and white stay in [0, 1] exactly, for half a million flows."""
     flow = 10 * (2 * random(8, 2, 256, 256, dtype=dtype) - 1)
-    images = 0.1 + 0.8 * random(8, 1, 256, 256, dtype=dtype)
-    warped = warp(images, flow)
-    assert images.min() <= warped.min() and warped.max() <= images.max()
-    white = warp(torch.ones_like(images), flow)
-    assert white.max() == 1 and (1 - white).abs().max() < 1e-6
-    pixels = warp((images > 0.5).to(dtype), flow)
+    pixels = warp((random(8, 1, 256, 256) > 0.5).to(dtype), flow)
     assert pixels.min() == 0 and pixels.max() == 1
+    white = warp(torch.ones(8, 1, 256, 256, dtype=dtype), flow)
+    assert white.max() == 1 and (1 - white).abs().max() < 1e-6
 
 
 def test_the_derivative_of_the_warp() -> None:
@@ -91,24 +89,17 @@ def test_the_derivative_of_the_warp() -> None:
 
 
 def test_roughness_by_its_formula() -> None:
+    """Over all pixels and the neighbours of each; flat where all are alike, with a derivative of
+    0 there."""
     flow = random(2, 2, 3, 4)
-    for number in range(2):
-        du, dv = flow[number].tolist()
-        expected = 0.0
-        for y in range(3):
-            for x in range(4):
-                for y2, x2 in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
-                    if 0 <= y2 < 3 and 0 <= x2 < 4:
-                        squares = (du[y][x] - du[y2][x2]) ** 2 + (dv[y][x] - dv[y2][x2]) ** 2
-                        expected += squares**0.5
-        assert abs(float(roughness(flow)[number]) - expected) < 1e-12
-    moved = torch.ones(1, 2, 3, 4) * torch.tensor([2.0, -1.0])[None, :, None, None]
-    assert roughness(moved).tolist() == [0], "all pixels alike"
-    one = torch.zeros(1, 2, 3, 4)
-    one[0, :, 1, 1] = torch.tensor([3.0, 4.0])
-    assert roughness(one).tolist() == [4 * 2 * 5], "four neighbours, each pair twice"
-    moved.requires_grad_()
-    assert torch.autograd.grad(roughness(moved).sum(), moved)[0].tolist() == (0 * moved).tolist()
+    at = {(y, x): flow[:, :, y, x] for y, x in product(range(3), range(4))}
+    steps = (0, 1), (0, -1), (1, 0), (-1, 0)
+    near = [(p, at.get((p[0] + dy, p[1] + dx))) for p in at for dy, dx in steps]
+    lengths = [(at[p] - other).norm(dim=1) for p, other in near if other is not None]
+    torch.testing.assert_close(roughness(flow), torch.stack(lengths).sum(0), rtol=0, atol=1e-12)
+    still = torch.ones(1, 2, 3, 4, requires_grad=True)
+    assert roughness(still).tolist() == [0]
+    assert not torch.autograd.grad(roughness(still).sum(), still)[0].any()
 
 
 @pytest.mark.parametrize("purified", [False, True])
@@ -207,8 +198,8 @@ def test_the_flow_stays_within_its_bound(
 
 def test_more_smoothness_makes_smoother_flow(smooth_classifier: Classifier, images: Tensor) -> None:
     rough = []
-    for smoothness in (0.0, 0.001, 0.1):
-        attack = attack_of(smoothness=smoothness, steps=30, step_size=0.04)
+    for smoothness in (0.0, 0.1):
+        attack = attack_of(smoothness=smoothness, steps=20, step_size=0.04)
         attack(target_of(Defense(smooth_classifier), images))
         rough.append(roughness(attack.flows[-1]))
-    assert (rough[0] > 1.1 * rough[1]).all() and (rough[1] > 1.5 * rough[2]).all()
+    assert (rough[0] > 1.5 * rough[1]).all()
