@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from hetpure.acceleration import Acceleration
 from hetpure.attacks import PGD, Attack
+from hetpure.compatibility import check_all_answers, check_defense
 from hetpure.errors import InputError
 from hetpure.evaluation.audit import Audit
 from hetpure.evaluation.cells import (
@@ -240,7 +242,7 @@ def describe(
 ) -> Run:
     """The run that a config makes of networks on the `device` and of images.
 
-    A run that goes on keeps what it began with: how its rows are computed, and its blocks. A new
+    InputError where networks and images do not belong together. A run that goes on keeps what it began with: how its rows are computed, and its blocks. A new
     one chooses: executions by memory, of which `sharing` processes each take a part, and blocks of
     at most `largest` images, so small that no file of the store stands for more than ten minutes.
     """
@@ -250,6 +252,7 @@ def describe(
     here = float64_device(device) == device
     size = before.get("block") or min(largest, len(images))
     first = images.read(range(size)).images
+    check_networks(networks, images, first)
     begun = before.get("execution", {})
     wishes = _wishes(config.execution or {}, begun)
     rows = {}
@@ -270,6 +273,18 @@ def describe(
             small = first[:block]
             row.compute(choose_execution(row, wishes.get(name), small, config.attack, budget))
     return replace(run, block=block)
+
+
+def check_networks(networks: Networks, images: Images, first: Tensor) -> None:
+    """InputError unless the networks of every row are of the images' kind, and the classifiers give
+    finite logits for the first of them (B, C, H, W)."""
+    kind = SimpleNamespace(
+        num_classes=len(images.class_names), channels=first.shape[1], image_size=first.shape[2:]
+    )
+    defenses = {name: row.defense for name, row in networks.rows.items()}
+    for defense in defenses.values():
+        check_defense(defense, kind)
+    check_all_answers(defenses, first)
 
 
 def _cells(config: Evaluation, row: Row, first: Tensor, store: Store) -> tuple[Any, ...]:
