@@ -63,7 +63,7 @@ def test_mistakes(options: list[str], message: str, capsys: pytest.CaptureFixtur
 def test_guides_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of one that takes images of any size the size that it was trained on is not known."""
     for name, network, message in (
-        ("size", VIT | {"image_size": 32}, "the guide cannot be used on the data's 28 x 28 images"),
+        ("size", VIT | {"image_size": 42}, "the guide cannot be used on the data's 28 x 28 images"),
         (
             "classes",
             VIT | {"num_classes": 7},

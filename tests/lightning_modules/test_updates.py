@@ -101,15 +101,28 @@ def test_a_training_of_windows_goes_on_bit_for_bit(
     assert same_weights(resumed.lightning_module, fitting.lightning_module)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "rates"),
+    [
+        ("constant", 2, [0, 0.5, 1, 1]),
+        ("linear", 0, [1, 0.75, 0.5, 0.25]),
+        ("cosine", 0, [1, 0.8536, 0.5, 0.1464]),
+    ],
+)
+def test_a_diffusions_learning_rate_follows_its_schedule_to_the_end(
+    schedule: str, warmup: int, rates: list[float], tmp_path: Path
+) -> None:
+    settings = {"learning_rate_schedule": schedule, "warmup_steps": warmup, "learning_rate": 0.01}
+    kept, _ = fit(tmp_path, "diffusion", settings=settings, max_steps=4)
+    assert kept.rates == pytest.approx([0.01 * rate for rate in rates], rel=1e-3)
+
+
 def test_half_a_curve_and_half_of_another_are_neither(tmp_path: Path) -> None:
     """A learning rate that follows the number of updates goes on with that number."""
-    fit(tmp_path, "classifier", saving(tmp_path), max_epochs=1)
-    with pytest.raises(InputError, match="of a training of 5 updates, this one is of 10"):
-        fit(tmp_path, "classifier", resume=tmp_path / "step=2.ckpt", max_epochs=2)
-    cosine, folder = {"learning_rate_schedule": "cosine"}, tmp_path / "cosine"
-    fit(folder, "diffusion", saving(folder), max_steps=2, settings=cosine)
+    cosine = {"learning_rate_schedule": "cosine"}
+    fit(tmp_path, "diffusion", saving(tmp_path), max_steps=2, settings=cosine)
     with pytest.raises(InputError, match="of a training of 2 updates, this one is of 3"):
-        fit(folder, "diffusion", resume=folder / "step=1.ckpt", max_steps=3, settings=cosine)
+        fit(tmp_path, "diffusion", resume=tmp_path / "step=1.ckpt", max_steps=3, settings=cosine)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +132,6 @@ def test_half_a_curve_and_half_of_another_are_neither(tmp_path: Path) -> None:
         ("diffusion", {"max_steps": 0}, "make no update: .*at most 0 updates"),
         ("diffusion", {"max_epochs": 0}, "make no update: .*0 epochs"),
         ("diffusion", {"accumulate_grad_batches": 6}, "of 5 batches .* 6 to an update"),
-        ("classifier", {"accumulate_grad_batches": 6}, "of 5 batches .* 6 to an update"),
         ("classifier", {"max_epochs": -1}, "curve needs the number of updates"),
         ("diffusion", {"accumulate_grad_batches": 0}, "must be 1 or more, got 0"),
         (

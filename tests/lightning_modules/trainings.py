@@ -19,10 +19,10 @@ UNET: dict[str, Any] = {
     "in_channels": 1,
     "out_channels": 1,
     "layers_per_block": 1,
-    "block_out_channels": [4, 8],
+    "block_out_channels": [4],
     "norm_num_groups": 2,
-    "down_block_types": ["DownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    "down_block_types": ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"],
     "add_attention": False,
 }
 # In which no image of a batch matters to another.
