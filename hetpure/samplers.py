@@ -75,8 +75,7 @@ def vp_drift(x: Tensor, x0: Tensor, alpha: float, score_weight: float) -> Tensor
     In that clock the forward process is dx = -x/2 dtau + dw for every schedule, and one grid step
     lasts log(alpha_next / alpha).
     """
-    score = (alpha**0.5 * x0 - x) / (1 - alpha)
-    drift: Tensor = x / 2 + score_weight * score
+    drift: Tensor = x / 2 + score_weight * ((alpha**0.5 * x0 - x) / (1 - alpha))
     return drift
 
 
