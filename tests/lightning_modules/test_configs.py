@@ -91,9 +91,9 @@ def test_controls_of_the_published_settings(capsys: pytest.CaptureFixture[str]) 
     perturbation = config["model"]["init_args"]["perturbation"]
     assert perturbation["init_args"] == {"scale": 0.03, "cap": 0.3, "ranks": "channel"}
     (probe,) = (
-        one["init_args"]
-        for one in config["trainer"]["callbacks"]
-        if one["class_path"].endswith("RobustProbe")
+        callback["init_args"]
+        for callback in config["trainer"]["callbacks"]
+        if callback["class_path"].endswith("RobustProbe")
     )
     assert probe["classifier"] is None
     assert config["trainer"]["devices"] == 1, "the published batch"
@@ -111,8 +111,8 @@ def _remove(config: dict[str, Any], key: str) -> None:
 
 
 def test_every_variant_is_tested() -> None:
-    found = (ROOT / "configs" / "train" / "variants").glob("*.yaml")
-    assert {path.stem for path in found} == set(VARIANTS)
+    variants = (ROOT / "configs" / "train" / "variants").glob("*.yaml")
+    assert {path.stem for path in variants} == set(VARIANTS)
 
 
 def test_pgd_defaults_are_the_published_addt_attack() -> None:

@@ -80,9 +80,9 @@ def test_it_is_trained_exported_and_read(tmp_path: Path, name: str) -> None:
     assert all(torch.equal(weight, average) for weight, average in averages)
     x = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
-        one, other = before.predict(x, 50)[0], after.predict(x, 50)[0]
-    assert one.isfinite().all()
-    assert not torch.equal(one, other)
+        predicted, trained = before.predict(x, 50)[0], after.predict(x, 50)[0]
+    assert predicted.isfinite().all()
+    assert not torch.equal(predicted, trained)
 
 
 def test_a_conditional_network_is_no_purifiers(tmp_path: Path) -> None:
