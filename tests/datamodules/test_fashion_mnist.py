@@ -23,8 +23,6 @@ from datamodules.fashion_mnist import (
 from datamodules.idx import read_idx
 from hetpure.errors import InputError
 
-INSTALLED = find_full(DEBIAN) is not None
-
 
 def write_plain(path: Path, tensor: Tensor) -> None:
     sizes = struct.pack(f">2x2B{tensor.ndim}I", 8, tensor.ndim, *tensor.shape)
@@ -92,12 +90,10 @@ def test_no_training_image_is_in_validation_even_under_another_id() -> None:
     assert distinct(both) == distinct(train.images) + 500
 
 
-@pytest.mark.skipif(
-    not INSTALLED,
-    reason="without Debian's package dataset-fashion-mnist nothing proves here that the packaged "
-    "images are those of the full set at their ids",
-)
+@pytest.mark.slow
 def test_packaged_files_are_the_full_set_at_their_ids_and_are_made_again() -> None:
+    """Nothing else proves that the packaged images are those of the full set at their ids."""
+    assert find_full(DEBIAN), f"install Debian's package dataset-fashion-mnist: {DEBIAN} lacks it"
     again = build_subset.subset(DEBIAN)
     for split, prefix in (("train", "train"), ("validation", "train"), ("test", "t10k")):
         packaged = read_packaged(split)  # type: ignore[arg-type]
