@@ -17,7 +17,7 @@ class Convolutions(nn.Module):
 
     def forward(self, x: Tensor, times: Tensor) -> Tensor:
         hidden = nn.functional.silu(self.first(x) + times[:, None, None, None].to(x) / 1000)
-        return self.last(hidden)  # type: ignore[no-any-return]
+        return self.last(hidden)
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ class Scripted(APGD):
 
 def follow(**script: Any) -> tuple[list[float], float]:
     """The iterates' offsets from an image of one pixel, and the candidate's, of a script."""
-    attack = Scripted(epsilon=0.1, steps=len(script["loss_of"]) - 1, **script)  # type: ignore[arg-type]
+    attack = Scripted(epsilon=0.1, steps=len(script["loss_of"]) - 1, **script)
     image = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
     defense = Defense(linear(torch.ones(2, 1, dtype=torch.float64)))
     target = target_of(defense, image, LABELS[:1], Centred(SAMPLES[:1], NOISE))
@@ -148,21 +148,14 @@ def test_linear_classifier_in_closed_form(
 @norms
 def test_targets_in_closed_form(norm: str, images: Tensor) -> None:
     """Each run ends where z_t - z_y is largest, for the most likely wrong classes in turn."""
-    torch.manual_seed(0)
-    weight = torch.randn(5, 64, dtype=torch.float64)
-    classifier = linear(weight)
-    labels = torch.tensor([0, 1, 2, 4])
-    attack = auto(norm=norm, loss="margin", targets=3, steps=60)
+    weight = torch.randn(5, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    classifier, labels = linear(weight), torch.tensor([0, 1, 2, 4])
+    attack = auto(norm=norm, epsilon=1e-6, loss="margin", targets=3, steps=60)
     candidates = attack(target_of(Defense(classifier), images, labels))
-    logits = classifier(images)
-    logits[torch.arange(4), labels] = -torch.inf
+    logits = classifier(images).scatter(1, labels[:, None], -torch.inf)
     targets = logits.argsort(1, descending=True)[:, :3].T
-    assert len(candidates) == 3
     for candidate, target in zip(candidates, targets, strict=True):
         away = (weight[target] - weight[labels]).reshape(images.shape)
-        edge = images + 0.1 * (away.sign() if norm == "linf" else unit(away))
-        right = classifier(edge).argmax(1) == labels  # where none is wrong the loss decides
-        torch.testing.assert_close(candidate[right], edge[right], rtol=0, atol=1e-7)
-        assert (classifier(candidate).argmax(1) != labels)[~right].all()
-        gained = (away * (candidate - images)).sum((1, 2, 3))
-        assert (gained > 0).all()
+        tolerance = 1e-12 if norm == "linf" else 1e-10  # see above
+        edge = 1e-6 * (away.sign() if norm == "linf" else unit(away))
+        torch.testing.assert_close(candidate - images, edge, rtol=0, atol=tolerance)

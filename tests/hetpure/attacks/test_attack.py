@@ -1,12 +1,16 @@
 """What holds for every attack: its ball, its cost, its addresses, its settings."""
 
+import json
+import re
 from dataclasses import replace
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import evaluate
 from hetpure.attacks import (
     APGD,
     BPDA,
@@ -43,6 +47,11 @@ from tests.hetpure.attacks.defenses import (
     templates,
 )
 
+ROOT = Path(__file__).parent.parent.parent.parent
+PAGE = (ROOT / "docs" / "attacks.md").read_text().split("## An attack of your own")[1]
+SOURCE = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)[0]
+DOCUMENTED: dict[str, Any] = {"__name__": "my_attack"}
+exec(SOURCE, DOCUMENTED)
 FEW: dict[str, Any] = {"epsilon": 0.1, "steps": 2, "eot_samples": 2}
 IN_A_BALL: dict[str, Attack] = {
     "pgd_linf": PGD(**FEW, restarts=2),
@@ -58,8 +67,9 @@ IN_A_BALL: dict[str, Attack] = {
     "square_linf": Square(**{**FEW, "steps": 5}),
     "square_l2": Square(**{**FEW, "steps": 5, "norm": "l2"}),
     "auto_eot": AutoEOT(**FEW, square_steps=2, targets=2, check_draws=3),
-    "standard": AutoAttack(epsilon=0.1, steps=2, targets=2, square_queries=5),  # type: ignore[arg-type]
+    "standard": AutoAttack(epsilon=0.1, steps=2, targets=2, square_queries=5),
     "rand": AutoAttack(**FEW, version="rand"),
+    "documented": DOCUMENTED["Momentum"](**FEW),
 }
 ATTACKS = {**IN_A_BALL, "stadv": StAdv(steps=2, eot_samples=2), "null": NullAttack()}
 BY_PLACE = ("standard", "rand")  # AutoAttack, whose noise and starts are no image's own
@@ -78,7 +88,7 @@ def test_candidates_are_images_inside_the_ball(
     for radius in (0.1, 0.0) if name in IN_A_BALL else (None,):
         attack = ATTACKS[name]
         if radius is not None:
-            attack = replace(cast(PGD, attack), epsilon=radius)  # type: ignore[arg-type]
+            attack = replace(attack, epsilon=radius)
         candidates = attack(target_of(defense, images))
         count = attack.cost(defense).candidates
         assert candidates.shape == (count, *images.shape) and candidates.dtype == dtype
@@ -121,7 +131,7 @@ def test_cost_is_what_is_asked(
         defense = Defense(smooth_classifier, purifier, denoiser, policy=execution)
     attack, counter = ATTACKS[name], Counter()
     if name in IN_A_BALL:
-        attack = replace(cast(PGD, attack), epsilon=0.0)  # type: ignore[arg-type]
+        attack = replace(attack, epsilon=0.0)
     labels = defense(images, NOISE.on(SAMPLES)).argmax(1)
     target = target_of(defense, images, labels, replace(ADDRESSES, known=known), counter)
     if isinstance(attack, AutoAttack) and (known or (name == "standard" and defense.groups)):
@@ -158,7 +168,7 @@ def test_accuracy_falls(name: str, kind: type[Defense]) -> None:
     settings = {"epsilon": epsilon, "step_size": epsilon / 4, "eot_samples": 2, "ratio": 0.6}
     settings |= {"steps": 40 if "square" in name else 6, "square_steps": 10}
     used = {field: value for field, value in settings.items() if hasattr(attack, field)}
-    attack = replace(cast(PGD, attack), **used)  # type: ignore[arg-type]
+    attack = replace(attack, **used)
     draws = [Noise.of(7, Stream.REPORT, k).on(ids) for k in range(10)]
 
     def accuracy(of: Tensor) -> float:
@@ -177,7 +187,7 @@ def test_what_an_attack_stands_for(
     masked = Defense(smooth_classifier, HeterogeneousPurifier(steps=3), denoiser)
     plain, attack = Defense(smooth_classifier), PGD(**FEW)
     parts = unfolded(attack, masked)
-    masks = {name: cast(PGD, part).mask for name, part in parts.items()}
+    masks = {name: part.mask for name, part in parts.items()}
     assert masks == {f"{mask} mask": mask for mask in ("frozen", "recomputed", "soft")}
     assert unfolded(attack, plain) == {"": replace(attack, mask="recomputed")}
     assert unfolded(BPDA(**FEW), masked) == {"": BPDA(**FEW, mask="recomputed")}
@@ -193,7 +203,7 @@ def test_what_an_attack_stands_for(
 
 def test_what_the_audit_asks_for() -> None:
     """More of one thing, another ball with steps as much longer, less knowledge."""
-    attack = LowFrequency(**FEW, step_size=0.04)  # type: ignore[arg-type]
+    attack = LowFrequency(**FEW, step_size=0.04)
     assert attack.stronger() == {
         "more steps": replace(attack, steps=4),
         "more EOT draws": replace(attack, eot_samples=4),
@@ -202,7 +212,7 @@ def test_what_the_audit_asks_for() -> None:
     wider = attack.at_radius(0.2)
     assert isinstance(wider, LowFrequency)
     assert (wider.epsilon, float(wider.step_size), wider.steps) == (0.2, 0.08, 2)
-    assert APGD(epsilon=0.1).at_radius(0.3) == APGD(epsilon=0.3)  # type: ignore[arg-type]
+    assert APGD(epsilon=0.1).at_radius(0.3) == APGD(epsilon=0.3)
     assert StAdv().at_radius(0.1) is None and StAdv().stronger().keys() == attack.stronger().keys()
     for other in (Square(), AutoEOT(), AutoAttack(), NullAttack()):
         assert (other.stronger(), other.at_radius(0.1), other.transferred()) == ({}, None, None)
@@ -272,7 +282,7 @@ def test_names_that_records_hold() -> None:
         "apgd_linf": "apgd_ce_linf", "apgd_l2": "apgd_margin_l2_targeted",
         "square_linf": "square_linf", "square_l2": "square_l2", "auto_eot": "auto_eot_linf",
         "standard": "autoattack_standard_linf", "rand": "autoattack_rand_linf",
-        "stadv": "stadv", "null": "null",
+        "stadv": "stadv", "null": "null", "documented": "momentum_linf",
     }  # fmt: skip
 
 
@@ -316,3 +326,23 @@ def test_it_says_what_of_its_budget_is_less_than_published(
     attack: Attack, words: list[str]
 ) -> None:
     assert attack.weaker_than_full() == words
+
+
+def test_evaluate_runs_the_attack_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most forty lines; with the audit, which varies its steps, draws, radius and knowledge."""
+    assert SOURCE.count("\n") <= 40
+    (tmp_path / "my_attack.py").write_text(SOURCE)
+    (tmp_path / "rows.yaml").write_text("model: {defenses: {plain: {}}, attacks: {}}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = "--model.attack my_attack.Momentum --model.attack.epsilon 16/255 --model.run own"
+    budget = "--model.attack.steps 1 --data.limit 2 --model.audit {images: 1, queries: 1}"
+    quick = ROOT / "configs" / "evaluate" / "quick.yaml"
+    words = re.split(r" (?![^{]*})", f"{options} {budget}")
+    evaluate.main([f"--config={quick}", "--config=rows.yaml", *words])
+    results = json.loads((tmp_path / "runs" / "evaluate" / "own" / "results.json").read_text())
+    (row,) = results["defenses"].values()
+    assert "momentum_linf" in row["attacks"]
+    assert {"more steps", "larger radius"} <= {check["name"] for check in row["audit"]}

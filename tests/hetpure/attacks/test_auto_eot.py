@@ -61,7 +61,7 @@ class Setter(Attack):
     """Sets the first pixel, the rate of errors: a candidate for each value. Remembers its calls."""
 
     values: tuple[float, ...] = (0.0,)
-    name: str = "setter"  # type: ignore[misc]
+    name: str = "setter"
     epsilon: float = EPSILON
     calls: list[Addresses] = field(default_factory=list)
 
@@ -90,7 +90,7 @@ class SetterOfEven(Setter):
 
 
 def ensemble(*members: Attack, **settings: Any) -> AutoEOT:
-    return AutoEOT(epsilon=EPSILON, members=members, **settings)  # type: ignore[arg-type]
+    return AutoEOT(epsilon=EPSILON, members=members, **settings)
 
 
 @pytest.fixture
@@ -170,9 +170,9 @@ def test_one_draw_is_certain_where_nothing_is_drawn(known: Any, flat: Tensor) ->
     ("members", "message"),
     [
         ((Setter(), Setter(epsilon=0.2)), r"AutoEOT.members .* Linf 0.1: setter attacks Linf 0.2"),
-        ((PGD(epsilon=EPSILON, norm="l2"),), "Linf 0.1: pgd_l2 attacks L2 0.1"),  # type: ignore[arg-type]
+        ((PGD(epsilon=EPSILON, norm="l2"),), "Linf 0.1: pgd_l2 attacks L2 0.1"),
         ((StAdv(),), "stadv attacks outside any ball"),
-        ((AutoEOT(epsilon=EPSILON),), "AutoEOT.members must hold no ensemble"),  # type: ignore[arg-type]
+        ((AutoEOT(epsilon=EPSILON),), "AutoEOT.members must hold no ensemble"),
     ],
     ids=["radius", "norm", "no ball", "nested"],
 )

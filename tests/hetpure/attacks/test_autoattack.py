@@ -34,7 +34,7 @@ class Toy(nn.Module):
         self.function = function
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.function(images.flatten(1))  # type: ignore[no-any-return]
+        return self.function(images.flatten(1))
 
 
 def toy(function: Any) -> Defense:
@@ -201,7 +201,7 @@ class Infinite(torch.autograd.Function):
         return flat.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient * torch.inf
 
 
@@ -234,22 +234,25 @@ def test_other_warnings_are_passed_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "ran", "noted"),
-    [(2, FEW, ["apgd-t"]), (3, FEW, ["apgd-t"]), (4, ["apgd-ce", "apgd-t", *FEW[1:]], [])],
+    ("version", "classes", "ran", "without"),
+    [
+        ("standard", 2, FEW, "apgd-t, which needs 4 classes"),
+        ("standard", 3, FEW, "apgd-t, which needs 4 classes"),
+        ("standard", 4, ["apgd-ce", "apgd-t", *FEW[1:]], ""),
+        ("rand", 2, ["apgd-ce"], "apgd-dlr, which needs 3 classes"),
+        ("rand", 3, ["apgd-ce", "apgd-dlr"], ""),
+    ],
 )
-def test_few_classes(classes: int, ran: list[str], noted: list[str], images: Tensor) -> None:
+def test_few_classes(
+    version: Any, classes: int, ran: list[str], without: str, images: Tensor
+) -> None:
     defense = Defense(linear(weights(classes)))
-    attack = small(version="standard", epsilon=0.3)
+    attack = small(version=version, epsilon=0.3)
     assert list(attack.parts(classes)) == ran
-    assert [note.split("without ")[1].split(",")[0] for note in attack.notes(classes)] == noted
+    notes = [f"autoattack_{version}_linf: without {without}"] if without else []
+    assert attack.notes(classes) == notes
     labels = predicted(defense, images)
     candidates = attack(target_of(defense, images, labels))
     assert (predicted(defense, candidates[0]) != labels).all()
-
-
-def test_rand_with_two_classes_leaves_dlr_out() -> None:
-    assert small().parts(2) == ("apgd-ce",)
-    assert small().parts(3) == ("apgd-ce", "apgd-dlr")
-    assert "apgd-dlr, which needs 3 classes" in small().notes(2)[0]
     with pytest.raises(InputError, match="none of AutoAttack's apgd-dlr"):
         small(attacks=("apgd-dlr",)).parts(2)

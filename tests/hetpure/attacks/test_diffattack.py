@@ -19,7 +19,7 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.expectation import Query, answers
 from hetpure.gradients import APPROXIMATIONS, Execution, Policy
-from hetpure.noise import BatchNoise, Purpose, attack_draw
+from hetpure.noise import BatchNoise, Purpose
 from hetpure.purifiers import (
     EDMPurifier,
     GuidedPurifier,
@@ -29,7 +29,7 @@ from hetpure.purifiers import (
 )
 from hetpure.samplers import DDPM, VPSDE
 from hetpure.schedule import NO_NOISE
-from tests.hetpure.attacks.defenses import ADDRESSES, SAMPLES, target_of
+from tests.hetpure.attacks.defenses import ADDRESSES, SAMPLES, target_of, unit
 
 LABELS = torch.tensor([0, 1, 2, 3])
 SMOOTH = DDPM(clip_x0=False)
@@ -105,7 +105,7 @@ def test_gradient_against_finite_differences(
     """Of the deviation, which hangs on the image by the states and by what they are held against;
     in a random direction, in float64, every image by itself."""
     towards = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).double()
-    towards /= towards.flatten(1).norm(dim=1)[:, None, None, None]
+    towards = unit(towards)
 
     def deviation(images: Tensor) -> Tensor:
         return Deviated(defense)(images, rows(0, 1, 2, 3), half_mask, "checkpoint")[:, -1]
@@ -155,7 +155,7 @@ def test_where_it_is_pgd(
 @pytest.mark.parametrize("average", ["gradients", "logits"])
 def test_a_step_goes_along_both_losses(
     average: str,
-    micro_batch: int | None,
+    micro_batch: Any,
     denoiser: Denoiser,
     smooth_classifier: Classifier,
     images: Tensor,
@@ -165,21 +165,17 @@ def test_a_step_goes_along_both_losses(
     execution = Execution("tape", micro_batch=micro_batch)
     purifier = UniformPurifier(steps=10, strength=0.2, sampler=SMOOTH)
     defense = Defense(smooth_classifier, purifier, denoiser, policy=execution)
-    attack = diffattack(norm="l2", epsilon=9.0, steps=1, deviation_weight=3.0, average=average)
-    point = images.clone().requires_grad_()
-    found = torch.stack(
-        [
-            Deviated(defense)(point, ADDRESSES.noise.redraw(attack_draw(0, 0, 0, k)).on(SAMPLES))
-            for k in range(2)
-        ]
-    )
-    logits = found[..., :-1].mean(0, keepdim=True) if average == "logits" else found[..., :-1]
-    losses = [F.cross_entropy(one, LABELS, reduction="none") for one in logits]
-    total = torch.stack(losses).mean(0) + 3 * found[..., -1].mean(0)
+    point, noises = images.clone().requires_grad_(), ADDRESSES.draws(0, 0, 2)
+    answers = torch.stack([Deviated(defense)(point, noise.on(SAMPLES)) for noise in noises])
+    logits, deviations = answers[..., :-1], answers[..., -1]
+    if average == "logits":
+        logits = logits.mean(0, keepdim=True)
+    losses = [F.cross_entropy(draw, LABELS, reduction="none") for draw in logits]
+    total = torch.stack(losses).mean(0) + 3 * deviations.mean(0)
     (gradient,) = torch.autograd.grad(total.sum(), point)
-    unit = gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
-    last = attack(target_of(defense, images, LABELS))[0]
-    torch.testing.assert_close((last - images) / 0.04, unit, rtol=0, atol=1e-9)
+    attack = diffattack(norm="l2", epsilon=9.0, steps=1, deviation_weight=3.0, average=average)
+    last, _ = attack(target_of(defense, images, LABELS))
+    torch.testing.assert_close((last - images) / 0.04, unit(gradient), rtol=0, atol=1e-9)
 
 
 def test_an_answer_tells_of_the_classification_alone(
@@ -194,5 +190,5 @@ def test_an_answer_tells_of_the_classification_alone(
     noises = ADDRESSES.draws(0, 0, 2)
     expected = answers(defense, Query(images, SAMPLES, None, noises))
     assert torch.equal(answer.logits, expected)
-    loss = torch.stack([F.cross_entropy(one, LABELS, reduction="none") for one in expected])
+    loss = torch.stack([F.cross_entropy(draw, LABELS, reduction="none") for draw in expected])
     torch.testing.assert_close(answer.loss, loss.mean(0), rtol=1e-12, atol=0)

@@ -35,26 +35,20 @@ LOGITS = torch.tensor([[2.0, 1.0, -1.0, 0.5], [0.0, 3.0, 1.0, 2.5]], dtype=torch
 
 
 @pytest.fixture
-def defense(denoiser: Denoiser, classifier: Classifier) -> Defense:
+def defense(denoiser: Denoiser, classifier: Classifier) -> Spy:
     purifier = HeterogeneousPurifier(steps=4, sampler=DDPM(clip_x0=False))
-    return Defense(classifier, purifier, denoiser, AttentionMask(threshold=0.5), "tape")
+    return Spy(classifier, purifier, denoiser, AttentionMask(threshold=0.5), "tape")
 
 
 @pytest.mark.parametrize("policy", ["frozen", "recomputed", "soft"])
-def test_each_mask_policy_gives_its_mask(policy: Any, defense: Defense, images: Tensor) -> None:
-    spy = Spy(
-        defense.classifier, defense.purifier, defense.denoiser, defense.attention_mask, "tape"
-    )
+def test_each_mask_policy_gives_its_mask(policy: Any, defense: Spy, images: Tensor) -> None:
     attack = PGD(epsilon=0.3, steps=3, step_size=0.2, eot_samples=1, mask=policy)
-    attack(target_of(spy, images, LABELS))
-    clean = spy.mask(images, SAMPLES)
-    assert clean is not None
-    moved = 0
-    for call in spy.calls:
-        present = spy.mask(call.images, SAMPLES)
-        assert present is not None and call.mask is not None
-        assert torch.equal(call.mask, clean if policy == "frozen" else present)
-        moved += int(not torch.equal(present, clean))
+    attack(target_of(defense, images, LABELS))
+    clean = defense.mask(images, SAMPLES)
+    present = [defense.mask(call.images, SAMPLES) for call in defense.calls]
+    for call, mask in zip(defense.calls, present, strict=True):
+        assert torch.equal(call.mask, clean if policy == "frozen" else mask)
+    moved = sum(not torch.equal(mask, clean) for mask in present)
     assert moved >= 2, "the iterates' masks are not the clean images'"
 
 
@@ -67,13 +61,13 @@ def test_a_soft_mask_is_the_hard_one_with_the_relaxed_ones_derivative(
         point = images.clone().requires_grad_()
         soft = made(defense.classifier, point, SAMPLES, soft=True)
         assert torch.equal(soft.detach(), made(defense.classifier, images, SAMPLES))
-        (found,) = torch.autograd.grad((weights * soft).sum(), point)
+        (gradient,) = torch.autograd.grad((weights * soft).sum(), point)
         again = images.clone().requires_grad_()
         scores = made.scores(defense.classifier, again)
         relaxed = made.relaxed(scores, made.select(scores.detach()))[:, None]
         (expected,) = torch.autograd.grad((weights * relaxed).sum(), again)
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
-        assert (found.flatten(1).norm(dim=1) > 0).all()
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-15)
+        assert (gradient.flatten(1).norm(dim=1) > 0).all()
         # Half where the hard mask begins; of scores that tie there, an area takes some.
         assert (relaxed[soft == 1] >= 0.5).all() and (soft[relaxed > 0.5] == 1).all()
 
@@ -108,7 +102,7 @@ def test_a_soft_masks_gradient_is_that_of_one_graph(
     torch.testing.assert_close(answer.gradient, expected, rtol=1e-9, atol=1e-13)
     torch.testing.assert_close(answer.loss, loss.detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(answer.logits, logits.detach(), rtol=1e-10, atol=1e-12)
-    held = replace(query, mask=query.mask.detach())  # type: ignore[union-attr]
+    held = replace(query, mask=query.mask.detach())
     hard = expected_gradient(defense, held, losses, average=average).gradient
     cosine = F.cosine_similarity(hard.flatten(1), expected.flatten(1))
     assert (cosine < 0.9999).all(), "the mask's part of the gradient is seen"
@@ -179,9 +173,9 @@ def test_antithetic_pairs_of_a_linear_answer_cancel_its_noise(images: Tensor) ->
     """Where the answer is linear in the noise, the mean over a pair is the answer without any."""
 
     class Linear(Defense):
-        groups = frozenset(("forward", "reverse"))  # type: ignore[assignment]
+        groups = frozenset(("forward", "reverse"))
 
-        def forward(  # type: ignore[override]
+        def forward(
             self, images: Tensor, noise: BatchNoise, mask: Any = None, policy: Any = None
         ) -> Tensor:
             moved = images + noise.normal(Purpose.FORWARD, images)

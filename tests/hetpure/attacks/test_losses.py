@@ -55,9 +55,9 @@ def test_dlr_falls_back_to_the_margin_and_says_so(classes: int, targets: int, fa
     logits = LOGITS[:, :classes]
     labels, goals = torch.tensor([0, 1]), torch.tensor([1, 0])
     given = [labels, goals][: 1 + bool(targets)]
-    found = criterion("dlr", *given)(logits, torch.tensor([0, 1]))
+    losses = criterion("dlr", *given)(logits, torch.tensor([0, 1]))
     fallback = criterion("margin", *given)(logits, torch.tensor([0, 1]))
-    assert torch.equal(found, fallback) == bool(falls)
+    assert torch.equal(losses, fallback) == bool(falls)
     notes = PGD(loss="dlr", targets=targets).notes(classes)
     assert len(notes) == falls
     assert all("margin was used" in note and str(classes) in note for note in notes)

@@ -181,4 +181,4 @@ def test_mask_is_that_of_each_proposal(
     defense = Spy(classifier, HeterogeneousPurifier(steps=10), denoiser)
     square(epsilon=0.3, steps=2)(target_of(defense, images))
     for call in defense.calls:
-        assert torch.equal(call.mask, defense.mask(call.images, call.noise.samples))  # type: ignore[arg-type]
+        assert torch.equal(call.mask, defense.mask(call.images, call.noise.samples))
