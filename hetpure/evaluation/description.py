@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hetpure.acceleration import Acceleration
 from hetpure.attacks import PGD, Attack
 from hetpure.compatibility import check_all_answers, check_defense
-from hetpure.errors import InputError
+from hetpure.errors import FieldError, InputError
 from hetpure.evaluation.audit import Audit
 from hetpure.evaluation.cells import (
     AttackConfig,
@@ -85,6 +85,8 @@ class Evaluation:
     def __post_init__(self) -> None:
         if not self.defenses:
             raise InputError("defenses names no defence")
+        if not 0 <= self.seed < 2**32:  # what an address of noise has room for
+            raise FieldError(self, "seed", f"must be in 0 to {2**32 - 1}, got {self.seed}")
         if self.baseline is not None and self.baseline not in self.defenses:
             raise InputError(
                 f"baseline {self.baseline!r} is not among the defences: {', '.join(self.defenses)}"
@@ -242,9 +244,10 @@ def describe(
 ) -> Run:
     """The run that a config makes of networks on the `device` and of images.
 
-    InputError where networks and images do not belong together. A run that goes on keeps what it began with: how its rows are computed, and its blocks. A new
+    A run that goes on keeps what it began with: how its rows are computed, and its blocks. A new
     one chooses: executions by memory, of which `sharing` processes each take a part, and blocks of
     at most `largest` images, so small that no file of the store stands for more than ten minutes.
+    InputError where networks and images do not belong together.
     """
     before = store.read_run() or {}
     host = config.memory_budget or budget_bytes(torch.device("cpu")) // sharing

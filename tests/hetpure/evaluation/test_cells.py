@@ -1,0 +1,81 @@
+"""What is run against each row, and configs of attacks that cannot be."""
+
+from dataclasses import replace
+
+import pytest
+
+from hetpure.attacks import PGD, AutoEOT, Square, StAdv
+from hetpure.defense import Defense
+from hetpure.errors import FieldError, InputError
+from hetpure.evaluation.cells import AttackConfig, attack_cells
+from hetpure.evaluation.protocol import Protocol
+from hetpure.gradients import Execution
+from tests.hetpure.evaluation.runs import CONFIG, small
+
+MAIN = PGD(steps=1)
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, Defense]:
+    networks, _ = small()
+    return {name: row.defense for name, row in networks.rows.items()}
+
+
+def test_every_attack_is_where_it_makes_sense(rows: dict[str, Defense]) -> None:
+    further = {
+        "square": AttackConfig(Square(steps=1), limit=3),
+        "warped": AttackConfig(StAdv(steps=1), defenses=("plain",)),
+        "both": AttackConfig(MAIN, known=("forward", "reverse")),
+        "reverse": AttackConfig(MAIN, known=("reverse",), defenses=("purified",)),
+    }
+    cells = {
+        name: attack_cells(name, defense, MAIN, further, Protocol(5, 1))
+        for name, defense in rows.items()
+    }
+    assert [cell.name for cell in cells["plain"]] == [
+        "clean", "pgd_linf", "null", "square", "warped",
+    ], "a plain classifier draws no noise that could be known"  # fmt: skip
+    assert [cell.name for cell in cells["purified"]] == [
+        "clean", "pgd_linf", "null", "square", "both", "reverse",
+    ]  # fmt: skip
+    by_name = {cell.name: cell for cell in cells["purified"]}
+    members = [by_name[name].member for name in ("pgd_linf", "square", "both", "reverse")]
+    assert members == [0, 16, 48, 64], "numbers are the config's, whatever a row leaves out"
+    assert by_name["null"].report_from == 5
+    assert (by_name["square"].images(2), by_name["square"].images(9)) == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["clean", "null", "pgd_linf", "audit: mine", "robust"])
+def test_taken_names_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"the name '{name}' is taken"):
+        replace(CONFIG, attacks={name: AttackConfig(Square())})
+
+
+def test_two_cells_of_one_name_are_refused(rows: dict[str, Defense]) -> None:
+    twice = {"a": AttackConfig(MAIN), "a ": AttackConfig(MAIN)}
+    attack_cells("plain", rows["plain"], MAIN, twice, Protocol())
+    with pytest.raises(InputError, match="two attacks on 'plain' are called 'pgd_linf'"):
+        attack_cells("plain", rows["plain"], MAIN, {"pgd_linf": AttackConfig(MAIN)}, Protocol())
+
+
+def test_attacks_that_would_share_noise_are_refused() -> None:
+    """An ensemble has sixteen numbers, and an address has room for fifteen of these."""
+    many = {f"a{k}": AttackConfig(AutoEOT()) for k in range(14)}
+    replace(CONFIG, attacks=many)
+    with pytest.raises(InputError, match="attacks names 15: .* at most 14"):
+        replace(CONFIG, attacks=many | {"one more": AttackConfig(Square())})
+
+
+def test_unusable_configs_name_what_is_wrong() -> None:
+    with pytest.raises(FieldError, match="AttackConfig.limit must be >= 1, got 0"):
+        AttackConfig(MAIN, limit=0)
+    with pytest.raises(FieldError, match="AttackConfig.known names a group twice"):
+        AttackConfig(MAIN, known=("forward", "forward"))
+    with pytest.raises(InputError, match="attacks.a.defenses names gone: the rows are plain, pur"):
+        replace(CONFIG, attacks={"a": AttackConfig(MAIN, defenses=("plain", "gone"))})
+    with pytest.raises(InputError, match="baseline 'gone' is not among the defences: plain"):
+        replace(CONFIG, baseline="gone")
+    with pytest.raises(InputError, match="execution names no row of the table: gone"):
+        replace(CONFIG, execution={"gone": Execution("tape")})
+    with pytest.raises(FieldError, match="Evaluation.seed must be in 0 to 4294967295, got -1"):
+        replace(CONFIG, seed=-1)
