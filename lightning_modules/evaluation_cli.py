@@ -20,7 +20,6 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.console import Console
 
-from hetpure.compatibility import check_all_answers, check_defense
 from hetpure.disk import write_whole
 from hetpure.errors import InputError
 from hetpure.evaluation.cost import RowPlan, total_bytes, total_seconds
@@ -32,8 +31,8 @@ from hetpure.evaluation.row_check import check_gradients
 from hetpure.evaluation.store import CONFIG, Store
 from hetpure.memory import gigabytes, weight_bytes
 from hetpure.report.finish import finish
-from hetpure.report.gradient_checks import gradient_checks_table
-from hetpure.report.plan import duration, plan_tables
+from hetpure.report.gradient_checks import gradient_checks_sheet
+from hetpure.report.plan import cost_sheet, duration, memory_sheet
 from lightning_modules.cli import CLI, make_cli, with_default_config
 from lightning_modules.evaluation import RobustnessEvaluation
 from lightning_modules.images import images_of
@@ -87,8 +86,8 @@ class EvaluationCLI(CLI):
             )
 
     def prepare(self) -> None:
-        """Puts networks on their device, checks that they and the data belong together, and has the
-        first process describe the run. What it chose becomes part of the config that is saved."""
+        """Puts networks on their device and has the first process describe the run on the data's
+        test images. What it chose becomes part of the config that is saved."""
         model, device = self.model, self.trainer.strategy.root_device
         torch.backends.cudnn.allow_tf32 = False  # float32 is float32
         model.to(device)
@@ -97,18 +96,13 @@ class EvaluationCLI(CLI):
         self.datamodule.setup("test")
         loader = self.datamodule.test_dataloader()
         images = images_of(self.datamodule, loader, device)
-        defenses = {name: row.defense for name, row in model.loaded.rows.items()}
-        for defense in defenses.values():
-            check_defense(defense, self.datamodule)
-        size = min(loader.batch_size, len(images))
-        check_all_answers(defenses, images.read(range(size)).images)
         model.describe = partial(
             describe,
             model.config,
             model.loaded,
             images,
             device=device,
-            largest=size,
+            largest=loader.batch_size,
             sharing=self.trainer.num_devices,
         )
         if self.trainer.is_global_zero:
@@ -127,7 +121,7 @@ class EvaluationCLI(CLI):
             assert self.model.describe is not None
             now = self.model.describe(store).identity()
             if self.config.resume != "force" or not differences(before["identity"], now):
-                store.check_same(before["identity"], now, f"{path} holds a run with")
+                store.check_same(before["identity"], now, f"{path} (--model.run) holds a run with")
                 threads = torch.get_num_threads()
                 if threads != before["threads"]:
                     print(
@@ -208,8 +202,7 @@ def print_plan(cli: EvaluationCLI) -> dict[str, RowPlan]:
     rows = plan(run)
     title = f"{run.images.description}: {run.config.attack.describe()}; n = {len(run.images)}"
     console = _console()
-    for table in plan_tables(rows, title, run.budget):
-        console.print(table)
+    console.print(cost_sheet(rows, title).terminal(), memory_sheet(rows, run.budget).terminal())
     networks = gigabytes(weight_bytes([cli.model.networks]))
     console.print(
         f"the whole evaluation on one device: about {duration(total_seconds(rows))}; blocks of"
@@ -230,7 +223,7 @@ def print_gradient_checks(cli: EvaluationCLI) -> dict[str, dict[str, Any]]:
         for name, row in run.rows.items():
             status.update(f"gradient check: {name}")
             checks[name] = check_gradients(run, row)
-    console.print(gradient_checks_table(checks))
+    console.print(gradient_checks_sheet(checks, "Gradient checks").terminal())
     return checks
 
 
