@@ -13,6 +13,7 @@ from rich.console import Console
 from hetpure.errors import InputError
 from hetpure.evaluation import compare as comparing
 from hetpure.evaluation.protocol import CLEAN
+from hetpure.evaluation.results import Counting
 from hetpure.evaluation.row_check import failure
 from hetpure.images import read_image, write_image
 from hetpure.noise import noise_for
@@ -162,7 +163,7 @@ def compare(
     runs: list[str],
     baseline: str | None = None,
     attack: str = comparing.ROBUST,
-    protocol: comparing.Counting = "single",
+    protocol: Counting = "single",
     tolerance: float = 0.0,
     csv: str | None = None,
     latex: str | None = None,
@@ -199,13 +200,14 @@ def compare(
     _, clean = comparison.verdict(compared, reference, CLEAN, tolerance)
     passed, attacked = comparison.verdict(compared, reference, attack, tolerance)
     console = Console(width=None if Console().is_terminal else 140)
-    console.print(*comparison.tables(compared))
+    sheets = comparison.sheets(compared)
+    console.print(*(sheet.terminal(wrap=False) for sheet in sheets))
     for line in (*remarks, clean, attacked):
         console.print(line, markup=False, highlight=False, emoji=False)  # :a: is a name
     if csv is not None:
         comparison.write_csv(compared, reference, protocol, Path(csv))
     if latex is not None:
-        Path(latex).write_text(comparison.latex(compared, remarks))
+        Path(latex).write_text(comparison.latex(sheets, remarks))
     if not passed:
         sys.exit(FAILED)
 

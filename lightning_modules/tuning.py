@@ -12,16 +12,16 @@ from lightning import LightningDataModule
 from rich.console import Console
 
 from hetpure.attacks import Attack
-from hetpure.compatibility import check_all_answers, check_defense
 from hetpure.errors import InputError
-from hetpure.evaluation.description import Evaluation, Networks, Run, describe
+from hetpure.evaluation.description import Evaluation, Networks, describe
 from hetpure.evaluation.frontier import Settings, choose
 from hetpure.evaluation.protocol import Protocol
 from hetpure.evaluation.rows import DefenseConfig
-from hetpure.evaluation.search import check_no_earlier, search
+from hetpure.evaluation.search import search
 from hetpure.evaluation.store import Store
 from hetpure.gradients import APPROXIMATIONS
 from hetpure.report.frontier import draw_frontier, frontier_page
+from lightning_modules.evaluation_cli import DEFAULT
 from lightning_modules.images import images_of
 from lightning_modules.sweep import combinations
 
@@ -76,7 +76,6 @@ def tune(
     if device != "cpu" and not getattr(torch, device).is_available():
         raise InputError(f"this machine or this build of torch has no {device}: use --device=cpu")
     store, console = Store(Path(folder)), Console(width=None if Console().is_terminal else 140)
-    check_no_earlier(store)
     base = replace(base, denoiser=DENOISER)
     candidates, refused = combinations(base, vary)
     for reason in refused:
@@ -90,7 +89,14 @@ def tune(
         audit=None,
         seed=seed,
     )
-    run = described(evaluation, data, store, torch.device(device))
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32
+    networks, place = Networks.load(evaluation), torch.device(device)
+    networks.modules().to(place)
+    data.prepare_data()
+    data.setup("test")
+    loader = data.test_dataloader()
+    images = images_of(data, loader, place)
+    run = describe(evaluation, networks, images, store, device=place, largest=loader.batch_size)
     settings = {name: settings for name, (settings, _) in candidates.items()}
     trials = []
     for number, (name, trial) in enumerate(search(run, store, base, settings), start=1):
@@ -119,26 +125,6 @@ def tune(
     console.print(f"On all test images: python evaluate.py --config {tuned}", soft_wrap=True)
 
 
-def described(
-    config: Evaluation, data: LightningDataModule, store: Store, device: torch.device
-) -> Run:
-    """The run on the test images of a datamodule. InputError unless they and the networks belong
-    together."""
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32
-    networks = Networks.load(config)
-    networks.modules().to(device)
-    data.prepare_data()
-    data.setup("test")
-    loader = data.test_dataloader()
-    images = images_of(data, loader, device)
-    defenses = {name: row.defense for name, row in networks.rows.items()}
-    for defense in defenses.values():
-        check_defense(defense, data)
-    largest = min(loader.batch_size, len(images))
-    check_all_answers(defenses, images.read(range(largest)).images)
-    return describe(config, networks, images, store, device=device, largest=largest)
-
-
 def tuned_config(config: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """A config for evaluate.py with the chosen settings, on all test images."""
     row = copy.deepcopy(config["base"]) | {"denoiser": DENOISER}
@@ -161,15 +147,8 @@ def tuned_config(config: Mapping[str, Any], settings: Settings) -> dict[str, Any
             "seed": config["seed"],
         },
         "data": data,
-        "trainer": {
-            "accelerator": "cpu" if config["device"] == "cpu" else "auto",
-            "devices": 1,
-            "inference_mode": False,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-        },
+        "trainer": yaml.safe_load(DEFAULT.read_text())["trainer"]
+        | {"accelerator": "cpu" if config["device"] == "cpu" else "auto"},
     }
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from hetpure.attacks.attack import Threat, check_candidates
 from hetpure.errors import FieldError, check_at_least
 from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
-from hetpure.evaluation.results import by_attack, draws_right, null_attack
-from hetpure.evaluation.statistics import in_points, mean_accuracy, paired_difference
+from hetpure.evaluation.results import by_attack, draws_right, paired
+from hetpure.evaluation.statistics import in_points, mean_accuracy
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
 STEPS, DRAWS, RADIUS = "more steps", "more EOT draws", "larger radius"
@@ -130,7 +130,7 @@ def _gradient(check: Mapping[str, Any]) -> Check:
 
 
 def _null(clean: Sequence[Record], null: Sequence[Record]) -> Check:
-    moved = null_attack(clean, null)["difference"]
+    moved = paired(null, clean).as_dict()
     inside = moved["low"] <= 0 <= moved["high"]
     return Check("null attack", "PASS" if inside else "FAIL", f"clean accuracy {_points(moved)}")
 
@@ -143,7 +143,7 @@ def _compared(
     sign: int,
     tolerance: float,
 ) -> Check:
-    moved = _paired(other, base)
+    moved = paired(other, base).as_dict()
     low = moved["low"] if sign > 0 else -moved["high"]
     middle = sign * moved["difference"]
     verdict: Verdict = "FAIL" if low > 0 else "WARN" if middle > tolerance else "PASS"
@@ -165,14 +165,14 @@ def _chance(records: Sequence[Record], classes: int) -> Check:
 
 
 def _rounded(records: Sequence[Record], base: Sequence[Record], tolerance: float) -> Check:
-    moved = _paired(records, base)
+    moved = paired(records, base).as_dict()
     lost = moved["low"] > 0 or moved["difference"] > tolerance
     said = f"adversarial images rounded to 8 bits: accuracy is {_points(moved)}"
     return Check(EIGHT_BIT, "WARN" if lost else "PASS", said)
 
 
 def _dw_box(records: Sequence[Record], base: Sequence[Record], tolerance: float) -> Check:
-    moved = _paired(records, base)
+    moved = paired(records, base).as_dict()
     random = moved["difference"] < -tolerance  # as everywhere: a warning needs no certainty
     said = f"with the noise known (DW-box) accuracy is {_points(moved)}"
     return Check(
@@ -185,15 +185,6 @@ def _dw_box(records: Sequence[Record], base: Sequence[Record], tolerance: float)
 def _agreement(cosine: float) -> Check:
     verdict: Verdict = "WARN" if cosine < FEW_DRAWS else "PASS"
     return Check("EOT draws", verdict, f"mean cosine {cosine:.2f} between halves of the draws")
-
-
-def _paired(other: Sequence[Record], base: Sequence[Record]) -> dict[str, Any]:
-    """Accuracy of `other` minus that of `base` on the samples of both."""
-    known = {record.sample: record for record in base}
-    both = [record for record in other if record.sample in known]
-    return paired_difference(
-        draws_right(both), draws_right([known[record.sample] for record in both])
-    ).as_dict()
 
 
 def _points(moved: Mapping[str, Any]) -> str:

@@ -3,29 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
 from hetpure.evaluation.reading import RecordedRun, read_run
-from hetpure.evaluation.results import by_attack, draws_right, of_threat, worst
+from hetpure.evaluation.results import Counting, by_attack, estimate, of_threat, outcomes, worst
 from hetpure.evaluation.statistics import (
     CONFIDENCE,
     Difference,
     Estimate,
     McNemar,
-    majority,
     mcnemar,
-    mean_accuracy,
     paired_difference,
     paired_proportions,
-    wilson,
 )
 
-Counting = Literal["single", "vote", "worst", "dw_box"]
 BySample = dict[int, Record]
 ROBUST = "robust"
 
@@ -35,8 +27,8 @@ class Column:
     """One defence of one run: its records by sample, of clean and of attacked images.
 
     `attacked` is under the named attack or, for `robust`, the per-sample worst over `attacks`.
-    `partial` are samples that some of these attacks have and others lack. `limited` are attacks
-    that a run made on its first samples only: `robust` leaves them out, as the run's results do.
+    `limited` are attacks that a run made on its first samples only: `robust` leaves them out, as
+    the run's results do.
     """
 
     run: str
@@ -44,7 +36,6 @@ class Column:
     clean: BySample
     attacked: BySample
     attacks: tuple[str, ...]
-    partial: frozenset[int] = frozenset()
     limited: tuple[str, ...] = ()
 
     @property
@@ -138,28 +129,29 @@ def compare(
 
 
 def _paired(column: Column, baseline: Column, kind: str, counting: Counting) -> Comparison:
-    ours, theirs = (c.clean if kind == CLEAN else c.attacked for c in (column, baseline))
-    common = sorted(ours.keys() & theirs.keys())
+    mine, base = (c.clean if kind == CLEAN else c.attacked for c in (column, baseline))
+    common = sorted(mine.keys() & base.keys())
     if not common:
         raise InputError(
             f"{column.name} and {baseline.name} have no {kind} sample in common: give runs on the"
             " same images"
         )
     for sample in common:
-        if ours[sample].label != theirs[sample].label:
+        if mine[sample].label != base[sample].label:
             raise InputError(
-                f"sample {sample} has label {ours[sample].label} in {column.name} and"
-                f" {theirs[sample].label} in {baseline.name}: give runs on the same images"
+                f"sample {sample} has label {mine[sample].label} in {column.name} and"
+                f" {base[sample].label} in {baseline.name}: give runs on the same images"
             )
-    (first, accuracy), (second, reference) = (
-        _outcomes([records[sample] for sample in common], f"{owner.name} ({kind})", counting)
-        for records, owner in ((ours, column), (theirs, baseline))
-    )
+    ours, theirs = ([records[sample] for sample in common] for records in (mine, base))
+    for owner, records in ((column, ours), (baseline, theirs)):
+        if len({len(record.predictions) for record in records}) > 1:
+            where = f"{owner.name} ({kind})"
+            raise InputError(f"{where}: some samples have more predictions than others")
+    first, second = outcomes(ours, counting), outcomes(theirs, counting)
+    accuracy = estimate(first, len(ours[0].predictions))
+    reference = estimate(second, len(theirs[0].predictions))
     if column is baseline:
         return Comparison(kind, column, accuracy, reference)
-    everything = ours.keys() | theirs.keys()
-    if kind != CLEAN:
-        everything |= column.partial | baseline.partial
     binary = first.ndim == 1
     return Comparison(
         kind,
@@ -168,36 +160,13 @@ def _paired(column: Column, baseline: Column, kind: str, counting: Counting) -> 
         reference,
         paired_proportions(first, second) if binary else paired_difference(first, second),
         mcnemar(first, second) if binary else None,
-        len(everything) - len(common),
+        len(mine.keys() | base.keys()) - len(common),
     )
-
-
-def _outcomes(
-    records: Sequence[Record], where: str, counting: Counting
-) -> tuple[NDArray[np.bool_], Estimate]:
-    """What is right: (n, draws) for means over draws, (n,) where a sample is right or wrong. And
-    the accuracy."""
-    draws = len(records[0].predictions)
-    if any(len(record.predictions) != draws for record in records):
-        raise InputError(f"{where}: some samples have more predictions than others")
-    right = draws_right(records)
-    if counting not in ("vote", "worst"):
-        return right, mean_accuracy(right)
-    if counting == "vote":
-        predictions = np.array([record.predictions for record in records])
-        outcomes = majority(predictions) == np.array([record.label for record in records])
-    else:
-        outcomes = right.all(1)
-    return outcomes, wilson(int(outcomes.sum()), len(outcomes), draws)
 
 
 def _column(run: RecordedRun, defense: str, attack: str, counting: Counting) -> Column | None:
     where = f"{run.name}:{defense}"
-    records = [record for record in run.records if record.defense == defense]
-    attacks = {
-        name: {record.sample: record for record in of_attack}
-        for name, of_attack in by_attack(records).items()
-    }
+    attacks = by_attack([record for record in run.records if record.defense == defense])
     if CLEAN not in attacks:
         raise InputError(f"{where} has no records of clean images")
     clean = attacks.pop(CLEAN)
@@ -205,37 +174,35 @@ def _column(run: RecordedRun, defense: str, attack: str, counting: Counting) -> 
     chosen = {name: attacks[name] for name in names if name in attacks}
     if not chosen:
         return None
-    for name, by_sample in chosen.items():
-        if not all(record.chosen < len(record.selection) for record in by_sample.values()):
-            raise InputError(f"{where}, {name}: a record lacks its selection draws")
-        known = next(iter(by_sample.values())).known
+    for name, records in chosen.items():
+        known = records[0].known
         if bool(known) != (counting == "dw_box"):
             knowledge = f"knows noise ({', '.join(known)})" if known else "knows no noise"
             need = "is counted by --protocol dw_box" if known else "is not --protocol dw_box"
             raise InputError(f"--attack {name} {knowledge} of {where}: it {need}")
     limited: list[str] = []
     if attack == ROBUST and run.finished:  # of an unfinished run the rest may still come
-        limited = [name for name, by_sample in chosen.items() if len(by_sample) < len(clean)]
-    whole = {name: list(chosen[name].values()) for name in chosen if name not in limited}
+        limited = [name for name, records in chosen.items() if len(records) < len(clean)]
+    whole = {name: records for name, records in chosen.items() if name not in limited}
     if not whole:
         raise InputError(f"{where}: no attack has all samples: name one with --attack")
-    attacked = {record.sample: record for record in worst(whole)}
-    samples = {record.sample for of_attack in whole.values() for record in of_attack}
-    partial = frozenset(samples - attacked.keys())
-    return Column(run.name, defense, clean, attacked, tuple(whole), partial, tuple(limited))
+    before, after = ({r.sample: r for r in records} for records in (clean, worst(whole)))
+    return Column(run.name, defense, before, after, tuple(whole), tuple(limited))
 
 
-def _candidates(attacks: Mapping[str, BySample], where: str, counting: Counting) -> list[str]:
+def _candidates(
+    attacks: Mapping[str, Sequence[Record]], where: str, counting: Counting
+) -> list[str]:
     """What `robust` chooses among. For `dw_box` the one attack that knows noise: those that know
     other noise are other attackers, and count their selection draws differently."""
-    records = {
-        name: list(by_sample.values())
-        for name, by_sample in attacks.items()
+    white_box = {
+        name: records
+        for name, records in attacks.items()
         if name != NULL and not name.startswith(AUDIT)
     }
     if counting != "dw_box":
-        return list(of_threat(records)) if records else []
-    names = [name for name, of_attack in records.items() if of_attack[0].known]
+        return list(of_threat(white_box)) if white_box else []
+    names = [name for name, records in white_box.items() if records[0].known]
     if len(names) > 1:
         raise InputError(
             f"--protocol dw_box: {where} has {len(names)} attacks that know noise; name one with"

@@ -67,6 +67,8 @@ def parse_records(files: Mapping[str, str]) -> list[Record]:
             try:
                 content = DEFAULTS | {k: v for k, v in json.loads(line).items() if k in FIELDS}
                 record = Record(**content)
+                if record.chosen >= len(record.selection):
+                    raise ValueError("it lacks its selection draws")
             except (ValueError, TypeError, AttributeError) as error:
                 raise InputError(f"{name}, line {number}, is no record: {error}") from None
             key = record.defense, record.attack, record.sample

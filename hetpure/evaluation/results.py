@@ -1,35 +1,55 @@
 """Results as a function of the records: what `results.json` says of each defence."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
 from hetpure.evaluation.statistics import (
+    Difference,
     Estimate,
     attack_success,
     majority,
     mean_accuracy,
     paired_difference,
-    vote_accuracy,
-    worst_accuracy,
+    wilson,
 )
 
+Counting = Literal["single", "vote", "worst", "dw_box"]
+FRESH: tuple[Counting, ...] = ("single", "vote", "worst")
 
-def protocols(records: Sequence[Record]) -> dict[str, Estimate]:
+
+def outcomes(records: Sequence[Record], counting: Counting) -> NDArray[np.bool_]:
+    """What is right: each draw (n, draws) for the means `single` and `dw_box`; each sample (n,) for
+    `vote`, where the majority is the label and a tie is wrong, and for `worst`, where all draws
+    are."""
+    right = draws_right(records)
+    if counting == "vote":
+        winners = majority(np.array([record.predictions for record in records]))
+        return np.equal(winners, [record.label for record in records])
+    return np.all(right, axis=1) if counting == "worst" else right
+
+
+def estimate(right: NDArray[np.bool_], draws: int) -> Estimate:
+    """The accuracy of such outcomes of so many draws a sample."""
+    return mean_accuracy(right) if right.ndim == 2 else wilson(int(right.sum()), len(right), draws)
+
+
+def protocols(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
     """`single`, `vote` and `worst` of one defence's records under one attack; `dw_box` alone where
     the attacker knew noise."""
-    if records[0].known:
-        return {"dw_box": mean_accuracy(draws_right(records))}
-    predictions = np.array([record.predictions for record in records])
-    labels = np.array([record.label for record in records])
-    return {
-        "single": mean_accuracy(draws_right(records)),
-        "vote": vote_accuracy(predictions, labels),
-        "worst": worst_accuracy(draws_right(records)),
-    }
+    draws = len(records[0].predictions)
+    countings: Sequence[Counting] = ("dw_box",) if records[0].known else FRESH
+    return {name: estimate(outcomes(records, name), draws).as_dict() for name in countings}
+
+
+def paired(records: Sequence[Record], others: Sequence[Record]) -> Difference:
+    """Mean accuracy of the records minus that of others, on the samples that both have."""
+    known = {record.sample: record for record in others}
+    both = sorted((r for r in records if r.sample in known), key=lambda record: record.sample)
+    return paired_difference(draws_right(both), draws_right([known[r.sample] for r in both]))
 
 
 def worst(attacks: Mapping[str, Sequence[Record]]) -> list[Record]:
@@ -64,8 +84,7 @@ def summarise(records: Sequence[Record], baseline: str | None = None) -> dict[st
     `robust_by_all` over those that have only the first samples too, on these.
     """
     summary: dict[str, dict[str, Any]] = {}
-    right: dict[str, dict[str, NDArray[np.bool_]]] = {}
-    samples: dict[str, list[int]] = {}
+    compared: dict[str, dict[str, Sequence[Record]]] = {}
     for name in dict.fromkeys(record.defense for record in records):
         of_row = [record for record in records if record.defense == name]
         attacks = by_attack(of_row)
@@ -77,7 +96,7 @@ def summarise(records: Sequence[Record], baseline: str | None = None) -> dict[st
         chosen = worst(whole)
         summary[name] = {
             "samples": len(clean),
-            "clean": _as_dicts(protocols(clean)),
+            "clean": protocols(clean),
             "null_attack": None if null is None else null_attack(clean, null),
             "attacks": {key: attack_summary(clean, rows) for key, rows in attacks.items()},
             "robust": robust(clean, chosen, whole),
@@ -92,20 +111,13 @@ def summarise(records: Sequence[Record], baseline: str | None = None) -> dict[st
             "network_calls": sum(record.network_calls for record in of_row),
             "audit_calls": sum(r.network_calls for rows in audited.values() for r in rows),
         }
-        right[name] = {
-            kind: draws_right(sorted(outcomes, key=lambda record: record.sample))  # pairs them
-            for kind, outcomes in (("clean", clean), ("robust", chosen))
-        }
-        samples[name] = sorted(record.sample for record in clean)
-    if baseline is not None:
-        for name, outcomes in right.items():
-            if samples[name] != samples[baseline]:
-                raise ValueError(f"{name!r} and {baseline!r} hold other samples: no pairs")
-            if name != baseline:
-                summary[name]["difference"] = {
-                    kind: paired_difference(values, right[baseline][kind]).as_dict()
-                    for kind, values in outcomes.items()
-                }
+        compared[name] = {"clean": clean, "robust": chosen}
+    for name, kinds in compared.items():
+        if baseline is not None and name != baseline:
+            summary[name]["difference"] = {
+                kind: paired(of_row, compared[baseline][kind]).as_dict()
+                for kind, of_row in kinds.items()
+            }
     return summary
 
 
@@ -120,7 +132,7 @@ def by_attack(records: Sequence[Record]) -> dict[str, list[Record]]:
 def attack_summary(clean: Sequence[Record], rows: Sequence[Record]) -> dict[str, Any]:
     """One attack on one defence: its protocols, its success, the noise and the ball it knew."""
     return {
-        **_as_dicts(protocols(rows)),
+        **protocols(rows),
         # Under known noise an image may be wrong without any attack: no success to speak of.
         "success": None if rows[0].known else success(clean, rows).as_dict(),
         "known": list(rows[0].known),
@@ -137,7 +149,7 @@ def robust(
     """Protocols of a per-sample worst, which attacks it is over, and for how many samples each of
     them was the one."""
     return {
-        **_as_dicts(protocols(chosen)),
+        **protocols(chosen),
         "success": success(clean, chosen).as_dict(),
         "attacks": {name: sum(record.attack == name for record in chosen) for name in attacks},
     }
@@ -146,19 +158,14 @@ def robust(
 def success(clean: Sequence[Record], rows: Sequence[Record]) -> Estimate:
     """Of the samples that the majority of draws has right, the share that it has wrong then."""
     before = {record.sample: record for record in clean}
-    pairs = [(before[record.sample], record) for record in rows]
-    return attack_success(
-        np.array([_voted(first) for first, _ in pairs]),
-        np.array([_voted(second) for _, second in pairs]),
-    )
+    same = [before[record.sample] for record in rows]
+    return attack_success(outcomes(same, "vote"), outcomes(rows, "vote"))
 
 
 def null_attack(clean: Sequence[Record], null: Sequence[Record]) -> dict[str, Any]:
     """Accuracy under an attack of strength zero, on draws of its own, and its paired difference
     from the clean one: an interval without 0 means that the counting itself moves accuracy."""
-    after, before = (sorted(rows, key=lambda record: record.sample) for rows in (null, clean))
-    difference = paired_difference(draws_right(after), draws_right(before))
-    return {**_as_dicts(protocols(null)), "difference": difference.as_dict()}
+    return {**protocols(null), "difference": paired(null, clean).as_dict()}
 
 
 def coverage(records: Sequence[Record]) -> float | None:
@@ -170,12 +177,3 @@ def coverage(records: Sequence[Record]) -> float | None:
 def draws_right(records: Sequence[Record]) -> NDArray[np.bool_]:
     """(n, draws): which predictions are the label."""
     return np.array([[p == record.label for p in record.predictions] for record in records])
-
-
-def _voted(record: Record) -> bool:
-    """Whether the majority of its draws is the label."""
-    return bool(majority(np.array([record.predictions]))[0] == record.label)
-
-
-def _as_dicts(estimates: dict[str, Estimate]) -> dict[str, dict[str, Any]]:
-    return {protocol: estimate.as_dict() for protocol, estimate in estimates.items()}

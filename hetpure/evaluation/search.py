@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from hetpure.errors import InputError
 from hetpure.evaluation.description import Run
 from hetpure.evaluation.frontier import Settings, Trial
 from hetpure.evaluation.identity import plain
@@ -15,8 +14,6 @@ from hetpure.evaluation.rows import DefenseConfig, Row
 from hetpure.evaluation.statistics import Estimate
 from hetpure.evaluation.store import Finished, Store
 from hetpure.evaluation.worker import Task, Watch, jobs_of, work
-
-EARLIER = "trials.jsonl"  # where searches of earlier versions kept their trials
 
 
 def search(
@@ -33,7 +30,10 @@ def search(
         base: the defence whose settings vary.
         settings: of each row.
     """
-    rows = {name: _of_trial(row) for name, row in run.rows.items()}
+    rows = {
+        name: replace(row, cells=tuple(cell for cell in row.cells if cell.name != NULL))
+        for name, row in run.rows.items()
+    }
     run = replace(run, rows=rows)
     with store.locked():
         _begin(run, store, base)
@@ -48,15 +48,6 @@ def search(
             yield name, _trial(settings[name], row, finished)
 
 
-def check_no_earlier(store: Store) -> None:
-    """InputError where the folder holds trials of an earlier version."""
-    if (store.path / EARLIER).exists():
-        raise InputError(
-            f"{store.path} holds a search of an earlier version, which this one cannot go on with:"
-            " give another folder"
-        )
-
-
 def _begin(run: Run, store: Store, base: DefenseConfig) -> None:
     """Takes the folder. Which settings are tried may change from one start to the next. All else
     may not: the name of a row says its settings, and what it is beside them is the base."""
@@ -69,10 +60,6 @@ def _begin(run: Run, store: Store, base: DefenseConfig) -> None:
     store.begin(
         {"identity": identity | {"base": plain(base)}, "block": run.block, "execution": execution}
     )
-
-
-def _of_trial(row: Row) -> Row:
-    return replace(row, cells=tuple(cell for cell in row.cells if cell.name != NULL))
 
 
 def _trial(settings: Settings, row: Row, finished: list[Finished]) -> Trial:

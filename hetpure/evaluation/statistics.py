@@ -140,29 +140,15 @@ def majority(predictions: NDArray[np.int64]) -> NDArray[np.int64]:
     return winners
 
 
-def vote_accuracy(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> Estimate:
-    """Protocol `vote`: the majority of the draws; a tie counts as wrong."""
-    correct = majority(predictions) == labels
-    return wilson(int(correct.sum()), len(labels), predictions.shape[1])
-
-
-def worst_accuracy(correct: NDArray[np.bool_]) -> Estimate:
-    """Protocol `worst`: right in all draws of correct (n, draws); an attacker may resubmit."""
-    n, draws = correct.shape
-    return wilson(int(correct.all(1).sum()), n, draws)
-
-
-def attack_success(before: NDArray[np.bool_], after: NDArray[np.bool_], draws: int = 1) -> Estimate:
+def attack_success(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Estimate:
     """Of the samples that are right before the attack, the share that is wrong after it.
 
-    Both are (n,), one outcome a sample: of several draws their majority vote (a tie is wrong), as
-    in protocol `vote`. A mean over draws, as in `single`, has no clean-correct samples to speak of.
-    Where nothing was right before, nothing is known: n is 0 and the interval [0, 1].
+    Both are (n,), one outcome a sample: of several draws their majority vote (a tie is wrong). A
+    mean over draws has no clean-correct samples to speak of. Where nothing was right before,
+    nothing is known: n is 0 and the interval [0, 1].
     """
     lost = ~after[before]
-    if lost.size == 0:
-        return Estimate(0.0, 0.0, 1.0, 0, draws)
-    return wilson(int(lost.sum()), lost.size, draws)
+    return wilson(int(lost.sum()), lost.size) if lost.size else Estimate(0.0, 0.0, 1.0, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -172,9 +158,6 @@ class McNemar:
     only_first: int
     only_second: int
     p_value: float
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:

@@ -23,6 +23,7 @@ SCHEMA = 4
 RUN, CONFIG, LOCK, MEASURED = "run.json", "config.yaml", "lock", "measured.json"
 RECORDS, RESULTS, REPORT = "records.jsonl", "results.json", "report.md"
 CHECKS = "gradient_checks"
+EARLIER = "records*.jsonl", "trials.jsonl"  # what runs and searches of earlier versions left
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -78,7 +79,7 @@ class Store:
         of another version, or its file is damaged."""
         path = self.path / RUN
         if not path.exists():
-            if any(self.path.glob("records*.jsonl")):
+            if any(path for name in EARLIER for path in self.path.glob(name)):
                 raise InputError(
                     f"{self.path} holds a run of an earlier version, which can be reported and"
                     " compared but not gone on with: give a run another name"

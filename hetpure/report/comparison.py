@@ -4,16 +4,15 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
-from hetpure.evaluation.compare import ROBUST, Column, Comparison, Counting
+from hetpure.evaluation.compare import ROBUST, Column, Comparison
 from hetpure.evaluation.identity import changes
 from hetpure.evaluation.protocol import CLEAN, Record
 from hetpure.evaluation.reading import RecordedRun
+from hetpure.evaluation.results import Counting
+from hetpure.evaluation.statistics import in_points
 from hetpure.numbers import counted
-from hetpure.report.table import difference, interval
+from hetpure.report.sheet import Sheet
+from hetpure.report.table import interval
 
 MEANING = {
     "single": "single: mean over fresh noise draws; differences by a paired bootstrap over samples"
@@ -44,30 +43,23 @@ LATEX = {character: "\\" + character for character in "&%$#_{}"} | {
 }
 
 
-def tables(comparisons: Sequence[Comparison]) -> list[Table]:
-    """One for the terminal for each kind of image; runs are headings where there are several."""
-    tested, several = _tested(comparisons), _several(comparisons)
-    made = []
-    for kind, lines in _by_kind(comparisons):
-        table = Table(
-            title=Text(_title(kind, lines), style="bold"),
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
+def sheets(comparisons: Sequence[Comparison]) -> list[Sheet]:
+    """One for each kind of image; with the runs' names where there are several."""
+    several, tested = _several(comparisons), _tested(comparisons)
+    heads = [*(["run"] if several else []), "defence", "n", "accuracy (%)", "difference (points)"]
+    heads += ["alone", "p"] if tested else []
+    by_kind: dict[str, list[Comparison]] = {}
+    for c in comparisons:
+        by_kind.setdefault(c.kind, []).append(c)
+    return [
+        Sheet(
+            _title(kind, lines),
+            heads,
+            [[*([c.column.run] if several else []), *_cells(c, tested)] for c in lines],
+            left=1 + several,
         )
-        table.add_column("defence", overflow="fold", min_width=12)
-        for head in _heads(tested):
-            table.add_column(head, justify="right", no_wrap=True)
-        run = None
-        for line in lines:
-            if several and line.column.run != run:
-                run = line.column.run
-                table.add_row(Text(run, style="italic"))
-            style = "red" if line.worse(0) else ""
-            name = Text("  " * several + line.column.defense)
-            table.add_row(name, *(Text(cell) for cell in _cells(line, tested)), style=style)
-        made.append(table)
-    return made
+        for kind, lines in by_kind.items()
+    ]
 
 
 def notes(comparisons: Sequence[Comparison], baseline: Column, counting: Counting) -> list[str]:
@@ -88,12 +80,12 @@ def notes(comparisons: Sequence[Comparison], baseline: Column, counting: Countin
                 f"{names[c.column.name]}, {c.kind}: {counted(c.left_out, 'sample')} left out that"
                 f" it or {reference} lacks; {c.accuracy.n} compared."
             )
-    limited: dict[tuple[str, ...], dict[str, None]] = {}
+    limited: dict[str, list[str]] = {}
     for c in comparisons:
-        if c.column.limited:
-            limited.setdefault(c.column.limited, {})[names[c.column.name]] = None
+        if c.kind == ROBUST and c.column.limited:
+            limited.setdefault(", ".join(c.column.limited), []).append(names[c.column.name])
     for attacks, columns in limited.items():
-        left_out = f"robust leaves out {', '.join(attacks)}, made on some samples only."
+        left_out = f"robust leaves out {attacks}, made on some samples only."
         lines.append(f"{', '.join(columns)}: {left_out}")
     return lines
 
@@ -185,35 +177,29 @@ def write_csv(
             )  # fmt: skip
 
 
-def latex(comparisons: Sequence[Comparison], remarks: Sequence[str]) -> str:
+def latex(sheets: Sequence[Sheet], remarks: Sequence[str]) -> str:
     """A tabular that needs the package booktabs and nothing else; the remarks are comments."""
-    tested, several = _tested(comparisons), _several(comparisons)
-    heads = [*(["run"] if several else []), "defence", *map(_escaped, _heads(tested))]
-    names = 1 + several
+    heads, names = sheets[0].heads, sheets[0].left
     text = ["% " + " ".join(remark.split()) for remark in remarks]
     text.append(rf"\begin{{tabular}}{{{'l' * names}{'r' * (len(heads) - names)}}}")
-    text += [r"\toprule", " & ".join(heads) + r" \\"]
-    for kind, lines in _by_kind(comparisons):
-        title = _escaped(_title(kind, lines))
+    text += [r"\toprule", " & ".join(map(_escaped, heads)) + r" \\"]
+    for sheet in sheets:
+        title = _escaped(sheet.title)
         text += [r"\midrule", rf"\multicolumn{{{len(heads)}}}{{l}}{{{title}}} \\"]
-        for line in lines:
-            name = [*([line.column.run] if several else []), line.column.defense]
-            cells = [*map(_escaped, name), *map(_mathematics, _cells(line, tested))]
+        for row in sheet.rows:
+            cells = [*map(_escaped, row[:names]), *map(_mathematics, row[names:])]
             text.append(" & ".join(cells) + r" \\")
     return "\n".join([*text, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _heads(tested: bool) -> list[str]:
-    return ["n", "accuracy (%)", "difference (points)", *(["alone", "p"] if tested else [])]
-
-
 def _cells(comparison: Comparison, tested: bool) -> list[str]:
-    """The cells of a line, but for its name."""
+    """The cells of a line."""
     apart, test = comparison.difference, comparison.test
     cells = [
+        comparison.column.defense,
         str(comparison.accuracy.n),
         interval(comparison.accuracy.as_dict()),
-        "baseline" if apart is None else difference(apart.as_dict()),
+        "baseline" if apart is None else in_points(apart.as_dict()),
     ]
     if not tested:
         return cells
@@ -230,11 +216,6 @@ def _title(kind: str, comparisons: Sequence[Comparison]) -> str:
     if len(attacks) == 1:
         return f"robust: {', '.join(attacks)}"
     return f"robust: per sample the worst of {', '.join(attacks)}"
-
-
-def _by_kind(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, list[Comparison]]]:
-    for kind in dict.fromkeys(c.kind for c in comparisons):
-        yield kind, [c for c in comparisons if c.kind == kind]
 
 
 def _tested(comparisons: Sequence[Comparison]) -> bool:

@@ -1,10 +1,7 @@
-"""Gradient checks for people: a table for the terminal, one for Markdown, a line where one
-fails."""
+"""Gradient checks for people."""
 
 from collections.abc import Mapping
 from typing import Any
-
-from rich.table import Table
 
 from hetpure.evaluation.extent import said
 from hetpure.report.sheet import Sheet
@@ -23,17 +20,7 @@ HEADS = (
 )
 
 
-def gradient_checks_markdown(gradient_checks: Checks) -> str:
-    """As a Markdown table."""
-    return _sheet(gradient_checks, "").markdown()
-
-
-def gradient_checks_table(gradient_checks: Checks) -> Table:
-    """As a rich table."""
-    return _sheet(gradient_checks, "Gradient checks").terminal()
-
-
-def _sheet(gradient_checks: Checks, title: str) -> Sheet:
+def gradient_checks_sheet(gradient_checks: Checks, title: str = "") -> Sheet:
     """From what `results.json` says of each defence; columns that say nothing are left out."""
     rows = []
     for name, checks in gradient_checks.items():

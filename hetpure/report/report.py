@@ -9,7 +9,7 @@ from hetpure.evaluation.reading import earlier_results
 from hetpure.evaluation.run_results import write_results
 from hetpure.evaluation.store import REPORT, RUN, Store
 from hetpure.numbers import counted
-from hetpure.report.gradient_checks import gradient_checks_markdown
+from hetpure.report.gradient_checks import gradient_checks_sheet
 from hetpure.report.table import markdown, terminal
 
 FIGURE = "figure.png"
@@ -55,7 +55,7 @@ def page(results: dict[str, Any], figure: str | None) -> str:
             " the first report draw."
         )
     sections += ["## Weaker than the full protocol", _bullets(results["weaker_than_full"])]
-    sections += ["## Gradient checks", gradient_checks_markdown(results["defenses"])]
+    sections += ["## Gradient checks", gradient_checks_sheet(results["defenses"]).markdown()]
     sections += ["## Cost", _costs(results)]
     sections += ["## Provenance", _bullets(_provenance(results["provenance"]))]
     return "\n\n".join(sections) + "\n"

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -24,18 +25,19 @@ class Sheet:
         lines = [_line(self.heads), "|" + " --- |" * len(self.heads), *map(_line, self.rows)]
         return "\n".join([*title, *lines, *(["", self.note] if self.note else [])])
 
-    def terminal(self) -> Table:
-        """As a rich table."""
+    def terminal(self, *, wrap: bool = True) -> Table:
+        """As a rich table. Unless numbers may `wrap`, they take a line each and names the rest."""
         table = Table(
             title=Text(self.title),
             caption=Text(self.note) if self.note else None,
             caption_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
         )
-        for number, head in enumerate(self.heads):
-            name = number < self.left
-            table.add_column(
-                head, justify="left" if name else "right", overflow="fold" if name else "ellipsis"
-            )
+        for head in self.heads[: self.left]:
+            table.add_column(head, overflow="fold")
+        for head in self.heads[self.left :]:
+            table.add_column(head, justify="right", no_wrap=not wrap)
         for row in self.rows:
             table.add_row(*map(Text, row))  # as it is: names may look like markup
         return table

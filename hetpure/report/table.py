@@ -52,8 +52,10 @@ def defenses_sheet(results: Mapping[str, Any]) -> Sheet:
     if any(defense["robust_by_all"] for defense in defenses):
         columns["robust, all attacks"] = [_by_all(defense) for defense in defenses]
     if results["run"].get("baseline"):
-        differences = [defense.get("difference", {}) for defense in defenses]
-        columns["robust difference"] = [difference(kinds.get("robust")) for kinds in differences]
+        columns["robust difference"] = [
+            in_points(defense["difference"]["robust"]) if "difference" in defense else "-"
+            for defense in defenses
+        ]
     rows = list(zip(results["defenses"], *columns.values(), strict=True))
     struck = [
         (f"{name}, struck out: {reason}", *[""] * len(columns))
@@ -180,8 +182,3 @@ def interval(estimate: Mapping[str, Any]) -> str:
     accuracy, low, high = (100 * estimate[key] for key in ("accuracy", "low", "high"))
     digits = 0 if high - low > WIDE else 1
     return f"{accuracy:.1f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def difference(paired: Mapping[str, Any] | None) -> str:
-    """A `Difference` as a dictionary, in points with its interval; `-` where there is none."""
-    return "-" if paired is None else in_points(paired)

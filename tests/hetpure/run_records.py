@@ -8,16 +8,9 @@ from typing import Any
 
 import torch
 
-from hetpure.evaluation.compare import (
-    Column,
-    Comparison,
-    Counting,
-    compare,
-    read_columns,
-    read_runs,
-)
+from hetpure.evaluation.compare import Column, Comparison, compare, read_columns, read_runs
 from hetpure.evaluation.protocol import Outcome, Record
-from hetpure.evaluation.results import by_attack
+from hetpure.evaluation.results import Counting, by_attack
 from hetpure.evaluation.store import Job, Store
 
 Line = dict[str, Any]

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,14 @@ from hetpure.images import read_image, write_image
 from hetpure.noise import noise_for
 from hetpure.presets import load_defense
 from lightning_modules.cli import run
-from tests.hetpure.run_records import DRAWS, defended, lines, stored, write
-
-ROOT = Path(__file__).parent.parent.parent
-
+from tests.hetpure.run_records import DRAWS, Line, defended, lines, stored, write
 
 Refused = Callable[..., str]
 
 
 @pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
     """Runs the command in this process, which must leave with code 2 and one line."""
-    monkeypatch.chdir(ROOT)
 
     def call(*arguments: str) -> str:
         with pytest.raises(SystemExit) as stopped:
@@ -89,23 +85,21 @@ def test_report_reads_any_run(
     assert "a run is a folder that evaluate.py wrote" in refused("report", str(tmp_path))
 
 
-def finished(folder: Path, **right: int) -> str:
-    """A run of 40 samples, right on all clean ones and on so many under each defence's attack."""
-    folder.mkdir(parents=True)
-    records = [
-        {
-            "defense": name, "attack": attack, "sample": sample, "label": 1,
-            "predictions": [int(attack == "clean" or sample < count)] * 3,
-            "selection": [0], "chosen": 0, "linf": 0.0, "l2": 0.0, "coverage": None,
-            "network_calls": 0, "known": ["reverse"] if attack == "dw-both" else [],
-        }
-        for name, count in right.items()
-        for attack in ("clean", "pgd_linf", "null", "dw-both")
-        for sample in range(40)
-    ]  # fmt: skip
-    (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    (folder / "results.json").write_text(json.dumps({"run": {"data": folder.name}}))
-    return str(folder)
+@pytest.fixture
+def runs(tmp_path: Path) -> list[str]:
+    """Two runs of 40 samples: `good` has 30 right under attack, and `bad` 10; clean all."""
+    return [
+        write(tmp_path / run, [*of_run(name, right)], results={"run": {"data": run}})
+        for run, name, right in (("good", "a", 30), ("bad", "c", 10))
+    ]
+
+
+def of_run(name: str, right: int) -> Iterator[Line]:
+    yield from lines(name, "clean", [DRAWS] * 40)
+    for attack in ("pgd", "null", "dw-both"):
+        known = ["reverse"] if attack == "dw-both" else []
+        counts = [DRAWS] * right + [0] * (40 - right)
+        yield from lines(name, attack, counts, known=known)
 
 
 def compared(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -120,50 +114,44 @@ def compared(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
 
 
 def test_compare_tells_scripts_whether_a_defence_is_worse(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good, bad = finished(tmp_path / "good", a=30, b=29), finished(tmp_path / "bad", c=10)
-    code, out, err = compared(capsys, good)
-    assert (code, err) == (0, "")
-    assert "robust: no defence is significantly worse than a\n" in out
-    assert "2 differences, with intervals that are not corrected for their number" in out
-    code, out, err = compared(capsys, good, bad)
+    code, out, err = compared(capsys, *runs)
     assert code == 1
     assert "robust: significantly worse than good:a: bad:c\n" in out
     assert "clean: no defence is significantly worse than good:a\n" in out
     assert err == "warning: data differs: bad in bad, good in good\n"
-    assert compared(capsys, good, bad, "--baseline=bad:c")[0] == 0
-    assert compared(capsys, good, bad, "--baseline=c")[0] == 0
-    assert compared(capsys, good, bad, "--tolerance=70")[0] == 0
-    assert compared(capsys, good, bad, "--tolerance=20")[0] == 1
+    for option, expected in (
+        ("--baseline=bad:c", 0),
+        ("--baseline=c", 0),
+        ("--tolerance=70", 0),
+        ("--tolerance=20", 1),
+    ):
+        assert compared(capsys, *runs, option)[0] == expected, option
 
 
-@pytest.mark.parametrize("protocol", ["single", "vote", "worst", "dw_box"])
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        *[(f"--protocol={name}", f"{name}: ") for name in ("single", "vote", "worst", "dw_box")],
+        ("--attack=null", "null: significantly worse than good:a: bad:c"),  # YAML's nothing
+        ("--attack=pgd", "pgd: significantly worse than good:a: bad:c"),
+    ],
+)
 def test_compare_counts_as_it_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], protocol: str
+    runs: list[str], capsys: pytest.CaptureFixture[str], option: str, line: str
 ) -> None:
-    good, bad = finished(tmp_path / "good", a=30), finished(tmp_path / "bad", c=10)
-    code, out, _ = compared(capsys, good, bad, f"--protocol={protocol}")
+    code, out, _ = compared(capsys, *runs, option)
     assert code == 1
-    assert f"{protocol}: " in out
-    assert ("<0.001" in out) == (protocol in ("vote", "worst"))
+    assert line in out
+    assert ("<0.001" in out) == (option.split("=")[1] in ("vote", "worst"))
 
 
-def test_compare_takes_a_named_attack_even_one_that_yaml_reads_as_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_compare_writes_what_it_shows(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good, bad = finished(tmp_path / "good", a=30), finished(tmp_path / "bad", c=10)
-    for attack in ("null", "pgd_linf"):
-        code, out, _ = compared(capsys, good, bad, "--attack", attack)
-        assert code == 1
-        assert f"{attack}: significantly worse than good:a: bad:c" in out
-        assert "robust" not in out
-
-
-def test_compare_writes_what_it_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good, bad = finished(tmp_path / "good", a=30), finished(tmp_path / "bad", c=10)
     targets = (f"--csv={tmp_path / 'o.csv'}", f"--latex={tmp_path / 'o.tex'}")
-    assert compared(capsys, good, bad, "--protocol=vote", *targets)[0] == 1
+    assert compared(capsys, *runs, "--protocol=vote", *targets)[0] == 1
     with (tmp_path / "o.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["kind"], row["run"]) for row in rows] == [
@@ -175,26 +163,38 @@ def test_compare_writes_what_it_shows(tmp_path: Path, capsys: pytest.CaptureFixt
     assert r"bad & c & $40$ & $25.0" in (tmp_path / "o.tex").read_text()
 
 
-def test_compare_refuses_in_one_line(tmp_path: Path, refused: Refused) -> None:
-    good = finished(tmp_path / "good", a=30, b=29)
-    assert "required" in refused("compare")
-    assert "there is no run.json and no records.jsonl" in refused("compare", str(tmp_path))
-    assert "given twice" in refused("compare", good, good)
-    assert "allowed are good:a, good:b" in refused("compare", good, "--baseline=c")
-    assert "robust, pgd_linf, null, dw-both" in refused("compare", good, "--attack=fgsm")
-    assert "single" in refused("compare", good, "--protocol=mean")
-    assert "[0, 100] points, got -1" in refused("compare", good, "--tolerance=-1")
-    assert "--csv" in refused("compare", good, f"--csv={tmp_path}")
-    assert "--latex" in refused("compare", good, f"--latex={tmp_path / 'no' / 'o.tex'}")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "good:a is the only defence"),
+        (["runs"], "there is no run.json and no records.jsonl"),
+        (["good"], "given twice"),
+        (["bad", "--baseline=d"], "allowed are good:a, bad:c"),
+        (["bad", "--attack=fgsm"], "robust, pgd, null, dw-both"),
+        (["bad", "--protocol=mean"], "single"),
+        (["bad", "--tolerance=-1"], "[0, 100] points, got -1"),
+        (["bad", "--csv=."], "--csv"),
+        (["bad", "--latex=no/o.tex"], "--latex"),
+    ],
+)
+def test_compare_refuses_in_one_line(
+    options: list[str],
+    message: str,
+    runs: list[str],
+    tmp_path: Path,
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused("compare", "good", *options)
 
 
 def test_compare_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = compared(capsys, "--help")
     assert code == 0
-    said = " ".join(out.split())
-    assert "Exit code 0: under attack no defence is significantly worse" in said
-    assert "Intervals are not corrected for their number" in said
-    assert "RUN [RUN ...]" in said
-    assert "Args:" not in said
+    help_text = " ".join(out.split())
+    assert "Exit code 0: under attack no defence is significantly worse" in help_text
+    assert "RUN [RUN ...]" in help_text
+    assert "Args:" not in help_text
     for option in ("baseline", "attack", "protocol", "tolerance", "csv", "latex"):
-        assert f"--{option}" in said
+        assert f"--{option}" in help_text

@@ -25,7 +25,7 @@ from hetpure.gradient_check import GradientCheck
 from hetpure.gradients import Execution, Policy
 from hetpure.noise import Noise, Purpose, Stream
 from hetpure.purifiers import HeterogeneousPurifier, Purifier, Step, UniformPurifier
-from hetpure.report.gradient_checks import gradient_checks_markdown
+from hetpure.report.gradient_checks import gradient_checks_sheet
 
 SAMPLES = torch.arange(4)
 
@@ -112,7 +112,7 @@ def test_cosines_of_what_attacks_follow_in_the_gradients_place(
     told = found.substitute_cosines
     assert found.passed and list(told) == ["soft mask", "bpda", "classifier_only"]
     assert all(-1 <= cosine < 0.9999 for cosine in (*told.values(), *uniform.values()))
-    shown = gradient_checks_markdown({"row": {"gradient_check": found.as_dict()}})
+    shown = gradient_checks_sheet({"row": {"gradient_check": found.as_dict()}}).markdown()
     assert f"soft mask {told['soft mask']:.3f}, bpda {told['bpda']:.3f}" in shown
 
     defense = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser)

@@ -15,7 +15,7 @@ from hetpure.gradient_check import cosines
 from hetpure.gradients import Execution, Policy, input_gradient
 from hetpure.noise import Noise, Purpose, Stream, noise_for
 from hetpure.purifiers import EDMPurifier, HeterogeneousPurifier, Purifier, Step, UniformPurifier
-from hetpure.report.gradient_checks import gradient_checks_markdown
+from hetpure.report.gradient_checks import gradient_checks_sheet
 from hetpure.schedule import NO_NOISE, linear_schedule
 
 SAMPLES = torch.arange(4)
@@ -115,7 +115,7 @@ def test_a_thinned_gradient_check_says_what_it_looked_at(
     assert (found.images, found.directions, found.steps, found.of_steps) == (1, 1, 4, 15)
     assert found.policy == defense.execution.describe(15), "the attack's own"
     assert {"checkpoint", "tape"} <= set(found.compared) and len(found.compared) == 3
-    table = gradient_checks_markdown({"row": {"gradient_check": found.as_dict()}})
+    table = gradient_checks_sheet({"row": {"gradient_check": found.as_dict()}}).markdown()
     assert "| 1 image, 1 direction, 4 of 15 steps |" in table
 
 

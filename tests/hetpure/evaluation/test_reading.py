@@ -40,6 +40,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     write(tmp_path, [{"defense": "a"}])
     with pytest.raises(InputError, match=r"records.jsonl, line 1, is no record: .*'sample'"):
         read_records(tmp_path)
+    write(tmp_path, [line("a", "apgd", 0, 4, selection=[])])
+    with pytest.raises(InputError, match="is no record: it lacks its selection draws"):
+        read_records(tmp_path)
 
 
 def test_a_torn_last_line_is_no_record_and_others_must_be_whole() -> None:

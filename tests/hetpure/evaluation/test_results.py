@@ -1,15 +1,34 @@
 """Results are a function of the records."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from hetpure.evaluation.protocol import Record
-from hetpure.evaluation.results import summarise
+from hetpure.evaluation.results import FRESH, estimate, outcomes, summarise
+from hetpure.evaluation.statistics import mean_accuracy, paired_difference, wilson
 
 CLEAN = Record("d", "clean", 7, 1, [1, 1, 1], [3], 0, 0.0, 0.0, 0.25, 9, "Linf 0.0", [])
-NULL = replace(CLEAN, attack="null", selection=[3, 3])
 ATTACKED = Record("d", "pgd_linf", 7, 1, [1, 2, 1], [1, 3], 0, 0.1, 0.5, 0.5, 90, "Linf 0.1", [])
+
+
+def attacked(name: str, sample: int, kept: int, **changes: object) -> Record:
+    return replace(ATTACKED, attack=name, sample=sample, selection=[kept, 3], **changes)
+
+
+def test_how_outcomes_are_counted() -> None:
+    """A tie is wrong; where there is one draw, all countings are one."""
+    records = [replace(CLEAN, predictions=draws) for draws in ([1, 2], [1, 1], [2, 2], [1, 1])]
+    single, vote, worst = (outcomes(records, counting) for counting in FRESH)
+    assert single.tolist() == [[True, False], [True, True], [False, False], [True, True]]
+    assert vote.tolist() == worst.tolist() == [False, True, False, True]
+    assert estimate(vote, 2) == wilson(2, 4, 2) and estimate(single, 2) == mean_accuracy(single)
+    records = [replace(CLEAN, predictions=draws) for draws in ([1, 1, 2], [1, 1, 1])]
+    assert outcomes(records, "vote").all() and outcomes(records, "worst").tolist() == [False, True]
+    one = [replace(CLEAN, predictions=draws) for draws in ([1], [2], [1])]
+    assert len({estimate(outcomes(one, counting), 1) for counting in FRESH}) == 1
 
 
 def test_summary_by_hand() -> None:
@@ -23,10 +42,9 @@ def test_summary_by_hand() -> None:
     assert summary["clean"]["vote"]["accuracy"] == 0.5
     assert summary["robust"]["single"]["accuracy"] == pytest.approx(2 / 6)
     assert summary["robust"]["vote"]["accuracy"] == 0.5
-    for protocol in ("single", "vote", "worst"):
-        assert summary["attacks"]["pgd_linf"][protocol] == summary["robust"][protocol]
     assert summary["robust"]["worst"]["accuracy"] == 0
-    assert summary["robust"]["success"] == summary["attacks"]["pgd_linf"]["success"]
+    for key in (*FRESH, "success"):
+        assert summary["attacks"]["pgd_linf"][key] == summary["robust"][key]
     assert summary["robust"]["attacks"] == {"pgd_linf": 2}
     assert summary["robust_by_all"] is None
     assert summary["perturbation"]["max_linf"] == 0.3
@@ -34,33 +52,21 @@ def test_summary_by_hand() -> None:
     assert summary["network_calls"] == 2 * 99
 
 
-def test_robust_is_the_worst_attack_for_each_sample() -> None:
-    """Chosen by selection draws, not by the report draws."""
-    other = replace(ATTACKED, attack="other", selection=[0, 3], predictions=[1, 1, 1])
-    summary = summarise([CLEAN, ATTACKED, other])["d"]
-    assert summary["robust"]["single"]["accuracy"] == 1
-    assert summary["attacks"]["pgd_linf"]["single"]["accuracy"] == pytest.approx(2 / 3)
-
-
-def attacked(name: str, sample: int, kept: int, **changes: object) -> Record:
-    return replace(ATTACKED, attack=name, sample=sample, selection=[kept, 3], **changes)
-
-
 def test_robust_is_over_attacks_in_one_ball_that_know_no_noise() -> None:
-    """An attack in another ball, one that moves images otherwise and one that knows the noise have
-    the fewest right, and are not it."""
+    """By selection draws, not by the report. An attack in another ball, one that moves images
+    otherwise and one that knows the noise have the fewest right, and are not it."""
     records = [
         CLEAN,
         ATTACKED,
         attacked("wide", 7, 0, threat="Linf 0.2"),
         attacked("stadv", 7, 0, threat=None),
         attacked("dw", 7, 0, known=["forward", "reverse"], predictions=[2]),
-        attacked("square", 7, 0, predictions=[2, 2, 2]),
+        attacked("square", 7, 0, predictions=[1, 1, 1]),
         attacked("audit: more steps", 7, 0),
     ]
     summary = summarise(records)["d"]
     assert summary["robust"]["attacks"] == {"pgd_linf": 0, "square": 1}
-    assert summary["robust"]["single"]["accuracy"] == 0
+    assert summary["robust"]["single"]["accuracy"] == 1
     assert set(summary["attacks"]) == {"pgd_linf", "wide", "stadv", "dw", "square"}
     assert set(summary["attacks"]["dw"]) >= {"dw_box"} and "single" not in summary["attacks"]["dw"]
     assert summary["audit_calls"] == 90
@@ -75,11 +81,9 @@ def test_attacks_on_the_first_samples_only_have_a_robust_of_their_own() -> None:
         attacked("square", 7, 0, predictions=[2, 2, 2]),
     ]
     summary = summarise(records)["d"]
-    assert summary["robust"]["single"] | {"low": 0, "high": 0} == {
-        "accuracy": 1.0, "low": 0, "high": 0, "n": 2, "draws": 3,
-    }  # fmt: skip
-    assert summary["robust_by_all"]["single"]["n"] == 1
-    assert summary["robust_by_all"]["single"]["accuracy"] == 0
+    whole, by_all = summary["robust"]["single"], summary["robust_by_all"]["single"]
+    assert (whole["accuracy"], whole["n"], whole["draws"]) == (1.0, 2, 3)
+    assert (by_all["accuracy"], by_all["n"]) == (0.0, 1)
 
 
 def test_success_is_over_what_was_right_before() -> None:
@@ -96,3 +100,34 @@ def test_success_is_over_what_was_right_before() -> None:
         ]
     success = summarise(records)["d"]["attacks"]["pgd_linf"]["success"]
     assert (success["accuracy"], success["n"]) == (0.5, 2)
+
+
+# Differences from the baseline
+
+
+def of_row(name: str, right: list[int], samples: list[int]) -> Iterator[Record]:
+    """Two draws a sample: `right` of them under attack, both on the clean image."""
+    for count, sample in zip(right, samples, strict=True):
+        clean = replace(CLEAN, defense=name, sample=sample, predictions=[1, 1])
+        predictions = [1] * count + [0] * (2 - count)
+        yield clean
+        yield replace(clean, attack="pgd", selection=[0, 2], predictions=predictions)
+
+
+def test_each_other_row_has_a_difference() -> None:
+    both = [*of_row("other", [2, 1, 0], [0, 1, 2]), *of_row("base", [0, 1, 0], [0, 1, 2])]
+    rows = summarise(both, "base")
+    assert "difference" not in rows["base"] and "difference" not in summarise(both)["other"]
+    robust = np.array([[1, 1], [1, 0], [0, 0]], dtype=bool)
+    expected = paired_difference(robust, np.array([[0, 0], [1, 0], [0, 0]], dtype=bool))
+    assert rows["other"]["difference"]["robust"] == expected.as_dict()
+    assert expected.difference == pytest.approx(1 / 3)
+    assert rows["other"]["difference"]["clean"]["difference"] == 0
+
+
+def test_samples_are_paired_by_their_id_not_by_their_place() -> None:
+    right = [k % 3 for k in range(40)]
+    ours = [*of_row("other", right, list(range(40)))]
+    base = [*of_row("base", right, list(range(40)))]
+    straight = summarise([*ours, *base], "base")["other"]["difference"]
+    assert summarise([*ours, *base[::-1]], "base")["other"]["difference"] == straight

@@ -21,7 +21,7 @@ from hetpure.evaluation.protocol import Protocol
 from hetpure.evaluation.results import summarise
 from hetpure.evaluation.rows import DefenseConfig, build_rows
 from hetpure.evaluation.run_results import Contents
-from hetpure.evaluation.search import check_no_earlier, search
+from hetpure.evaluation.search import search
 from hetpure.evaluation.store import Job, Store
 from hetpure.numbers import Number
 from hetpure.purifiers import HeterogeneousPurifier
@@ -98,7 +98,7 @@ def test_other_values_go_on_in_the_folder_and_nothing_is_computed_twice(
     assert replace(again, seconds=0.0) == replace(first["threshold=0.5"], seconds=0.0)
 
 
-def test_another_search_is_refused(searched: Search) -> None:
+def test_another_search_is_refused(searched: Search, tmp_path: Path) -> None:
     searched(0.5)
     for difference, settings in (
         ("config.attack.steps: 1, now 2", {"attack": replace(ATTACK, steps=2)}),
@@ -107,6 +107,9 @@ def test_another_search_is_refused(searched: Search) -> None:
     ):
         with pytest.raises(InputError, match=f"holds a run with another {difference}"):
             searched(0.5, **settings)
+    (tmp_path / "run.json").rename(tmp_path / "trials.jsonl")  # as earlier versions kept theirs
+    with pytest.raises(InputError, match="a run of an earlier version"):
+        searched(0.5)
 
 
 def test_a_row_without_gradients_is_struck_out_and_the_others_go_on(
@@ -120,10 +123,3 @@ def test_a_row_without_gradients_is_struck_out_and_the_others_go_on(
     assert trials["threshold=0.9"] is not None
     with pytest.raises(InputError, match="holds no evaluation"):  # which could be reported
         Contents.read(store)
-
-
-def test_a_search_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
-    check_no_earlier(Store(tmp_path))
-    (tmp_path / "trials.jsonl").touch()
-    with pytest.raises(InputError, match="a search of an earlier version"):
-        check_no_earlier(Store(tmp_path))

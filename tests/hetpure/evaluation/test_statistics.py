@@ -16,9 +16,7 @@ from hetpure.evaluation.statistics import (
     mean_accuracy,
     paired_difference,
     paired_proportions,
-    vote_accuracy,
     wilson,
-    worst_accuracy,
 )
 
 Outcomes = NDArray[np.bool_]
@@ -79,51 +77,19 @@ def test_draws_do_not_pretend_to_be_samples() -> None:
     assert estimate.high - estimate.low > 0.2  # 10,000 independent draws would give 0.02
 
 
-# The vote and the worst draw
-
-
 def test_majority_and_ties() -> None:
-    predictions = np.array([[1, 1, 2], [1, 2, 3], [1, 1, 2], [4, 4, 4]])
-    assert majority(predictions).tolist() == [1, -1, 1, 4]
-    assert majority(np.array([[1, 1, 2, 2]])).tolist() == [-1]
+    predictions = np.array([[1, 1, 2], [1, 2, 3], [4, 4, 4]])
+    assert majority(predictions).tolist() == [1, -1, 4]
     assert majority(np.array([[1, 1, 2, 2, 3], [7, 7, 1, 2, 3]])).tolist() == [-1, 7]
-
-
-def test_a_tie_counts_as_wrong() -> None:
-    labels = np.array([1, 1])
-    estimate = vote_accuracy(np.array([[1, 2], [1, 1]]), labels)
-    assert (estimate.accuracy, estimate.n, estimate.draws) == (0.5, 2, 2)
-
-
-def test_worst_is_right_in_all_draws() -> None:
-    correct = np.array([[1, 1, 1], [1, 1, 0], [0, 0, 0], [1, 1, 1]], dtype=bool)
-    result = worst_accuracy(correct)
-    assert (result.accuracy, result.n, result.draws) == (0.5, 4, 3)
-    assert (result.low, result.high) == (wilson(2, 4).low, wilson(2, 4).high)
-
-
-def test_worst_is_below_the_other_protocols_and_equals_them_for_one_draw() -> None:
-    correct = np.random.default_rng(0).random((40, 5)) < 0.8
-    labels = np.zeros(40, dtype=np.int64)
-    predictions = np.where(correct, 0, 1)
-    worst = worst_accuracy(correct).accuracy
-    assert worst < mean_accuracy(correct).accuracy
-    assert worst < vote_accuracy(predictions, labels).accuracy
-    assert worst_accuracy(correct[:, :1]) == mean_accuracy(correct[:, :1])
 
 
 def test_attack_success_is_over_clean_correct_samples() -> None:
     """Of four right before, one is lost; the sample that was wrong before counts for nothing."""
     before = np.array([1, 1, 1, 1, 0, 0], dtype=bool)
     after = np.array([1, 1, 1, 0, 0, 1], dtype=bool)
-    result = attack_success(before, after, draws=7)
-    assert (result.accuracy, result.n, result.draws) == (0.25, 4, 7)
-    assert (result.low, result.high) == (wilson(1, 4).low, wilson(1, 4).high)
-
-
-def test_attack_success_without_a_clean_correct_sample_says_nothing() -> None:
-    result = attack_success(np.zeros(5, dtype=bool), np.ones(5, dtype=bool))
-    assert (result.n, result.low, result.high) == (0, 0, 1)
+    assert attack_success(before, after) == wilson(1, 4)
+    nothing = attack_success(np.zeros(5, dtype=bool), np.ones(5, dtype=bool))
+    assert (nothing.n, nothing.low, nothing.high) == (0, 0, 1)
 
 
 # Outcomes in pairs
@@ -136,31 +102,16 @@ def pairs(both: int, first: int, second: int, none: int) -> tuple[Outcomes, Outc
     return np.array(ours), np.array(theirs)
 
 
-@pytest.mark.parametrize(("first", "second"), [(1, 7), (7, 1), (2, 12), (0, 5), (0, 6), (3, 20)])
-def test_mcnemar_is_the_binomial_sum(first: int, second: int) -> None:
-    """Both tails of fair coins: twice the smaller one, by hand."""
-    result = mcnemar(*pairs(10, first, second, 4))
-    total, few = first + second, min(first, second)
-    by_hand = 2 * sum(comb(total, k) for k in range(few + 1)) / 2**total
-    assert result.p_value == pytest.approx(by_hand, rel=1e-12)
-    assert (result.only_first, result.only_second) == (first, second)
-
-
-def test_mcnemar_sees_discordant_samples_only() -> None:
-    assert mcnemar(*pairs(30, 0, 0, 34)).p_value == 1
-    assert mcnemar(*pairs(0, 5, 5, 0)).p_value == 1
-    assert mcnemar(*pairs(0, 2, 9, 0)).p_value == mcnemar(*pairs(500, 2, 9, 300)).p_value
-
-
-@pytest.mark.parametrize("total", range(1, 40, 3))
-def test_mcnemar_cries_wolf_at_most_one_time_in_twenty(total: int) -> None:
-    """Exactly: the probability, were both equal, of all outcomes with p <= .05."""
-    alarms = [
-        comb(total, k) / 2**total
-        for k in range(total + 1)
-        if mcnemar(*pairs(0, k, total - k, 0)).p_value <= 0.05
-    ]
-    assert sum(alarms) <= 0.05
+def test_mcnemar_is_the_binomial_sum() -> None:
+    """Both tails of fair coins: twice the smaller one, by hand. Concordant samples say nothing."""
+    for first, second in ((1, 7), (7, 1), (0, 5), (3, 20)):
+        result = mcnemar(*pairs(10, first, second, 4))
+        total, few = first + second, min(first, second)
+        by_hand = 2 * sum(comb(total, k) for k in range(few + 1)) / 2**total
+        assert result.p_value == pytest.approx(by_hand, rel=1e-12)
+        assert (result.only_first, result.only_second) == (first, second)
+        assert result.p_value == mcnemar(*pairs(500, first, second, 300)).p_value
+    assert mcnemar(*pairs(30, 0, 0, 34)).p_value == mcnemar(*pairs(0, 5, 5, 0)).p_value == 1
 
 
 @pytest.mark.parametrize(
@@ -169,6 +120,7 @@ def test_mcnemar_cries_wolf_at_most_one_time_in_twenty(total: int) -> None:
         ((36, 12, 2, 0), 0.0569, 0.3404),  # Newcombe 1998 (paired data), method 10
         ((18, 12, 2, 18), 0.0562, 0.3290),
         ((53, 0, 0, 1), -0.0729, 0.0729),
+        ((1, 0, 0, 0), -0.7935, 0.7935),  # by hand: Wilson's 1/1 begins at .2065
         ((0, 30, 0, 0), 0.8395, 1.0),
         ((59, 6, 16, 80), -0.1186, -0.0046),  # R's contingencytables, cavo_2012
     ],
@@ -196,16 +148,6 @@ def test_newcombe_mirrors_when_swapped() -> None:
     result, swapped = paired_proportions(first, second), paired_proportions(second, first)
     assert (-swapped.high, -swapped.low) == pytest.approx((result.low, result.high), abs=1e-15)
     assert swapped.difference == -result.difference
-
-
-@pytest.mark.parametrize("counts", [(30, 0, 0, 0), (0, 0, 0, 30), (32, 0, 0, 32), (1, 0, 0, 0)])
-def test_newcombe_of_equal_outcomes_is_around_zero_and_not_empty(
-    counts: tuple[int, int, int, int],
-) -> None:
-    result = paired_proportions(*pairs(*counts))
-    assert result.difference == 0
-    assert -1 <= result.low < 0 < result.high <= 1
-    assert result.low == pytest.approx(-result.high)
 
 
 def test_newcombe_is_narrower_where_samples_are_hard_for_both() -> None:
@@ -247,7 +189,8 @@ def draw(generator: np.random.Generator, rates: NDArray[np.float64], draws: int 
 
 
 def correlated(seed: int, n: int = 64) -> tuple[Outcomes, Outcomes]:
-    """A hard sample is hard for both: logits share most of their spread; the first is better."""
+    """A hard sample is hard for both: logits share most of their spread; the first is better, by
+    .0877 (over 1,000,000 samples, standard error .0003)."""
     generator = np.random.default_rng(seed)
     hardness = 2 * generator.normal(size=n)
     logits = [hardness + shift + generator.normal(size=n) / 2 for shift in (0.6, 0.0)]
@@ -273,13 +216,8 @@ def test_a_difference_is_that_of_the_means() -> None:
     assert result.difference == pytest.approx(first.mean() - second.mean(), abs=1e-12)
     assert result.low < result.difference < result.high
     assert result.n == 64
-
-
-def test_draw_counts_may_differ() -> None:
-    first, second = correlated(0)
-    result = paired_difference(first[:, :1], second)
-    assert result.difference == pytest.approx(first[:, :1].mean() - second.mean(), abs=1e-12)
-    assert result.high - result.low > paired_difference(first, second).high - result.low
+    fewer = paired_difference(first[:, :1], second)  # draws may differ
+    assert fewer.high - fewer.low > result.high - result.low
 
 
 def test_no_difference_seen_is_not_none_proved() -> None:
@@ -288,14 +226,6 @@ def test_no_difference_seen_is_not_none_proved() -> None:
     result = paired_difference(same, same)
     assert result.difference == 0
     assert (result.low, result.high) == pytest.approx((-wilson(0, 64).high, wilson(0, 64).high))
-
-
-def test_equal_noisy_answers_hold_zero_inside() -> None:
-    answers, _ = correlated(1)
-    result = paired_difference(answers, answers)
-    assert result.difference == 0
-    assert result.low < -0.01
-    assert result.high > 0.01
 
 
 def test_a_gap_that_one_side_always_wins_is_far_from_zero() -> None:
@@ -334,12 +264,6 @@ def test_the_interval_covers_the_truth(law: Law, truth: float, n: int, width: fl
     mean_width = np.mean([each.high - each.low for each in result])
     assert covered >= 0.93
     assert mean_width < width
-
-
-def test_the_truth_of_correlated_answers() -> None:
-    """The number that the test above uses: 1,000,000 samples, standard error .0003."""
-    first, second = correlated(9, n=1_000_000)
-    assert first.mean() - second.mean() == pytest.approx(0.0877, abs=0.001)
 
 
 def bootstrap_of_before(correct: Outcomes, seed: int) -> tuple[float, float]:
