@@ -1,14 +1,9 @@
-"""The published architectures: layouts, sizes, attention places.
-
-`layouts/*.json` hold the state-dict keys and shapes of torchvision 0.29.2, timm 1.0.31 and
-RobustBench 1.1.1, written from the packages' own models.
+"""The published architectures: sizes, logits, attention places. That their keys and shapes are the
+published ones is held in `weights/test_classifier_formats.py`.
 """
 
-import json
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,24 +20,6 @@ from hetpure.classifiers import (
 )
 from hetpure.classifiers.deepmind_wide_resnet import pad_same
 from hetpure.classifiers.resnet import Stem
-
-LAYOUTS = Path(__file__).parent / "layouts"
-SMALL_DEIT: dict[str, Any] = {"width": 384, "heads": 6}
-PUBLISHED: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "torchvision_resnet18": (lambda: ResNet(18), 11_689_512),
-    "torchvision_resnet50": (lambda: ResNet(50), 25_557_032),
-    "robustbench_dm_wrn_28_10": (lambda: DeepMindWideResNet(28, 10), 36_479_194),
-    "robustbench_dm_wrn_34_20_cifar100": (
-        lambda: DeepMindWideResNet(34, 20, num_classes=100, activation="silu"),
-        184_646_964,
-    ),
-    "timm_vit_base_patch16_224": (VisionTransformer, 86_567_656),
-    "timm_deit_small_patch16_224": (lambda: VisionTransformer(**SMALL_DEIT), 22_050_664),
-    "timm_deit_small_distilled_patch16_224": (
-        lambda: VisionTransformer(**SMALL_DEIT, distilled=True),
-        22_436_432,
-    ),
-}
 
 
 def tiny_vit(image_size: int = 32, **options: bool) -> VisionTransformer:
@@ -88,19 +65,6 @@ def wrapped(network: nn.Module, *blocks: str) -> Classifier:
     )
 
 
-# --- layouts ---
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_layout_is_the_published_one(name: str) -> None:
-    build, parameters = PUBLISHED[name]
-    with torch.device("meta"):
-        network = build()
-    shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
-    assert shapes == json.loads((LAYOUTS / f"{name}.json").read_text())
-    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
-
-
 @pytest.mark.parametrize(
     ("depth", "inner_width", "parameters"),
     [
@@ -142,7 +106,8 @@ def fill(network: nn.Module) -> nn.Module:
     return network
 
 
-# Logits of the packages' own models, filled alike; see `layouts` for their versions.
+# Logits of the packages' own models, filled alike: torchvision 0.29.2, timm 1.0.31, RobustBench
+# 1.1.1.
 LOGITS: dict[str, tuple[Callable[[], nn.Module], list[float]]] = {
     "torchvision resnet18": (lambda: ResNet(18, 3), [-2.66609124, 1.83676286, -0.169564466]),
     "torchvision resnet50": (lambda: ResNet(50, 3), [-3.85413869, 3.11862844, -3.9170941]),

@@ -1,6 +1,7 @@
 """The mask: hand-made maps, guards against constant ones, and hooks that never outlive a call."""
 
 import threading
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -20,24 +21,32 @@ from hetpure.errors import InputError
 VALUE, AREA = AttentionMask(threshold=0.9), AttentionMask(selection="area", threshold=0.15)
 
 
-class Planted(nn.Module):
-    """A network whose blocks put out the given activations (C, h, w), whatever the image."""
-
-    def __init__(self, **activations: Tensor) -> None:
+class Says(nn.Module):
+    def __init__(self, output: object) -> None:
         super().__init__()
-        self.activations = activations
-        self.block = nn.ModuleDict({name: nn.Identity() for name in activations})
+        self.output = output
+
+    def forward(self, x: Tensor) -> object:
+        return self.output.to(x) if isinstance(self.output, Tensor) else self.output
+
+
+class Planted(nn.Module):
+    """A network whose blocks put out what they are given, whatever the images."""
+
+    def __init__(self, outputs: Sequence[object]) -> None:
+        super().__init__()
+        self.blocks, self.idle = nn.ModuleList(map(Says, outputs)), nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        for name, block in self.block.items():
-            block(self.activations[name].to(x).expand(len(x), -1, -1, -1))
+        for block in self.blocks:
+            block(x)
         return x.flatten(1)[:, :2]
 
 
-def planted(**activations: Tensor) -> Classifier:
-    blocks = [f"block.{name}" for name in activations]
-    network = Planted(**activations)
-    return Classifier(network, num_classes=2, mean=[0.0], std=[1.0], attention_blocks=blocks)
+def planted(*outputs: object) -> Classifier:
+    names = [f"blocks.{number}" for number in range(len(outputs))]
+    network = Planted(outputs)
+    return Classifier(network, num_classes=2, mean=[0.0], std=[1.0], attention_blocks=names)
 
 
 def count_hooks(module: nn.Module) -> int:
@@ -81,16 +90,16 @@ def test_constant_map_selects_nothing(
     mask: AttentionMask, level: float, dtype: torch.dtype
 ) -> None:
     """Upsampling 3x3 to 8x8 leaves rounding errors on a constant: they are not attention."""
-    classifier = planted(flat=torch.full((1, 3, 3), level, dtype=dtype)).to(dtype)
+    classifier = planted(torch.full((2, 1, 3, 3), level, dtype=dtype)).to(dtype)
     scores = mask.scores(classifier, torch.rand(2, 1, 8, 8, dtype=dtype))
     assert scores.isfinite().all()
     assert not mask.select(scores).any()
 
 
 def test_constant_block_leaves_the_others_alone() -> None:
-    peak = torch.zeros(1, 8, 8)
-    peak[0, 2, 3] = 1.0
-    both = planted(flat=torch.full((1, 2, 2), 0.3), peak=peak)
+    peak = torch.zeros(1, 1, 8, 8)
+    peak[..., 2, 3] = 1.0
+    both = planted(torch.full((1, 1, 2, 2), 0.3), peak)
     mask = VALUE(both, torch.rand(1, 1, 8, 8))
     assert mask.nonzero().tolist() == [[0, 0, 2, 3]]
 
@@ -217,42 +226,14 @@ def test_tokens_that_make_no_grid_are_refused(count: int, image: tuple[int, int]
         tokens_to_grid(torch.zeros(1, count, 4), *image)
 
 
-class Tokens(nn.Module):
-    """A network whose block puts out the given tensor, or whatever else."""
-
-    def __init__(self, output: object) -> None:
-        super().__init__()
-        self.output = output
-        self.block, self.idle = Constant(output), nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.block(x)
-        return x.flatten(1)[:, :2]
-
-
-class Constant(nn.Module):
-    def __init__(self, output: object) -> None:
-        super().__init__()
-        self.output = output
-
-    def forward(self, x: Tensor) -> object:
-        return self.output
-
-
-def constant(output: object) -> Classifier:
-    return Classifier(
-        Tokens(output), num_classes=2, mean=[0.0], std=[1.0], attention_blocks=["block"]
-    )
-
-
 def test_tokens_and_maps_give_the_same_mask() -> None:
     maps = torch.rand(2, 3, 4, 4)
     tokens = torch.cat([torch.full((2, 1, 3), 9.0), maps.flatten(2).mT], 1)
     pixels = torch.rand(2, 1, 16, 16)
     mask = AttentionMask(threshold=0.5)
-    from_tokens = mask(constant(tokens), pixels)
+    from_tokens = mask(planted(tokens), pixels)
     assert from_tokens.any()
-    assert torch.equal(from_tokens, mask(constant(maps), pixels))
+    assert torch.equal(from_tokens, mask(planted(maps), pixels))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +249,7 @@ def test_tokens_and_maps_give_the_same_mask() -> None:
     ids=["two dims", "five dims", "batch second", "no grid", "tuple", "dict"],
 )
 def test_an_output_that_is_no_map_is_refused(output: object, says: str) -> None:
-    classifier = constant(output)
+    classifier = planted(output)
     with pytest.raises(InputError, match=says) as caught:
         VALUE(classifier, torch.rand(2, 1, 8, 8))
     assert "\n" not in str(caught.value)
@@ -277,7 +258,7 @@ def test_an_output_that_is_no_map_is_refused(output: object, says: str) -> None:
 
 def test_a_block_that_never_ran_is_refused() -> None:
     with pytest.raises(InputError, match=r"'idle' put out nothing"):
-        AttentionMask(blocks=("idle",))(constant(None), torch.rand(2, 1, 8, 8))
+        AttentionMask(blocks=("idle",))(planted(None), torch.rand(2, 1, 8, 8))
 
 
 def test_unknown_or_missing_blocks_are_refused(images: Tensor) -> None:

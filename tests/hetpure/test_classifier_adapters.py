@@ -21,7 +21,7 @@ from hetpure.classifiers.adapters import ADAPTERS
 from hetpure.errors import InputError
 from hetpure.weights import load_classifier
 from hetpure.weights.classifier import build_classifier, find_architecture
-from tests.hetpure.weights.folders import edit
+from tests.hetpure.weights.folders import edit, refusal
 
 Install = Callable[..., None]
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -65,15 +65,6 @@ def config(architecture: str, network: dict[str, Any], **more: Any) -> dict[str,
         "in_channels": 3,
         **more,
     }
-
-
-def refusal(content: dict[str, Any]) -> str:
-    with pytest.raises(InputError) as caught:
-        build_classifier(content, where=Path("config.json"))
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.startswith("config.json describes no classifier: ")
-    return message
 
 
 def folder(path: Path, content: dict[str, Any], weights: nn.Module) -> Path:

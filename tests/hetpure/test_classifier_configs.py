@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hetpure.attention import AttentionMask
-from hetpure.errors import InputError
 from hetpure.weights import load_classifier, save_classifier
 from hetpure.weights.classifier import ARCHITECTURES, build_classifier
+from tests.hetpure.weights.folders import refusal
 
 NET = """
 import torch
@@ -65,15 +65,6 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "foreign_net", raising=False)
     return tmp_path
-
-
-def refusal(config: dict[str, Any]) -> str:
-    with pytest.raises(InputError) as caught:
-        build_classifier(config, where=Path("config.json"))
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.startswith("config.json describes no classifier: ")
-    return message
 
 
 def test_registered_architectures_load(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.gradients import Execution
 from hetpure.noise import BatchNoise
 from hetpure.purifiers import HeterogeneousPurifier, Purifier, UniformPurifier
 
@@ -87,28 +86,3 @@ def test_models_are_frozen(denoiser: Denoiser, classifier: Classifier) -> None:
     defense = Defense(classifier, UNIFORM, denoiser)
     assert not any(parameter.requires_grad for parameter in defense.parameters())
     assert not any(module.training for module in defense.modules())
-
-
-@pytest.mark.parametrize(
-    ("policy", "again"),
-    [(Execution("tape"), 0), (Execution("checkpoint"), 6), (Execution("hybrid", 4), 2)],
-    ids=lambda value: value.describe(6) if isinstance(value, Execution) else "",
-)
-def test_counter_sees_recomputed_calls(
-    policy: Execution,
-    again: int,
-    denoiser: Denoiser,
-    classifier: Classifier,
-    images: Tensor,
-    rows: Rows,
-) -> None:
-    """And the defence foresees them."""
-    defense = Defense(classifier, HETEROGENEOUS, denoiser, policy=policy)
-    images.requires_grad_()
-    with count_network_calls(defense) as counter:
-        loss = defense(images, rows(0, 1, 2, 3)).square().sum()
-        assert counter.batches == defense.network_calls == 6
-        torch.autograd.grad(loss, images)
-    assert counter.batches == 6 + again
-    assert defense.gradient_calls() == (6 + again, 6)
-    assert counter.images == 4 * counter.batches

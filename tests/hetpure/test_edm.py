@@ -5,7 +5,6 @@ What many steps converge to is in `test_purification_law.py`.
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from math import sqrt
 
 import pytest
@@ -46,16 +45,6 @@ def test_levels_are_the_rho_spacing_at_the_nearest_index(
     assert [step.at for step in plan] == [step.via for step in plan] == wanted
     assert [step.to for step in plan] == [*wanted[1:], NO_NOISE]
     assert wanted[0] == 300
-
-
-@pytest.mark.parametrize("strength", [0.05, 0.1, 0.117, 0.3, 1.0])
-@pytest.mark.parametrize("churn", [0.0, 4.0])
-def test_a_plan_starts_at_the_index_of_its_strength(strength: float, churn: float) -> None:
-    plan = EDMPurifier(strength=strength, churn=churn).plan(LINEAR)
-    assert plan[0].at == LINEAR.index(strength)
-    assert max(step.via for step in plan) < len(LINEAR)
-    assert all(step.to == after.at for step, after in pairwise(plan))
-    assert plan[-1].to == NO_NOISE
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 10])

@@ -31,14 +31,6 @@ def test_text_is_read_exactly_and_remembered(text: str, value: float) -> None:
     assert isinstance(number, float)
 
 
-@pytest.mark.parametrize("value", [0.03, 2, 8 / 255, -1.5])
-def test_a_number_is_taken_as_it_is(value: float) -> None:
-    number = Number(value)
-    assert number == value
-    assert str(number) == str(value)
-    assert Number(str(number)) == value
-
-
 def test_arithmetic_is_that_of_floats() -> None:
     """An epsilon goes straight into tensor code: results are plain, without a stale text."""
     half = Number("4/255") / Number("8/255")

@@ -277,9 +277,3 @@ def test_steps_are_those_of_song_et_al(t: int, s: int) -> None:
     for sampler, expected in ((VPSDE(), sde), (VPODE(), ode)):
         stepped = sampler.step(x, x0, predicted, a_t, a_s, fresh)
         torch.testing.assert_close(stepped, expected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("sampler", [VPSDE(), VPODE()], ids=repr)
-def test_a_step_of_no_length_changes_nothing(sampler: VPSDE | VPODE) -> None:
-    x, x0, predicted, fresh = standard_normals(4)
-    assert torch.equal(sampler.step(x, x0, predicted, 0.7, 0.7, fresh), x)

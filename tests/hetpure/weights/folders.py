@@ -15,6 +15,7 @@ from hetpure.classifiers import Classifier, WideResNet
 from hetpure.errors import InputError
 from hetpure.noise import Noise, Purpose, Stream
 from hetpure.weights import save_classifier, save_diffusion
+from hetpure.weights.classifier import build_classifier
 from tests.hetpure.networks import tiny_unet
 
 CONFIG: dict[str, Any] = {
@@ -68,4 +69,14 @@ def refusal(load: Callable[[Path], object], folder: Path) -> str:
     message = str(caught.value)
     assert "\n" not in message
     assert 10 < len(message) < 600
+    return message
+
+
+def refusal(config: dict[str, Any]) -> str:
+    """The line by which a classifier's config is refused."""
+    with pytest.raises(InputError) as error:
+        build_classifier(config, where=Path("config.json"))
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.startswith("config.json describes no classifier: ")
     return message
