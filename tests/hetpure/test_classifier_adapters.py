@@ -21,7 +21,7 @@ from hetpure.classifiers.adapters import ADAPTERS
 from hetpure.errors import InputError
 from hetpure.weights import load_classifier
 from hetpure.weights.classifier import build_classifier, find_architecture
-from tests.hetpure.weights.folders import edit, refusal
+from tests.hetpure.weights.folders import edit, refused_config
 
 Install = Callable[..., None]
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -94,9 +94,9 @@ def test_a_timm_network_loads_under_timms_own_names(tmp_path: Path, install: Ins
     torch.testing.assert_close(loaded(IMAGES), published((IMAGES - 0.5) / 0.25))
     assert AttentionMask(threshold=0.5)(loaded, IMAGES).shape == (2, 1, 8, 8)
     for more in ({"pretrained": True}, {"checkpoint_path": "model.pth"}):
-        assert "multiple values" in refusal(config("timm:resnet50", {**network, **more}))
+        assert "multiple values" in refused_config(config("timm:resnet50", {**network, **more}))
     for name in ("hf-hub:owner/net", "hf_hub:owner/net", "local-dir:net", "../net", ""):
-        assert "no address" in refusal(config(f"timm:{name}", network))
+        assert "no address" in refused_config(config(f"timm:{name}", network))
     assert len(calls) == 1
 
 
@@ -132,10 +132,10 @@ def test_a_network_of_robustbenchs_zoo_by_its_name(install: Install) -> None:
     built = build_classifier(config("robustbench:cifar10/Linf/Wong2020Fast", {}), where=Path())
     assert isinstance(built.network, Net)
     for name in ("cifar10/Linf/Wong2021", "cifar10/L2/Wong2020Fast", "svhn/Linf/Wong2020Fast"):
-        assert "is no network of its model zoo" in refusal(config(f"robustbench:{name}", {}))
-    assert "DATASET/THREAT/NAME" in refusal(config("robustbench:Wong2020Fast", {}))
+        assert "is no network of its model zoo" in refused_config(config(f"robustbench:{name}", {}))
+    assert "DATASET/THREAT/NAME" in refused_config(config("robustbench:Wong2020Fast", {}))
     # Its constructor asks torchvision for trained weights.
-    message = refusal(config("robustbench:imagenet/Linf/Standard_R50", {}))
+    message = refused_config(config("robustbench:imagenet/Linf/Standard_R50", {}))
     assert "downloads weights when it is built" in message
 
 
@@ -146,7 +146,7 @@ NAMES = {"timm": "resnet50", "transformers": "vit", "robustbench": "cifar10/Linf
 def test_an_absent_library_is_explained(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
     for architecture in (f"{library}:{NAMES[library]}", f"{library}.models.Net"):
-        message = refusal(config(architecture, {}))
+        message = refused_config(config(architecture, {}))
         assert f"architecture '{architecture}' cannot be imported: " in message
         assert f"pip install 'hetpure[{library}]'" in message
         assert torch.__version__ in message
@@ -154,7 +154,7 @@ def test_an_absent_library_is_explained(library: str, monkeypatch: pytest.Monkey
 
 
 def test_an_unknown_library_is_refused_with_the_known_ones() -> None:
-    message = refusal(config("keras:resnet50", {}))
+    message = refused_config(config("keras:resnet50", {}))
     assert "'keras:resnet50' is unknown" in message
     assert "timm:NAME, transformers:NAME, robustbench:NAME" in message
     with pytest.raises(InputError, match="is unknown"):

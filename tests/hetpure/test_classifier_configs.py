@@ -13,7 +13,7 @@ from torch import Tensor
 from hetpure.attention import AttentionMask
 from hetpure.weights import load_classifier, save_classifier
 from hetpure.weights.classifier import ARCHITECTURES, build_classifier
-from tests.hetpure.weights.folders import refusal
+from tests.hetpure.weights.folders import refused_config
 
 NET = """
 import torch
@@ -85,8 +85,8 @@ def test_registered_architectures_load(tmp_path: Path) -> None:
         loaded = load_classifier(tmp_path / name)
         assert torch.equal(loaded(images(32)), saved(images(32)))
         assert len(loaded.attention_blocks) == 4
-        assert "in_channels is 1" in refusal({**config, "in_channels": 1})
-        assert "num_classes is 6" in refusal({**config, "num_classes": 6})
+        assert "in_channels is 1" in refused_config({**config, "in_channels": 1})
+        assert "num_classes is 6" in refused_config({**config, "num_classes": 6})
 
 
 def test_a_class_of_the_users_own_loads(foreign: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_class_of_the_users_own_loads(foreign: Path) -> None:
 def test_a_config_that_fits_no_class_is_refused(
     foreign: Path, change: dict[str, Any], says: str
 ) -> None:
-    assert re.search(says, refusal({**OWN, **change}))
+    assert re.search(says, refused_config({**OWN, **change}))
     if "foreign_net" in str(change):
         assert importlib.import_module("foreign_net").calls == []
 
@@ -146,4 +146,4 @@ def test_a_config_that_fits_no_class_is_refused(
 @pytest.mark.parametrize("key", ["num_classes", "in_channels"])
 def test_a_number_that_stands_nowhere_is_named(foreign: Path, key: str) -> None:
     config = {name: value for name, value in OWN.items() if name != key}
-    assert f"{key} is missing" in refusal(config)
+    assert f"{key} is missing" in refused_config(config)

@@ -72,7 +72,7 @@ def refusal(load: Callable[[Path], object], folder: Path) -> str:
     return message
 
 
-def refusal(config: dict[str, Any]) -> str:
+def refused_config(config: dict[str, Any]) -> str:
     """The line by which a classifier's config is refused."""
     with pytest.raises(InputError) as error:
         build_classifier(config, where=Path("config.json"))
