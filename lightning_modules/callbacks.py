@@ -6,7 +6,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from diffusers import UNet2DModel
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
@@ -17,9 +16,9 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError, check_at_least
 from hetpure.noise import Noise, Stream
 from hetpure.sampling import draw_images
-from hetpure.weights import save_classifier, save_diffusion
-from lightning_modules.classifier import ClassifierTraining
 from lightning_modules.diffusion import DiffusionTraining
+from lightning_modules.processes import run_folder
+from lightning_modules.training import Training
 
 END = Path("checkpoints", "end.ckpt")
 
@@ -36,58 +35,29 @@ class ExportWeights(Callback):
     """
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        run = trained_folder(trainer)
-        if run is not None:
-            trainer.save_checkpoint(run / END)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # a trial, which leaves nothing
+        if trainer.global_step == 0:
+            raise InputError(
+                "the training made no update: no weights are written; give it more time, or more of"
+                " --trainer.max_steps, --trainer.max_epochs or --trainer.limit_train_batches"
+            )
+        trainer.save_checkpoint(run_folder(trainer) / END)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        run = trained_folder(trainer)
-        if run is None:
+        if trainer.fast_dev_run or not isinstance(pl_module, Training):  # type: ignore[attr-defined]
             return
-        if isinstance(pl_module, DiffusionTraining):
-            denoiser = pl_module.averaged_denoiser()  # may be a collective: on every rank
-            folder = run / "diffusion"
-            if trainer.is_global_zero:
-                save_diffusion(folder, denoiser.network, pl_module.scheduler)
-            kind = "ddpm" if pl_module.perturbation is None else "addt"
-            announce(trainer, run, f"--model.denoisers.{kind} {shlex.quote(str(folder))}")
-        elif isinstance(pl_module, ClassifierTraining):
-            folder = run / "classifier"
-            if trainer.is_global_zero:
-                save_classifier(folder, pl_module.classifier, pl_module.description)
-            announce(trainer, run, f"--model.classifier {shlex.quote(str(folder))}")
-
-
-def run_folder(trainer: L.Trainer) -> Path | None:
-    """Where a training writes, or None in a trial (`--trainer.fast_dev_run`), which leaves nothing.
-    A collective: call it on every rank."""
-    run = Path(trainer.log_dir or trainer.default_root_dir)
-    trial: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
-    return None if trial else run
-
-
-def trained_folder(trainer: L.Trainer) -> Path | None:
-    """The same of a training that made an update; InputError where none was made."""
-    run = run_folder(trainer)
-    if run is not None and trainer.global_step == 0:
-        raise InputError(
-            "the training made no update: no weights are written; give it more time, or more of"
-            " --trainer.max_steps, --trainer.max_epochs or --trainer.limit_train_batches"
-        )
-    return run
-
-
-def announce(trainer: L.Trainer, run: Path, option: str) -> None:
-    """Prints the checkpoint of a training's end, if there is one, and the command that evaluates
-    its weights by this option."""
-    if not trainer.is_global_zero:
-        return
-    # The default config evaluates packaged images.
-    data = getattr(trainer, "datamodule", None)
-    config = "" if isinstance(data, FashionMNIST) else "--config YOURS.yaml "
-    if (run / END).exists():
-        print(f"checkpoint: {run / END}")
-    print(f"the trained weights are evaluated with:\n\n  python evaluate.py {config}{option}\n")
+        run = run_folder(trainer)
+        option, folder = pl_module.export(run)
+        if not trainer.is_global_zero:
+            return
+        # The default config evaluates packaged images.
+        data = getattr(trainer, "datamodule", None)
+        config = "" if isinstance(data, FashionMNIST) else "--config YOURS.yaml "
+        if (run / END).exists():
+            print(f"checkpoint: {run / END}")
+        print("the trained weights are evaluated with:\n")
+        print(f"  python evaluate.py {config}{option} {shlex.quote(str(folder))}\n")
 
 
 class EveryUpdates(Callback, ABC):
@@ -132,15 +102,11 @@ class SampleGrid(EveryUpdates):
         self.look_once(trainer, pl_module)
 
     def look(self, trainer: L.Trainer, module: DiffusionTraining) -> None:
-        run = run_folder(trainer)
-        if run is None:
+        denoiser, run = module.averaged_denoiser(), run_folder(trainer)
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        denoiser = module.averaged_denoiser()  # may be a collective: on every rank
-        if not trainer.is_global_zero:
-            return
-        grid = tile(
-            draw_samples(denoiser, self.rows**2, self.network_calls, module.seed), self.rows
-        )
+        assert module.last_update is not None
+        grid = tile(self._draw(denoiser, module.last_update.batch.x0, module.seed), self.rows)
         picture = Image.fromarray((grid * 255).round().byte().numpy())
         run.mkdir(parents=True, exist_ok=True)
         double = (2 * picture.width, 2 * picture.height)
@@ -152,18 +118,13 @@ class SampleGrid(EveryUpdates):
                     "samples", grid, trainer.global_step, dataformats=layout
                 )
 
-
-def draw_samples(denoiser: Denoiser, count: int, network_calls: int, seed: int) -> Tensor:
-    """(count, H, W, C) samples of a network, pixel [0, 1], always of the same noise."""
-    network: UNet2DModel = denoiser.network
-    config, device = network.config, next(network.parameters()).device
-    size = config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    like = torch.empty(count, config["in_channels"], height, width, device=device)
-    noise = Noise.of(seed, Stream.PROBE).on(torch.arange(count, device=device))
-    with torch.no_grad():
-        images = draw_images(denoiser, noise, like, network_calls=network_calls)
-    return images.movedim(1, -1).cpu()
+    @torch.no_grad()
+    def _draw(self, denoiser: Denoiser, like: Tensor, seed: int) -> Tensor:
+        """(N, H, W, C) samples, pixel [0, 1], always of the same noise."""
+        noise = Noise.of(seed, Stream.PROBE).on(torch.arange(self.rows**2, device=like.device))
+        shaped = like.new_empty(self.rows**2, *like.shape[1:], dtype=torch.float32)
+        images = draw_images(denoiser, noise, shaped, network_calls=self.network_calls)
+        return images.movedim(1, -1).cpu()
 
 
 def tile(images: Tensor, columns: int) -> Tensor:

@@ -14,6 +14,7 @@ from hetpure.adversarial_training import AdversarialTraining, adversarial_loss, 
 from hetpure.augmentation import flip, shift
 from hetpure.compatibility import check_classifier
 from hetpure.noise import BatchNoise, Noise, Stream
+from hetpure.weights import save_classifier
 from hetpure.weights.classifier import build_classifier
 from lightning_modules.resume import comparable, described
 from lightning_modules.training import Training
@@ -118,6 +119,12 @@ class ClassifierTraining(Training):
             image, label, sample = (batch[key].clone() for key in ("image", "label", "sample"))
             noise = Noise.of(self.seed, Stream.PROBE).on(sample)
             return perturb(self.classifier, image, label, noise, against)
+
+    def export(self, run: Path) -> tuple[str, Path]:
+        folder = run / "classifier"
+        if self.trainer.is_global_zero:
+            save_classifier(folder, self.classifier, self.description)
+        return "--model.classifier", folder
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimiser = torch.optim.SGD(

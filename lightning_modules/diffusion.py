@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ from hetpure.denoiser import Denoiser, to_model, to_pixels
 from hetpure.errors import FieldError, InputError
 from hetpure.levels import DiscreteLevels, Levels
 from hetpure.noise import BatchNoise, Noise, Purpose, Stream
-from hetpure.weights import folder_hash, load_classifier, resolve
+from hetpure.weights import folder_hash, load_classifier, resolve, save_diffusion
 from hetpure.weights.diffusion import (
     Network,
     another,
@@ -321,6 +322,12 @@ class DiffusionTraining(Training):
         for weight, average in averages:
             weight.data.copy_(whole(average))
         return denoiser.float().eval()
+
+    def export(self, run: Path) -> tuple[str, Path]:
+        denoiser, folder = self.averaged_denoiser(), run / "diffusion"
+        if self.trainer.is_global_zero:
+            save_diffusion(folder, denoiser.network, self.scheduler)
+        return f"--model.denoisers.{'addt' if self.perturbation else 'ddpm'}", folder
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimiser = torch.optim.AdamW(

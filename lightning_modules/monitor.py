@@ -2,7 +2,6 @@
 
 import copy
 import time
-from abc import ABC, abstractmethod
 from itertools import pairwise
 
 import lightning as L
@@ -44,8 +43,7 @@ class TrainingMonitor(Callback):
 
     def __init__(self) -> None:
         self._images, self._seconds, self._began = 0, 0.0, 0.0
-        self._objective: dict[str, float] = {}
-        self._logged_at = 0
+        self._objective: dict[str, float] | None = None  # of an update that is to be logged
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
@@ -56,7 +54,9 @@ class TrainingMonitor(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
     ) -> None:
         """Asks for the objective: the weights are still those that were searched with."""
-        if isinstance(pl_module, DiffusionTraining) and _due(trainer, trainer.global_step + 1):
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = every and (trainer.global_step + 1) % every == 0
+        if due and isinstance(pl_module, DiffusionTraining):
             self._objective = objective(pl_module)
 
     def on_train_batch_end(
@@ -67,29 +67,22 @@ class TrainingMonitor(Callback):
         batch: dict[str, Tensor],
         batch_idx: int,
     ) -> None:
-        if not isinstance(pl_module, DiffusionTraining) or pl_module.last_update is None:
-            return
         self._seconds += time.perf_counter() - self._began
         self._images += len(batch["image"]) * trainer.world_size
-        step, update = trainer.global_step, pl_module.last_update
-        if not _due(trainer, step) or step == self._logged_at:
+        if self._objective is None or not isinstance(pl_module, DiffusionTraining):
             return
-        self._logged_at = step
+        update = pl_module.last_update
+        assert update is not None and pl_module.gradient_norm is not None
         values = described(pl_module, update) | self._objective
         values["train/images_per_second"] = self._images / self._seconds
         values["train/ema_decay"] = float(pl_module.ema.cur_decay_value or 0.0)
-        if pl_module.gradient_norm is not None:
-            values["train/gradient_norm"] = float(pl_module.gradient_norm)
-        self._images, self._seconds = 0, 0.0
+        values["train/gradient_norm"] = float(pl_module.gradient_norm)
+        self._images, self._seconds, self._objective = 0, 0.0, None
         log(trainer, pl_module, values, shown="train/images_per_second")
         for logger in trainer.loggers:
             if update.perturbation is not None and isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_histogram("perturbation", update.perturbation.float(), step)
-
-
-def _due(trainer: L.Trainer, step: int) -> bool:
-    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return bool(every) and step % every == 0
+                histogram = update.perturbation.float()
+                logger.experiment.add_histogram("perturbation", histogram, trainer.global_step)
 
 
 def log(
@@ -140,20 +133,7 @@ def described(module: DiffusionTraining, update: Update) -> dict[str, float]:
     return values
 
 
-class Measurement(EveryUpdates, ABC):
-    """Logs values of the averaged weights, the one called `shown` in the progress bar too."""
-
-    shown: str
-
-    @abstractmethod
-    def measure(self, trainer: L.Trainer, module: DiffusionTraining) -> dict[str, float]:
-        """The values by name, of the averaged weights as they are now."""
-
-    def look(self, trainer: L.Trainer, module: DiffusionTraining) -> None:
-        log(trainer, module, self.measure(trainer, module), shown=self.shown)
-
-
-class RobustProbe(Measurement):
+class RobustProbe(EveryUpdates):
     """Attacks the averaged weights, as a purifier, on a few validation images under noise that the
     attacker knows (DW-box): what the training is for, and cheap, since one draw is all. An attack
     of all mask policies (`mask: all`) breaks an image where one of them does.
@@ -171,8 +151,6 @@ class RobustProbe(Measurement):
         every_n_steps: updates between two probes.
         seed: of the noise, which is the same in every probe.
     """
-
-    shown = "probe/robust"
 
     def __init__(
         self,
@@ -199,7 +177,11 @@ class RobustProbe(Measurement):
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
 
+    def look(self, trainer: L.Trainer, module: DiffusionTraining) -> None:
+        log(trainer, module, self.measure(trainer, module), shown="probe/robust")
+
     def measure(self, trainer: L.Trainer, module: DiffusionTraining) -> dict[str, float]:
+        """Both shares, of the averaged weights as they are now."""
         batch = first_images(trainer, self.images)
         if self.classifier is None and module.guide is None and module.guide_name:
             self.classifier = load_classifier(module.guide_name)  # which guides nothing here
@@ -228,7 +210,7 @@ class RobustProbe(Measurement):
         return {"probe/clean": clean / len(images), "probe/robust": robust / len(images)}
 
 
-class FeatureFID(Measurement):
+class FeatureFID(EveryUpdates):
     """Logs `fid`: the Frechet distance between validation images and samples of the averaged
     weights, in the features that a classifier's last layer reads (torchmetrics). It is no
     published FID: that one's features are another network's.
@@ -240,8 +222,6 @@ class FeatureFID(Measurement):
         every_n_steps: updates between two.
         seed: of the samples' noise.
     """
-
-    shown = "fid"
 
     def __init__(
         self,
@@ -259,7 +239,11 @@ class FeatureFID(Measurement):
         self.features = LastFeatures(load_classifier(classifier))
         self.seed = seed
 
-    def measure(self, trainer: L.Trainer, module: DiffusionTraining) -> dict[str, float]:
+    def look(self, trainer: L.Trainer, module: DiffusionTraining) -> None:
+        log(trainer, module, {"fid": self.measure(trainer, module)}, shown="fid")
+
+    def measure(self, trainer: L.Trainer, module: DiffusionTraining) -> float:
+        """The distance of the averaged weights as they are now."""
         distance = FrechetInceptionDistance(
             self.features, normalize=True, sync_on_compute=False
         ).to(module.device)  # every process has the same images
@@ -273,7 +257,7 @@ class FeatureFID(Measurement):
                 like = batch["image"][: len(samples)].to(module.device)
                 drawn = draw_images(denoiser, noise, like, network_calls=self.network_calls)
                 distance.update(drawn, real=False)
-        return {"fid": float(distance.compute())}
+        return float(distance.compute())
 
 
 class LastFeatures(nn.Module):

@@ -1,7 +1,9 @@
 """What the processes of a training share: values, and weights that each holds a part of."""
 
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -10,6 +12,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hetpure.errors import InputError
 from hetpure.weights.diffusion import Network, blocks_of
+
+
+def run_folder(trainer: L.Trainer) -> Path:
+    """Where a training writes. All processes have to ask for it."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def everyones(value: Any) -> list[Any]:

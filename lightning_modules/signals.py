@@ -5,12 +5,11 @@ import shlex
 import signal
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from lightning_modules.processes import everyones
+from lightning_modules.processes import everyones, run_folder
 
 
 def say(text: str, stream: int = 2) -> None:
@@ -61,8 +60,7 @@ class SaveWhenStopped(Callback):
         if not trainer.strategy.reduce_boolean_decision(bool(self._signal), all=False):
             return
         self._signal = max(everyones(self._signal))  # this process may have got none
-        run = Path(trainer.log_dir or trainer.default_root_dir)
-        path = run / "checkpoints" / "stopped.ckpt"
+        path = run_folder(trainer) / "checkpoints" / "stopped.ckpt"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             where = shlex.quote(str(path))

@@ -1,5 +1,6 @@
 """What a training of a classifier and one of a diffusion have in common."""
 
+from abc import abstractmethod
 from itertools import chain
 from math import isinf
 from pathlib import Path
@@ -13,7 +14,7 @@ from hetpure.classifiers import Classifier
 from hetpure.compatibility import check_answers
 from hetpure.errors import InputError
 from lightning_modules.batches import checked
-from lightning_modules.processes import everyones, whole
+from lightning_modules.processes import everyones, run_folder, whole
 from lightning_modules.resume import check_same, go_on, take_back
 from lightning_modules.updates import count_updates
 
@@ -39,6 +40,11 @@ class Training(L.LightningModule):
         self._batches: list[list[int]] = []  # sample ids of the update that is computed
         self._failure = ""  # of this process
         self._stopped = False
+
+    @abstractmethod
+    def export(self, run: Path) -> tuple[str, Path]:
+        """Writes the trained network into a folder of the run's; the evaluation's option for it,
+        and the folder. All processes have to call it."""
 
     def count_updates(self, *, shape_the_rate: bool) -> float:
         """Of the whole training. Where they shape the learning rate's curve, there must be a last
@@ -90,8 +96,7 @@ class Training(L.LightningModule):
     def _stop(self, reason: str) -> NoReturn:
         """Ends a training that computes no numbers, on all processes. The weights that are kept are
         those before this update, and its batches count as not seen."""
-        run = Path(self.trainer.log_dir or self.trainer.default_root_dir)
-        path = run / "checkpoints" / "before-nan.ckpt"
+        path = run_folder(self.trainer) / "checkpoints" / "before-nan.ckpt"
         self._stopped = True
         self.trainer.save_checkpoint(path)
         processes = everyones((self._failure, list(chain(*self._batches))))

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from hetpure.errors import InputError
 from hetpure.weights.folders import in_one_line
 from lightning_modules.cli import CLI
+from lightning_modules.processes import run_folder
 
 DISTRIBUTED = "init_args.save_distributed_checkpoint"
 CHECKPOINT = {"pytorch-lightning_version", "state_dict", "loops"}  # what every one of them holds
@@ -20,7 +21,7 @@ class KeepConfig(SaveConfigCallback):
     that of the same job, is for going on from its own checkpoints."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir).resolve()
+        folder = run_folder(trainer).resolve()
         path = self.config.ckpt_path
         from_here = path is not None and folder in Path(path).resolve().parents
         taken = any((folder / "checkpoints").glob("*.ckpt")) and not from_here

@@ -50,11 +50,4 @@ def count_updates(trainer: L.Trainer) -> float:
         )
     if window > 1:
         trainer.limit_train_batches = int(an_epoch * window)
-        every = trainer.val_check_interval
-        if isinstance(every, int) and trainer.check_val_every_n_epoch and every > an_epoch * window:
-            raise InputError(
-                f"--trainer.val_check_interval is {every}, and an epoch has"
-                f" {trainer.limit_train_batches} batches in whole updates of {window}: set a"
-                " smaller one"
-            )
     return min(epochs * an_epoch, steps)

@@ -197,7 +197,7 @@ def test_fid_is_that_of_the_classifiers_last_features(tmp_path: Path) -> None:
     expected = FrechetInceptionDistance(features, normalize=True)
     expected.update(data.images[:20].float() / 255, real=True)
     expected.update(drawn, real=False)
-    assert fid.measure(fitting, module)["fid"] == pytest.approx(float(expected.compute()), rel=1e-3)
+    assert fid.measure(fitting, module) == pytest.approx(float(expected.compute()), rel=1e-3)
 
 
 def test_a_classifier_without_a_linear_layer_has_no_fid() -> None:

@@ -134,11 +134,6 @@ def test_half_a_curve_and_half_of_another_are_neither(tmp_path: Path) -> None:
         ("diffusion", {"accumulate_grad_batches": 6}, "of 5 batches .* 6 to an update"),
         ("classifier", {"max_epochs": -1}, "curve needs the number of updates"),
         ("diffusion", {"accumulate_grad_batches": 0}, "must be 1 or more, got 0"),
-        (
-            "diffusion",
-            {"accumulate_grad_batches": 2, "val_check_interval": 5},
-            "val_check_interval is 5, and an epoch has 4 batches",
-        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
