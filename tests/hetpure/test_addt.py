@@ -347,20 +347,3 @@ def test_other_processes_have_lambda_of_their_own_level(
     denoiser = Denoiser(seeded_unet().double(), SCHEDULE, prediction)
     data = replace(data, level=level)
     assert RankGaussian().find(denoiser, linear_guide().double(), data).isfinite().all()
-
-
-def test_without_strength_the_loss_is_plain_ddpm_loss() -> None:
-    """lambda = 0 is clean fine-tuning, whatever the perturbation: the ablation's control."""
-    data, nothing = batch(4), RankGaussian(scale=0.0)
-    denoiser = Denoiser(seeded_unet().double(), SCHEDULE)
-    found = search(nothing, data)
-    fresh = data.noise.normal(Purpose.TRAINING, data.x0)
-    mixed = nothing.mix(fresh, found, data.level)
-    assert found.isfinite().all()
-    assert torch.equal(mixed, fresh)
-
-    x_t = data.level.diffuse(data.x0, fresh)
-    plain = F.mse_loss(denoiser.network(x_t, data.level.time).sample, fresh)
-    losses = denoising_loss(denoiser, data.x0, data.level, mixed)
-    assert losses.shape == (4,)
-    assert losses.mean().item() == pytest.approx(plain.item(), rel=1e-6)

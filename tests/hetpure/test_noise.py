@@ -361,18 +361,14 @@ def test_an_attacker_knows_exactly_the_groups_it_keeps(
     [
         (lambda: Draw(Stream.REPORT, -1), "draw"),
         (lambda: Draw(Stream.REPORT, 2**48), "draw"),
-        (lambda: Noise.of(-1, Stream.REPORT), "seed"),
         (lambda: Noise.of(2**32, Stream.REPORT), "seed"),
         (lambda: attack_draw(256, 0, 0, 0), "attack"),
         (lambda: attack_draw(0, 256, 0, 0), "restart"),
         (lambda: attack_draw(0, 0, 2**16, 0), "iteration"),
         (lambda: attack_draw(0, 0, 0, 2**16), "eot"),
-        (lambda: attack_draw(0, 0, 0, -1), "eot"),
         (lambda: noise_of(1).words(Purpose.FORWARD, 2**20, 0, 1), "step"),
-        (lambda: noise_of(1).words(Purpose.FORWARD, -1, 0, 1), "step"),
         (lambda: noise_of(1).words(Purpose.FORWARD, 0, 2**16, 1), "repeat"),
         (lambda: noise_of(1).normal(Purpose.FORWARD, torch.empty(1, 2), step=-1), "step"),
-        (lambda: noise_of(1).integers(Purpose.FORWARD, 2, repeat=-1), "repeat"),
     ],
 )
 def test_a_number_out_of_its_field_is_refused_and_named(

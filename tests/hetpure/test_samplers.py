@@ -22,8 +22,6 @@ from hetpure.samplers import (
     VPSDE,
     Sampler,
     add_noise,
-    ddim_step,
-    ddpm_step,
     jump_forward,
 )
 from hetpure.schedule import NO_NOISE, cosine_schedule, linear_schedule
@@ -97,20 +95,6 @@ def test_ddim_trajectory_is_that_of_diffusers(
         output = network(x, t.expand(len(x)))
         x = scheduler.step(output, int(t), x, eta=eta, variance_noise=noise).prev_sample
         torch.testing.assert_close(state, x, rtol=1e-10, atol=1e-10)
-
-
-def test_ddim_can_end_in_the_state_at_index_0() -> None:
-    """diffusers with `set_alpha_to_one=False` takes the step from 0 to 0: it changes nothing, as
-    HetPure's published code ends."""
-    scheduler = in_float64(DDIMScheduler(set_alpha_to_one=False, clip_sample=False))
-    scheduler.set_timesteps(50)
-    network, (x, *noises) = Network(), standard_normals(51)
-    grid = [*scheduler.timesteps.tolist(), 0]
-    states = trajectory(Denoiser(network, LINEAR), DDIM(), x, grid, noises)
-    for t in scheduler.timesteps:
-        x = scheduler.step(network(x, t.expand(len(x))), int(t), x).prev_sample
-    torch.testing.assert_close(states[-1], x, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(states[-1], states[-2], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("variance", "clip"), [("fixed_large", True), ("fixed_small", False)])
@@ -187,39 +171,6 @@ def test_a_jump_is_the_composition_of_single_steps(t: int, s: int) -> None:
     low, high = LINEAR.alpha_cumprod(t), LINEAR.alpha_cumprod(s)
     assert float(jump_forward(ONE, low, high, ZERO)) == pytest.approx(mean, rel=1e-9)
     assert float(jump_forward(ZERO, low, high, ONE)) ** 2 == pytest.approx(variance, rel=1e-9)
-
-
-PAIRS = [(999, 979), (200, 198), (200, 100), (1, 0), (0, NO_NOISE)]
-
-
-@pytest.mark.parametrize(("t", "s"), PAIRS[:-1])
-def test_ddpm_with_fixed_small_is_the_exact_posterior(t: int, s: int) -> None:
-    """q(x_s | x_t, x0) by conditioning a joint Gaussian: cov(x_s, x_t) = sqrt(a_t / a_s)(1 - a_s).
-    This is the definition that DDPM's eqs. 6-7 solve."""
-    a_t, a_s = LINEAR.alpha_cumprod(t), LINEAR.alpha_cumprod(s)
-    x0, x, noise = standard_normals(3)
-    covariance = math.sqrt(a_t / a_s) * (1 - a_s)
-    gain = covariance / (1 - a_t)
-    mean = math.sqrt(a_s) * x0 + gain * (x - math.sqrt(a_t) * x0)
-    variance = (1 - a_s) - gain * covariance
-    stepped = ddpm_step(x, x0, a_t, a_s, "fixed_small", noise)
-    torch.testing.assert_close(stepped, mean + math.sqrt(variance) * noise, rtol=1e-7, atol=1e-7)
-    large = ddpm_step(x, x0, a_t, a_s, "fixed_large", noise)
-    torch.testing.assert_close(large, mean + math.sqrt(1 - a_t / a_s) * noise)
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize(("t", "s"), PAIRS)
-def test_ddim_keeps_the_forward_marginal_for_every_eta(t: int, s: int, eta: float) -> None:
-    """Given the true x0 and a standard normal eps, the state at s must have q(x_s | x0): mean
-    sqrt(a_s) x0 and variance direction^2 + sigma^2 = 1 - a_s."""
-    a_t, a_s = LINEAR.alpha_cumprod(t), LINEAR.alpha_cumprod(s)
-    mean = ddim_step(ONE, ZERO, a_t, a_s, eta, ZERO)
-    direction = ddim_step(ZERO, ONE, a_t, a_s, eta, ZERO)
-    sigma = ddim_step(ZERO, ZERO, a_t, a_s, eta, ONE)
-    assert float(mean) == pytest.approx(math.sqrt(a_s))
-    assert float(direction**2 + sigma**2) == pytest.approx(1 - a_s, abs=1e-12)
-    assert (float(sigma) > 0) == (eta > 0 and s != NO_NOISE)
 
 
 @pytest.mark.parametrize(
