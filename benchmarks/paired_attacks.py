@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
-from hetpure.evaluation.reading import parse_records, read_records
+from hetpure.evaluation.reading import parse_records, read_run
 from hetpure.evaluation.results import by_attack, draws_right
 from hetpure.evaluation.statistics import in_points, mean_accuracy, paired_difference
 from hetpure.report.sheet import Sheet
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
         "--base", nargs="+", default=BASE, help="names of the attack to hold against"
     )
     options = parser.parse_args(arguments)
-    print(table(read_records(options.run) if options.run else committed(), options.base))
+    print(table(read_run(options.run).records if options.run else committed(), options.base))
 
 
 if __name__ == "__main__":

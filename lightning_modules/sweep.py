@@ -11,8 +11,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from hetpure.errors import InputError
-from hetpure.evaluation.frontier import Settings
 from hetpure.evaluation.rows import DefenseConfig
+from hetpure.evaluation.search import Settings
 
 T = TypeVar("T")
 

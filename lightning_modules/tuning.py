@@ -14,10 +14,9 @@ from rich.console import Console
 from hetpure.attacks import Attack
 from hetpure.errors import InputError
 from hetpure.evaluation.description import Evaluation, Networks, describe
-from hetpure.evaluation.frontier import Settings, choose
 from hetpure.evaluation.protocol import Protocol
 from hetpure.evaluation.rows import DefenseConfig
-from hetpure.evaluation.search import search
+from hetpure.evaluation.search import Settings, choose, search
 from hetpure.evaluation.store import Store
 from hetpure.gradients import APPROXIMATIONS
 from hetpure.report.frontier import draw_frontier, frontier_page

@@ -53,11 +53,6 @@ def read_run(path: Path) -> RecordedRun:
     return run
 
 
-def read_records(path: Path) -> list[Record]:
-    """The records of a run alone."""
-    return read_run(path).records
-
-
 def parse_records(files: Mapping[str, str]) -> list[Record]:
     """The records of files by their name and text, each once, by sample. A torn last line is left
     out: those runs wrote line by line. InputError for any other line that is no record."""
@@ -85,7 +80,7 @@ def parse_records(files: Mapping[str, str]) -> list[Record]:
 def earlier_results(path: Path) -> dict[str, Any]:
     """What the records of a run of an earlier version say, as `results.json` has it. Its gradient
     checks, audit and costs are in its own report."""
-    records, before = read_records(path), _earlier_results(path)
+    records, before = read_run(path).records, _earlier_results(path)
     about = before.get("run", {"data": path.name, "attack": "", "attacks": {}, "baseline": None})
     defenses = summarise(records, about.get("baseline"))
     for name, summary in defenses.items():

@@ -1,12 +1,11 @@
 """A search for a defence's settings: each combination of them is a row of one evaluation, whose
-store keeps what is finished."""
+store keeps what is finished; and which of them nothing else beats, clean against robust."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hetpure.evaluation.description import Run
-from hetpure.evaluation.frontier import Settings, Trial
 from hetpure.evaluation.identity import plain
 from hetpure.evaluation.protocol import NULL
 from hetpure.evaluation.results import summarise
@@ -14,6 +13,21 @@ from hetpure.evaluation.rows import DefenseConfig, Row
 from hetpure.evaluation.statistics import Estimate
 from hetpure.evaluation.store import Finished, Store
 from hetpure.evaluation.worker import Task, Watch, jobs_of, work
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One combination of settings that was evaluated: dotted names and values, and what it
+    reached. `seconds` is what its evaluation took."""
+
+    settings: Settings
+    clean: Estimate
+    robust: Estimate
+    coverage: float | None
+    network_calls: int
+    seconds: float
 
 
 def search(
@@ -71,4 +85,25 @@ def _trial(settings: Settings, row: Row, finished: list[Finished]) -> Trial:
         summary["mask_coverage"]["clean"],
         row.defense.network_calls,
         sum(job.seconds for job in finished),
+    )
+
+
+def frontier(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that no other one equals or exceeds in both accuracies and exceeds in one, from
+    the highest clean accuracy to the lowest. Of equals, the one with the fewest network calls."""
+    best: list[Trial] = []
+    for trial in sorted(
+        trials, key=lambda t: (-t.clean.accuracy, -t.robust.accuracy, t.network_calls)
+    ):
+        if not best or trial.robust.accuracy > best[-1].robust.accuracy:
+            best.append(trial)
+    return best
+
+
+def choose(trials: Sequence[Trial], clean_weight: float) -> Trial:
+    """The trial with the highest weighted mean of clean and robust accuracy; always on the frontier
+    for a weight between 0 and 1."""
+    return max(
+        frontier(trials),
+        key=lambda t: clean_weight * t.clean.accuracy + (1 - clean_weight) * t.robust.accuracy,
     )

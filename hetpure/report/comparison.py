@@ -45,7 +45,8 @@ LATEX = {character: "\\" + character for character in "&%$#_{}"} | {
 
 def sheets(comparisons: Sequence[Comparison]) -> list[Sheet]:
     """One for each kind of image; with the runs' names where there are several."""
-    several, tested = _several(comparisons), _tested(comparisons)
+    several = len({c.column.run for c in comparisons}) > 1
+    tested = _tested(comparisons)
     heads = [*(["run"] if several else []), "defence", "n", "accuracy (%)", "difference (points)"]
     heads += ["alone", "p"] if tested else []
     by_kind: dict[str, list[Comparison]] = {}
@@ -66,10 +67,8 @@ def notes(comparisons: Sequence[Comparison], baseline: Column, counting: Countin
     """What the numbers are, how many there are, and what they are not over."""
     draws = " or ".join(str(count) for count in sorted({c.accuracy.draws for c in comparisons}))
     differences = sum(c.difference is not None for c in comparisons)
-    names = _names(comparisons)
-    reference = names[baseline.name]
     lines = [
-        f"Difference: from {reference}, over the samples that both have. With 95% intervals."
+        f"Difference: from {baseline.name}, over the samples that both have. With 95% intervals."
         f" {MEANING[counting]}{TESTED if _tested(comparisons) else ''}. Draws a sample: {draws}.",
         f"{counted(differences, 'difference')}, with intervals that are not corrected for their"
         " number.",
@@ -77,13 +76,13 @@ def notes(comparisons: Sequence[Comparison], baseline: Column, counting: Countin
     for c in comparisons:
         if c.left_out:
             lines.append(
-                f"{names[c.column.name]}, {c.kind}: {counted(c.left_out, 'sample')} left out that"
-                f" it or {reference} lacks; {c.accuracy.n} compared."
+                f"{c.column.name}, {c.kind}: {counted(c.left_out, 'sample')} left out that it or"
+                f" {baseline.name} lacks; {c.accuracy.n} compared."
             )
     limited: dict[str, list[str]] = {}
     for c in comparisons:
         if c.kind == ROBUST and c.column.limited:
-            limited.setdefault(", ".join(c.column.limited), []).append(names[c.column.name])
+            limited.setdefault(", ".join(c.column.limited), []).append(c.column.name)
     for attacks, columns in limited.items():
         left_out = f"robust leaves out {attacks}, made on some samples only."
         lines.append(f"{', '.join(columns)}: {left_out}")
@@ -147,13 +146,12 @@ def verdict(
 ) -> tuple[bool, str]:
     """Whether no defence is significantly worse on this kind of image than a drop of `tolerance`
     points allows, and the line that says so."""
-    names = _names(comparisons)
-    worse = [c.column for c in comparisons if c.kind == kind and c.worse(tolerance / 100)]
+    worse = [c.column.name for c in comparisons if c.kind == kind and c.worse(tolerance / 100)]
     allowed = f" by more than {tolerance:g} points" if tolerance else ""
-    finding = f"significantly worse than {names[baseline.name]}{allowed}"
+    finding = f"significantly worse than {baseline.name}{allowed}"
     if not worse:
         return True, f"{kind}: no defence is {finding}"
-    return False, f"{kind}: {finding}: {', '.join(names[column.name] for column in worse)}"
+    return False, f"{kind}: {finding}: {', '.join(worse)}"
 
 
 def write_csv(
@@ -220,17 +218,6 @@ def _title(kind: str, comparisons: Sequence[Comparison]) -> str:
 
 def _tested(comparisons: Sequence[Comparison]) -> bool:
     return any(c.test is not None for c in comparisons)
-
-
-def _several(comparisons: Sequence[Comparison]) -> bool:
-    return len({c.column.run for c in comparisons}) > 1
-
-
-def _names(comparisons: Sequence[Comparison]) -> dict[str, str]:
-    """Of each column: its run's name goes before its defence's where there are several runs."""
-    several = _several(comparisons)
-    columns = (c.column for c in comparisons)
-    return {column.name: column.name if several else column.defense for column in columns}
 
 
 def _record(column: Column) -> Record:

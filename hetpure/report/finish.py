@@ -14,9 +14,8 @@ from hetpure.report.report import FIGURE, report
 
 def finish(run: Run, store: Store) -> dict[str, Any]:
     """Measures latency and memory, writes results, draws the figure, and reports. The results."""
-    block = run.read(0)
+    once = run.read(0).images[:1]
     rows = {name: row for name, row in run.rows.items() if store.struck(name) is None}
-    once = block.images[:1]
     store.put_measured(
         {
             "peak_memory_bytes": peak_memory(run.device),
@@ -25,17 +24,6 @@ def finish(run: Run, store: Store) -> dict[str, Any]:
     )
     results = write_results(store)  # before the picture of them
     if rows:
-        attacked = {  # the first cell is the clean images
-            name: store.images(name, row.cells[1].name)[0].to(run.device)
-            for name, row in rows.items()
-        }
-        panels = outcome_panels(
-            {name: row.defense for name, row in rows.items()},
-            block,
-            attacked,
-            run.images.class_names,
-            run.config.seed,
-        )
-        draw(panels, store.path / FIGURE)
+        draw(outcome_panels(run, store, list(rows)), store.path / FIGURE)
     report(store.path, results)
     return results

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hetpure.evaluation.description import Run
-from hetpure.evaluation.frontier import Trial, frontier
+from hetpure.evaluation.search import Trial, frontier
 from hetpure.evaluation.statistics import Estimate
 from hetpure.numbers import counted
 from hetpure.report.sheet import Sheet

@@ -16,12 +16,6 @@ ROBUST = "robust"
 PROTOCOLS = ("single", "vote", "worst", "dw_box")
 
 
-def title(results: Mapping[str, Any]) -> str:
-    """One line: data, attack, budget and sample count."""
-    run = results["run"]
-    return f"{run['data']}: {run['attack']}; n = {results['samples']}"
-
-
 def markdown(results: Mapping[str, Any]) -> str:
     """As Markdown: the defences, their attacks one by one, and the audit."""
     sheets = (defenses_sheet(results), attacks_sheet(results), audit_sheet(results))
@@ -61,7 +55,9 @@ def defenses_sheet(results: Mapping[str, Any]) -> Sheet:
         (f"{name}, struck out: {reason}", *[""] * len(columns))
         for name, reason in results["struck"].items()
     ]
-    return Sheet(title(results), ("defence", *columns), [*rows, *struck], note(results))
+    run = results["run"]
+    title = f"{run['data']}: {run['attack']}; n = {results['samples']}"
+    return Sheet(title, ("defence", *columns), [*rows, *struck], note(results))
 
 
 def attacks_sheet(results: Mapping[str, Any]) -> Sheet:

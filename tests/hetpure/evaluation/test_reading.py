@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hetpure.errors import InputError
-from hetpure.evaluation.reading import earlier_results, parse_records, read_records, read_run
+from hetpure.evaluation.reading import earlier_results, parse_records, read_run
 from tests.hetpure.run_records import defended, line, lines, stored, write
 
 RESULTS = Path(__file__).parent.parent.parent.parent / "docs" / "results"
@@ -33,16 +33,16 @@ def test_an_unfinished_run_says_what_it_is_and_a_struck_row_is_left_out(tmp_path
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="RUN .*nowhere: there is no run.json and no records.json"):
-        read_records(tmp_path / "nowhere")
+        read_run(tmp_path / "nowhere")
     write(tmp_path, [])
     with pytest.raises(InputError, match="holds no record yet"):
-        read_records(tmp_path)
+        read_run(tmp_path)
     write(tmp_path, [{"defense": "a"}])
     with pytest.raises(InputError, match=r"records.jsonl, line 1, is no record: .*'sample'"):
-        read_records(tmp_path)
+        read_run(tmp_path)
     write(tmp_path, [line("a", "apgd", 0, 4, selection=[])])
     with pytest.raises(InputError, match="is no record: it lacks its selection draws"):
-        read_records(tmp_path)
+        read_run(tmp_path)
 
 
 def test_a_torn_last_line_is_no_record_and_others_must_be_whole() -> None:
@@ -56,10 +56,10 @@ def test_a_torn_last_line_is_no_record_and_others_must_be_whole() -> None:
 def test_a_sample_written_twice_must_say_the_same(tmp_path: Path) -> None:
     records = defended("a", [4, 2])
     write(tmp_path, records + records[:2])
-    assert len(read_records(tmp_path)) == 4
+    assert len(read_run(tmp_path).records) == 4
     write(tmp_path, [*records, line("a", "pgd", 1, 3)])
     with pytest.raises(InputError, match="a, pgd: sample 1 is there twice, differently"):
-        read_records(tmp_path)
+        read_run(tmp_path)
 
 
 def test_an_earlier_run_ended_if_its_results_are_whole(tmp_path: Path) -> None:

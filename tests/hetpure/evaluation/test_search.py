@@ -16,12 +16,12 @@ from hetpure.classifiers import Classifier
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.evaluation.description import Evaluation, Images, Networks, Run, describe
-from hetpure.evaluation.frontier import Trial
 from hetpure.evaluation.protocol import Protocol
 from hetpure.evaluation.results import summarise
 from hetpure.evaluation.rows import DefenseConfig, build_rows
 from hetpure.evaluation.run_results import Contents
-from hetpure.evaluation.search import search
+from hetpure.evaluation.search import Trial, choose, frontier, search
+from hetpure.evaluation.statistics import Estimate
 from hetpure.evaluation.store import Job, Store
 from hetpure.numbers import Number
 from hetpure.purifiers import HeterogeneousPurifier
@@ -123,3 +123,35 @@ def test_a_row_without_gradients_is_struck_out_and_the_others_go_on(
     assert trials["threshold=0.9"] is not None
     with pytest.raises(InputError, match="holds no evaluation"):  # which could be reported
         Contents.read(store)
+
+
+# The frontier
+
+
+def reached(clean: float, robust: float, calls: int = 1) -> Trial:
+    def estimate(value: float) -> Estimate:
+        return Estimate(value, value - 0.05, value + 0.05, n=64, draws=5)
+
+    name = f"{clean} {robust} {calls}"
+    return Trial({"mask.threshold": name}, estimate(clean), estimate(robust), 0.4, calls, 1.0)
+
+
+TRIALS = [
+    reached(0.9, 0.3),
+    reached(0.8, 0.6),
+    reached(0.8, 0.5),  # beaten by the one above
+    reached(0.7, 0.7, calls=6),
+    reached(0.7, 0.7, calls=4),
+    reached(0.6, 0.7),  # as robust as the ones above, less accurate
+    reached(0.5, 0.2),
+]
+
+
+def test_frontier_is_what_no_other_trial_beats() -> None:
+    assert frontier(TRIALS) == [TRIALS[0], TRIALS[1], TRIALS[4]]
+    assert frontier(TRIALS[::-1]) == frontier(TRIALS)
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(1.0, 0), (0.8, 0), (0.5, 1), (0.4, 4), (0.0, 4)])
+def test_choice_follows_the_weight_of_clean_accuracy(weight: float, expected: int) -> None:
+    assert choose(TRIALS, weight) == TRIALS[expected]
