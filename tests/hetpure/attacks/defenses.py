@@ -90,6 +90,12 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> Classifier:
     return Classifier(network, num_classes=len(weight), mean=[0.0], std=[1.0]).to(weight.dtype)
 
 
+def uphill(classifier: Classifier) -> Tensor:
+    """The direction (4, 1, 8, 8) in which a linear classifier of two classes loses `LABELS`."""
+    weight: Tensor = classifier.network[1].weight
+    return (weight[1 - LABELS] - weight[LABELS]).reshape(-1, 1, 8, 8)
+
+
 def templates() -> tuple[Classifier, Tensor, Tensor]:
     """Nearest of four templates, with forty images near theirs and their labels."""
     generator = torch.Generator().manual_seed(0)

@@ -14,7 +14,7 @@ from hetpure.attacks.gradient import Run
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.expectation import Answer
-from tests.hetpure.attacks.defenses import LABELS, NOISE, SAMPLES, linear, target_of, unit
+from tests.hetpure.attacks.defenses import LABELS, NOISE, SAMPLES, linear, target_of, unit, uphill
 
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 
@@ -135,8 +135,7 @@ def test_linear_classifier_in_closed_form(
     norm: str, loss: str, linear_classifier: Classifier, images: Tensor
 ) -> None:
     """Linf ends in the corner of the ball, L2 at its rim in the direction of the gradient."""
-    weight = linear_classifier.network[1].weight
-    away = (weight[1 - LABELS] - weight[LABELS]).reshape(-1, 1, 8, 8)
+    away = uphill(linear_classifier)
     attack = auto(norm=norm, loss=loss, steps=100)
     (candidate,) = attack(target_of(Defense(linear_classifier), images))
     edge = away.sign() if norm == "linf" else unit(away)

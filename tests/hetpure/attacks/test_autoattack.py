@@ -240,7 +240,7 @@ def test_other_warnings_are_passed_on() -> None:
         ("standard", 3, FEW, "apgd-t, which needs 4 classes"),
         ("standard", 4, ["apgd-ce", "apgd-t", *FEW[1:]], ""),
         ("rand", 2, ["apgd-ce"], "apgd-dlr, which needs 3 classes"),
-        ("rand", 3, ["apgd-ce", "apgd-dlr"], ""),
+        ("rand", 4, ["apgd-ce", "apgd-dlr"], ""),
     ],
 )
 def test_few_classes(

@@ -10,7 +10,7 @@ from torch import Tensor
 from hetpure.attacks.low_frequency import LowFrequency, ascent, dct_matrix, low_pass, within
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
-from tests.hetpure.attacks.defenses import LABELS, Spy, size, target_of
+from tests.hetpure.attacks.defenses import Spy, size, target_of, uphill
 
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 
@@ -22,12 +22,6 @@ def low_frequency(**settings: object) -> LowFrequency:
 
 def drawn(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def slope(classifier: Classifier) -> Tensor:
-    """The gradient of a linear classifier's margin."""
-    weight: Tensor = classifier.network[1].weight
-    return (weight[1 - LABELS] - weight[LABELS]).reshape(-1, 1, 8, 8)
 
 
 def high_energy(images: Tensor, ratio: float) -> float:
@@ -89,7 +83,7 @@ def test_l2_against_a_linear_classifier_in_closed_form(
     random_start: bool, linear_classifier: Classifier, images: Tensor
 ) -> None:
     """It ends at the rim of the ball along P g: no other low-frequency perturbation gains more."""
-    away = low_pass(slope(linear_classifier), 0.4)
+    away = low_pass(uphill(linear_classifier), 0.4)
     attack = low_frequency(norm="l2", steps=60, step_size=0.1, random_start=random_start)
     last, best = attack(target_of(Defense(linear_classifier), images))
     expected = images + 0.1 * away / size(away, "l2")[:, None, None, None]
@@ -102,7 +96,7 @@ def test_linf_against_a_linear_classifier_is_near_the_linear_programs_optimum(
     random_start: bool, linear_classifier: Classifier, images: Tensor
 ) -> None:
     """Of all coefficients whose image lies in the ball, the best by scipy."""
-    away, count = slope(linear_classifier), round(0.4 * 8)
+    away, count = uphill(linear_classifier), round(0.4 * 8)
     cosines = dct_matrix(8)[:count]
     basis = torch.einsum("kh,lw->hwkl", cosines, cosines).reshape(64, count**2).numpy()
     attack = low_frequency(steps=20, step_size=0.04, random_start=random_start)
@@ -138,7 +132,7 @@ def test_pixels_that_are_cut_have_no_say(
     """Two steps by hand: white pixels that the first pushes up take no part in the second."""
     images = images.clone()
     images[..., :4] = 1
-    away = slope(linear_classifier)
+    away = uphill(linear_classifier)
     first = 0.04 * ascent(away, 0.4, norm)
     free = (images + first) <= 1
     assert 0 < free.double().mean() < 1

@@ -16,7 +16,16 @@ from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
 from hetpure.noise import Stream, attack_draw
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
-from tests.hetpure.attacks.defenses import LABELS, NOISE, SAMPLES, Spy, size, target_of, unit
+from tests.hetpure.attacks.defenses import (
+    LABELS,
+    NOISE,
+    SAMPLES,
+    Spy,
+    size,
+    target_of,
+    unit,
+    uphill,
+)
 
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 
@@ -28,12 +37,6 @@ def pgd(**settings: Any) -> PGD:
     )
 
 
-def direction_away(classifier: Classifier, labels: Tensor) -> Tensor:
-    """The gradient of the loss of a linear classifier, up to a positive factor an image."""
-    weight = classifier.network[1].weight
-    return (weight[1 - labels] - weight[labels]).reshape(-1, 1, 8, 8)
-
-
 @pytest.mark.parametrize("scale", [1.0, 1e-14, 1e-200], ids="slope {:g}".format)
 @pytest.mark.parametrize("random_start", [False, True], ids=["from the image", "random start"])
 @norms
@@ -43,7 +46,7 @@ def test_linear_classifier_in_closed_form(
     """Linf ends in the corner of the ball, L2 at its rim in the direction of the gradient; a
     small slope must not slow it down, or a flat defence would look robust."""
     linear_classifier.network[1].weight.mul_(scale)
-    away = direction_away(linear_classifier, LABELS) / scale
+    away = uphill(linear_classifier) / scale
     attack = pgd(norm=norm, steps=60, step_size=0.1, random_start=random_start)
     last, _ = attack(target_of(Defense(linear_classifier), images))
     edge = away.sign() if norm == "linf" else unit(away)

@@ -17,7 +17,7 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.purifiers import UniformPurifier
-from tests.hetpure.attacks.defenses import LABELS, target_of
+from tests.hetpure.attacks.defenses import LABELS, target_of, uphill
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
@@ -155,8 +155,7 @@ def test_a_ramp_in_closed_form(scale: float, linear_classifier: Classifier) -> N
     border's value. Whatever the slope of the loss."""
     linear_classifier.network[1].weight.mul_(scale)
     ramp = (0.2 + 0.08 * torch.arange(8, dtype=torch.float64)).expand(4, 1, 8, 8).contiguous()
-    weight = linear_classifier.network[1].weight
-    away = (weight[1 - LABELS] - weight[LABELS]).reshape(-1, 1, 8, 8)
+    away = uphill(linear_classifier)
     attack = attack_of(steps=8, max_flow=0.75, smoothness=0, step_size=0.2)
     last, best = attack(target_of(Defense(linear_classifier), ramp))
     expected = (ramp + 0.75 * 0.08 * away.sign()).clamp(0.2, 0.2 + 7 * 0.08)
