@@ -29,11 +29,12 @@ from hetpure.evaluation.borders import border_inconsistency
 from hetpure.evaluation.protocol import Block, Protocol, Record, evaluate_block
 from hetpure.evaluation.provenance import provenance
 from hetpure.evaluation.results import summarise
+from hetpure.evaluation.statistics import in_points
 from hetpure.gradients import Execution, Policy, input_gradient
 from hetpure.noise import Noise, Stream, noise_for
 from hetpure.numbers import Number
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
-from hetpure.report.table import difference, interval
+from hetpure.report.table import interval
 from hetpure.weights import ASSETS, folder_hash, load_classifier, load_denoiser
 
 SINGLE, MULTI = "single_step U=10", "multi_step U=20"
@@ -202,11 +203,12 @@ def tables(results: dict[str, Any]) -> str:
         "|" + " --- |" * 7,
     ]
     for variant, row in quality_of.items():
+        apart = "-" if row["difference"] is None else in_points(row["difference"])
         more = f"{row['border_more']:+.2f} ± {row['border_more_error']:.2f}"
         lines.append(
             f"| {variant} | {row['network_calls']} | {row['border']:.2f} "
             f"| {'-' if variant == CONTROL else more} | {interval(row['standard'])} "
-            f"| {interval(row['robust'])} | {difference(row['difference'])} |"
+            f"| {interval(row['robust'])} | {apart} |"
         )
     lines += [
         "",
