@@ -109,7 +109,8 @@ def check_gradient(
     gradients = []
     with repeatable(device):
         for execution in compared:
-            gradients.append(gradient_at(double, loss, point, execution))
+            x = point.clone().requires_grad_()
+            gradients.append(input_gradient(loss(double, x, execution), x))
             trim_heap()
     exact = gradients[0]
     equal = [torch.equal(exact, other) for other in gradients[1:]]
@@ -160,12 +161,6 @@ def repeatable(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warned)
-
-
-def gradient_at(module: nn.Module, loss: Loss, point: Tensor, execution: Execution) -> Tensor:
-    """The checked gradient (B, C, H, W) of the loss at a point."""
-    x = point.detach().clone().requires_grad_()
-    return input_gradient(loss(module, x, execution), x)
 
 
 def cosines(ours: Tensor, exact: Tensor) -> Tensor:

@@ -38,14 +38,10 @@ def transformers_model(kind: str) -> Build:
         config = library.AutoConfig.for_model(kind, **settings)
         automatic = library.AutoModelForImageClassification
         network: nn.Module = automatic.from_config(config, trust_remote_code=False)
-        network.register_forward_hook(_logits)
+        network.register_forward_hook(lambda module, inputs, output: output.logits)
         return network
 
     return build
-
-
-def _logits(module: nn.Module, inputs: object, output: Any) -> Any:
-    return output.logits
 
 
 def robustbench_model(name: str) -> Build:

@@ -107,11 +107,8 @@ class ResNet(nn.Module):
         self.stem = stem
         check_choice(self, "stem", Stem)
         large = stem == "imagenet"
-        self.conv1 = (
-            nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-            if large
-            else nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
-        )
+        window, stride, padding = (7, 2, 3) if large else (3, 1, 1)
+        self.conv1 = nn.Conv2d(in_channels, 64, window, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if large else nn.Identity()

@@ -164,18 +164,11 @@ class GridPurifier(Purifier):
             if not 1 <= steps <= count:
                 raise FieldError(self, "steps", f"must be in [1, {count}], got {steps}")
             points = [round(k * count / steps) for k in range(steps)]
-        grid = descending_grid(points, start, include)
+        # It hangs on 0, not on the start: two purifiers with different strengths share every index
+        # below the smaller one.
+        wanted = {*points, start, 0} | ({include} if include is not None else set())
+        grid = sorted((t for t in wanted if t <= start), reverse=True)
         return [*grid[:-1], NO_NOISE if self.output == "x0" else 0]
-
-
-def descending_grid(points: Sequence[int], start: int, include: int | None = None) -> list[int]:
-    """Descending indices from `start` to 0: those of `points` that are not above it, and `include`.
-
-    The grid hangs on 0, not on the start: two purifiers with different strengths share every index
-    below the smaller one.
-    """
-    wanted = {*points, start, 0} | ({include} if include is not None else set())
-    return sorted((t for t in wanted if t <= start), reverse=True)
 
 
 def diffuse(
