@@ -71,7 +71,7 @@ def test_a_users_own_parts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.syspath_prepend(tmp_path)
     quick = ROOT / "configs" / "evaluate" / "quick.yaml"
     options = ["--model.attack.steps=1", "--model.audit=null", "--model.run=own"]
-    with pytest.raises(InputError, match="classes and the data 2"):
+    with pytest.raises(InputError, match="images have channels 1, and it declares 3"):
         evaluate.main([f"--config={quick}", "--config=my.yaml", *options])
     ten = data.replace("= 2, 3, 32", "= 10, 1, 28").replace('("cat", "dog")', 'tuple("0123456789")')
     (tmp_path / "my_images.py").write_text(ten)
