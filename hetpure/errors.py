@@ -15,14 +15,14 @@ class FieldError(InputError):
     Args:
         owner: the object that has the field.
         field: its name.
-        said: what is wrong and what is allowed, as "must be >= 0, got -1".
+        problem: what is wrong and what is allowed, as "must be >= 0, got -1".
     """
 
-    def __init__(self, owner: object, field: str, said: str) -> None:
-        super().__init__(f"{type(owner).__name__}.{field} {said}")
+    def __init__(self, owner: object, field: str, problem: str) -> None:
+        super().__init__(f"{type(owner).__name__}.{field} {problem}")
         self.owner = owner
         self.field = field
-        self.said = said
+        self.problem = problem
 
 
 def check_choice(owner: object, field: str, allowed: Any) -> None:

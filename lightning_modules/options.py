@@ -29,7 +29,7 @@ def naming_options(config: Any) -> Iterator[None]:
         for cause in causes(error):
             if isinstance(cause, FieldError) and (options := list(_options(cause, config, ""))):
                 others = f" (or {', '.join(options[1:])})" if len(options) > 1 else ""
-                raise InputError(f"{options[0]} {cause.said}{others}") from error
+                raise InputError(f"{options[0]} {cause.problem}{others}") from error
         raise
 
 
