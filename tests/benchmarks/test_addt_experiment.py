@@ -122,47 +122,33 @@ def test_a_training_is_run_once_goes_on_and_is_never_taken_for_another(
         experiment.train("no_rbgm", 1)
 
 
-def test_probes_of_a_training_that_went_on_are_in_one_row(
+def logged(folder: Path, **scalars: dict[int, float]) -> None:
+    with SummaryWriter(folder) as logger:
+        for name, values in scalars.items():
+            for step, value in values.items():
+                logger.add_scalar(name.replace("_", "/"), value, step)
+
+
+def test_tables_of_trainings_that_went_on_or_stopped(
     experiment: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(experiment, "RUNS", tmp_path)
-    probed = {
-        0: ((0, 0.25, 0.5), (175, 0.5, 0.75)),
-        1: ((200, 0.5, 0.75), (350, 0.625, 1.0)),
-        2: (),
-    }
-    for version, logged in probed.items():
-        folder = tmp_path / "train" / "addt-0" / "lightning_logs" / f"version_{version}"
-        with SummaryWriter(folder) as logger:
-            logger.add_scalar("train/loss", 1.0, 0)
-            for step, robust, clean in logged:
-                logger.add_scalar("probe/robust", robust, step)
-                logger.add_scalar("probe/clean", clean, step)
-    with SummaryWriter(tmp_path / "train" / "clean-0") as logger:  # stopped between the two
-        logger.add_scalar("probe/clean", 0.5, 175)
-    head, _, row = experiment.probes().splitlines()
-    assert head == "| updates | 0 | 175 | 200 | 350 |"
-    assert row == "| addt-0 | 25.0 / 50.0 | 50.0 / 75.0 | 50.0 / 75.0 | 62.5 / 100.0 |"
-
-
-def test_what_trainings_cost_in_denoising(
-    experiment: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(experiment, "RUNS", tmp_path)
-    for name in ("clean-0", "scale-0.03"):
-        with SummaryWriter(tmp_path / "train" / name) as logger:
-            for step, loss in ((174, 0.5), (349, 0.25), (524, 0.125)):
-                logger.add_scalar("validation/loss", loss, step)
-            logger.add_scalar("fid", 1.5, 350)
-    with SummaryWriter(tmp_path / "train" / "reference-0") as logger:  # without pictures and probes
-        logger.add_scalar("validation/loss", 0.75, 1049)
-    with SummaryWriter(tmp_path / "train" / "addt-0") as logger:  # stopped before the first loss
-        logger.add_scalar("train/loss", 0.75, 0)
+    folder = tmp_path / "train"
+    first, second = (folder / "addt-0" / "lightning_logs" / f"version_{k}" for k in (0, 1))
+    logged(first, probe_robust={0: 0.25, 175: 0.5}, probe_clean={0: 0.5, 175: 0.75})
+    logged(second, probe_robust={200: 0.5}, probe_clean={200: 1.0}, train_loss={0: 0.75})
+    losses = {174: 0.5, 349: 0.25, 524: 0.125}
+    logged(folder / "clean-0", validation_loss=losses, fid={350: 1.5}, probe_clean={175: 0.5})
+    logged(folder / "reference-0", validation_loss={1049: 0.75})  # without pictures and probes
+    assert experiment.probes().splitlines() == [
+        "| updates | 0 | 175 | 200 |",
+        "| --- | --- | --- | --- |",
+        "| addt-0 | 25.0 / 50.0 | 50.0 / 75.0 | 50.0 / 100.0 |",
+    ]
     assert experiment.prices().splitlines()[2:] == [
         "| clean-0 | 350 | 0.2500 | 1.50 |",
         "| reference-0 | 1050 | 0.7500 | - |",
     ]
-    assert experiment.probes().splitlines()[2:] == []
 
 
 COUNTS = {"A, clean": 10, "A, ADDT": 20, "clean-0": 4, "addt-0": 0, "clean-1": 40, "vanilla": 3}
@@ -249,6 +235,7 @@ def test_the_plan_covers_the_configs(experiment: ModuleType) -> None:
         assert named and named <= made
 
 
+@pytest.mark.slow
 def test_the_purifier_is_the_published_sampler(experiment: ModuleType) -> None:
     """DDPM clips by default, also where it takes DDIM's place, which does not."""
     for name in experiment.EVALUATIONS[1:]:

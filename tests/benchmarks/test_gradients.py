@@ -27,6 +27,7 @@ def test_the_larger_network_is_the_published_architecture(
     assert denoiser(torch.zeros(1, 3, 32, 32), 10).shape == (1, 3, 32, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(),
     reason="peak memory is read from /proc, which Linux alone has",
@@ -42,34 +43,20 @@ def test_a_tape_takes_what_is_predicted(script: Callable[[str], ModuleType]) -> 
 
 
 def test_tables_say_what_was_measured(script: Callable[[str], ModuleType]) -> None:
-    module = script("gradients")
     row = {"network_calls": 4, "milliseconds": 30.0, "floor": 20.0, "ratio": 1.5}
     fast = {"forward": 1, "both": 2, "gain": 3.25, "cosine": 0.98765, "first_seconds": 4}
-    text = module.tables(
-        {
-            "network": "toy",
-            "batch": 2,
-            "calls": 4,
-            "machine": "cpu",
-            "plans": [4, 8],
-            "memory_batch": 2,
-            "times": {
-                "call_milliseconds": {"forward": 5, "both": 9},
-                "rest_share": 0.0123,
-                "policies": {"tape": row},
-            },
-            "accelerations": {"bfloat16": fast},
-            "memory": {
-                "tape": {
-                    "peak_bytes": {"4": 7e6, "8": None},
-                    "predicted_bytes": {"4": 8e6, "8": 16e6},
-                    "image_batches_a_step": None,
-                }
-            },
-            "weights": {},
-            "commit": "abc",
-        }
-    )
+    times = {"call_milliseconds": {"forward": 5, "both": 9}, "rest_share": 0.0123}
+    memory = {
+        "peak_bytes": {"4": 7e6, "8": None},
+        "predicted_bytes": {"4": 8e6, "8": 16e6},
+        "image_batches_a_step": None,
+    }
+    results = {
+        "network": "toy", "batch": 2, "calls": 4, "machine": "cpu", "plans": [4, 8],
+        "memory_batch": 2, "times": times | {"policies": {"tape": row}}, "weights": {},
+        "accelerations": {"bfloat16": fast}, "memory": {"tape": memory}, "commit": "abc",
+    }  # fmt: skip
+    text = script("gradients").tables(results)
     assert "| tape | 4 | 30 | 20 | 1.500 |" in text
     assert "| bfloat16 | 1 | 2 | 3.25 | 0.98765 | 4 |" in text
     assert "| tape | 7 / 8 | - / 16 | - |" in text

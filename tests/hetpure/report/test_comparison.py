@@ -75,63 +75,51 @@ def test_unfinished_runs_and_struck_rows_are_named(tmp_path: Path) -> None:
 NASTY = r"50% of_$x & {y} #1 \ ~^<[z]|"
 
 
-@pytest.fixture(params=["single", "vote"])
-def shown(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[Comparison], Counting]:
+@pytest.fixture
+def shown(tmp_path: Path) -> list[Comparison]:
     """A baseline, a defence that is far worse under attack, and an equal one of another run."""
     worse = defended("[*]", [0] * 40) + lines("[*]", "square", [0])
     first = write(tmp_path / "x_1", defended(NASTY, RIGHT_A) + worse, results={"run": {}})
-    comparisons = columns(
-        first, write(tmp_path / "y", defended("same", RIGHT_A)), counting=request.param
-    )
-    return compare(comparisons, comparisons[0], "robust", request.param), request.param
+    second = write(tmp_path / "y", defended("same", RIGHT_A))
+    defences = columns(first, second, counting="vote")
+    return compare(defences, defences[0], "robust", "vote")
 
 
-def test_the_verdict_is_about_one_kind_and_its_tolerance(
-    shown: tuple[list[Comparison], Counting],
-) -> None:
-    comparisons, _ = shown
-    baseline = comparisons[0].column
-    assert verdict(comparisons, baseline, "clean", 0) == (
+def test_the_verdict_is_about_one_kind_and_its_tolerance(shown: list[Comparison]) -> None:
+    baseline = shown[0].column
+    assert verdict(shown, baseline, "clean", 0) == (
         True, f"clean: no defence is significantly worse than x_1:{NASTY}"
     )  # fmt: skip
-    assert verdict(comparisons, baseline, "robust", 0) == (
+    assert verdict(shown, baseline, "robust", 0) == (
         False, f"robust: significantly worse than x_1:{NASTY}: x_1:[*]"
     )  # fmt: skip
-    passed, said = verdict(comparisons, baseline, "robust", 99)
-    assert passed
-    assert said.endswith("by more than 99 points")
+    passed, line = verdict(shown, baseline, "robust", 99)
+    assert passed and line.endswith("by more than 99 points")
 
 
-@pytest.mark.parametrize("width", [80, 100])
-def test_the_terminal_shows_every_number_and_name(
-    shown: tuple[list[Comparison], Counting], width: int
-) -> None:
-    comparisons, counting = shown
-    console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(*(sheet.terminal(wrap=False) for sheet in sheets(comparisons)))
+def test_the_terminal_shows_every_number_and_name(shown: list[Comparison]) -> None:
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(*(sheet.terminal(wrap=False) for sheet in sheets(shown)))
     text = console.export_text()
     assert "…" not in text
-    assert max(map(len, text.splitlines())) <= width
+    assert max(map(len, text.splitlines())) <= 80
     assert text.count("baseline") == 2
     assert re.search(r"\[\*\] +40 +0\.0 \[0\.0, 8\.8\] +-\d\d\.\d \[-\d\d\.\d, -\d\d\.\d\]", text)
-    assert ("<0.001" in text) == (counting == "vote")
-    said = " ".join(notes(comparisons, comparisons[0].column, counting))
-    assert "4 differences, with intervals that are not corrected for their number" in said
-    assert "x_1:[*]: robust leaves out square" in said
-    assert ("exact McNemar" in said) == (counting == "vote")
+    assert "<0.001" in text
+    remarks = " ".join(notes(shown, shown[0].column, "vote"))
+    assert "4 differences, with intervals that are not corrected for their number" in remarks
+    assert "x_1:[*]: robust leaves out square" in remarks
+    assert "exact McNemar" in remarks
 
 
-def test_the_csv_holds_every_number(
-    shown: tuple[list[Comparison], Counting], tmp_path: Path
-) -> None:
-    comparisons, counting = shown
-    write_csv(comparisons, comparisons[0].column, counting, tmp_path / "o.csv")
+def test_the_csv_holds_every_number(shown: list[Comparison], tmp_path: Path) -> None:
+    write_csv(shown, shown[0].column, "vote", tmp_path / "o.csv")
     with (tmp_path / "o.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["run"], row["defense"], row["kind"]) for row in rows] == [
-        (c.column.run, c.column.defense, c.kind) for c in comparisons
+        (c.column.run, c.column.defense, c.kind) for c in shown
     ]
-    for row, c in zip(rows, comparisons, strict=True):
+    for row, c in zip(rows, shown, strict=True):
         assert float(row["accuracy"]) == c.accuracy.accuracy
         assert int(row["n"]) == 40
         assert row["baseline_defense"] == NASTY
@@ -141,11 +129,10 @@ def test_the_csv_holds_every_number(
         assert (row["p_value"] != "") == (c.test is not None)
 
 
-def test_the_latex_is_well_formed(shown: tuple[list[Comparison], Counting]) -> None:
+def test_the_latex_is_well_formed(shown: list[Comparison]) -> None:
     """No TeX here: braces and environments balance, every line has all cells, what is special in
     TeX is escaped, and no line's end takes the next cell for its option."""
-    comparisons, counting = shown
-    text = latex(sheets(comparisons), notes(comparisons, comparisons[0].column, counting))
+    text = latex(sheets(shown), notes(shown, shown[0].column, "vote"))
     body = [text_line for text_line in text.splitlines() if not text_line.startswith("%")]
     assert body[0].startswith(r"\begin{tabular}{ll")
     assert body[-1] == r"\end{tabular}"
