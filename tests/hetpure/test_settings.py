@@ -126,7 +126,11 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("build", "message"), REFUSED, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("build", "message"),
+    REFUSED,
+    ids=[f"{k} {message[:60]}" for k, (_, message) in enumerate(REFUSED)],
+)
 def test_a_setting_that_cannot_be_used_is_one_line(
     build: Callable[[], object], message: str
 ) -> None:
