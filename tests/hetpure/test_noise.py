@@ -260,22 +260,16 @@ def test_different_addresses_are_uncorrelated() -> None:
     drawn = {
         "base": base.normal(Purpose.REVERSE, like),
         "seed": noise_of(1, seed=6).normal(Purpose.REVERSE, like),
-        **{
-            f"stream {stream.name}": noise_of(1, stream=stream).normal(Purpose.REVERSE, like)
-            for stream in Stream
-            if stream != Stream.REPORT
-        },
         "draw": noise_of(1, index=1).normal(Purpose.REVERSE, like),
         "high draw": noise_of(1, index=2**32).normal(Purpose.REVERSE, like),
-        "sample": Noise.of(5, Stream.REPORT).on(torch.tensor([1])).normal(Purpose.REVERSE, like),
-        **{
-            f"purpose {purpose.name}": base.normal(purpose, like)
-            for purpose in Purpose
-            if purpose != Purpose.REVERSE
-        },
+        "sample": noise_of(2).take(torch.tensor([1])).normal(Purpose.REVERSE, like),
         "step": base.normal(Purpose.REVERSE, like, step=1),
         "repeat": base.normal(Purpose.REVERSE, like, repeat=1),
     }
+    for stream in set(Stream) - {Stream.REPORT}:
+        drawn[stream.name] = noise_of(1, stream=stream).normal(Purpose.REVERSE, like)
+    for purpose in set(Purpose) - {Purpose.REVERSE}:
+        drawn[purpose.name] = base.normal(purpose, like)
     count = like.numel()
     values = torch.stack([tensor.flatten() for tensor in drawn.values()])
     for kind, table in (("values", values), ("squares", values**2)):
