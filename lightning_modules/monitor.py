@@ -15,15 +15,15 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from hetpure.attacks import PGD, Attack
 from hetpure.attacks.gradient import unfolded
 from hetpure.classifiers import Classifier
-from hetpure.compatibility import check_answers, check_classifier
+from hetpure.compatibility import check_answers, check_defense
 from hetpure.defense import Defense
 from hetpure.errors import FieldError, InputError, check_at_least
-from hetpure.evaluation.protocol import Cell, Protocol, evaluate_cell
+from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_cell
 from hetpure.noise import Noise, Stream
 from hetpure.purifiers import Purifier, UniformPurifier
 from hetpure.sampling import draw_images
 from hetpure.weights import load_classifier
-from lightning_modules.batches import block_of, checked
+from lightning_modules.batches import block_of
 from lightning_modules.callbacks import EveryUpdates
 from lightning_modules.diffusion import DiffusionTraining, Update
 
@@ -182,7 +182,7 @@ class RobustProbe(EveryUpdates):
 
     def measure(self, trainer: L.Trainer, module: DiffusionTraining) -> dict[str, float]:
         """Both shares, of the averaged weights as they are now."""
-        batch = first_images(trainer, self.images)
+        block = first_images(trainer, self.images)
         if self.classifier is None and module.guide is None and module.guide_name:
             self.classifier = load_classifier(module.guide_name)  # which guides nothing here
         classifier = self.classifier or module.guide
@@ -191,9 +191,7 @@ class RobustProbe(EveryUpdates):
         # A copy: the guide has the training's precision.
         classifier = copy.deepcopy(classifier).float()
         defense = Defense(classifier, self.purifier, module.averaged_denoiser()).to(module.device)
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        block = block_of(batch, data, module.device)
-        check_classifier(classifier, data)
+        check_defense(defense, trainer.datamodule)  # type: ignore[attr-defined]
         check_answers(classifier, block.images, "the RobustProbe's classifier")
         once = Protocol(report_draws=1, selection_draws=1)
         with torch.enable_grad():
@@ -247,15 +245,13 @@ class FeatureFID(EveryUpdates):
         distance = FrechetInceptionDistance(
             self.features, normalize=True, sync_on_compute=False
         ).to(module.device)  # every process has the same images
-        batch = first_images(trainer, self.images)
-        for images in torch.split(batch["image"], CHUNK):
-            distance.update(images.to(module.device), real=True)
-        denoiser = module.averaged_denoiser()
+        denoiser, block = module.averaged_denoiser(), first_images(trainer, self.images)
+        parts = (torch.split(tensor, CHUNK) for tensor in (block.images, block.samples))
         with torch.no_grad():
-            for samples in torch.split(batch["sample"], CHUNK):
-                noise = Noise.of(self.seed, Stream.PROBE).on(samples.to(module.device))
-                like = batch["image"][: len(samples)].to(module.device)
-                drawn = draw_images(denoiser, noise, like, network_calls=self.network_calls)
+            for images, samples in zip(*parts, strict=True):
+                noise = Noise.of(self.seed, Stream.PROBE).on(samples)
+                drawn = draw_images(denoiser, noise, images, network_calls=self.network_calls)
+                distance.update(images, real=True)
                 distance.update(drawn, real=False)
         return float(distance.compute())
 
@@ -276,19 +272,19 @@ class LastFeatures(nn.Module):
         features: list[Tensor] = []
         hook = self.last.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
         try:
-            with torch.no_grad():
-                self.classifier(images)
+            self.classifier(images)
         finally:
             hook.remove()
         return features[0].flatten(1)
 
 
-def first_images(trainer: L.Trainer, count: int) -> dict[str, Tensor]:
-    """The first validation images of the trainer's data: image, label and sample."""
+def first_images(trainer: L.Trainer, count: int) -> Block:
+    """The first validation images of the trainer's data, on its device."""
     data = trainer.datamodule  # type: ignore[attr-defined]
-    batches: list[dict[str, Tensor]] = []
+    blocks: list[Block] = []
     for batch in data.val_dataloader():
-        batches.append(checked(batch, data))
-        if sum(len(batch["image"]) for batch in batches) >= count:
+        blocks.append(block_of(batch, data, trainer.strategy.root_device))
+        if sum(len(block.images) for block in blocks) >= count:
             break
-    return {key: torch.cat([batch[key] for batch in batches])[:count] for key in batches[0]}
+    parts = [(block.images, block.labels, block.samples) for block in blocks]
+    return Block(*map(torch.cat, zip(*parts, strict=True))).first(count)

@@ -52,45 +52,36 @@ def reopen_epoch(loop: dict[str, Any]) -> None:
 def count_anew(loop: dict[str, Any], trainer: L.Trainer) -> None:
     """Lightning counts an epoch's batches on one process, our loader its samples on all. In a
     checkpoint of other devices or another batch size the batches are counted anew, so that the
-    epoch ends where its samples do.
+    epoch ends where its samples do. Another loader goes on by itself.
 
     InputError where what was seen are no whole batches now, or no whole updates.
     """
-    progress = loop["epoch_loop.batch_progress"]
-    _count_batches(loop, progress, trainer)
-    seen, window = progress["current"]["ready"], trainer.accumulate_grad_batches
-    if seen < EPOCH_OVER and not progress["is_last_batch"] and seen % window:
-        raise InputError(
-            f"--ckpt_path was saved after what are {seen} batches of an epoch now: updates of"
-            f" {window} batches (--trainer.accumulate_grad_batches) cannot begin there; go on with"
-            " as many as it began with, or from an epoch's end"
-        )
-
-
-def _count_batches(loop: dict[str, Any], progress: dict[str, Any], trainer: L.Trainer) -> None:
-    data = getattr(trainer, "datamodule", None)
+    progress, window = loop["epoch_loop.batch_progress"], trainer.accumulate_grad_batches
+    current, ended = progress["current"], progress["is_last_batch"]
     (before,) = loop["state_dict"].get("combined_loader") or [{}]
-    size: int | None = getattr(data, "batch_size", None)
-    if size is None or "processes" not in before:
-        return  # another loader, which goes on by itself
-    now = {"processes": trainer.world_size, "batch_size": size}
-    if now == {key: before[key] for key in now}:
-        return
-    seen, rest = divmod(before["samples"], now["processes"] * now["batch_size"])
-    if progress["is_last_batch"]:
-        seen, rest = EPOCH_OVER, 0
-    if rest:
+    size: int | None = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    now = (trainer.world_size, size)
+    if size and "processes" in before and now != (before["processes"], before["batch_size"]):
+        seen, rest = divmod(before["samples"], trainer.world_size * size)
+        if ended:
+            seen, rest = EPOCH_OVER, 0
+        if rest:
+            raise InputError(
+                f"--ckpt_path was saved after {before['samples']} images of an epoch, in batches of"
+                f" {before['batch_size']} on {before['processes']} devices: batches of {size} on"
+                f" {trainer.world_size} cannot have seen as many; go on with those, or from an"
+                " epoch's end"
+            )
+        # A callback that saves at a batch's end does so before that batch counts as completed.
+        behind = current["processed"] - current["completed"]
+        current |= dict.fromkeys(("ready", "started", "processed"), seen)
+        current["completed"] = seen - behind
+    if not ended and current["ready"] % window:
         raise InputError(
-            f"--ckpt_path was saved after {before['samples']} images of an epoch, in batches of"
-            f" {before['batch_size']} on {before['processes']} devices: batches of"
-            f" {now['batch_size']} on {now['processes']} cannot have seen as many; go on with"
-            " those, or from an epoch's end"
+            f"--ckpt_path was saved after what are {current['ready']} batches of an epoch now:"
+            f" updates of {window} batches (--trainer.accumulate_grad_batches) cannot begin there;"
+            " go on with as many as it began with, or from an epoch's end"
         )
-    current = progress["current"]
-    # A callback that saves at a batch's end does so before that batch counts as completed.
-    behind = current["processed"] - current["completed"]
-    current |= dict.fromkeys(("ready", "started", "processed"), seen)
-    current["completed"] = seen - behind
 
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,10 +99,11 @@ def described(part: object) -> str:
 def check_same(mine: Mapping[str, Any], theirs: Mapping[str, Any] | None, instead: str) -> None:
     """Raises InputError where a checkpoint (`theirs`) is of another training than this one, with
     what to do `instead`."""
-    if theirs is None:
-        raise InputError("--ckpt_path holds no training of this version")
+    theirs = theirs or {}
     if missing := sorted(mine.keys() - theirs.keys()):
-        raise InputError(f"--ckpt_path is of another version: it does not say its {missing[0]}")
+        raise InputError(
+            f"--ckpt_path is no training of this kind and version: it does not say its {missing[0]}"
+        )
     for name in sorted(mine.keys() | theirs.keys()):
         if mine.get(name) != theirs.get(name):
             raise InputError(
