@@ -41,9 +41,8 @@ class DiscreteLevels(Levels):
     def check(self, schedule: Schedule, prediction_type: str) -> None:
         last, highest = len(schedule) - 1, self._highest(schedule)
         if not 0 <= self.lowest <= highest <= last:
-            field = "lowest" if highest == last else "highest"
             wrong = f"gives timesteps {self.lowest} to {highest}: the schedule has 0 to {last}"
-            raise FieldError(self, field, wrong)
+            raise FieldError(self, "lowest" if highest == last else "highest", wrong)
 
     def _highest(self, schedule: Schedule) -> int:
         return len(schedule) - 1 if self.highest is None else self.highest

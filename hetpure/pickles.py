@@ -21,15 +21,13 @@ class Inert:
     """Stands for an object of a class that is not ours: keeps arguments and state, does nothing."""
 
     dump_patches = False  # torch's readers of old files ask a class for it
+    arguments: tuple[Any, ...]
+    state: Any
 
     def __new__(cls, *arguments: Any, **named: Any) -> "Inert":
         stand_in = super().__new__(cls)
         stand_in.arguments, stand_in.state = arguments, {}
         return stand_in
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        self.arguments: tuple[Any, ...]
-        self.state: Any
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
