@@ -222,26 +222,22 @@ def main(arguments: list[str]) -> None:
         prog="python -m hetpure", description=__doc__, exit_on_error=False
     )
     subcommands = parser.add_subcommands()
-    parsers = _parsers()
-    for command, of_command in parsers.items():
+    commands = _commands()
+    for name, (command, of_command) in commands.items():
         summary = (command.__doc__ or "").split("\n")[0]
-        subcommands.add_subcommand(command.__name__, of_command, help=summary)
-    summary = (check_gradients.__doc__ or "").split("\n")[0]
-    checking = jsonargparse.ArgumentParser(add_help=False)
-    subcommands.add_subcommand("check_gradients", checking, help=summary)
-
+        subcommands.add_subcommand(name, of_command, help=summary)
     parsed = parser.parse_args(arguments)
-    command = next(command for command in parsers if command.__name__ == parsed.subcommand)
+    command, of_command = commands[parsed.subcommand]
     options = parsed[parsed.subcommand]
     with naming_options(options):
-        settings = parsers[command].instantiate_classes(options).as_dict()
+        settings = of_command.instantiate_classes(options).as_dict()
     if command is tune:
-        settings["config"] = yaml.safe_load(parsers[command].dump(options))
+        settings["config"] = yaml.safe_load(of_command.dump(options))
     command(**settings)
 
 
-def _parsers() -> dict[Callable[..., None], jsonargparse.ArgumentParser]:
-    """By command; its arguments are those of the function, but for lists and switches."""
+def _commands() -> dict[str, tuple[Callable[..., None], jsonargparse.ArgumentParser]]:
+    """By name; arguments are those of the function, but for lists and switches."""
     converter = _parser(convert, "mean", "std", "attention_blocks", "check")
     for name in ("mean", "std"):
         of_channels = "of a classifier, pixel [0, 1], by channel"
@@ -254,13 +250,15 @@ def _parsers() -> dict[Callable[..., None], jsonargparse.ArgumentParser]:
     comparer.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
     tuner = _parser(tune, "config", positional=False)
     tuner.add_argument("--config", action="config", help="a YAML file with what follows")
-    return {
+    parsers: dict[Callable[..., None], jsonargparse.ArgumentParser] = {
         purify: _parser(purify),
         convert: converter,
         tune: tuner,
         compare: comparer,
         report: _parser(report),
+        check_gradients: _parser(check_gradients, "arguments"),
     }
+    return {command.__name__: (command, parser) for command, parser in parsers.items()}
 
 
 def _parser(

@@ -97,7 +97,9 @@ def summarise(records: Sequence[Record], baseline: str | None = None) -> dict[st
         summary[name] = {
             "samples": len(clean),
             "clean": protocols(clean),
-            "null_attack": None if null is None else null_attack(clean, null),
+            # A difference whose interval lacks 0 means that the counting itself moves accuracy.
+            "null_attack": null
+            and {**protocols(null), "difference": paired(null, clean).as_dict()},
             "attacks": {key: attack_summary(clean, rows) for key, rows in attacks.items()},
             "robust": robust(clean, chosen, whole),
             "robust_by_all": None
@@ -160,12 +162,6 @@ def success(clean: Sequence[Record], rows: Sequence[Record]) -> Estimate:
     before = {record.sample: record for record in clean}
     same = [before[record.sample] for record in rows]
     return attack_success(outcomes(same, "vote"), outcomes(rows, "vote"))
-
-
-def null_attack(clean: Sequence[Record], null: Sequence[Record]) -> dict[str, Any]:
-    """Accuracy under an attack of strength zero, on draws of its own, and its paired difference
-    from the clean one: an interval without 0 means that the counting itself moves accuracy."""
-    return {**protocols(null), "difference": paired(null, clean).as_dict()}
 
 
 def coverage(records: Sequence[Record]) -> float | None:

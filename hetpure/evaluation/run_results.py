@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from hetpure.evaluation.store import (
     json_bytes,
     record_lines,
 )
-from hetpure.numbers import Number
 
 Facts = Mapping[str, Any]
 
@@ -137,6 +135,7 @@ def run_results(store: Store, contents: Contents) -> dict[str, Any]:
             ),
             "latency_seconds": measured.get("latency", {}).get(name),
         }
+    config = store.path / CONFIG
     commits = sorted({str(finished.commit) for finished in contents.finished.values()})
     checks = [check for check in contents.checks.values() if check]
     return {
@@ -160,7 +159,7 @@ def run_results(store: Store, contents: Contents) -> dict[str, Any]:
             "gradient_check_seconds": sum(check["seconds"] for check in checks),
         },
         "provenance": contents.run["provenance"] | {"commits of blocks": commits},
-        "config": _config(store.path),
+        "config": config.read_text() if config.exists() else None,  # a notebook writes none
     }
 
 
@@ -209,20 +208,10 @@ def _audit(
         agreements.get((name, row["base"])),
     )
     saved = {
-        cell: (store.images(name, cell), _threat(about["threat"]))
+        cell: (store.images(name, cell), Threat(**about["threat"]) if about["threat"] else None)
         for cell, about in row["cells"].items()
         if cell != CLEAN
     }
     checks.append(saved_check(store.images(name, CLEAN), saved))
     gradient = [check["gradient"]] if check else []
     return [*gradient, *(line.as_dict() for line in checks)]
-
-
-def _threat(about: Mapping[str, Any] | None) -> Threat | None:
-    return None if about is None else Threat(about["norm"], Number(about["epsilon"]))
-
-
-def _config(folder: Path) -> str | None:
-    """What evaluate.py was run with; a notebook writes none."""
-    path = folder / CONFIG
-    return path.read_text() if path.exists() else None

@@ -113,13 +113,12 @@ def cautions(
         elif reference.about:
             yield from _changed(run, reference)
     for column in columns:
-        other = f"on {column.name}", f"on {baseline.name}"
         for what, here, there in (
             ("attacks differ", *(", ".join(sorted(c.attacks)) for c in (column, baseline))),
             ("threat differs", _record(column).threat, _record(baseline).threat),
         ):
             if here != there:
-                yield f"{what}: {here} {other[0]}, {there} {other[1]}"
+                yield f"{what}: {here} on {column.name}, {there} on {baseline.name}"
         draws, base_draws = (len(_record(c).predictions) for c in (column, baseline))
         if counting == "worst" and draws != base_draws and 1 not in (draws, base_draws):
             yield (

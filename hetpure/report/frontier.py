@@ -4,12 +4,13 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from hetpure.evaluation.description import Run
 from hetpure.evaluation.search import Trial, frontier
-from hetpure.evaluation.statistics import Estimate
 from hetpure.numbers import counted
 from hetpure.report.sheet import Sheet
 from hetpure.report.table import interval
@@ -56,21 +57,20 @@ def draw_frontier(trials: Sequence[Trial], chosen: Trial, title: str, path: Path
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    clean, robust = _points(trials)
+    (clean, _), (robust, _) = _percent(trials)
     axis.scatter(clean, robust, s=18, color="#999999", label="tried")
-    best = frontier(trials)
-    clean, robust = _points(best)
+    (clean, clean_spread), (robust, robust_spread) = _percent(frontier(trials))
     axis.errorbar(
         clean,
         robust,
-        xerr=_spread([trial.clean for trial in best]),
-        yerr=_spread([trial.robust for trial in best]),
+        xerr=clean_spread,
+        yerr=robust_spread,
         marker="o",
         color="#1b6ca8",
         elinewidth=0.8,
         label="frontier, 95% intervals",
     )
-    clean, robust = _points([chosen])
+    (clean, _), (robust, _) = _percent([chosen])
     axis.scatter(
         clean, robust, s=160, facecolors="none", edgecolors="#c0392b", linewidths=2, label="chosen"
     )
@@ -82,15 +82,8 @@ def draw_frontier(trials: Sequence[Trial], chosen: Trial, title: str, path: Path
     figure.savefig(path, dpi=120)
 
 
-def _points(trials: Sequence[Trial]) -> tuple[list[float], list[float]]:
-    return (
-        [100 * trial.clean.accuracy for trial in trials],
-        [100 * trial.robust.accuracy for trial in trials],
-    )
-
-
-def _spread(estimates: Sequence[Estimate]) -> list[list[float]]:
-    return [
-        [100 * (e.accuracy - e.low) for e in estimates],
-        [100 * (e.high - e.accuracy) for e in estimates],
-    ]
+def _percent(trials: Sequence[Trial]) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Clean and robust accuracies (n,) with how far their intervals reach down and up (2, n)."""
+    axes = [[trial.clean for trial in trials], [trial.robust for trial in trials]]
+    parts = [100 * np.array([[e.accuracy, e.low, e.high] for e in axis]).T for axis in axes]
+    return [(middle, np.stack([middle - low, high - middle])) for middle, low, high in parts]

@@ -30,7 +30,7 @@ def outcome_panels(run: Run, store: Store, rows: Sequence[str]) -> list[Panel]:
         if not defense.stochastic:
             continue
         saved, _ = store.images(name, row.cells[1].name)  # the first cell is the clean images
-        adversarial = saved[:ROWS].to(run.device)
+        adversarial = saved[: len(block.images)].to(run.device)
         answers = named(defense.classifier(adversarial).argmax(1))
         panels.append(Panel(f"{label}\nadversarial", adversarial, answers))
         mask = defense.mask(adversarial, block.samples)

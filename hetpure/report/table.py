@@ -123,6 +123,7 @@ def audit_sheet(results: Mapping[str, Any], *, passed: bool = True) -> Sheet:
 def note(results: Mapping[str, Any]) -> str:
     """What the numbers are."""
     run = results["run"]
+    call = run.get("network_call", "float32")
     weaker = results["weaker_than_full"]
     departures = "; ".join(weaker[:MOST_DEPARTURES]) or "nothing"
     if len(weaker) > MOST_DEPARTURES:
@@ -140,7 +141,7 @@ def note(results: Mapping[str, Any]) -> str:
             if run.get("baseline")
             else ""
         )
-        + _accelerated(run)
+        + (f"The diffusion network's calls: {call}. " if call != "float32" else "")
         + "".join(f"{line}. " for line in results["notes"])
         + f"Weaker than the full protocol: {departures}."
     )
@@ -159,11 +160,6 @@ def _tally(audit: Sequence[Mapping[str, Any]] | None) -> str:
     verdicts = [check["verdict"] for check in audit]
     last = next(verdict for verdict in ORDER if verdict in verdicts)
     return last if last == "PASS" else f"{verdicts.count(last)} {last}"
-
-
-def _accelerated(run: Mapping[str, Any]) -> str:
-    call = run.get("network_call", "float32")
-    return "" if call == "float32" else f"The diffusion network's calls: {call}. "
 
 
 def _coverage(shares: Mapping[str, float | None]) -> str:
