@@ -8,7 +8,6 @@ from typing import Any
 
 import jsonargparse
 import yaml
-from rich.console import Console
 
 from hetpure.errors import InputError
 from hetpure.evaluation import compare as comparing
@@ -22,6 +21,7 @@ from hetpure.report import comparison
 from hetpure.report.figure import draw
 from hetpure.report.purification import purification_panels
 from hetpure.report.report import report as write_and_print
+from hetpure.report.sheet import wide_console
 from hetpure.weights import convert as converting
 from hetpure.weights.check import check_classifier, check_denoiser
 from hetpure.weights.formats import Betas, Hints, PublishedPairing
@@ -199,7 +199,7 @@ def compare(
     remarks = comparison.notes(compared, reference, protocol)
     _, clean = comparison.verdict(compared, reference, CLEAN, tolerance)
     passed, attacked = comparison.verdict(compared, reference, attack, tolerance)
-    console = Console(width=None if Console().is_terminal else 140)
+    console = wide_console()
     sheets = comparison.sheets(compared)
     console.print(*(sheet.terminal(wrap=False) for sheet in sheets))
     for line in (*remarks, clean, attacked):

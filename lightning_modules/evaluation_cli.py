@@ -18,7 +18,6 @@ import torch
 from lightning import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from rich.console import Console
 
 from hetpure.disk import write_whole
 from hetpure.errors import InputError
@@ -33,6 +32,7 @@ from hetpure.memory import gigabytes, weight_bytes
 from hetpure.report.finish import finish
 from hetpure.report.gradient_checks import gradient_checks_sheet
 from hetpure.report.plan import cost_sheet, duration, memory_sheet
+from hetpure.report.sheet import wide_console
 from lightning_modules.cli import CLI, make_cli, with_default_config
 from lightning_modules.evaluation import RobustnessEvaluation
 from lightning_modules.images import images_of
@@ -201,7 +201,7 @@ def print_plan(cli: EvaluationCLI) -> dict[str, RowPlan]:
     assert run is not None
     rows = plan(run)
     title = f"{run.images.description}: {run.config.attack.describe()}; n = {len(run.images)}"
-    console = _console()
+    console = wide_console()
     console.print(cost_sheet(rows, title).terminal(), memory_sheet(rows, run.budget).terminal())
     networks = gigabytes(weight_bytes([cli.model.networks]))
     console.print(
@@ -217,7 +217,7 @@ def print_gradient_checks(cli: EvaluationCLI) -> dict[str, dict[str, Any]]:
     """Computes the gradient checks of all rows and prints them."""
     run = cli.model.described
     assert run is not None
-    console = _console()
+    console = wide_console()
     checks = {}
     with console.status("gradient checks") as status:
         for name, row in run.rows.items():
@@ -225,7 +225,3 @@ def print_gradient_checks(cli: EvaluationCLI) -> dict[str, dict[str, Any]]:
             checks[name] = check_gradients(run, row)
     console.print(gradient_checks_sheet(checks, "Gradient checks").terminal())
     return checks
-
-
-def _console() -> Console:
-    return Console(width=None if Console().is_terminal else 140)

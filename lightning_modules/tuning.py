@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from lightning import LightningDataModule
-from rich.console import Console
+from rich.text import Text
 
 from hetpure.attacks import Attack
 from hetpure.errors import InputError
@@ -20,6 +20,7 @@ from hetpure.evaluation.search import Settings, choose, search
 from hetpure.evaluation.store import Store
 from hetpure.gradients import APPROXIMATIONS
 from hetpure.report.frontier import draw_frontier, frontier_page
+from hetpure.report.sheet import wide_console
 from lightning_modules.evaluation_cli import DEFAULT
 from lightning_modules.images import images_of
 from lightning_modules.sweep import combinations
@@ -74,11 +75,11 @@ def tune(
         raise InputError("the gradient is the attack's, not a setting to tune: give an exact one")
     if device != "cpu" and not getattr(torch, device).is_available():
         raise InputError(f"this machine or this build of torch has no {device}: use --device=cpu")
-    store, console = Store(Path(folder)), Console(width=None if Console().is_terminal else 140)
+    store, console = Store(Path(folder)), wide_console()
     base = replace(base, denoiser=DENOISER)
     candidates, refused = combinations(base, vary)
     for reason in refused:
-        console.print(f"[dim]left out: {reason}[/dim]", soft_wrap=True)
+        console.print(Text(f"left out: {reason}", style="dim"), soft_wrap=True)
     evaluation = Evaluation(
         classifier=classifier,
         denoisers={DENOISER: denoiser},

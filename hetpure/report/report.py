@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from hetpure.evaluation.reading import earlier_results
 from hetpure.evaluation.run_results import write_results
 from hetpure.evaluation.store import REPORT, RUN, Store
 from hetpure.numbers import counted
 from hetpure.report.gradient_checks import gradient_checks_sheet
+from hetpure.report.sheet import wide_console
 from hetpure.report.table import markdown, terminal
 
 FIGURE = "figure.png"
@@ -19,7 +18,7 @@ def report(run: Path, results: dict[str, Any] | None = None) -> None:
     """Writes the results of a run, finished or not, into its folder and prints them; they are
     computed where they are not given. Of a run of an earlier version the tables of its records are
     printed, and nothing is written."""
-    console = Console(width=None if Console().is_terminal else 140)
+    console = wide_console()
     if (run / RUN).exists():
         results = results or write_results(Store(run))
         (run / REPORT).write_text(page(results, FIGURE if (run / FIGURE).exists() else None))

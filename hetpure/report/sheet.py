@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -41,6 +42,11 @@ class Sheet:
         for row in self.rows:
             table.add_row(*map(Text, row))  # as it is: names may look like markup
         return table
+
+
+def wide_console() -> Console:
+    """As wide as the terminal; wide enough for tables where the output goes elsewhere."""
+    return Console(width=None if Console().is_terminal else 140)
 
 
 def _line(cells: Iterable[str]) -> str:
