@@ -201,6 +201,7 @@ def test_a_class_in_anothers_place_keeps_what_was_set_and_has_its_own_defaults(
     assert attack["approximation"] == "bpda"
 
 
+@pytest.mark.slow
 def test_training_prints_a_command_that_works(capsys: pytest.CaptureFixture[str]) -> None:
     train.main(
         [

@@ -10,6 +10,7 @@ import train
 from hetpure.errors import InputError
 from hetpure.weights import save_classifier
 from hetpure.weights.classifier import build_classifier
+from lightning_modules.evaluation_cli import evaluation_cli
 from lightning_modules.training_cli import check_checkpoint
 from tests.hetpure.weights.files import Bomb
 from tests.lightning_modules.runs import refused
@@ -86,8 +87,9 @@ def test_a_training_goes_on_from_its_checkpoint(
     train.main([*PLAIN, "--trainer.default_root_dir=run", "--trainer.logger=false"])
     lines = capsys.readouterr().out.splitlines()
     command = next(line for line in lines if "python evaluate.py" in line)
-    assert command.split()[2:] == ["--model.denoisers.ddpm", "run/diffusion"], "it is no ADDT"
-    assert (tmp_path / "run/diffusion/unet/diffusion_pytorch_model.safetensors").is_file()
+    options = command.split()[2:]
+    assert options == ["--model.denoisers.ddpm", "run/diffusion"], "it is no ADDT"
+    assert evaluation_cli(options).model.config.denoisers["ddpm"] == "run/diffusion"
     again = [*PLAIN, "--trainer.default_root_dir=run", "--trainer.logger=false"]
     assert "run holds another training" in refused(capsys, *again, program=train.main)
     checkpoint = next(line for line in lines if line.startswith("checkpoint: ")).split()[1]
