@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -26,6 +26,11 @@ from lightning_modules.diffusion import DiffusionTraining
 from tests.lightning_modules.trainings import UNET, diffusion, saving, trainer
 
 ROOT = Path(__file__).parent.parent.parent
+DEEPER = UNET | {  # whose trainings differ little by rounding, in float32 too
+    "block_out_channels": [4, 8],
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+}
 
 
 class Kept(Callback):
@@ -59,10 +64,10 @@ class Kept(Callback):
         torch.save(kept, self.folder / f"{trainer.global_rank}.pt")
 
 
-def spawned() -> DDPStrategy:
-    """Its processes share what their server has imported."""
+def spawned(method: Literal["spawn", "forkserver"] = "spawn") -> DDPStrategy:
+    """Two processes; those of a server share what it has imported, and take small networks only."""
     multiprocessing.set_forkserver_preload(["lightning_modules.diffusion", __name__])
-    return DDPStrategy(process_group_backend="gloo", start_method="forkserver")
+    return DDPStrategy(process_group_backend="gloo", start_method=method)
 
 
 def fit(
@@ -80,23 +85,34 @@ def fit(
     callbacks = [Kept(folder), *([saving(folder)] if save else [])]
     given = {"enable_checkpointing": save, "limit_val_batches": 0, **options}
     fitting = trainer(folder, *callbacks, max_steps=updates, **given)
-    module = diffusion(learning_rate=2e-4, **guided | (settings or {}))
+    module = diffusion(**{"learning_rate": 2e-4, "unet": DEEPER} | guided | (settings or {}))
     fitting.fit(module, FashionMNIST(source="packaged", batch_size=8), ckpt_path=resume)
     return [torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))]
 
 
 @pytest.mark.parametrize(
-    ("precision", "bound", "updates", "accumulated"),
-    [("64-true", 1e-12, 1, 2), pytest.param("32-true", 1e-5, 20, 1, marks=pytest.mark.slow)],
+    ("precision", "bound", "updates", "accumulated", "unet", "method"),
+    [
+        ("64-true", 1e-12, 2, 2, UNET, "forkserver"),
+        pytest.param("32-true", 1e-5, 20, 1, DEEPER, "spawn", marks=pytest.mark.slow),
+    ],
+    ids=["float64", "float32"],
 )
 def test_two_processes_are_one_that_accumulates_twice_as_much(
-    precision: Any, bound: float, updates: int, accumulated: int, tmp_path: Path
+    precision: Any,
+    bound: float,
+    updates: int,
+    accumulated: int,
+    unet: dict[str, Any],
+    method: Any,
+    tmp_path: Path,
 ) -> None:
     """The same images under the same noise, the same gradient (so nothing was summed over
     processes but the weights' gradients of the outer loss), and so the same training."""
-    two = {"devices": 2, "accumulate_grad_batches": accumulated, "precision": precision}
+    two: dict[str, Any] = {"devices": 2, "precision": precision, "settings": {"unet": unet}}
+    two |= {"accumulate_grad_batches": accumulated}
     one = two | {"devices": 1, "accumulate_grad_batches": 2 * accumulated}
-    first, second = fit(tmp_path / "two", updates, strategy=spawned(), **two)
+    first, second = fit(tmp_path / "two", updates, strategy=spawned(method), **two)
     # Lightning gives each of two processes one thread. Two threads sum in another order, and a
     # perturbation's ranks turn rounding into more: float32 gradients were 2e-5 apart by that alone.
     threads = torch.get_num_threads()
@@ -291,4 +307,4 @@ def test_a_compiler_with_wrong_gradients_is_refused_before_the_first_update(
     original = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda own: original(own, backend=reversing))
     with pytest.raises(InputError, match=r"network's weights wrong .*compile=false"):
-        fit(tmp_path / "wrong", 1, settings={"compile": True, "perturbation": None})
+        fit(tmp_path / "wrong", 1, settings={"compile": True, "perturbation": None, "unet": UNET})
