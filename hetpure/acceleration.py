@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.errors import check_choice
 from hetpure.gradient_check import cosines
@@ -54,7 +55,19 @@ def accelerate(denoiser: Denoiser, acceleration: Acceleration) -> Denoiser:
     """The denoiser with its network called so; the one given stays as it is."""
     if not acceleration.active:
         return denoiser
-    network = FastNetwork(denoiser.network, acceleration)
+    return _with_network(denoiser, FastNetwork(denoiser.network, acceleration))
+
+
+def unaccelerated(defense: Defense) -> Defense:
+    """The defence with its diffusion network as it was before `accelerate`: the defence itself
+    where the network is not accelerated."""
+    denoiser = defense.denoiser
+    if denoiser is None or not isinstance(denoiser.network, FastNetwork):
+        return defense
+    return defense.copy(_with_network(denoiser, denoiser.network.plain))
+
+
+def _with_network(denoiser: Denoiser, network: nn.Module) -> Denoiser:
     kind = denoiser.prediction_type
     return Denoiser(network, denoiser.schedule, kind, denoiser.sigma_data)
 
@@ -85,10 +98,12 @@ def compiled_cosine(
 
 
 class FastNetwork(nn.Module):
-    """A copy of a diffusion network, called as an `Acceleration` says; float32 in and out."""
+    """A copy of a diffusion network, called as an `Acceleration` says; float32 in and out. `plain`
+    is the network itself, with whose gradients its own are compared."""
 
     def __init__(self, network: nn.Module, acceleration: Acceleration) -> None:
         super().__init__()
+        self.plain = network
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.dtype = getattr(torch, acceleration.precision)
         self.channels_last = acceleration.channels_last

@@ -60,6 +60,20 @@ class Defense(nn.Module):
         self._chosen: dict[object, Execution] = {}
         self.eval().requires_grad_(False)
 
+    def copy(self, denoiser: Denoiser | None = None) -> "Defense":
+        """Another defence of the same networks, plan and execution; of another denoiser where one
+        is given."""
+        other = Defense(
+            self.classifier,
+            self.purifier,
+            denoiser or self.denoiser,
+            self.attention_mask,
+            self.execution,
+            self.purified_size,
+        )
+        other.plan = self.plan
+        return other
+
     @property
     def execution(self) -> Execution:
         """How the defence is differentiated."""

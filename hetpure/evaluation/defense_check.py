@@ -1,11 +1,12 @@
 """The gradient check of a whole defence, on the run's own images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from hetpure.acceleration import unaccelerated
 from hetpure.attacks import Attack
 from hetpure.attacks.gradient import GradientAttack
 from hetpure.defense import Defense
@@ -28,131 +29,96 @@ REFERENCE = Execution("checkpoint")
 SMALL = 1e-6
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is checked.
-
-    Args:
-        attacked: what an attack differentiates.
-        plain: the same with the network as it is, where that of `attacked` is accelerated:
-            exactness is shown on it.
-        defense: what is evaluated where `attacked` is a surrogate of it: the exact gradient is the
-            defence's.
-        attacks: the run's. Of those that follow something else its cosine is told.
-    """
-
-    attacked: Defense
-    plain: Defense | None = None
-    defense: Defense | None = None
-    attacks: Sequence[Attack] = ()
-
-    @property
-    def unaccelerated(self) -> Defense:
-        """What is attacked, with the network as it is."""
-        return self.plain or self.attacked
-
-    @property
-    def evaluated(self) -> Defense:
-        """Whose gradient is the exact one."""
-        return self.defense or self.unaccelerated
-
-    @property
-    def approximation(self) -> bool:
-        """Whether the attack's gradient is another one than the exact one."""
-        return self.attacked.execution.policy in APPROXIMATIONS or self.defense is not None
-
-    @property
-    def substitutes(self) -> dict[str, GradientAttack]:
-        """One attack for each thing that is followed in the gradient's place, by its name."""
-        attacks: dict[str, GradientAttack] = {}
-        for attack in self.attacks:
-            if isinstance(attack, GradientAttack) and (name := attack.substitute(self.attacked)):
-                attacks.setdefault(name, attack)
-        return attacks
-
-    def whole(self, extent: Extent) -> bool:
-        """Whether no step is left out."""
-        return extent.plan == self.attacked.plan
-
-    def compared(self, extent: Extent) -> tuple[Defense, Defense, bool]:
-        """The two defences between whose gradients the cosine to the exact one is, the attack's and
-        the exact one, and whether the latter is in float64. An approximation of fewer steps would
-        look better than it is: it is held to all steps, which only a whole extent has in float64.
-        """
-        if self.approximation:
-            return self.attacked, self.evaluated, self.whole(extent)
-        plan = extent.plan
-        return thinned(self.attacked, plan), thinned(self.unaccelerated, plan), True
-
-    def draws(self, extent: Extent, asked: Defense) -> int:
-        """Noise draws that a gradient is asked for on the run's device: two, so that a batch is
-        more than the images; one where `asked` takes all steps and they are dear. As many as fill a
-        micro-batch where code is compiled for its shape."""
-        dear = not self.whole(extent) and asked.plan == self.attacked.plan
-        least = 1 if dear else DRAWS
-        if self.unaccelerated is self.attacked:
-            return least
-        return max(least, -(-(self.attacked.execution.micro_batch or 1) // extent.block))
-
-
 def check_defense_gradient(
-    subject: Subject,
+    attacked: Defense,
     images: Tensor,
     samples: Tensor,
     seed: int,
     *,
     bound: float,
+    evaluated: Defense | None = None,
+    attacks: Sequence[Attack] = (),
     extent: Extent | None = None,
     budget: int | None = None,
     cosine_bound: float = 0.99,
 ) -> GradientCheck:
-    """Checks a gradient on a block of images (B, C, H, W) in pixel [0, 1], as far as `extent`
-    says: by default all of it. Policies that do not fit into `budget` bytes in float64 are left
-    out, but never all."""
-    attacked, plain = subject.attacked, subject.unaccelerated
+    """Checks the gradient that attacks take of `attacked` on a block of images (B, C, H, W) in
+    pixel [0, 1].
+
+    Args:
+        attacked: what an attack differentiates. Exactness is shown on its unaccelerated network.
+        images: of a block.
+        samples: their ids (B,).
+        seed: of noise, directions and the weights of the loss.
+        bound: largest relative error against finite differences.
+        evaluated: the defence, where `attacked` is a surrogate of it: the exact gradient is the
+            defence's.
+        attacks: the run's. Of those that follow something else its cosine is told.
+        extent: how far the check goes; by default all of it.
+        budget: bytes. Policies that do not fit into it in float64 are left out, but never all.
+        cosine_bound: smallest mean cosine.
+    """
+    plain = unaccelerated(attacked)
+    exactly = plain if evaluated is None else unaccelerated(evaluated)
+    approximation = evaluated is not None or attacked.execution.policy in APPROXIMATIONS
     extent = extent or extents(attacked.plan, len(images))[0]
+    plan = extent.plan
     if budget is None:
         budget = budget_bytes(float64_device(images.device))
     gradient_check = replace(
         _check_policies(plain, images, samples, seed, extent, budget, bound),
         policy=attacked.execution.describe(len(attacked.plan)),
-        approximation=subject.approximation,
+        approximation=approximation,
         cosine_bound=cosine_bound,
-        steps=len(extent.plan),
+        steps=len(plan),
         of_steps=len(attacked.plan),
     )
 
-    # The images themselves, asked for as an attack does.
+    # The attack's cosine: the images themselves, asked for as an attack does.
     block, of_block = images[: extent.block].detach(), samples[: extent.block]
-    mask = subject.evaluated.mask(block, of_block)
+    mask = exactly.mask(block, of_block)
 
     def query(asked: Defense) -> Query:
-        draws = range(subject.draws(extent, asked))
-        return Query(block, of_block, mask, [Noise.of(seed, Stream.PROBE, k) for k in draws])
+        # Two draws, so that a batch is more than the images; one where all steps are dear. Code
+        # that is compiled for a shape gets full micro-batches.
+        draws = DRAWS if asked.plan == plan else 1
+        if plain is not attacked:
+            draws = max(draws, -(-(attacked.execution.micro_batch or 1) // extent.block))
+        noises = [Noise.of(seed, Stream.PROBE, draw) for draw in range(draws)]
+        return Query(block, of_block, mask, noises)
 
-    asked, reference, double = subject.compared(extent)
+    if approximation:  # of fewer steps it would look better than it is: it is held to all of them
+        asked, reference, double = attacked, exactly, plan == attacked.plan
+    else:
+        asked, reference, double = thinned(attacked, plan), thinned(plain, plan), True
     near = query(asked)
     ours = expected_gradient(asked, near, _loss(near)).gradient
     exact = _exact_gradient(reference, near, extent.images, double)
     cosine = float(cosines(ours[: extent.images], exact).mean())
     gradient_check = replace(gradient_check, cosine_to_exact=cosine)
 
-    substitutes = subject.substitutes
+    # Substitutes and float32, beside gradients of all steps: of fewer, they would be nearer to 1.
+    substitutes: dict[str, GradientAttack] = {}
+    for attack in attacks:
+        if isinstance(attack, GradientAttack) and (name := attack.substitute(attacked)):
+            substitutes.setdefault(name, attack)
     if not substitutes and plain is attacked:
         return gradient_check
-    # Between gradients of all steps: of fewer steps, these cosines would be nearer to 1.
     whole = query(attacked)
+    loss = _loss(whole)
     if asked is not attacked:
-        ours = expected_gradient(attacked, whole, _loss(whole)).gradient
-    cosines_of = {
-        name: float(cosines(_substitute(attack, attacked, whole), ours).mean())
-        for name, attack in substitutes.items()
-    }
-    gradient_check = replace(gradient_check, substitute_cosines=cosines_of)
+        ours = expected_gradient(attacked, whole, loss).gradient
+    substitute_cosines = {}
+    for name, attack in substitutes.items():
+        how = attack.execution(attacked)
+        followed = expected_gradient(attacked, attack.query(attacked, whole), loss, execution=how)
+        substitute_cosines[name] = float(cosines(followed.gradient, ours).mean())
+    gradient_check = replace(gradient_check, substitute_cosines=substitute_cosines)
     if plain is not attacked:
-        how = plain_execution(attacked.execution)
-        float32 = expected_gradient(plain, whole, _loss(whole), execution=how).gradient
-        cosine_of = cosines(ours, float32)
+        how = attacked.execution
+        if how.policy not in APPROXIMATIONS:  # a memory that certainly suffices
+            how = replace(REFERENCE, micro_batch=how.micro_batch)
+        cosine_of = cosines(ours, expected_gradient(plain, whole, loss, execution=how).gradient)
         gradient_check = replace(
             gradient_check,
             cosine_to_float32=float(cosine_of.mean()),
@@ -179,14 +145,6 @@ def policies(defense: Defense, count: int, footprint: Footprint, budget: int) ->
         if steps - recomputed <= fitting:
             chosen.setdefault(recomputed, execution)
     return list(chosen.values())
-
-
-def plain_execution(used: Execution) -> Execution:
-    """How the plain network is differentiated beside an accelerated one: as that is, but with a
-    memory that certainly suffices."""
-    if used.policy in APPROXIMATIONS:
-        return used
-    return replace(REFERENCE, micro_batch=used.micro_batch)
 
 
 def _check_policies(
@@ -235,12 +193,6 @@ def _loss(query: Query) -> Criterion:
         return SMALL * (weights[index] * logits).sum(1)
 
     return loss
-
-
-def _substitute(attack: GradientAttack, attacked: Defense, query: Query) -> Tensor:
-    asked = attack.query(attacked, query)
-    how = attack.execution(attacked)
-    return expected_gradient(attacked, asked, _loss(query), execution=how).gradient
 
 
 def _exact_gradient(defense: Defense, query: Query, count: int, double: bool) -> Tensor:

@@ -1,9 +1,8 @@
 """How much of a gradient is checked: all of it where that is cheap, and less of it beyond."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hetpure.defense import Defense
-from hetpure.gradients import Execution
 from hetpure.numbers import counted
 from hetpure.purifiers import Plan, Step
 from hetpure.schedule import NO_NOISE
@@ -77,18 +76,10 @@ def thinned(defense: Defense, plan: Plan) -> Defense:
     """The same defence with these of its steps, as large a share of them taped."""
     if plan == defense.plan:
         return defense
-    used = defense.execution
+    short, used = defense.copy(), defense.execution
     if used.taped_steps is not None:
         taped = -(-used.taped_steps * len(plan) // len(defense.plan))
-        used = Execution(used.policy, min(taped, len(plan)), used.micro_batch)
-    short = Defense(
-        defense.classifier,
-        defense.purifier,
-        defense.denoiser,
-        defense.attention_mask,
-        used,
-        defense.purified_size,
-    )
+        short.execution = replace(used, taped_steps=min(taped, len(plan)))
     short.plan = plan
     return short
 

@@ -2,7 +2,7 @@
 
 from hetpure.evaluation.cost import RowPlan, phases
 from hetpure.evaluation.description import Run
-from hetpure.evaluation.row_check import allowance, fitting_extents, subjects
+from hetpure.evaluation.row_check import allowance, checked_defenses, fitting_extents
 from hetpure.evaluation.rows import Row
 from hetpure.evaluation.stopwatch import Stopwatch
 
@@ -28,7 +28,7 @@ def _plan(run: Run, row: Row) -> RowPlan:
         steps=len(defense.plan),
         check_seconds=allowance(row, attacked, config.attack),
         check_bytes=max(
-            next(iter(fitting_extents(subject, images, run.check_budget).values()))
-            for subject in subjects(row).values()
+            next(iter(fitting_extents(checked, images, run.check_budget).values()))
+            for checked in checked_defenses(row).values()
         ),
     )

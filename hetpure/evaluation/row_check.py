@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from hetpure.acceleration import unaccelerated
 from hetpure.attacks import Attack
 from hetpure.attacks.losses import criterion
+from hetpure.defense import Defense
 from hetpure.evaluation.audit import Check
 from hetpure.evaluation.cost import cell_cost, gradient_seconds
 from hetpure.evaluation.defense_check import (
-    Subject,
     check_defense_gradient,
     float64_footprint,
     policies,
@@ -32,24 +32,21 @@ from hetpure.noise import Noise, Stream
 ATTACK_STEPS, MINUTE = 5, 60.0
 
 
-def subjects(row: Row) -> dict[str, Subject]:
+def checked_defenses(row: Row) -> dict[str, Defense]:
     """What is checked of a row, by the names that results give the checks."""
-    plain, plain_surrogate = row.plain
-    defense = Subject(row.defense, None if plain is row.defense else plain)
-    if row.surrogate is None:
-        return {"gradient_check": replace(defense, attacks=row.attacks)}
-    unaccelerated = None if plain_surrogate is row.surrogate else plain_surrogate
-    surrogate = Subject(row.surrogate, unaccelerated, plain, row.attacks)
-    return {"gradient_check": defense, "surrogate_gradient_check": surrogate}
+    checked = {"gradient_check": row.defense}
+    return (
+        checked if row.surrogate is None else {**checked, "surrogate_gradient_check": row.surrogate}
+    )
 
 
-def fitting_extents(subject: Subject, images: Tensor, budget: int) -> dict[Extent, int]:
+def fitting_extents(attacked: Defense, images: Tensor, budget: int) -> dict[Extent, int]:
     """From the widest to the least, how far a check can go in `budget` bytes on a block like
     `images` (B, C, H, W), and the bytes that float64 takes for it. The least is always there."""
-    plain = subject.unaccelerated
+    plain = unaccelerated(attacked)
     footprint = float64_footprint(plain, images[:IMAGES])
     memory = {}
-    for extent in extents(subject.attacked.plan, len(images)):
+    for extent in extents(plain.plan, len(images)):
         steps = len(extent.plan)
         compared = policies(thinned(plain, extent.plan), extent.images, footprint, budget)
         taped = steps - min(execution.recomputed(steps) for execution in compared)
@@ -70,25 +67,27 @@ def check_gradients(run: Run, row: Row) -> dict[str, dict[str, Any]]:
     """The gradient checks of a row on the run's first block, by the names that results give them.
     Each looks at the least first, which tells how long a wider look takes, and then as far as the
     time allows."""
-    checks, of_row = {}, subjects(row)
+    checks, of_row = {}, checked_defenses(row)
     config, block, budget = run.config, run.read(0), run.check_budget
     clock = Stopwatch(row.attacked, block.images, repeats=1)
     seconds = allowance(row, clock, config.attack) / len(of_row)
-    for name, subject in of_row.items():
+    for name, defense in of_row.items():
 
-        def check(extent: Extent, subject: Subject = subject) -> GradientCheck:
+        def check(extent: Extent, defense: Defense = defense) -> GradientCheck:
             return check_defense_gradient(
-                subject,
+                defense,
                 block.images,
                 block.samples,
                 config.seed,
                 bound=config.gradient_bound,
+                evaluated=row.defense if defense is row.surrogate else None,
+                attacks=row.attacks if defense is row.attacked else (),
                 cosine_bound=config.cosine_bound,
                 extent=extent,
                 budget=budget,
             )
 
-        candidates = list(fitting_extents(subject, block.images, budget))
+        candidates = list(fitting_extents(defense, block.images, budget))
         least = candidates[-1]
         start = time.perf_counter()
         narrow = check(least)

@@ -61,15 +61,13 @@ class DefenseConfig:
 class Row:
     """One row of the table, built.
 
-    `defense` is evaluated, `surrogate` attacked in its place where there is one; `plain` are both
-    with the diffusion network as it is, not accelerated. `gradient` is the policy of the config.
-    `cells` are run against it on every block, the clean images first.
+    `defense` is evaluated, `surrogate` attacked in its place where there is one. `gradient` is the
+    policy of the config. `cells` are run against it on every block, the clean images first.
     """
 
     name: str
     defense: Defense
     surrogate: Defense | None
-    plain: tuple[Defense, Defense | None]
     gradient: Policy = "auto"
     cells: tuple[Cell, ...] = ()
 
@@ -81,8 +79,7 @@ class Row:
     @property
     def defenses(self) -> list[Defense]:
         """All that it holds."""
-        every = (self.defense, self.surrogate, *self.plain)
-        return [defense for defense in every if defense is not None]
+        return [self.defense] if self.surrogate is None else [self.defense, self.surrogate]
 
     @property
     def attacks(self) -> list[Attack]:
@@ -105,12 +102,8 @@ class Row:
     def compute(self, execution: Execution) -> None:
         """From now on the row is computed so."""
         # Where a surrogate is attacked, the defence itself is only asked for answers.
-        answers = Execution("checkpoint", micro_batch=execution.micro_batch)
-        for defense in (self.defense, self.plain[0]):
-            defense.execution = execution if self.surrogate is None else answers
-        for surrogate in (self.surrogate, self.plain[1]):
-            if surrogate is not None:
-                surrogate.execution = execution
+        self.defense.execution = Execution("checkpoint", micro_batch=execution.micro_batch)
+        self.attacked.execution = execution
 
     def inexact(self) -> list[str]:
         """How its attack's gradient is not that of the defence; its cosine is to follow."""
@@ -146,11 +139,8 @@ def build_rows(
                 f" ({', '.join(denoisers)})"
             )
         chosen = classifier if config.classifier is None else classifiers[config.classifier]
-        plain = config.build(chosen, None if key is None else denoisers[key])
-        used = plain
-        if key is not None and acceleration.active:
-            used = config.build(chosen, fast[key])
-        rows[name] = Row(name, *used, plain, config.gradient)
+        built = config.build(chosen, None if key is None else fast[key])
+        rows[name] = Row(name, *built, config.gradient)
     return rows
 
 

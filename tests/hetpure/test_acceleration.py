@@ -63,15 +63,15 @@ def test_the_original_stays_as_it_is(precision: Precision, plain: Denoiser, x: T
     before = copy.deepcopy(plain)
     fast = accelerate(plain, Acceleration(precision, channels_last=True))
     fast(x, STEPS)
-    ours = {t.untyped_storage().data_ptr() for t in fast.parameters()}
+    ours = fast.network.network  # beside it is the original
+    assert isinstance(ours, nn.Module) and fast.network.plain is plain.network
+    storages = {t.untyped_storage().data_ptr() for t in ours.parameters()}
     for old, now in zip(before.parameters(), plain.parameters(), strict=True):
         assert torch.equal(old, now) and old.dtype == now.dtype and now.requires_grad
-        assert old.stride() == now.stride() and now.untyped_storage().data_ptr() not in ours
+        assert old.stride() == now.stride() and now.untyped_storage().data_ptr() not in storages
     assert all(module.training for module in plain.modules())
-    assert not any(
-        module.training for module in fast.network.modules() if module is not fast.network
-    )
-    assert not any(parameter.requires_grad for parameter in fast.parameters())
+    assert not any(module.training for module in ours.modules())
+    assert not any(parameter.requires_grad for parameter in ours.parameters())
     assert (fast.schedule, fast.prediction_type) == (plain.schedule, plain.prediction_type)
 
 

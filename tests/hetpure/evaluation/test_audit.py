@@ -14,7 +14,7 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.evaluation.audit import Audit, Check, saved_check, verdicts
 from hetpure.evaluation.cells import AttackConfig, attack_cells, audit_cells, base_cell
-from hetpure.evaluation.defense_check import Subject, check_defense_gradient
+from hetpure.evaluation.defense_check import check_defense_gradient
 from hetpure.evaluation.protocol import (
     AUDIT,
     CLEAN_CELL,
@@ -111,7 +111,7 @@ def audit(defense: Fraud, attack: Attack = ATTACK) -> dict[str, Check]:
     """All that an evaluation does for one row."""
     block = defense.block()
     gradient_check = check_defense_gradient(
-        Subject(defense), block.images, block.samples, 0, bound=1e-5
+        defense, block.images, block.samples, 0, bound=1e-5
     ).as_dict()
     cells = [Cell("main", attack), Cell(NULL, NullAttack(), report_from=PROTOCOL.report_draws)]
     cells += audit_cells(cells[0], defense, SETTINGS, PIXELS, lambda: (adversarial, block.samples))
@@ -127,7 +127,7 @@ def audit(defense: Fraud, attack: Attack = ATTACK) -> dict[str, Check]:
 
 
 def row(defense: Defense) -> Row:
-    return Row("d", defense, None, (defense, None))
+    return Row("d", defense, None)
 
 
 def failed(checks: dict[str, Check]) -> set[str]:

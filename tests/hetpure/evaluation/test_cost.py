@@ -17,7 +17,7 @@ from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.evaluation import row_check
 from hetpure.evaluation.cost import cell_cost, phases
-from hetpure.evaluation.defense_check import Subject, float64_footprint
+from hetpure.evaluation.defense_check import float64_footprint
 from hetpure.evaluation.extent import extents
 from hetpure.evaluation.protocol import (
     CLEAN_CELL,
@@ -52,7 +52,7 @@ def make(denoiser: Denoiser, classifier: Classifier) -> Make:
 
 
 def row(defense: Defense, surrogate: Defense | None = None, *cells: Cell) -> Row:
-    return Row("d", defense, surrogate, (defense, surrogate), cells=cells or CELLS)
+    return Row("d", defense, surrogate, cells=cells or CELLS)
 
 
 class Calls:
@@ -214,7 +214,7 @@ def test_a_gradient_check_keeps_to_the_memory(make: Make, images: Tensor) -> Non
 
     def widest(count: int, taped: int, less: int) -> tuple[int, int]:
         budget = footprint.need(count, 6, taped) - less
-        fitting = fitting_extents(Subject(defense), images, budget)
+        fitting = fitting_extents(defense, images, budget)
         (extent, memory), *_ = fitting.items()
         assert memory <= budget or extent == extents(defense.plan, len(images))[-1]
         return extent.images, memory

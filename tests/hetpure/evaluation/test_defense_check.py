@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hetpure.acceleration import Acceleration, FastNetwork
 from hetpure.attacks import PGD
 from hetpure.attacks.bpda import BPDA
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.evaluation.defense_check import (
-    Subject,
     check_defense_gradient,
     float64_footprint,
     policies,
@@ -51,7 +51,7 @@ def test_all_exact_policies_are_compared_and_the_one_in_use_is_among_them(
     images: Tensor,
 ) -> None:
     defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser, policy=policy)
-    found = check_defense_gradient(Subject(defense), images, SAMPLES, seed=7, bound=1e-5)
+    found = check_defense_gradient(defense, images, SAMPLES, seed=7, bound=1e-5)
     assert found.passed
     assert found.policy == defense.execution.describe(6)
     assert set(found.compared) == compared
@@ -84,9 +84,7 @@ def test_a_surrogate_tells_its_cosine_to_the_defence(
     coarse = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser)
     settings = {"seed": 7, "bound": 1e-5}
     for surrogate, low, high in ((coarse, -1, 0.999), (defense, 1 - 1e-12, 1 + 1e-12)):
-        found = check_defense_gradient(
-            Subject(surrogate, defense=defense), images, SAMPLES, **settings
-        )  # type: ignore[arg-type]
+        found = check_defense_gradient(surrogate, images, SAMPLES, evaluated=defense, **settings)  # type: ignore[arg-type]
         assert found.passed and found.approximation
         assert low <= found.cosine_to_exact <= high
 
@@ -98,12 +96,10 @@ def test_cosines_of_what_attacks_follow_in_the_gradients_place(
     the soft mask."""
     attacks = [PGD(mask=mask) for mask in ("frozen", "recomputed", "soft")]
     attacks += [PGD(mask="soft", loss="margin"), BPDA(), PGD(approximation="classifier_only")]
-    settings = {"seed": 7, "bound": 1e-5}
 
     def checked(purifier: Purifier | None) -> GradientCheck:
         defense = Defense(classifier, purifier, denoiser if purifier else None)
-        subject = Subject(defense, attacks=attacks)
-        return check_defense_gradient(subject, images, SAMPLES, **settings)  # type: ignore[arg-type]
+        return check_defense_gradient(defense, images, SAMPLES, 7, bound=1e-5, attacks=attacks)
 
     assert checked(None).substitute_cosines == {}
     uniform = checked(UniformPurifier(steps=10)).substitute_cosines
@@ -130,37 +126,31 @@ def test_cosines_of_what_attacks_follow_in_the_gradients_place(
     assert told["soft mask"] == pytest.approx(float(by_hand), abs=1e-9)
 
 
-class Coarse(nn.Module):
+class Coarse(FastNetwork):
     """A network in so few bits that its gradient is another one."""
 
     def __init__(self, network: nn.Module, noise: float) -> None:
-        super().__init__()
-        self.network, self.noise = network, noise
+        super().__init__(network, Acceleration())
+        self.noise = noise
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        wobble = torch.sin(1e4 * x) * self.noise
-        found: Tensor = self.network(x, timesteps).sample + wobble
-        return found
+        return super().forward(x, timesteps) + torch.sin(1e4 * x) * self.noise
 
 
 @pytest.mark.parametrize(("noise", "passed"), [(1e-7, True), (1e-3, False)])
 def test_an_accelerated_gradient_is_judged_and_exactness_is_shown_on_the_plain_one(
     noise: float, passed: bool, denoiser: Denoiser, classifier: Classifier, images: Tensor
 ) -> None:
-    plain = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
-    network = Coarse(denoiser.network, noise)
-    fast = Defense(classifier, plain.purifier, Denoiser(network, denoiser.schedule))
+    coarse = Denoiser(Coarse(denoiser.network, noise), denoiser.schedule)
+    fast = Defense(classifier, HeterogeneousPurifier(steps=20), coarse)
     fast.execution = Execution("checkpoint", micro_batch=6)
-    subject = Subject(fast, plain=plain)
-    found = check_defense_gradient(subject, images, SAMPLES, seed=7, bound=1e-5)
+    found = check_defense_gradient(fast, images, SAMPLES, seed=7, bound=1e-5)
     assert found.policies_equal and found.finite_difference_error <= 1e-5
     assert found.cosine_to_float32 is not None and found.lowest_cosine_to_float32 is not None
     assert found.lowest_cosine_to_float32 <= found.cosine_to_float32
     assert (found.cosine_to_float32 >= 0.99) is found.passed is passed
     if not passed:
-        told = check_defense_gradient(
-            subject, images, SAMPLES, seed=7, bound=1e-5, cosine_bound=-1.0
-        )
+        told = check_defense_gradient(fast, images, SAMPLES, 7, bound=1e-5, cosine_bound=-1.0)
         assert told.passed, "unless told"
         assert "allow it with cosine_bound" in str(failure(found.as_dict()))
 
@@ -177,7 +167,7 @@ def test_what_the_attack_computes_is_checked_and_not_only_the_defence(
     asked by itself, is exact in all cases."""
     defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
     defense.execution = Execution("tape", micro_batch=3)
-    assert check_defense_gradient(Subject(defense), images, SAMPLES, seed=7, bound=1e-5).passed
+    assert check_defense_gradient(defense, images, SAMPLES, seed=7, bound=1e-5).passed
     pieces = Query.pieces
 
     def wrong(query: Query, size: int) -> Any:
@@ -194,7 +184,7 @@ def test_what_the_attack_computes_is_checked_and_not_only_the_defence(
                 yield index, rows.flip(3), noise, mask
 
     monkeypatch.setattr(Query, "pieces", wrong)
-    found = check_defense_gradient(Subject(defense), images, SAMPLES, seed=7, bound=1e-5)
+    found = check_defense_gradient(defense, images, SAMPLES, seed=7, bound=1e-5)
     assert found.policies_equal and found.finite_difference_error <= 1e-5
     assert not found.passed and found.cosine_to_exact < 0.99
 
@@ -214,6 +204,6 @@ def test_a_cut_state_fails_in_one_line_under_every_policy(
 ) -> None:
     """Under recomputation no gradient comes back to the steps before: no traceback of that."""
     defense = Defense(smooth_classifier, Cut(steps=20), denoiser, policy=policy)
-    found = check_defense_gradient(Subject(defense), images, SAMPLES, seed=7, bound=1e-5)
+    found = check_defense_gradient(defense, images, SAMPLES, seed=7, bound=1e-5)
     assert found.policies_equal
     assert found.finite_difference_error > 1e-2 and not found.passed

@@ -8,7 +8,7 @@ from torch import Tensor
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
-from hetpure.evaluation.defense_check import Subject, check_defense_gradient
+from hetpure.evaluation.defense_check import check_defense_gradient
 from hetpure.evaluation.extent import Extent, extents, said, thinned, thinned_plan
 from hetpure.evaluation.run_results import inexact
 from hetpure.gradient_check import cosines
@@ -110,7 +110,7 @@ def test_a_thinned_gradient_check_says_what_it_looked_at(
 ) -> None:
     defense = Defense(classifier, HeterogeneousPurifier(steps=50), denoiser, policy=policy)
     extent = extents(defense.plan, 4)[-1]
-    found = check_defense_gradient(Subject(defense), images, SAMPLES, 7, bound=1e-5, extent=extent)
+    found = check_defense_gradient(defense, images, SAMPLES, 7, bound=1e-5, extent=extent)
     assert found.passed and found.cosine_to_exact == pytest.approx(1, abs=1e-12)
     assert (found.images, found.directions, found.steps, found.of_steps) == (1, 1, 4, 15)
     assert found.policy == defense.execution.describe(15), "the attack's own"
@@ -132,7 +132,7 @@ def test_a_thinned_gradient_check_catches_what_a_kind_of_step_does_wrong(
 ) -> None:
     defense = Defense(smooth_classifier, DetachedStep(steps=50), denoiser, policy="tape")
     extent = extents(defense.plan, 4)[-1]
-    found = check_defense_gradient(Subject(defense), images, SAMPLES, 7, bound=1e-5, extent=extent)
+    found = check_defense_gradient(defense, images, SAMPLES, 7, bound=1e-5, extent=extent)
     assert found.finite_difference_error > 1e-2 and not found.passed
 
 
@@ -142,9 +142,7 @@ def test_an_approximation_is_held_to_all_steps(
     """By hand, one draw: over fewer steps the purifier's derivative is nearer to the identity."""
     defense = Defense(classifier, UniformPurifier(steps=50), denoiser, policy="bpda")
     extent = extents(defense.plan, 1)[-1]
-    found = check_defense_gradient(
-        Subject(defense), images[:1], SAMPLES[:1], 7, bound=1e-5, extent=extent
-    )
+    found = check_defense_gradient(defense, images[:1], SAMPLES[:1], 7, bound=1e-5, extent=extent)
     assert found.approximation and (found.steps, found.of_steps) == (2, 5)
     noise = Noise.of(7, Stream.PROBE).on(SAMPLES[:1])
 
