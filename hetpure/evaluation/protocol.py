@@ -1,7 +1,6 @@
 """From a block of images to records: attack, choose on selection draws, report on fresh draws."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -122,9 +121,6 @@ class Record:
         """Selection draws on which the chosen candidate was still right."""
         return self.selection[self.chosen]
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Block:
@@ -169,28 +165,61 @@ def evaluate_cell(
     defence is right on the clean images, where they are known.
     """
     check_labels(block.labels, block.samples, defense.classifier.num_classes)
-    noise = Noise.of(seed, Stream.DW_BOX)
-    asking = _Asking(defense, block, protocol, noise, cell, monitor)
+    noise, samples, known = Noise.of(seed, Stream.DW_BOX), block.samples, cell.known
+
+    @torch.no_grad()
+    def predict(images: Tensor, noises: list[Noise]) -> tuple[Tensor, Tensor | None]:
+        """Predictions (B, N) and the mask, where there is one."""
+        mask = defense.mask(images, samples)
+        logits = answers(defense, Query(images, samples, mask, noises), monitor.answered)
+        return logits.argmax(2).T, mask
+
+    def kept(images: Tensor) -> Tensor:
+        """On how many selection draws the defence is right (B,)."""
+        draws = range(protocol.selections(defense, known))
+        noises = [noise.redraw(Draw(Stream.SELECTION, draw), keep=known) for draw in draws]
+        return (predict(images, noises)[0] == block.labels[:, None]).sum(1)
+
     with count_network_calls(defense) as calls:
         candidates = block.images[None]
         if cell is not CLEAN_CELL:
-            addresses = Addresses(block.samples, noise, cell.known, cell.member)
+            addresses = Addresses(samples, noise, known, cell.member)
             target = Target(attacked or defense, block.images, block.labels, addresses, monitor)
-            if cell.known:
-                asking.check_deterministic()
+            if known:
+                _check_deterministic(defense, block, noise, monitor)
             adversarial = cell.attack(target).detach()
-            check_candidates(adversarial, block.images, block.samples, cell.attack.threat)
+            check_candidates(adversarial, block.images, samples, cell.attack.threat)
             candidates = torch.cat([adversarial, candidates])
-        right = [asking.kept(candidate) for candidate in candidates[:-1]]
-        if clean is None or cell.known:
-            clean = asking.kept(block.images)
-        kept = torch.stack([*right, clean])
-        chosen = kept.argmin(0)
+        right = [kept(candidate) for candidate in candidates[:-1]]
+        right.append(kept(block.images) if clean is None or known else clean)
+        selection = torch.stack(right)
+        chosen = selection.argmin(0)
         reported = candidates[chosen, torch.arange(len(chosen), device=chosen.device)]
-        predictions, coverage = asking.report(reported)
-    records = _records(
-        row, cell, block, reported, predictions, coverage, calls.images, kept, chosen
-    )
+        draws = range(cell.report_from, cell.report_from + protocol.reports(defense, known))
+        report = [noise.redraw(Draw(Stream.REPORT, draw), keep=known) for draw in draws]
+        predictions, mask = predict(reported, report)
+    offset = (reported - block.images).flatten(1)
+    linf, l2 = offset.abs().amax(1), offset.norm(dim=1)
+    coverage = None if mask is None else mask.flatten(1).mean(1)
+    threat = cell.attack.threat
+    records = [
+        Record(
+            defense=row,
+            attack=cell.name,
+            sample=int(samples[i]),
+            label=int(block.labels[i]),
+            predictions=predictions[i].tolist(),
+            selection=selection[:, i].tolist(),
+            chosen=int(chosen[i]),
+            linf=float(linf[i]),
+            l2=float(l2[i]),
+            coverage=None if coverage is None else float(coverage[i]),
+            network_calls=calls.images // len(block.images),
+            threat=None if threat is None else threat.ball,
+            known=list(known),
+        )
+        for i in range(len(block.images))
+    ]
     return Outcome(records, reported)
 
 
@@ -212,81 +241,14 @@ def evaluate_block(
     return Outcome([*clean.records, *robust.records], robust.adversarial)
 
 
-@dataclass(frozen=True)
-class _Asking:
-    """A defence that is asked, without a gradient, about candidates for the images of a block."""
-
-    defense: Defense
-    block: Block
-    protocol: Protocol
-    noise: Noise
-    cell: Cell
-    monitor: Monitor
-
-    def kept(self, images: Tensor) -> Tensor:
-        """On how many selection draws the defence is right (B,)."""
-        count = self.protocol.selections(self.defense, self.cell.known)
-        predictions, _ = self._predict(images, [Draw(Stream.SELECTION, k) for k in range(count)])
-        return (predictions == self.block.labels[:, None]).sum(1)
-
-    def report(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Predictions (B, draws) on fresh report draws, but for what the attacker knew; and the
-        (B,) fraction of attended pixels where there is one."""
-        first = self.cell.report_from
-        count = self.protocol.reports(self.defense, self.cell.known)
-        return self._predict(images, [Draw(Stream.REPORT, first + k) for k in range(count)])
-
-    @torch.no_grad()
-    def check_deterministic(self) -> None:
-        """The deterministic white box asks for a defence that the same noise makes deterministic:
-        two runs must agree bit for bit before anything is attacked."""
-        mask = self.defense.mask(self.block.images, self.block.samples)
-        query = Query(self.block.images, self.block.samples, mask, [self.noise])
-        first, second = (answers(self.defense, query, self.monitor.answered) for _ in range(2))
-        if not torch.equal(first, second):
-            raise InputError(
-                "the defence answers differently when the same images and noise are given again:"
-                " what is drawn outside its noise (dropout, a generator?) no attacker can know"
-            )
-
-    @torch.no_grad()
-    def _predict(self, images: Tensor, draws: list[Draw]) -> tuple[Tensor, Tensor | None]:
-        noises = [self.noise.redraw(draw, keep=self.cell.known) for draw in draws]
-        mask = self.defense.mask(images, self.block.samples)
-        query = Query(images, self.block.samples, mask, noises)
-        logits = answers(self.defense, query, self.monitor.answered)
-        return logits.argmax(2).T, None if mask is None else mask.flatten(1).mean(1)
-
-
-def _records(
-    row: str,
-    cell: Cell,
-    block: Block,
-    images: Tensor,
-    predictions: Tensor,
-    coverage: Tensor | None,
-    network_calls: int,
-    kept: Tensor,
-    chosen: Tensor,
-) -> list[Record]:
-    threat = cell.attack.threat
-    offset = (images - block.images).flatten(1)
-    linf, l2 = offset.abs().amax(1), offset.norm(dim=1)
-    return [
-        Record(
-            defense=row,
-            attack=cell.name,
-            sample=int(block.samples[i]),
-            label=int(block.labels[i]),
-            predictions=predictions[i].tolist(),
-            selection=kept[:, i].tolist(),
-            chosen=int(chosen[i]),
-            linf=float(linf[i]),
-            l2=float(l2[i]),
-            coverage=None if coverage is None else float(coverage[i]),
-            network_calls=network_calls // len(block.images),
-            threat=None if threat is None else threat.ball,
-            known=list(cell.known),
+@torch.no_grad()
+def _check_deterministic(defense: Defense, block: Block, noise: Noise, monitor: Monitor) -> None:
+    """The deterministic white box asks for a defence that the same noise makes deterministic: two
+    runs must agree bit for bit before anything is attacked."""
+    query = Query(block.images, block.samples, defense.mask(block.images, block.samples), [noise])
+    first, second = (answers(defense, query, monitor.answered) for _ in range(2))
+    if not torch.equal(first, second):
+        raise InputError(
+            "the defence answers differently when the same images and noise are given again:"
+            " what is drawn outside its noise (dropout, a generator?) no attacker can know"
         )
-        for i in range(len(block.images))
-    ]

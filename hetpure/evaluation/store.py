@@ -131,7 +131,7 @@ class Store:
     ) -> None:
         """Keeps what a job gave."""
         header = {
-            "records": json.dumps([record.as_dict() for record in outcome.records]),
+            "records": json.dumps([asdict(record) for record in outcome.records]),
             "iterations": json.dumps(list(iterations)),
             "seconds": json.dumps(seconds),
             "commit": json.dumps(commit),
