@@ -21,11 +21,10 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from hetpure.disk import write_whole
 from hetpure.errors import InputError
-from hetpure.evaluation.cost import RowPlan, total_bytes, total_seconds
 from hetpure.evaluation.description import describe
 from hetpure.evaluation.facts import run_record
 from hetpure.evaluation.identity import differences
-from hetpure.evaluation.plan import plan
+from hetpure.evaluation.plan import RowPlan, plan, total_bytes, total_seconds
 from hetpure.evaluation.row_check import check_gradients
 from hetpure.evaluation.store import CONFIG, Store
 from hetpure.memory import gigabytes, weight_bytes

@@ -24,7 +24,7 @@ from hetpure.evaluation.cells import (
     base_cell,
     check_attacks,
 )
-from hetpure.evaluation.cost import slowest_cell
+from hetpure.evaluation.cost import cell_cost
 from hetpure.evaluation.identity import device_kind, plain
 from hetpure.evaluation.protocol import Block, Protocol
 from hetpure.evaluation.rows import DefenseConfig, Row, build_rows, choose_execution
@@ -171,7 +171,9 @@ class Networks:
 
     def modules(self) -> nn.ModuleList:
         """All networks, to be moved to a device."""
-        return nn.ModuleList(defense for row in self.rows.values() for defense in row.defenses)
+        return nn.ModuleList(
+            defense for row in self.rows.values() for defense in (row.defense, row.attacked)
+        )
 
 
 @dataclass(frozen=True)
@@ -256,12 +258,12 @@ def describe(
     size = before.get("block") or min(largest, len(images))
     first = images.read(range(size)).images
     check_networks(networks, images, first)
-    begun = before.get("execution", {})
-    wishes = _wishes(config.execution or {}, begun)
+    begun, asked = before.get("execution", {}), config.execution or {}
+    wishes = {name: _wish(asked.get(name), begun.get(name, {})) for name in networks.rows}
     rows = {}
     for name, row in networks.rows.items():
         limit = sys.maxsize if name in begun else budget  # it fitted, and is not chosen again
-        row.compute(choose_execution(row, wishes.get(name), first, config.attack, limit))
+        row.compute(choose_execution(row, wishes[name], first, config.attack, limit))
         rows[name] = replace(row, cells=_cells(config, row, first, store))
     run = Run(
         config, images, rows, networks.weights, size, device, budget, budget if here else host
@@ -272,9 +274,9 @@ def describe(
         size, max(1, int(LONGEST / max(_slowest(row, run, first) for row in rows.values())))
     )
     if block < size:  # what is computed at once is then smaller too
+        small = first[:block]
         for name, row in rows.items():
-            small = first[:block]
-            row.compute(choose_execution(row, wishes.get(name), small, config.attack, budget))
+            row.compute(choose_execution(row, wishes[name], small, config.attack, budget))
     return replace(run, block=block)
 
 
@@ -304,15 +306,12 @@ def _slowest(row: Row, run: Run, first: Tensor) -> float:
     attacked = evaluated = Stopwatch(row.defense, first, repeats=1)
     if row.surrogate is not None:
         attacked = Stopwatch(row.surrogate, first, repeats=1)
-    return slowest_cell(row, run.config.protocol, evaluated, attacked)
+    costs = (cell_cost(row, cell, run.config.protocol) for cell in row.cells)
+    return max(cost.seconds(evaluated, attacked) for cost in costs)
 
 
-def _wishes(
-    wishes: Mapping[str, Execution], before: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Execution]:
+def _wish(asked: Execution | None, begun: Mapping[str, Any]) -> Execution:
     """What is asked for, beside what a run that goes on has: it keeps what is not asked for."""
-    merged = {name: Execution(**execution) for name, execution in before.items()}
-    for name, wish in wishes.items():
-        asked = {key: value for key, value in asdict(wish).items() if value not in (None, "auto")}
-        merged[name] = replace(merged.get(name, wish), **asked)
-    return merged
+    wish = {} if asked is None else asdict(asked)
+    chosen = {name: value for name, value in wish.items() if value not in (None, "auto")}
+    return Execution(**{**begun, **chosen})

@@ -1,10 +1,82 @@
 """What the whole of a run costs."""
 
-from hetpure.evaluation.cost import RowPlan, phases
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hetpure.evaluation.cost import cell_cost
 from hetpure.evaluation.description import Run
+from hetpure.evaluation.protocol import Protocol
 from hetpure.evaluation.row_check import allowance, checked_defenses, fitting_extents
 from hetpure.evaluation.rows import Row
 from hetpure.evaluation.stopwatch import Stopwatch
+from hetpure.gradients import Execution
+from hetpure.memory import Footprint
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of an evaluation: forward network calls of all its images together, recomputed ones
+    included, how many of them are differentiated, and predicted seconds."""
+
+    name: str
+    network_calls: int
+    differentiated: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """One defence's part of a plan: its phases, how it is computed, seconds of one network call for
+    one image (forward, forward with backward), what it takes in memory, and the steps of the
+    purifier that is attacked; the most that its gradient checks may take, in seconds and in bytes
+    of float64."""
+
+    phases: Sequence[Phase]
+    execution: Execution
+    call_seconds: tuple[float, float]
+    footprint: Footprint
+    steps: int
+    check_seconds: float
+    check_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole defence, its gradient checks included."""
+        return self.check_seconds + sum(phase.seconds for phase in self.phases)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """What one gradient takes in memory as it is computed."""
+        taped = self.steps - self.execution.recomputed(self.steps)
+        return self.footprint.need(self.execution.micro_batch or 1, self.steps, taped)
+
+
+def total_seconds(rows: Mapping[str, RowPlan]) -> float:
+    """Of the whole evaluation."""
+    return sum(row.seconds for row in rows.values())
+
+
+def total_bytes(rows: Mapping[str, RowPlan]) -> int:
+    """The most that is taken at once beside the networks."""
+    return max(max(row.gradient_bytes, row.check_bytes) for row in rows.values())
+
+
+def phases(
+    row: Row, protocol: Protocol, count: int, evaluated: Stopwatch, attacked: Stopwatch
+) -> list[Phase]:
+    """The parts of a row's evaluation on `count` images in order, gradient checks left out."""
+    parts = []
+    for cell in row.cells:
+        cost, images = cell_cost(row, cell, protocol), cell.images(count)
+        parts.append(
+            Phase(
+                cell.name,
+                images * cost.network_calls,
+                images * cost.differentiated,
+                images * cost.seconds(evaluated, attacked),
+            )
+        )
+    return parts
 
 
 def plan(run: Run) -> dict[str, RowPlan]:

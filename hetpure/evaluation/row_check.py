@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -23,7 +24,6 @@ from hetpure.evaluation.protocol import Block, Cell, Protocol
 from hetpure.evaluation.rows import Row
 from hetpure.evaluation.stopwatch import Stopwatch
 from hetpure.expectation import Query, expected_gradient
-from hetpure.gradient_check import GradientCheck
 from hetpure.gradients import GradientError
 from hetpure.memory import trim_heap
 from hetpure.noise import Noise, Stream
@@ -59,7 +59,7 @@ def allowance(row: Row, attacked: Stopwatch, attack: Attack) -> float:
     """Seconds that a row's gradient checks may take: those of five steps of the attack on a block
     like the stopwatch's, or a minute, whichever is longer."""
     cost = cell_cost(row, Cell(attack.name, attack), Protocol())
-    step = len(attacked.images) * cost.draws * gradient_seconds(attacked, cost)
+    step = len(attacked.images) * cost.attack.draws * gradient_seconds(attacked, cost)
     return max(MINUTE, ATTACK_STEPS * step)
 
 
@@ -72,28 +72,25 @@ def check_gradients(run: Run, row: Row) -> dict[str, dict[str, Any]]:
     clock = Stopwatch(row.attacked, block.images, repeats=1)
     seconds = allowance(row, clock, config.attack) / len(of_row)
     for name, defense in of_row.items():
-
-        def check(extent: Extent, defense: Defense = defense) -> GradientCheck:
-            return check_defense_gradient(
-                defense,
-                block.images,
-                block.samples,
-                config.seed,
-                bound=config.gradient_bound,
-                evaluated=row.defense if defense is row.surrogate else None,
-                attacks=row.attacks if defense is row.attacked else (),
-                cosine_bound=config.cosine_bound,
-                extent=extent,
-                budget=budget,
-            )
-
+        check = partial(
+            check_defense_gradient,
+            defense,
+            block.images,
+            block.samples,
+            config.seed,
+            bound=config.gradient_bound,
+            evaluated=row.defense if defense is row.surrogate else None,
+            attacks=[cell.attack for cell in row.cells] if defense is row.attacked else [],
+            budget=budget,
+            cosine_bound=config.cosine_bound,
+        )
         candidates = list(fitting_extents(defense, block.images, budget))
         least = candidates[-1]
         start = time.perf_counter()
-        narrow = check(least)
+        narrow = check(extent=least)
         rate = (time.perf_counter() - start) / least.work
         widest = next((e for e in candidates if rate * e.work <= seconds), least)
-        checks[name] = (narrow if widest == least else check(widest)).as_dict()
+        checks[name] = (narrow if widest == least else check(extent=widest)).as_dict()
         trim_heap()
     return checks
 

@@ -76,20 +76,9 @@ class Row:
         """What the attack differentiates."""
         return self.surrogate or self.defense
 
-    @property
-    def defenses(self) -> list[Defense]:
-        """All that it holds."""
-        return [self.defense] if self.surrogate is None else [self.defense, self.surrogate]
-
-    @property
-    def attacks(self) -> list[Attack]:
-        """What is run against it."""
-        return [cell.attack for cell in self.cells]
-
-    def wish(self, wish: Execution | None) -> Execution:
-        """How it is to be computed, given what `--model.execution` asks for it. InputError where
-        that contradicts its config."""
-        wish = wish or Execution(self.gradient)
+    def wish(self, wish: Execution) -> Execution:
+        """How it is to be computed, given what the config's `execution` asks for it. InputError
+        where that contradicts its gradient."""
         if wish.policy == "auto":
             return replace(wish, policy=self.gradient)
         if self.gradient not in ("auto", wish.policy):
@@ -145,7 +134,7 @@ def build_rows(
 
 
 def choose_execution(
-    row: Row, wish: Execution | None, images: Tensor, attack: Attack, budget: int
+    row: Row, wish: Execution, images: Tensor, attack: Attack, budget: int
 ) -> Execution:
     """What a wish and the row's own policy leave open, chosen by memory for blocks like `images`
     (B, C, H, W) under the attack."""

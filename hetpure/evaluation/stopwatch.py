@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,11 +25,8 @@ class Stopwatch:
         self.defense = defense
         self.repeats = repeats
         self.images = images.detach()
-        cap = TIMED if images.device.type == "cpu" else TIMED_ACCELERATOR
-        self.cap = cap
+        self.cap = TIMED if images.device.type == "cpu" else TIMED_ACCELERATOR
         self._steps: dict[int, tuple[float, float]] = {}
-        self._classifier: tuple[float, float] | None = None
-        self._mask: float | None = None
 
     def step(self, size: int) -> tuple[float, float]:
         """Seconds of one network call within its step, noise and sampler included, for a batch of
@@ -39,21 +37,19 @@ class Stopwatch:
         forward, both = self._steps[timed]
         return forward * size / timed, both * size / timed
 
+    @cached_property
     def classifier(self) -> tuple[float, float]:
         """Seconds an image of the classifier, forward, and forward with backward."""
-        if self._classifier is None:
-            images = self._batch(min(len(self.images), self.cap))
-            forward, both = self._both(lambda x: self.defense.classifier(x), images)
-            self._classifier = forward / len(images), both / len(images)
-        return self._classifier
+        images = self._batch(min(len(self.images), self.cap))
+        forward, both = self._both(lambda x: self.defense.classifier(x), images)
+        return forward / len(images), both / len(images)
 
+    @cached_property
     def mask(self) -> float:
         """Seconds an image of the attention mask."""
-        if self._mask is None:
-            images = self._batch(min(len(self.images), self.cap))
-            samples = torch.arange(len(images), device=images.device)
-            self._mask = self._median(lambda: self.defense.mask(images, samples)) / len(images)
-        return self._mask
+        images = self._batch(min(len(self.images), self.cap))
+        samples = torch.arange(len(images), device=images.device)
+        return self._median(lambda: self.defense.mask(images, samples)) / len(images)
 
     def _batch(self, count: int) -> Tensor:
         return self.images[torch.arange(count, device=self.images.device) % len(self.images)]

@@ -6,7 +6,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from hetpure.disk import make_folder, write_whole
 from hetpure.errors import InputError
 from hetpure.evaluation.identity import differences
-from hetpure.evaluation.protocol import Outcome, Record
+from hetpure.evaluation.protocol import Record
 from hetpure.saved_images import block_path, file_stem, read_header, save_images, saved_images
 
 SCHEMA = 4
@@ -121,36 +121,19 @@ class Store:
         """Whether the job is done."""
         return block_path(self.path, job.row, job.attack, job.block).exists()
 
-    def put(
-        self,
-        job: Job,
-        outcome: Outcome,
-        iterations: Sequence[Mapping[str, float]],
-        seconds: float,
-        commit: str | None,
-    ) -> None:
-        """Keeps what a job gave."""
-        header = {
-            "records": json.dumps([asdict(record) for record in outcome.records]),
-            "iterations": json.dumps(list(iterations)),
-            "seconds": json.dumps(seconds),
-            "commit": json.dumps(commit),
-        }
-        samples = torch.tensor([record.sample for record in outcome.records])
-        save_images(self.path, job.row, job.attack, job.block, outcome.adversarial, samples, header)
+    def put(self, job: Job, finished: Finished, adversarial: Tensor) -> None:
+        """Keeps what a job left, and its adversarial images (N, C, H, W)."""
+        header = {name: json.dumps(value) for name, value in asdict(finished).items()}
+        samples = torch.tensor([record.sample for record in finished.records])
+        save_images(self.path, job.row, job.attack, job.block, adversarial, samples, header)
 
     def get(self, job: Job) -> Finished:
         """What a finished job left. InputError where its file is damaged, or another program's."""
         path = block_path(self.path, job.row, job.attack, job.block)
         header = read_header(path)
         try:
-            records = [Record(**record) for record in json.loads(header["records"])]
-            return Finished(
-                records,
-                json.loads(header["iterations"]),
-                json.loads(header["seconds"]),
-                json.loads(header["commit"]),
-            )
+            left = {field.name: json.loads(header[field.name]) for field in fields(Finished)}
+            return Finished(**left | {"records": [Record(**line) for line in left["records"]]})
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path} is no block of this version ({error}): delete it, and it is computed anew"

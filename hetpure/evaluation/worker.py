@@ -11,13 +11,13 @@ import torch
 
 from hetpure.attacks import Attack, Monitor
 from hetpure.evaluation.audit import Check
-from hetpure.evaluation.cost import CellCost, block_work, cell_cost
+from hetpure.evaluation.cost import CellCost, cell_cost
 from hetpure.evaluation.description import Run
 from hetpure.evaluation.protocol import CLEAN, CLEAN_CELL, Cell, Record, evaluate_cell
 from hetpure.evaluation.provenance import commit
 from hetpure.evaluation.row_check import check_gradients, failure, first_gradients
 from hetpure.evaluation.rows import Row
-from hetpure.evaluation.store import Job, Store
+from hetpure.evaluation.store import Finished, Job, Store
 from hetpure.gradients import GradientError
 
 AT_THE_END = 4  # tasks of each process that are given by size, the largest first
@@ -95,8 +95,8 @@ def task_work(run: Run, task: Task) -> int:
     """What a task costs, in forward passes; the check of a row's gradients counts for nothing."""
     if task.block is None:
         return 0
-    positions = run.positions(task.block)
-    return block_work(run.rows[task.row], run.config.protocol, positions.start, len(positions))
+    row, protocol = run.rows[task.row], run.config.protocol
+    return sum(count * cell_cost(row, cell, protocol).work for _, cell, count in jobs_of(run, task))
 
 
 @torch.enable_grad()
@@ -152,7 +152,8 @@ def _compute(
         monitor=monitor,
     )
     seconds = time.perf_counter() - start
-    store.put(job, outcome, monitor.iterations, seconds, commit())
+    finished = Finished(outcome.records, monitor.iterations, seconds, commit())
+    store.put(job, finished, outcome.adversarial)
     watch.advance(count * cost.work - monitor.work)  # a cost is an upper bound
     watch.finish(row.name, cell.name, outcome.records)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from hetpure.evaluation.cost import RowPlan, total_seconds
+from hetpure.evaluation.plan import RowPlan, total_seconds
 from hetpure.memory import gigabytes
 from hetpure.report.sheet import Sheet
 

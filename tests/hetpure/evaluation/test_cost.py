@@ -16,9 +16,10 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.evaluation import row_check
-from hetpure.evaluation.cost import cell_cost, phases
+from hetpure.evaluation.cost import cell_cost
 from hetpure.evaluation.defense_check import float64_footprint
 from hetpure.evaluation.extent import extents
+from hetpure.evaluation.plan import phases
 from hetpure.evaluation.protocol import (
     CLEAN_CELL,
     Block,
@@ -158,11 +159,8 @@ class Known(Stopwatch):
     def step(self, rows: int) -> tuple[float, float]:
         return rows * 1.0, rows * 3.0
 
-    def classifier(self) -> tuple[float, float]:
-        return 0.1, 0.3
-
-    def mask(self) -> float:
-        return 0.5
+    classifier = (0.1, 0.3)
+    mask = 0.5
 
 
 @pytest.mark.parametrize(
@@ -267,7 +265,7 @@ def test_what_is_open_is_chosen_by_memory(make: Make, images: Tensor) -> None:
     roomy, defense = 10**9, make(HeterogeneousPurifier(steps=20), "auto")
 
     def chosen(defense: Defense, budget: int) -> Execution:
-        return choose_execution(row(defense), None, images, ATTACK, budget)
+        return choose_execution(row(defense), Execution(), images, ATTACK, budget)
 
     assert chosen(defense, roomy) == Execution("tape", None, 8), "four images, two draws"
     footprint = defense.footprint(images)

@@ -11,15 +11,16 @@ import torch
 
 from hetpure.errors import InputError
 from hetpure.evaluation.identity import differences, plain
-from hetpure.evaluation.protocol import Outcome, Record
+from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.rows import DefenseConfig
-from hetpure.evaluation.store import Job, Store
+from hetpure.evaluation.store import Finished, Job, Store
 from hetpure.numbers import Number
 from hetpure.purifiers import UniformPurifier
 
 JOB = Job("a row", "PGD, soft mask", 3)
 RECORD = Record("a row", JOB.attack, 2**32 - 1, 1, [1, 2], [0, 3], 0, 0.1, 1, None, 9, None, [])
-OUTCOME = Outcome([RECORD], torch.full((1, 1, 2, 2), 0.25))
+FINISHED = Finished([RECORD], [{"iteration": 0, "loss": 1.5}], 2.5, "abc-dirty")
+IMAGES = torch.full((1, 1, 2, 2), 0.25)
 RUN: dict[str, Any] = {
     "identity": {"config": {"seed": 0, "attack": {"steps": 2}}, "weights": {"classifier": "c"}},
     "facts": {},
@@ -34,7 +35,7 @@ def store(tmp_path: Path) -> Store:
 
 def put(store: Store) -> Path:
     """The file of a finished job."""
-    store.put(JOB, OUTCOME, [{"iteration": 0, "loss": 1.5}], 2.5, "abc-dirty")
+    store.put(JOB, FINISHED, IMAGES)
     (path,) = (store.path / "blocks").iterdir()
     return path
 
@@ -42,12 +43,9 @@ def put(store: Store) -> Path:
 def test_what_is_put_is_read(store: Store) -> None:
     assert not store.has(JOB)
     put(store)
-    finished = store.get(JOB)
-    assert store.has(JOB) and finished.records == [RECORD]
-    assert finished.iterations == [{"iteration": 0, "loss": 1.5}]
-    assert (finished.seconds, finished.commit) == (2.5, "abc-dirty")
+    assert store.has(JOB) and store.get(JOB) == FINISHED
     images, samples = store.images(JOB.row, JOB.attack)
-    assert torch.equal(images, OUTCOME.adversarial) and samples.tolist() == [2**32 - 1]
+    assert torch.equal(images, IMAGES) and samples.tolist() == [2**32 - 1]
 
 
 def test_names_that_look_alike_are_two_files(store: Store) -> None:
@@ -152,7 +150,7 @@ def test_a_disk_that_refuses_leaves_nothing_half_written(store: Store) -> None:
     path.mkdir()
     (path / "kept").touch()
     with pytest.raises(OSError, match="directory"):
-        store.put(JOB, OUTCOME, [], 0.0, None)
+        store.put(JOB, FINISHED, IMAGES)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
