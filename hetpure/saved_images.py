@@ -71,7 +71,10 @@ def saved_images(
 ) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) float32 and sample ids (N,) int64 of one row under one attack, in the
     order of their blocks. A name that is None is the only one that the run has."""
-    names = _names(folder)
+    pattern = "*.safetensors"
+    if row is not None and attack is not None:  # whose files say so by name
+        pattern = f"*-{file_stem(row, attack)}.safetensors"
+    names = _names(folder, pattern) or _names(folder, "*.safetensors")
     if not names:
         raise InputError(
             f"{folder} holds no saved images: give the folder of a run that saved its own"
@@ -90,11 +93,11 @@ def saved_images(
     return torch.cat(images), torch.cat(samples)
 
 
-def _names(folder: Path) -> dict[Path, tuple[str, str]]:
-    """Row and attack of each file, in the order of the blocks. A file that says neither is another
-    program's."""
+def _names(folder: Path, pattern: str) -> dict[Path, tuple[str, str]]:
+    """Row and attack of each file of that name, in the order of the blocks. A file that says
+    neither is another program's."""
     blocks = folder / BLOCKS
-    paths = sorted((blocks if blocks.is_dir() else folder / EARLIER).glob("*.safetensors"))
+    paths = sorted((blocks if blocks.is_dir() else folder / EARLIER).glob(pattern))
     headers = {path: read_header(path) for path in paths}
     return {
         path: (header["row"], header["attack"])

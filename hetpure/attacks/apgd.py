@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hetpure.attacks.attack import Cost
-from hetpure.attacks.gradient import BallAttack, Best, Run
+from hetpure.attacks.gradient import Ascent, BallAttack, Best
 from hetpure.defense import Defense
 from hetpure.geometry import direction, project, uniform_in_ball
 from hetpure.noise import Group
@@ -45,7 +45,7 @@ class APGD(BallAttack):
     def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
         return self._cost(defense, known, gradients=self.steps + 1, candidates=1)
 
-    def ascend(self, run: Run) -> list[Tensor]:
+    def ascend(self, run: Ascent) -> list[Tensor]:
         """Algorithm 1 in the paper's letters; the best adversarial images. `top` is x_max: it goes
         by the loss alone, also where answers are certain."""
         images, labels = run.target.images, run.target.labels

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hetpure.attacks.gradient import Run
+from hetpure.attacks.gradient import Ascent
 from hetpure.attacks.pgd import PGD
 from hetpure.defense import Defense, resized
 from hetpure.denoiser import to_model
@@ -107,7 +107,7 @@ class DiffAttack(PGD):
         if self.approximation == "bpda":
             raise FieldError(self, "approximation", "must be none or classifier_only, got bpda")
 
-    def ask(self, run: Run, adversarial: Tensor, iteration: int) -> Answer:
+    def ask(self, run: Ascent, adversarial: Tensor, iteration: int) -> Answer:
         defense, losses = run.target.defense, run.criterion
 
         def both(answers: Tensor, index: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ State = TypeVar("State")
 
 
 @dataclass(frozen=True)
-class Run:
+class Ascent:
     """One ascent of an attack, with noise draws that no other has.
 
     Args:
@@ -153,7 +153,7 @@ class GradientAttack(Attack):
             return torch.cat([part(target) for part in parts])
         return torch.stack([images for run in self._runs(target) for images in self.ascend(run)])
 
-    def _runs(self, target: Target) -> Iterator[Run]:
+    def _runs(self, target: Target) -> Iterator[Ascent]:
         """One for each restart and target class."""
         defense, labels = target.defense, target.labels
         mask = defense.mask(target.images, target.samples)
@@ -163,15 +163,15 @@ class GradientAttack(Attack):
             logits = target.answers(target.addresses.draws(0, TARGETS_ITERATION, draws))
             towards = list(likely_targets(logits, labels, self.targets))
         for number, classes in enumerate(self.restarts * towards):
-            yield Run(target, number, criterion(self.loss, labels, classes), mask)
+            yield Ascent(target, number, criterion(self.loss, labels, classes), mask)
 
     @abstractmethod
-    def ascend(self, run: Run) -> list[Tensor]:
+    def ascend(self, run: Ascent) -> list[Tensor]:
         """The candidates of one run, (B, C, H, W) each."""
 
     def climb(
         self,
-        run: Run,
+        run: Ascent,
         start: State,
         step: Callable[[State, Tensor], State],
         images_of: Callable[[State], Tensor],
@@ -193,7 +193,7 @@ class GradientAttack(Attack):
             adversarial = images_of(state)
         return [adversarial, best.images]
 
-    def ask(self, run: Run, adversarial: Tensor, iteration: int) -> Answer:
+    def ask(self, run: Ascent, adversarial: Tensor, iteration: int) -> Answer:
         """The gradient at adversarial images (B, C, H, W), and what they are worth on the same
         draws."""
         target = run.target

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hetpure.attacks.gradient import Run
+from hetpure.attacks.gradient import Ascent
 from hetpure.attacks.pgd import PGD
 from hetpure.errors import FieldError
 from hetpure.geometry import Norm, direction, norms
@@ -67,7 +67,7 @@ class LowFrequency(PGD):
     def name(self) -> str:
         return f"low_frequency_{self.norm}"
 
-    def ascend(self, run: Run) -> list[Tensor]:
+    def ascend(self, run: Ascent) -> list[Tensor]:
         images = run.target.images
 
         def images_of(offset: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from hetpure.attacks.gradient import BallAttack, Run
+from hetpure.attacks.gradient import Ascent, BallAttack
 from hetpure.errors import check_positive
 from hetpure.geometry import direction, project, uniform_in_ball
 from hetpure.numbers import Number
@@ -38,7 +38,7 @@ class PGD(BallAttack):
         step_size = Number(self.step_size * epsilon / self.epsilon)
         return replace(self, epsilon=Number(epsilon), step_size=step_size)
 
-    def ascend(self, run: Run) -> list[Tensor]:
+    def ascend(self, run: Ascent) -> list[Tensor]:
         images = run.target.images
 
         def step(adversarial: Tensor, gradient: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class PGD(BallAttack):
 
         return self.climb(run, self.start(run), step, lambda adversarial: adversarial)
 
-    def start(self, run: Run) -> Tensor:
+    def start(self, run: Ascent) -> Tensor:
         """The images (B, C, H, W) that a run begins with."""
         target = run.target
         if not self.random_start:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hetpure.attacks.gradient import GradientAttack, Run
+from hetpure.attacks.gradient import Ascent, GradientAttack
 from hetpure.attacks.losses import Loss
 from hetpure.errors import check_at_least, check_positive
 from hetpure.noise import Purpose
@@ -120,7 +120,7 @@ class StAdv(GradientAttack):
     def threat(self) -> None:
         """No ball."""
 
-    def ascend(self, run: Run) -> list[Tensor]:
+    def ascend(self, run: Ascent) -> list[Tensor]:
         images = run.target.images
 
         def step(state: FlowState, gradient: Tensor) -> FlowState:
@@ -134,7 +134,7 @@ class StAdv(GradientAttack):
         zero = torch.zeros_like(flow, dtype=torch.float64)
         return self.climb(run, (flow, zero, zero, 0), step, lambda state: warp(images, state[0]))
 
-    def _start(self, run: Run) -> Tensor:
+    def _start(self, run: Ascent) -> Tensor:
         """The flow (B, 2, H, W) that a run begins with."""
         images = run.target.images
         flow = images.new_zeros(len(images), 2, *images.shape[-2:])

@@ -12,7 +12,7 @@ from hetpure.disk import write_whole
 from hetpure.errors import InputError
 from hetpure.evaluation.audit import Audit, saved_check, verdicts
 from hetpure.evaluation.protocol import CLEAN, Record
-from hetpure.evaluation.results import summarise
+from hetpure.evaluation.results import by_attack, summarise
 from hetpure.evaluation.store import (
     CONFIG,
     RECORDS,
@@ -207,10 +207,11 @@ def _audit(
         list(check.get("gradient_checks", {}).values()),
         agreements.get((name, row["base"])),
     )
+    done = by_attack(records)  # of an unfinished row perhaps not the cells of the first images
     saved = {
         cell: (store.images(name, cell), Threat(**about["threat"]) if about["threat"] else None)
         for cell, about in row["cells"].items()
-        if cell != CLEAN
+        if cell != CLEAN and cell in done
     }
     checks.append(saved_check(store.images(name, CLEAN), saved))
     gradient = [check["gradient"]] if check else []

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from hetpure.disk import write_whole
 from hetpure.evaluation.reading import earlier_results
 from hetpure.evaluation.run_results import write_results
 from hetpure.evaluation.store import REPORT, RUN, Store
@@ -21,7 +22,8 @@ def report(run: Path, results: dict[str, Any] | None = None) -> None:
     console = wide_console()
     if (run / RUN).exists():
         results = results or write_results(Store(run))
-        (run / REPORT).write_text(page(results, FIGURE if (run / FIGURE).exists() else None))
+        text = page(results, FIGURE if (run / FIGURE).exists() else None)
+        write_whole(run / REPORT, text.encode())
         last = f"run folder: {run} (report.md, results.json)"
     else:
         results = earlier_results(run)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hetpure.attacks.apgd import APGD, checkpoints, condition_1, condition_2
 from hetpure.attacks.attack import Addresses
-from hetpure.attacks.gradient import Run
+from hetpure.attacks.gradient import Ascent
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.expectation import Answer
@@ -39,7 +39,7 @@ class Scripted(APGD):
     wrong_at: frozenset[int] = frozenset()
     visited: list[Tensor] = field(default_factory=list)
 
-    def ask(self, run: Run, adversarial: Tensor, iteration: int) -> Answer:
+    def ask(self, run: Ascent, adversarial: Tensor, iteration: int) -> Answer:
         self.visited.append(adversarial.clone())
         wrong = torch.tensor([[[0.0, 1.0]]] if iteration in self.wrong_at else [[[1.0, 0.0]]])
         gradient = torch.full_like(adversarial, self.slope_of[iteration])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hetpure.attacks import PGD
 from hetpure.attacks.diffattack import Deviated, DiffAttack
-from hetpure.attacks.gradient import Run
+from hetpure.attacks.gradient import Ascent
 from hetpure.attacks.losses import criterion
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
@@ -186,7 +186,7 @@ def test_an_answer_tells_of_the_classification_alone(
     defense = Defense(classifier, FAMILY["ddpm"], denoiser)
     attack = diffattack(deviation_weight=1e6, mask="recomputed")
     losses = criterion("cross_entropy", LABELS)
-    answer = attack.ask(Run(target_of(defense, images, LABELS), 0, losses, None), images, 0)
+    answer = attack.ask(Ascent(target_of(defense, images, LABELS), 0, losses, None), images, 0)
     noises = ADDRESSES.draws(0, 0, 2)
     expected = answers(defense, Query(images, SAMPLES, None, noises))
     assert torch.equal(answer.logits, expected)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hetpure.attacks import PGD
-from hetpure.attacks.gradient import Best, Run
+from hetpure.attacks.gradient import Ascent, Best
 from hetpure.attacks.losses import criterion, cross_entropy
 from hetpure.attention import AttentionMask
 from hetpure.classifiers import Classifier
@@ -183,7 +183,7 @@ def test_antithetic_pairs_of_a_linear_answer_cancel_its_noise(images: Tensor) ->
 
     defense = Linear(linear(torch.eye(64, dtype=torch.float64)[:4]))
     attack = PGD(epsilon=0.1, eot_samples=2, antithetic=True, average="logits", mask="recomputed")
-    run = Run(target_of(defense, images), 0, criterion("cross_entropy", LABELS), None)
+    run = Ascent(target_of(defense, images), 0, criterion("cross_entropy", LABELS), None)
     answer = attack.ask(run, images, 0)
     expected = cross_entropy(images.flatten(1)[:, :4], LABELS)
     torch.testing.assert_close(answer.loss, expected)

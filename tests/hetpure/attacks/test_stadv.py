@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hetpure.attacks.gradient import Run
+from hetpure.attacks.gradient import Ascent
 from hetpure.attacks.losses import criterion
 from hetpure.attacks.stadv import StAdv, adam_step, flow_gradient, roughness, warp
 from hetpure.classifiers import Classifier
@@ -28,7 +28,7 @@ class Recorded(StAdv):
 
     flows: list[Tensor] = field(default_factory=list)
 
-    def climb(self, run: Run, start: Any, step: Any, images_of: Any) -> list[Tensor]:
+    def climb(self, run: Ascent, start: Any, step: Any, images_of: Any) -> list[Tensor]:
         def recorded(state: Any) -> Tensor:
             self.flows.append(state[0])
             return images_of(state)
@@ -116,7 +116,9 @@ def test_gradient_in_the_flow_against_finite_differences(
     towards = torch.randn(4, 2, 8, 8, generator=generator, dtype=torch.float64)
 
     def loss(flow: Tensor) -> Any:
-        return attack.ask(Run(target_of(defense, images), 0, losses, None), warp(images, flow), 0)
+        return attack.ask(
+            Ascent(target_of(defense, images), 0, losses, None), warp(images, flow), 0
+        )
 
     gradient = flow_gradient(images, flow, loss(flow).gradient, 0.03)
     up, down = (
