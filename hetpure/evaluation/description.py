@@ -27,7 +27,7 @@ from hetpure.evaluation.cells import (
 from hetpure.evaluation.cost import cell_cost
 from hetpure.evaluation.identity import device_kind, plain
 from hetpure.evaluation.protocol import Block, Protocol
-from hetpure.evaluation.rows import DefenseConfig, Row, build_rows, choose_execution
+from hetpure.evaluation.rows import DefenseConfig, Row, build_rows
 from hetpure.evaluation.stopwatch import Stopwatch
 from hetpure.evaluation.store import Store
 from hetpure.gradient_check import float64_device
@@ -263,7 +263,7 @@ def describe(
     rows = {}
     for name, row in networks.rows.items():
         limit = sys.maxsize if name in begun else budget  # it fitted, and is not chosen again
-        row.compute(choose_execution(row, wishes[name], first, config.attack, limit))
+        row.compute(wishes[name], first, config.attack, limit)
         rows[name] = replace(row, cells=_cells(config, row, first, store))
     run = Run(
         config, images, rows, networks.weights, size, device, budget, budget if here else host
@@ -274,9 +274,8 @@ def describe(
         size, max(1, int(LONGEST / max(_slowest(row, run, first) for row in rows.values())))
     )
     if block < size:  # what is computed at once is then smaller too
-        small = first[:block]
         for name, row in rows.items():
-            row.compute(choose_execution(row, wishes[name], small, config.attack, budget))
+            row.compute(wishes[name], first[:block], config.attack, budget)
     return replace(run, block=block)
 
 

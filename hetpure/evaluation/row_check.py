@@ -35,9 +35,9 @@ ATTACK_STEPS, MINUTE = 5, 60.0
 def checked_defenses(row: Row) -> dict[str, Defense]:
     """What is checked of a row, by the names that results give the checks."""
     checked = {"gradient_check": row.defense}
-    return (
-        checked if row.surrogate is None else {**checked, "surrogate_gradient_check": row.surrogate}
-    )
+    if row.surrogate is not None:
+        checked["surrogate_gradient_check"] = row.surrogate
+    return checked
 
 
 def fitting_extents(attacked: Defense, images: Tensor, budget: int) -> dict[Extent, int]:

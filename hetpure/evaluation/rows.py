@@ -76,23 +76,27 @@ class Row:
         """What the attack differentiates."""
         return self.surrogate or self.defense
 
-    def wish(self, wish: Execution) -> Execution:
-        """How it is to be computed, given what the config's `execution` asks for it. InputError
-        where that contradicts its gradient."""
+    def compute(self, wish: Execution, images: Tensor, attack: Attack, budget: int) -> None:
+        """Chooses how the row is computed: what its config and the `wish` leave open, by memory for
+        blocks like `images` (B, C, H, W) under the attack. InputError where the two contradict each
+        other, or where nothing fits into `budget` bytes."""
+        attacked = self.attacked
         if wish.policy == "auto":
-            return replace(wish, policy=self.gradient)
-        if self.gradient not in ("auto", wish.policy):
+            wish = replace(wish, policy=self.gradient)
+        elif self.gradient not in ("auto", wish.policy):
             raise InputError(
-                f"execution says {wish.policy} for {self.name!r}, and its gradient in defenses"
+                f"{self.name}: execution says {wish.policy}, and its gradient in defenses"
                 f" {self.gradient}: take one of them away"
             )
-        return wish
-
-    def compute(self, execution: Execution) -> None:
-        """From now on the row is computed so."""
+        entries = len(images) * attack.cost(attacked).draws
+        footprint, seconds = attacked.footprint(images), Stopwatch(attacked, images).step
+        try:
+            chosen = choose(wish, len(attacked.plan), entries, footprint, budget, seconds)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from None
         # Where a surrogate is attacked, the defence itself is only asked for answers.
-        self.defense.execution = Execution("checkpoint", micro_batch=execution.micro_batch)
-        self.attacked.execution = execution
+        self.defense.execution = Execution("checkpoint", micro_batch=chosen.micro_batch)
+        attacked.execution = chosen
 
     def inexact(self) -> list[str]:
         """How its attack's gradient is not that of the defence; its cosine is to follow."""
@@ -131,21 +135,6 @@ def build_rows(
         built = config.build(chosen, None if key is None else fast[key])
         rows[name] = Row(name, *built, config.gradient)
     return rows
-
-
-def choose_execution(
-    row: Row, wish: Execution, images: Tensor, attack: Attack, budget: int
-) -> Execution:
-    """What a wish and the row's own policy leave open, chosen by memory for blocks like `images`
-    (B, C, H, W) under the attack."""
-    defense = row.attacked
-    entries = len(images) * attack.cost(defense).draws
-    footprint = defense.footprint(images)
-    stopwatch = Stopwatch(defense, images)
-    try:
-        return choose(row.wish(wish), len(defense.plan), entries, footprint, budget, stopwatch.step)
-    except InputError as error:
-        raise InputError(f"{row.name}: {error}") from None
 
 
 def _differing(surrogate: Purifier | None, purifier: Purifier | None) -> str:

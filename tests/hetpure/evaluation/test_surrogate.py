@@ -83,17 +83,6 @@ def predicted(defense: Defense, images: Tensor, block: Block, noises: list[Noise
     return answers(defense, query).argmax(2).T
 
 
-def test_clean_records_know_of_no_surrogate(
-    defense: Defense, surrogate: Defense, block: Block
-) -> None:
-    attacked, plain = (
-        evaluate_block("d", defense, ATTACK, block, PROTOCOL, seed=0, attacked=which).records
-        for which in (surrogate, None)
-    )
-    assert attacked[:2] == plain[:2]
-    assert attacked[2:] != plain[2:]
-
-
 def test_a_surrogate_that_leads_away_finds_nothing(linear_classifier: Classifier) -> None:
     """A linear classifier right on every image by a margin that a ball of .3 crosses: its own
     gradient flips every answer; the negated one's only makes it surer. The robust accuracies are 0
