@@ -36,7 +36,7 @@ class Extent:
         )
 
 
-def said(images: int, directions: int, steps: int | None, of_steps: int | None) -> str:
+def in_words(images: int, directions: int, steps: int | None, of_steps: int | None) -> str:
     """An extent in words."""
     parts = [counted(images, "image"), counted(directions, "direction")]
     if steps != of_steps:
@@ -48,13 +48,13 @@ def extents(plan: Plan, block: int) -> list[Extent]:
     """For a plan and a block of images, from everything down to one image and one step of every
     kind: directions go first, then images, then half of the steps and of the block again and
     again."""
-    found = [Extent(min(IMAGES, block), DIRECTIONS, plan, block)]
-    found += [Extent(images, 1, plan, block) for images in range(found[0].images, 0, -1)]
+    narrowing = [Extent(min(IMAGES, block), DIRECTIONS, plan, block)]
+    narrowing += [Extent(images, 1, plan, block) for images in range(narrowing[0].images, 0, -1)]
     count = len(plan)
     while count > 1 or block > 1:
         count, block = -(-count // 2), -(-block // 2)
-        found.append(Extent(1, 1, thinned_plan(plan, count), block))
-    return list(dict.fromkeys(found))
+        narrowing.append(Extent(1, 1, thinned_plan(plan, count), block))
+    return list(dict.fromkeys(narrowing))
 
 
 def thinned_plan(plan: Plan, count: int) -> Plan:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hetpure.evaluation.extent import said
+from hetpure.evaluation.extent import in_words
 from hetpure.report.sheet import Sheet
 
 Checks = Mapping[str, Mapping[str, Any]]
@@ -64,6 +64,6 @@ def _cells(check: Mapping[str, Any]) -> tuple[str, ...]:
 def _extent(check: Mapping[str, Any]) -> str:
     """How much was checked: results that do not say of how many steps had all."""
     steps = check.get("steps")
-    words = said(check["images"], check["directions"], steps, check.get("of_steps"))
+    words = in_words(check["images"], check["directions"], steps, check.get("of_steps"))
     device = check.get("device", "cpu")
     return words if device == "cpu" else f"{words}, on {device}"

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from hetpure.evaluation.compare import Column, Comparison, compare, read_columns, read_runs
-from hetpure.evaluation.protocol import Outcome, Record
+from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.results import Counting, by_attack
-from hetpure.evaluation.store import Job, Store
+from hetpure.evaluation.store import Finished, Job, Store
 
 Line = dict[str, Any]
 DRAWS = 4
@@ -88,8 +88,8 @@ def stored(
         ]
         for attack, block in by_attack(of_row).items():
             if len(block) == images:
-                outcome = Outcome(block, torch.zeros(images, 1, 1, 1))
-                store.put(Job(name, attack, 0), outcome, [], 1.0, "abc")
+                finished = Finished(block, [], 1.0, "abc")
+                store.put(Job(name, attack, 0), finished, torch.zeros(images, 1, 1, 1))
     return store
 
 

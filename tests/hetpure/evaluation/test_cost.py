@@ -91,16 +91,16 @@ def test_phases_count_every_call(
 ) -> None:
     defense = make(purifier, policy)
     stopwatch = Stopwatch(defense, images)
-    found = phases(row(defense), PROTOCOL, 4, stopwatch, stopwatch)
+    parts = phases(row(defense), PROTOCOL, 4, stopwatch, stopwatch)
     calls = Calls(monkeypatch)
     block = Block(images, LABELS, SAMPLES)
     records = evaluate_block("d", defense, ATTACK, block, PROTOCOL, seed=0).records
-    assert sum(phase.network_calls for phase in found) == calls.rows
+    assert sum(phase.network_calls for phase in parts) == calls.rows
     assert sum(record.network_calls for record in records) == calls.rows
-    assert sum(phase.differentiated for phase in found) == calls.differentiated
-    assert [phase.name for phase in found] == ["clean", "pgd"]
+    assert sum(phase.differentiated for phase in parts) == calls.differentiated
+    assert [phase.name for phase in parts] == ["clean", "pgd"]
     standard = sum(record.network_calls for record in records if record.attack == "clean")
-    assert found[0].network_calls == standard
+    assert parts[0].network_calls == standard
 
 
 @pytest.mark.parametrize(
@@ -126,16 +126,16 @@ def test_every_attacks_calls_are_foreseen(
 ) -> None:
     defense = make(HeterogeneousPurifier(steps=20, sampler=DDPM()), "checkpoint")
     stopwatch, cell = Stopwatch(defense, images), Cell("a", attack, known)
-    (found,) = phases(row(defense, None, cell), PROTOCOL, 4, stopwatch, stopwatch)
+    (phase,) = phases(row(defense, None, cell), PROTOCOL, 4, stopwatch, stopwatch)
     calls = Calls(monkeypatch)
     block = Block(images, LABELS, SAMPLES)
     right = torch.zeros(4, dtype=torch.long)
     records = evaluate_cell("d", defense, cell, block, PROTOCOL, seed=0, clean=right).records
-    assert found.differentiated == calls.differentiated
+    assert phase.differentiated == calls.differentiated
     if isinstance(attack, Square) and len(known) == 2:  # stops once a certain answer is wrong
-        assert found.network_calls >= calls.rows
+        assert phase.network_calls >= calls.rows
     else:
-        assert found.network_calls == calls.rows == sum(r.network_calls for r in records)
+        assert phase.network_calls == calls.rows == sum(r.network_calls for r in records)
 
 
 def test_a_surrogate_is_what_the_attack_costs(
@@ -143,13 +143,13 @@ def test_a_surrogate_is_what_the_attack_costs(
 ) -> None:
     defense, surrogate = make(HeterogeneousPurifier(steps=20)), make(UniformPurifier(steps=10))
     clocks = Stopwatch(defense, images), Stopwatch(surrogate, images)
-    found = phases(row(defense, surrogate), PROTOCOL, 4, *clocks)
+    parts = phases(row(defense, surrogate), PROTOCOL, 4, *clocks)
     calls = Calls(monkeypatch)
     block = Block(images, LABELS, SAMPLES)
     evaluate_block("d", defense, ATTACK, block, PROTOCOL, seed=0, attacked=surrogate)
-    assert sum(phase.network_calls for phase in found) == calls.rows
+    assert sum(phase.network_calls for phase in parts) == calls.rows
     answered = 4 * (4 + 4 * 3) * defense.network_calls
-    assert found[1].network_calls == 4 * 12 * surrogate.network_calls + answered
+    assert parts[1].network_calls == 4 * 12 * surrogate.network_calls + answered
 
 
 class Known(Stopwatch):
@@ -183,8 +183,8 @@ def test_seconds_are_calls_times_what_a_call_takes(
     assert clean.seconds == pytest.approx(100 * (7 * answer + 2 * 0.5))
     # Two restarts of three iterations, two draws each; a mask once an iteration. Then the report,
     # and four candidates on three draws.
-    told = 4 * answer + 0.5 + 4 * (3 * answer + 0.5)
-    assert attack.seconds == pytest.approx(100 * (12 * gradient + 6 * 0.5 + told))
+    answers = 4 * answer + 0.5 + 4 * (3 * answer + 0.5)
+    assert attack.seconds == pytest.approx(100 * (12 * gradient + 6 * 0.5 + answers))
 
 
 @pytest.mark.parametrize(

@@ -51,16 +51,16 @@ def test_all_exact_policies_are_compared_and_the_one_in_use_is_among_them(
     images: Tensor,
 ) -> None:
     defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser, policy=policy)
-    found = check_defense_gradient(defense, images, SAMPLES, seed=7, bound=1e-5)
-    assert found.passed
-    assert found.policy == defense.execution.describe(6)
-    assert set(found.compared) == compared
-    assert found.approximation is (found.policy == "bpda")
-    if found.approximation:
-        assert -1 <= found.cosine_to_exact < 0.999
+    check = check_defense_gradient(defense, images, SAMPLES, seed=7, bound=1e-5)
+    assert check.passed
+    assert check.policy == defense.execution.describe(6)
+    assert set(check.compared) == compared
+    assert check.approximation is (check.policy == "bpda")
+    if check.approximation:
+        assert -1 <= check.cosine_to_exact < 0.999
     else:
-        assert found.compared[0] == found.policy
-        assert found.cosine_to_exact == pytest.approx(1, abs=1e-12)
+        assert check.compared[0] == check.policy
+        assert check.cosine_to_exact == pytest.approx(1, abs=1e-12)
 
 
 def test_what_does_not_fit_in_double_precision_is_left_out(
@@ -69,9 +69,9 @@ def test_what_does_not_fit_in_double_precision_is_left_out(
     defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
     footprint = float64_footprint(defense, images)
     for taped, names in ((6, ["checkpoint", "hybrid", "tape"]), (2, ["checkpoint", "hybrid"])):
-        found = policies(defense, 4, footprint, footprint.need(4, 6, taped))
-        assert [how.policy for how in found] == names
-    assert found[1].taped_steps == 2
+        executions = policies(defense, 4, footprint, footprint.need(4, 6, taped))
+        assert [how.policy for how in executions] == names
+    assert executions[1].taped_steps == 2
     least = policies(defense, 4, footprint, 1)
     assert [(how.policy, how.taped_steps) for how in least] == [("checkpoint", None), ("hybrid", 1)]
     assert float64_footprint(defense.float(), images.float()) == footprint
@@ -84,9 +84,9 @@ def test_a_surrogate_tells_its_cosine_to_the_defence(
     coarse = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser)
     settings = {"seed": 7, "bound": 1e-5}
     for surrogate, low, high in ((coarse, -1, 0.999), (defense, 1 - 1e-12, 1 + 1e-12)):
-        found = check_defense_gradient(surrogate, images, SAMPLES, evaluated=defense, **settings)  # type: ignore[arg-type]
-        assert found.passed and found.approximation
-        assert low <= found.cosine_to_exact <= high
+        check = check_defense_gradient(surrogate, images, SAMPLES, evaluated=defense, **settings)  # type: ignore[arg-type]
+        assert check.passed and check.approximation
+        assert low <= check.cosine_to_exact <= high
 
 
 def test_cosines_of_what_attacks_follow_in_the_gradients_place(
@@ -104,12 +104,12 @@ def test_cosines_of_what_attacks_follow_in_the_gradients_place(
     assert checked(None).substitute_cosines == {}
     uniform = checked(UniformPurifier(steps=10)).substitute_cosines
     assert uniform.keys() == {"bpda", "classifier_only"}
-    found = checked(HeterogeneousPurifier(steps=10))
-    told = found.substitute_cosines
-    assert found.passed and list(told) == ["soft mask", "bpda", "classifier_only"]
-    assert all(-1 <= cosine < 0.9999 for cosine in (*told.values(), *uniform.values()))
-    shown = gradient_checks_sheet({"row": {"gradient_check": found.as_dict()}}).markdown()
-    assert f"soft mask {told['soft mask']:.3f}, bpda {told['bpda']:.3f}" in shown
+    check = checked(HeterogeneousPurifier(steps=10))
+    cosines = check.substitute_cosines
+    assert check.passed and list(cosines) == ["soft mask", "bpda", "classifier_only"]
+    assert all(-1 <= cosine < 0.9999 for cosine in (*cosines.values(), *uniform.values()))
+    shown = gradient_checks_sheet({"row": {"gradient_check": check.as_dict()}}).markdown()
+    assert f"soft mask {cosines['soft mask']:.3f}, bpda {cosines['bpda']:.3f}" in shown
 
     defense = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser)
     gradients = []
@@ -123,7 +123,7 @@ def test_cosines_of_what_attacks_follow_in_the_gradients_place(
             total = total + (weights * logits).sum()
         gradients.append(torch.autograd.grad(total, x)[0].flatten(1))
     by_hand = torch.cosine_similarity(*gradients).mean()
-    assert told["soft mask"] == pytest.approx(float(by_hand), abs=1e-9)
+    assert cosines["soft mask"] == pytest.approx(float(by_hand), abs=1e-9)
 
 
 class Coarse(FastNetwork):
@@ -144,15 +144,15 @@ def test_an_accelerated_gradient_is_judged_and_exactness_is_shown_on_the_plain_o
     coarse = Denoiser(Coarse(denoiser.network, noise), denoiser.schedule)
     fast = Defense(classifier, HeterogeneousPurifier(steps=20), coarse)
     fast.execution = Execution("checkpoint", micro_batch=6)
-    found = check_defense_gradient(fast, images, SAMPLES, seed=7, bound=1e-5)
-    assert found.policies_equal and found.finite_difference_error <= 1e-5
-    assert found.cosine_to_float32 is not None and found.lowest_cosine_to_float32 is not None
-    assert found.lowest_cosine_to_float32 <= found.cosine_to_float32
-    assert (found.cosine_to_float32 >= 0.99) is found.passed is passed
+    check = check_defense_gradient(fast, images, SAMPLES, seed=7, bound=1e-5)
+    assert check.policies_equal and check.finite_difference_error <= 1e-5
+    assert check.cosine_to_float32 is not None and check.lowest_cosine_to_float32 is not None
+    assert check.lowest_cosine_to_float32 <= check.cosine_to_float32
+    assert (check.cosine_to_float32 >= 0.99) is check.passed is passed
     if not passed:
-        told = check_defense_gradient(fast, images, SAMPLES, 7, bound=1e-5, cosine_bound=-1.0)
-        assert told.passed, "unless told"
-        assert "allow it with cosine_bound" in str(failure(found.as_dict()))
+        allowed = check_defense_gradient(fast, images, SAMPLES, 7, bound=1e-5, cosine_bound=-1.0)
+        assert allowed.passed, "unless the bound allows it"
+        assert "allow it with cosine_bound" in str(failure(check.as_dict()))
 
 
 @pytest.mark.parametrize("mistake", ["masks", "a piece is lost", "noise", "device"])
@@ -184,9 +184,9 @@ def test_what_the_attack_computes_is_checked_and_not_only_the_defence(
                 yield index, rows.flip(3), noise, mask
 
     monkeypatch.setattr(Query, "pieces", wrong)
-    found = check_defense_gradient(defense, images, SAMPLES, seed=7, bound=1e-5)
-    assert found.policies_equal and found.finite_difference_error <= 1e-5
-    assert not found.passed and found.cosine_to_exact < 0.99
+    check = check_defense_gradient(defense, images, SAMPLES, seed=7, bound=1e-5)
+    assert check.policies_equal and check.finite_difference_error <= 1e-5
+    assert not check.passed and check.cosine_to_exact < 0.99
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,6 @@ def test_a_cut_state_fails_in_one_line_under_every_policy(
 ) -> None:
     """Under recomputation no gradient comes back to the steps before: no traceback of that."""
     defense = Defense(smooth_classifier, Cut(steps=20), denoiser, policy=policy)
-    found = check_defense_gradient(defense, images, SAMPLES, seed=7, bound=1e-5)
-    assert found.policies_equal
-    assert found.finite_difference_error > 1e-2 and not found.passed
+    check = check_defense_gradient(defense, images, SAMPLES, seed=7, bound=1e-5)
+    assert check.policies_equal
+    assert check.finite_difference_error > 1e-2 and not check.passed

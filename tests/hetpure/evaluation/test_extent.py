@@ -9,7 +9,7 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.evaluation.defense_check import check_defense_gradient
-from hetpure.evaluation.extent import Extent, extents, said, thinned, thinned_plan
+from hetpure.evaluation.extent import Extent, extents, in_words, thinned, thinned_plan
 from hetpure.evaluation.run_results import inexact
 from hetpure.gradient_check import cosines
 from hetpure.gradients import Execution, Policy, input_gradient
@@ -60,8 +60,8 @@ def test_steps_are_spread_evenly() -> None:
 def test_extents_go_down_to_one_of_everything() -> None:
     plan = PURIFIERS["uniform"].plan(linear_schedule())
     assert len(plan) == 20
-    found = extents(plan, 9)
-    assert [(e.images, e.directions, len(e.plan), e.block) for e in found] == [
+    widest_first = extents(plan, 9)
+    assert [(e.images, e.directions, len(e.plan), e.block) for e in widest_first] == [
         (2, 3, 20, 9),
         (2, 1, 20, 9),
         (1, 1, 20, 9),
@@ -80,9 +80,9 @@ def test_extents_go_down_to_one_of_everything() -> None:
 
 
 def test_extents_in_words() -> None:
-    assert said(2, 3, 20, 20) == "2 images, 3 directions"
-    assert said(1, 1, 20, 100) == "1 image, 1 direction, 20 of 100 steps"
-    assert said(2, 3, None, None) == "2 images, 3 directions", "results that do not say had all"
+    assert in_words(2, 3, 20, 20) == "2 images, 3 directions"
+    assert in_words(1, 1, 20, 100) == "1 image, 1 direction, 20 of 100 steps"
+    assert in_words(2, 3, None, None) == "2 images, 3 directions", "results that do not say had all"
 
 
 def test_a_thinned_defence_takes_its_steps_and_no_others(
@@ -110,12 +110,12 @@ def test_a_thinned_gradient_check_says_what_it_looked_at(
 ) -> None:
     defense = Defense(classifier, HeterogeneousPurifier(steps=50), denoiser, policy=policy)
     extent = extents(defense.plan, 4)[-1]
-    found = check_defense_gradient(defense, images, SAMPLES, 7, bound=1e-5, extent=extent)
-    assert found.passed and found.cosine_to_exact == pytest.approx(1, abs=1e-12)
-    assert (found.images, found.directions, found.steps, found.of_steps) == (1, 1, 4, 15)
-    assert found.policy == defense.execution.describe(15), "the attack's own"
-    assert {"checkpoint", "tape"} <= set(found.compared) and len(found.compared) == 3
-    table = gradient_checks_sheet({"row": {"gradient_check": found.as_dict()}}).markdown()
+    check = check_defense_gradient(defense, images, SAMPLES, 7, bound=1e-5, extent=extent)
+    assert check.passed and check.cosine_to_exact == pytest.approx(1, abs=1e-12)
+    assert (check.images, check.directions, check.steps, check.of_steps) == (1, 1, 4, 15)
+    assert check.policy == defense.execution.describe(15), "the attack's own"
+    assert {"checkpoint", "tape"} <= set(check.compared) and len(check.compared) == 3
+    table = gradient_checks_sheet({"row": {"gradient_check": check.as_dict()}}).markdown()
     assert "| 1 image, 1 direction, 4 of 15 steps |" in table
 
 
@@ -132,8 +132,8 @@ def test_a_thinned_gradient_check_catches_what_a_kind_of_step_does_wrong(
 ) -> None:
     defense = Defense(smooth_classifier, DetachedStep(steps=50), denoiser, policy="tape")
     extent = extents(defense.plan, 4)[-1]
-    found = check_defense_gradient(defense, images, SAMPLES, 7, bound=1e-5, extent=extent)
-    assert found.finite_difference_error > 1e-2 and not found.passed
+    check = check_defense_gradient(defense, images, SAMPLES, 7, bound=1e-5, extent=extent)
+    assert check.finite_difference_error > 1e-2 and not check.passed
 
 
 def test_an_approximation_is_held_to_all_steps(
@@ -142,8 +142,8 @@ def test_an_approximation_is_held_to_all_steps(
     """By hand, one draw: over fewer steps the purifier's derivative is nearer to the identity."""
     defense = Defense(classifier, UniformPurifier(steps=50), denoiser, policy="bpda")
     extent = extents(defense.plan, 1)[-1]
-    found = check_defense_gradient(defense, images[:1], SAMPLES[:1], 7, bound=1e-5, extent=extent)
-    assert found.approximation and (found.steps, found.of_steps) == (2, 5)
+    check = check_defense_gradient(defense, images[:1], SAMPLES[:1], 7, bound=1e-5, extent=extent)
+    assert check.approximation and (check.steps, check.of_steps) == (2, 5)
     noise = Noise.of(7, Stream.PROBE).on(SAMPLES[:1])
 
     def gradient(defense: Defense, policy: Policy) -> Tensor:
@@ -152,7 +152,7 @@ def test_an_approximation_is_held_to_all_steps(
         return input_gradient((noise.normal(Purpose.START, logits) * logits).sum(), point)
 
     expected = cosines(gradient(defense, "bpda"), gradient(defense, "tape"))
-    assert found.cosine_to_exact == pytest.approx(float(expected), abs=1e-9)
+    assert check.cosine_to_exact == pytest.approx(float(expected), abs=1e-9)
     short = thinned(defense, extent.plan)
     other = cosines(gradient(short, "bpda"), gradient(short, "tape"))
     assert abs(float(other - expected)) > 1e-6
