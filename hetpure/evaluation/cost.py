@@ -66,10 +66,8 @@ class CellCost:
 
     def seconds(self, evaluated: Stopwatch, attacked: Stopwatch) -> float:
         """Of the cell, by stopwatches of the two defences."""
-        seconds = self.masks * evaluated.mask
-        seconds += self.answers * answer_seconds(evaluated)
-        if self.attack.queries:
-            seconds += self.attack.queries * answer_seconds(attacked)
+        seconds = self.masks * evaluated.mask + self.answers * answer_seconds(evaluated)
+        seconds += self.attack.queries * answer_seconds(attacked)
         if self.attack.gradients:
             seconds += self.attack.gradients * gradient_seconds(attacked, self)
         return seconds

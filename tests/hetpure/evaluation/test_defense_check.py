@@ -82,9 +82,8 @@ def test_a_surrogate_tells_its_cosine_to_the_defence(
 ) -> None:
     defense = Defense(classifier, HeterogeneousPurifier(steps=20), denoiser)
     coarse = Defense(classifier, HeterogeneousPurifier(steps=10), denoiser)
-    settings = {"seed": 7, "bound": 1e-5}
     for surrogate, low, high in ((coarse, -1, 0.999), (defense, 1 - 1e-12, 1 + 1e-12)):
-        check = check_defense_gradient(surrogate, images, SAMPLES, evaluated=defense, **settings)  # type: ignore[arg-type]
+        check = check_defense_gradient(surrogate, images, SAMPLES, 7, bound=1e-5, evaluated=defense)
         assert check.passed and check.approximation
         assert low <= check.cosine_to_exact <= high
 
