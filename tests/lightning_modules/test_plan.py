@@ -77,7 +77,10 @@ def test_a_row_is_computed_as_it_is_asked(place: Path) -> None:
         (['--model.execution={"nobody": {"policy": "tape"}}'], "nobody"),
         (['--model.execution={"masked": {"policy": "reverse"}}'], "checkpoint"),
         (['--model.execution={"masked": {"policy": "tape", "taped_steps": 2}}'], "hybrid"),
-        (['--model.execution={"masked": {"policy": "tape"}}', BPDA], "says tape for 'masked', and"),
+        (
+            ['--model.execution={"masked": {"policy": "tape"}}', BPDA],
+            "masked: execution says tape, and",
+        ),
         (["--model.defenses.masked.gradient=tape", "--model.memory_budget=300KB"], "auto"),
         (["--model.defenses.masked.gradient=adjoint"], "HeterogeneousPurifier"),
         (["--model.defenses.plain.gradient=adjoint"], "a plain classifier"),
