@@ -138,17 +138,18 @@ class EvaluationCLI(CLI):
         """The evaluation in its folder, which the first process keeps for itself. Exit code 1 where
         a row was struck out."""
         model, zero = self.model, self.trainer.is_global_zero
-        struck = {}
+        whole = True
         try:
             with self._begun() if zero else nullcontext():
                 self.trainer.test(model, [0], verbose=False)  # one step: all of it
                 if zero and model.described is not None:
-                    struck = finish(model.described, model.store)["struck"]
+                    results = finish(model.described, model.store)
+                    whole = not (results["struck"] or results["missing"])
         except (KeyboardInterrupt, SystemExit):
             if zero:
                 say(f"stopped; go on with --model.run={shlex.quote(model.store.path.name)}\n")
             raise
-        if struck:
+        if not whole:
             sys.exit(FAILED)
 
     @contextmanager

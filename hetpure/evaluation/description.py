@@ -255,13 +255,14 @@ def describe(
     host = config.memory_budget or budget_bytes(torch.device("cpu")) // sharing
     budget = host if device.type == "cpu" else config.memory_budget or budget_bytes(device)
     here = float64_device(device) == device
-    size = before.get("block") or min(largest, len(images))
+    size = min(before.get("block", largest), len(images))
     first = images.read(range(size)).images
     check_networks(networks, images, first)
     begun, asked = before.get("execution", {}), config.execution or {}
     wishes = {name: _wish(asked.get(name), begun.get(name, {})) for name in networks.rows}
     rows = {}
     for name, row in networks.rows.items():
+        row = row.copy()  # of which the run decides how it is computed
         limit = sys.maxsize if name in begun else budget  # it fitted, and is not chosen again
         row.compute(wishes[name], first, config.attack, limit)
         rows[name] = replace(row, cells=_cells(config, row, first, store))

@@ -1,6 +1,7 @@
 """The rows of an evaluation's table: what is defended how, built and put on a device."""
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 
 from torch import Tensor
@@ -75,6 +76,11 @@ class Row:
     def attacked(self) -> Defense:
         """What the attack differentiates."""
         return self.surrogate or self.defense
+
+    def copy(self) -> "Row":
+        """The same row on the same networks, which can be computed in another way."""
+        surrogate = None if self.surrogate is None else copy(self.surrogate)
+        return replace(self, defense=copy(self.defense), surrogate=surrogate)
 
     def compute(self, wish: Execution, images: Tensor, attack: Attack, budget: int) -> None:
         """Chooses how the row is computed: what its config and the `wish` leave open, by memory for

@@ -37,12 +37,14 @@ class Contents:
         jobs: all of the run's jobs.
         finished: what those that are done left.
         checks: of the rows' gradients; None where a row is not checked yet.
+        struck: the rows that are not evaluated any more, and why.
     """
 
     run: dict[str, Any]
     jobs: Sequence[Job]
     finished: Mapping[Job, Finished]
     checks: Mapping[str, dict[str, Any] | None]
+    struck: Mapping[str, str]
 
     @classmethod
     def read(cls, store: Store) -> "Contents":
@@ -59,7 +61,10 @@ class Contents:
             if block * size < about["images"]
         ]
         finished = {job: store.get(job) for job in jobs if store.has(job)}
-        return cls(run, jobs, finished, {name: store.get_check(name) for name in facts["rows"]})
+        checks = {name: store.get_check(name) for name in facts["rows"]}
+        reasons = {name: store.struck(name) for name in facts["rows"]}
+        struck = {name: reason for name, reason in reasons.items() if reason is not None}
+        return cls(run, jobs, finished, checks, struck)
 
     @property
     def facts(self) -> Facts:
@@ -68,16 +73,11 @@ class Contents:
         return facts
 
     @property
-    def struck(self) -> dict[str, str]:
-        """The rows that are not evaluated any more, and why."""
-        checks = self.checks.items()
-        return {name: check["struck"] for name, check in checks if check and check["struck"]}
-
-    @property
     def missing(self) -> int:
         """How many jobs, and checks of gradients, are still to be done."""
         jobs = [job for job in self.jobs if job not in self.finished and job.row not in self.struck]
-        return len(jobs) + sum(check is None for check in self.checks.values())
+        unchecked = [name for name, check in self.checks.items() if check is None]
+        return len(jobs) + sum(name not in self.struck for name in unchecked)
 
     def records(self, *, complete: bool = False) -> list[Record]:
         """Those of all rows that are not struck out; of `complete` blocks alone, which have all the

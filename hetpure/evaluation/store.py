@@ -22,7 +22,7 @@ from hetpure.saved_images import block_path, file_stem, read_header, save_images
 SCHEMA = 4
 RUN, CONFIG, LOCK, MEASURED = "run.json", "config.yaml", "lock", "measured.json"
 RECORDS, RESULTS, REPORT = "records.jsonl", "results.json", "report.md"
-CHECKS = "gradient_checks"
+CHECKS, STRUCK = "gradient_checks", "struck"
 EARLIER = "records*.jsonl", "trials.jsonl"  # what runs and searches of earlier versions left
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -85,17 +85,14 @@ class Store:
                     " compared but not gone on with: give a run another name"
                 )
             return None
-        try:
-            run: dict[str, Any] = json.loads(path.read_text())
-            schema = run["schema"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is damaged ({error}): restore it") from None
-        if schema != SCHEMA:
-            raise InputError(
-                f"{self.path} holds a run of schema {schema}, this version writes {SCHEMA}: give a"
-                " run another name"
-            )
-        return run
+        run = _read_json(path, "schema", advice="restore it")
+        if (schema := run["schema"]) == SCHEMA:
+            _read_json(path, "identity", "block", "execution", advice="restore it")
+            return run
+        raise InputError(
+            f"{self.path} holds a run of schema {schema}, this version writes {SCHEMA}: give a run"
+            " another name"
+        )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -111,8 +108,10 @@ class Store:
                     " or give a run another name"
                 ) from None
             except OSError as error:
-                if error.errno not in NO_LOCKS:  # without locks two runs do work twice, no harm
+                if error.errno not in NO_LOCKS:
                     raise
+                yield  # two runs may do work twice, which harms nothing
+                return
             for part in self.path.rglob(".*.part"):  # of processes that were killed
                 part.unlink(missing_ok=True)
             yield
@@ -124,6 +123,7 @@ class Store:
     def put(self, job: Job, finished: Finished, adversarial: Tensor) -> None:
         """Keeps what a job left, and its adversarial images (N, C, H, W)."""
         header = {name: json.dumps(value) for name, value in asdict(finished).items()}
+        header["block"] = str(job.block)
         samples = torch.tensor([record.sample for record in finished.records])
         save_images(self.path, job.row, job.attack, job.block, adversarial, samples, header)
 
@@ -131,6 +131,9 @@ class Store:
         """What a finished job left. InputError where its file is damaged, or another program's."""
         path = block_path(self.path, job.row, job.attack, job.block)
         header = read_header(path)
+        here = (job.row, job.attack, str(job.block))
+        if tuple(header.get(name) for name in ("row", "attack", "block")) != here:
+            raise InputError(f"{path} is another block's: delete it, and it is computed anew")
         try:
             left = {field.name: json.loads(header[field.name]) for field in fields(Finished)}
             return Finished(**left | {"records": [Record(**line) for line in left["records"]]})
@@ -144,26 +147,27 @@ class Store:
         return saved_images(self.path, row, attack)
 
     def put_check(self, row: str, check: Mapping[str, Any]) -> None:
-        """Keeps what the check of a row's gradients gave: `struck` is the reason why the row is not
-        evaluated, or None."""
-        write_whole(self._check_path(row), json_bytes({"row": row, **check}))
+        """Keeps what the check of a row's gradients gave."""
+        write_whole(self._path(CHECKS, row), json_bytes({"row": row, **check}))
 
     def get_check(self, row: str) -> dict[str, Any] | None:
         """None where it was not checked yet."""
-        path = self._check_path(row)
-        try:
-            check: dict[str, Any] = json.loads(path.read_text())
-            check["struck"], check["gradient_checks"], check["seconds"]
-        except FileNotFoundError:
+        path = self._path(CHECKS, row)
+        if not path.exists():
             return None
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{path} is damaged ({error}): delete it to check again") from None
-        return check
+        return _read_json(path, "gradient", "gradient_checks", "seconds", advice="delete it")
+
+    def strike(self, row: str, reason: str) -> None:
+        """From now on the row is not evaluated any more, whatever else is found of it."""
+        write_whole(self._path(STRUCK, row), json_bytes({"row": row, "reason": reason}))
 
     def struck(self, row: str) -> str | None:
         """Why a row is not evaluated any more; None where it is."""
-        check = self.get_check(row)
-        return None if check is None else check["struck"]
+        path = self._path(STRUCK, row)
+        if not path.exists():
+            return None
+        reason: str = _read_json(path, "reason", advice="delete it")["reason"]
+        return reason
 
     def put_measured(self, measured: Mapping[str, Any]) -> None:
         """Latency and memory, which differ each time and are in no record."""
@@ -172,11 +176,21 @@ class Store:
     def measured(self) -> dict[str, Any]:
         """Empty where nothing was measured yet."""
         path = self.path / MEASURED
-        values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        return values
+        return _read_json(path, advice="delete it") if path.exists() else {}
 
-    def _check_path(self, row: str) -> Path:
-        return self.path / CHECKS / f"{file_stem(row)}.json"
+    def _path(self, kind: str, row: str) -> Path:
+        return self.path / kind / f"{file_stem(row)}.json"
+
+
+def _read_json(path: Path, *keys: str, advice: str) -> dict[str, Any]:
+    """What a file of a run holds. InputError with what to do unless it has these keys."""
+    try:
+        content: dict[str, Any] = dict(json.loads(path.read_text()))
+        for key in keys:
+            content[key]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is damaged ({error}): {advice}") from None
+    return content
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:

@@ -103,10 +103,13 @@ def task_work(run: Run, task: Task) -> int:
 def work(run: Run, store: Store, task: Task, watch: Watch) -> None:
     """Does a task. A row whose gradients are none is struck out, and the others go on."""
     row = run.rows[task.row]
+    if store.struck(row.name) is not None:
+        watch.advance(task_work(run, task))
+        return
     try:
         if task.block is None:
             _check(run, store, row, watch)
-        elif store.struck(row.name) is None:
+        else:
             for job, cell, count in jobs_of(run, task):
                 _compute(run, store, row, job, cell, count, watch)
     except GradientError as error:
@@ -140,17 +143,20 @@ def _compute(
     if cell is not CLEAN_CELL:
         records = store.get(Job(row.name, CLEAN, job.block)).records[:count]
         clean = torch.tensor([record.kept for record in records]).to(block.labels)
-    outcome = evaluate_cell(
-        row.name,
-        row.defense,
-        cell,
-        block,
-        run.config.protocol,
-        run.config.seed,
-        clean=clean,
-        attacked=row.attacked,
-        monitor=monitor,
-    )
+    try:
+        outcome = evaluate_cell(
+            row.name,
+            row.defense,
+            cell,
+            block,
+            run.config.protocol,
+            run.config.seed,
+            clean=clean,
+            attacked=row.attacked,
+            monitor=monitor,
+        )
+    except GradientError as error:
+        raise GradientError(f"under {cell.name}, {error}") from None
     seconds = time.perf_counter() - start
     finished = Finished(outcome.records, monitor.iterations, seconds, commit())
     store.put(job, finished, outcome.adversarial)
@@ -198,13 +204,11 @@ def _check(run: Run, store: Store, row: Row, watch: Watch) -> None:
         if follows_gradient(config.attack, row):
             raise
         gradients = Check("gradient", "FAIL", str(error))
-    reasons = [reason for check in checks.values() if (reason := failure(check))]
-    struck = "; ".join(reasons) or None
     seconds = time.perf_counter() - start
-    content = {"struck": struck, "gradient": gradients.as_dict(), "gradient_checks": checks}
-    store.put_check(row.name, content | {"seconds": seconds})
-    if struck:
-        watch.strike(row.name, struck)
+    content = {"gradient": gradients.as_dict(), "gradient_checks": checks, "seconds": seconds}
+    store.put_check(row.name, content)
+    if reasons := [reason for check in checks.values() if (reason := failure(check))]:
+        _strike(store, row, "; ".join(reasons), watch)
 
 
 def follows_gradient(attack: Attack, row: Row) -> bool:
@@ -214,7 +218,5 @@ def follows_gradient(attack: Attack, row: Row) -> bool:
 
 
 def _strike(store: Store, row: Row, reason: str, watch: Watch) -> None:
-    before = store.get_check(row.name) or {"gradient_checks": {}, "seconds": 0.0}
-    failed = Check("gradient", "FAIL", reason).as_dict()
-    store.put_check(row.name, {**before, "gradient": failed, "struck": reason})
+    store.strike(row.name, reason)
     watch.strike(row.name, reason)

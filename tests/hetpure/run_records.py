@@ -75,12 +75,20 @@ def stored(
         "notes": [],
         "weaker_than_full": [],
     }  # fmt: skip
-    store.begin({"identity": {}, "facts": facts, "block": images, "provenance": {"data": {}}})
+    store.begin(
+        {
+            "identity": {},
+            "facts": facts,
+            "block": images,
+            "execution": {},
+            "provenance": {"data": {}},
+        }
+    )
     known = {field.name for field in fields(Record)}
     for name in rows:
-        reason = (struck or {}).get(name)
-        check = {"struck": reason, "gradient_checks": {}, "gradient": {}, "seconds": 0.0}
-        store.put_check(name, check)
+        store.put_check(name, {"gradient_checks": {}, "gradient": {}, "seconds": 0.0})
+        if struck and name in struck:
+            store.strike(name, struck[name])
         of_row = [
             Record(**{"threat": None, "known": []} | {k: v for k, v in r.items() if k in known})
             for r in records

@@ -116,8 +116,7 @@ def test_a_row_without_gradients_is_struck_out_and_the_others_go_on(
     searched: Search, tmp_path: Path
 ) -> None:
     store = Store(tmp_path)
-    check = {"struck": "it is NaN", "gradient_checks": {}, "gradient": {}, "seconds": 0.0}
-    store.put_check("threshold=0.5", check)
+    store.strike("threshold=0.5", "it is NaN")
     trials = searched(0.5, 0.9)
     assert trials["threshold=0.5"] is None
     assert trials["threshold=0.9"] is not None

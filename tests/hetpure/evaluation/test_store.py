@@ -25,6 +25,7 @@ RUN: dict[str, Any] = {
     "identity": {"config": {"seed": 0, "attack": {"steps": 2}}, "weights": {"classifier": "c"}},
     "facts": {},
     "block": 2,
+    "execution": {},
 }
 
 
@@ -77,16 +78,35 @@ def test_a_file_that_is_no_block_is_one_line(harm: Callable[[Path], None], store
     assert "\n" not in str(error.value)
 
 
-def test_a_check_that_is_damaged_is_one_line(store: Store) -> None:
-    check = {"struck": None, "gradient_checks": {}, "seconds": 1.0}
+def test_what_is_found_of_a_row_and_a_strike_are_two_files(store: Store) -> None:
+    """A check that ends after the strike takes nothing back."""
+    check = {"gradient": {}, "gradient_checks": {}, "seconds": 1.0}
     assert store.get_check("a") is None and store.struck("a") is None
-    store.put_check("a", check | {"struck": "why"})
-    assert store.struck("a") == "why" and store.get_check("b") is None
-    (path,) = (store.path / "gradient_checks").iterdir()
-    for text in (path.read_text()[:-5], "{}"):
-        path.write_text(text)
-        with pytest.raises(InputError, match="damaged .*delete it"):
-            store.get_check("a")
+    store.strike("a", "why")
+    store.put_check("a", check)
+    assert store.struck("a") == "why" and store.get_check("a") == {"row": "a", **check}
+    assert store.get_check("b") is None and store.struck("b") is None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "7"])
+def test_files_that_are_damaged_are_one_line(content: str, store: Store) -> None:
+    store.put_check("a", {"gradient": {}, "gradient_checks": {}, "seconds": 1.0})
+    store.strike("a", "why")
+    store.put_measured({"latency": {}})
+    store.begin(RUN)
+    for path in (p for p in store.path.rglob("*.json") if content != "{}" or p.stem != "measured"):
+        path.write_text(content)
+    reads = (lambda: store.get_check("a"), lambda: store.struck("a"), store.read_run)
+    for read in (*reads, store.measured) if content not in ("{}", "[]") else reads:
+        with pytest.raises(InputError, match=r"is damaged .*: (delete|restore) it"):
+            read()
+
+
+def test_another_blocks_file_under_a_jobs_name_is_one_line(store: Store) -> None:
+    path = put(store)
+    path.rename(path.with_name(path.name.replace("00003", "00004")))
+    with pytest.raises(InputError, match="is another block's: delete it"):
+        store.get(Job(JOB.row, JOB.attack, 4))
 
 
 def test_one_run_goes_on_and_another_is_told_the_difference(store: Store) -> None:

@@ -4,6 +4,7 @@ whomever the tasks are done, and a row that hides its gradient leaves the others
 import itertools
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from hetpure.attacks import PGD, Square
+from hetpure.attacks.attack import Target
 from hetpure.classifiers import Classifier
+from hetpure.errors import InputError
 from hetpure.evaluation.cells import AttackConfig
 from hetpure.evaluation.description import Images, Networks
 from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.run_results import Contents, write_results
 from hetpure.evaluation.store import Job, Store
 from hetpure.evaluation.worker import Task, Watch, evaluate, jobs_of, task_work, tasks_of, work
+from hetpure.gradients import Execution, GradientError
 from tests.hetpure.evaluation.runs import begin, small, without_clocks
 
 Built = tuple[Networks, Images]
@@ -209,9 +213,58 @@ def test_a_row_that_is_struck_out_late_is_left_out_whole(
     """Another process may have finished blocks of the row by then."""
     store = Store(Path(shutil.copytree(expected.path, tmp_path / "copy")))
     run, _ = begin(store.path, *built)
-    check = store.get_check("plain")
-    assert check is not None
-    store.put_check("plain", {**check, "struck": "its gradient is zero for sample 7"})
-    work(run, store, Task("plain", 1), Watch())
+    store.strike("plain", "its gradient is zero for sample 7")
+    for path in (store.path / "gradient_checks").iterdir():
+        path.unlink()  # a check that another process was at the while changes nothing
+    watch = Listening()
+    for task in tasks_of(run):
+        work(run, store, task, watch)
+    assert watch.work == sum(task_work(run, task) for task in tasks_of(run)), "the bar is full"
     assert {record.defense for record in records(store)} == {"purified"}
-    assert store.has(Job("plain", "clean", 0))
+    assert store.has(Job("plain", "clean", 0)) and store.struck("plain") is not None
+
+
+@pytest.mark.parametrize("tasks", [(1, 3), (0, 2), (0, 1, 2)], ids=str)
+def test_a_run_is_reported_whatever_is_missing(
+    tasks: tuple[int, ...], built: Built, tmp_path: Path
+) -> None:
+    """Also blocks without the first one, which alone has the audit's images."""
+    run, store = begin(tmp_path, *built)
+    order = sorted(tasks_of(run), key=lambda task: (task.row, task.block or -1))
+    for number in tasks:
+        work(run, store, order[number], Watch())
+    results = write_results(store)
+    assert results["missing"] > 0 and len(results["config"] or "") == 0
+    for row in results["defenses"].values():
+        assert row["audit"][-1]["name"] == "saved images"
+
+
+class Raising(PGD):
+    """Finds no gradient."""
+
+    def __call__(self, target: Target) -> Tensor:
+        raise GradientError("the gradient is zero for sample 3")
+
+
+def test_a_further_attack_without_a_gradient_is_named(built: Built, tmp_path: Path) -> None:
+    further = {"mine": AttackConfig(Raising(steps=1), defenses=("plain",))}
+    run, store = begin(tmp_path, *built, attack=Square(steps=1), attacks=further, audit=None)
+    evaluate(run, store)
+    assert store.struck("plain") == "under mine, the gradient is zero for sample 3"
+    assert store.struck("purified") is None
+
+
+def test_two_descriptions_of_the_same_networks_are_two(built: Built, tmp_path: Path) -> None:
+    run, _ = begin(tmp_path / "a", *built)
+    before = run.identity()
+    execution = {"purified": Execution("tape", micro_batch=1)}
+    other, _ = begin(tmp_path / "b", *built, execution=execution)
+    assert run.identity() == before != other.identity()
+
+
+def test_fewer_images_are_another_run(built: Built, tmp_path: Path) -> None:
+    loaded, images = built
+    begin(tmp_path, loaded, images, largest=4)
+    few = replace(images, samples=images.samples[:2])
+    with pytest.raises(InputError, match="data.count: 4, now 2"):
+        begin(tmp_path, loaded, few)
