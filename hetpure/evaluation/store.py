@@ -133,7 +133,7 @@ class Store:
         header = read_header(path)
         here = (job.row, job.attack, str(job.block))
         if tuple(header.get(name) for name in ("row", "attack", "block")) != here:
-            raise InputError(f"{path} is another block's: delete it, and it is computed anew")
+            raise InputError(f"{path} is no file of this block: delete it, and it is computed anew")
         try:
             left = {field.name: json.loads(header[field.name]) for field in fields(Finished)}
             return Finished(**left | {"records": [Record(**line) for line in left["records"]]})

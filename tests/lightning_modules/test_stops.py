@@ -231,10 +231,7 @@ def damaged(folder: Path, kind: str) -> Path:
     ("kind", "message"),
     [
         ("truncated", f"{BLOCK} cannot be read"),
-        (
-            "foreign",
-            f"{BLOCK} is no block of this version ('records'): delete it, and it is computed anew",
-        ),
+        ("foreign", f"{BLOCK} is no file of this block: delete it, and it is computed anew"),
         ("check", "masked-a6f9a427.json is damaged"),
         ("run", "run.json is damaged"),
         ("version 99", "holds a run of schema 99, this version writes 4"),

@@ -105,7 +105,7 @@ def test_files_that_are_damaged_are_one_line(content: str, store: Store) -> None
 def test_another_blocks_file_under_a_jobs_name_is_one_line(store: Store) -> None:
     path = put(store)
     path.rename(path.with_name(path.name.replace("00003", "00004")))
-    with pytest.raises(InputError, match="is another block's: delete it"):
+    with pytest.raises(InputError, match="is no file of this block: delete it"):
         store.get(Job(JOB.row, JOB.attack, 4))
 
 
