@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 from typing import get_args
 
 import pytest
@@ -55,6 +56,17 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     exec(whole, namespace)
     assert namespace["logits"].shape == (2, 10)
     assert namespace["logits"].requires_grad
+
+
+def test_an_evaluation_is_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/architecture.md: from a notebook, and again, as a run that goes on."""
+    monkeypatch.chdir(tmp_path)
+    (notebook,) = blocks("python", (ROOT / "docs" / "architecture.md").read_text())
+    for _ in range(2):
+        namespace: dict[str, dict[str, Any]] = {}
+        exec(notebook, namespace)
+        assert namespace["results"]["missing"] == 0
+        assert namespace["results"]["defenses"]["plain"]["clean"]["single"]["n"] == 4
 
 
 def test_a_users_own_parts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
