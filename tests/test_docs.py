@@ -7,8 +7,7 @@ import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
