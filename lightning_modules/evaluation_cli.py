@@ -120,7 +120,12 @@ class EvaluationCLI(CLI):
             assert self.model.describe is not None
             now = self.model.describe(store).identity()
             if self.config.resume != "force" or not differences(before["identity"], now):
-                store.check_same(before["identity"], now, f"{path} (--model.run) holds a run with")
+                try:
+                    store.check_same(before["identity"], now, f"{path} holds a run with")
+                except InputError as error:
+                    raise InputError(
+                        f"{error} (--model.run names the folder, --resume=force takes a new one)"
+                    ) from None
                 threads = torch.get_num_threads()
                 if threads != before["threads"]:
                     print(
@@ -205,9 +210,9 @@ def print_plan(cli: EvaluationCLI) -> dict[str, RowPlan]:
     console.print(cost_sheet(rows, title).terminal(), memory_sheet(rows, run.budget).terminal())
     networks = gigabytes(weight_bytes([cli.model.networks]))
     console.print(
-        f"the whole evaluation on one device: about {duration(total_seconds(rows))}; blocks of"
-        f" {run.block} images; memory: networks {networks}, beside them up to"
-        f" {gigabytes(total_bytes(rows))}",
+        f"the whole evaluation on one device: about {duration(total_seconds(rows))}, gradient"
+        f" checks taken at their most; blocks of {run.block} images; memory: networks {networks},"
+        f" beside them up to {gigabytes(total_bytes(rows))}",
         highlight=False,
     )
     return rows
