@@ -1,7 +1,10 @@
 """The store of a run: a block is there whole or not at all, and what is not this run's is named."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +164,22 @@ def test_one_process_holds_the_folder_and_its_end_frees_it(store: Store) -> None
     part.write_bytes(b"half of a block")
     with store.locked():
         assert not part.exists(), "what a kill left is swept"
+
+
+def test_without_locks_no_file_of_a_run_beside_it_is_swept(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network's file system: who else writes there is not known."""
+
+    def no_locks(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    part = store.path / "blocks" / ".x.1.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"half of a block of another process")
+    with store.locked():
+        assert part.exists()
 
 
 def test_a_disk_that_refuses_leaves_nothing_half_written(store: Store) -> None:
