@@ -29,7 +29,12 @@ def count_updates(trainer: L.Trainer) -> float:
     # A copy is asked: Lightning's own loop reads the data after the checkpoint, with this limit. A
     # loader that is there before would begin its epoch anew.
     loop = copy(trainer.fit_loop)
-    loop.setup_data()
+    try:
+        loop.setup_data()
+    except ValueError as error:
+        if "val_check_interval" not in str(error):
+            raise
+        raise InputError(f"--trainer.val_check_interval: {error}") from None
     batches = loop.max_batches if trainer.limit_train_batches else 0
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         window = 1  # a trial of a batch or a few, which leaves nothing
@@ -50,4 +55,10 @@ def count_updates(trainer: L.Trainer) -> float:
         )
     if window > 1:
         trainer.limit_train_batches = int(an_epoch * window)
+        every = trainer.val_check_interval
+        if isinstance(every, int) and trainer.check_val_every_n_epoch and every > an_epoch * window:
+            raise InputError(
+                f"--trainer.val_check_interval is {every}, and an epoch has {an_epoch * window}"
+                f" batches in whole updates of {window}: set a smaller one"
+            )
     return min(epochs * an_epoch, steps)

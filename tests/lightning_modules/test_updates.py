@@ -145,6 +145,14 @@ def test_what_gives_no_whole_update_is_refused_at_the_start(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_validation_beyond_the_epoch_is_refused_with_and_without_windows(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="val_check_interval is 5, and an epoch has 4 batches"):
+        fit(tmp_path, "classifier", accumulate_grad_batches=2, val_check_interval=5)
+    for window in (1, 2):
+        with pytest.raises(InputError, match=r"trainer.val_check_interval.*\(?99"):
+            fit(tmp_path, "classifier", accumulate_grad_batches=window, val_check_interval=99)
+
+
 def test_windows_that_change_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="GradientAccumulationScheduler .*one number"):
         fit(tmp_path, "diffusion", GradientAccumulationScheduler({1: 2}))
