@@ -10,7 +10,7 @@ from lightning import LightningDataModule, LightningModule
 
 from lightning_modules.cli import make_cli, run, with_default_config
 from lightning_modules.options import naming_options
-from lightning_modules.signals import SaveWhenStopped
+from lightning_modules.signals import SaveWhenStopped, check_nothing_is_loaded_unasked
 from lightning_modules.training_cli import KeepConfig, TrainingCLI
 
 DEFAULT = Path(__file__).parent / "configs" / "train" / "quick.yaml"
@@ -32,6 +32,8 @@ def main(arguments: list[str]) -> None:
     # First, so that a signal while another callback begins is heard.
     callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
     callbacks.sort(key=lambda callback: not isinstance(callback, SaveWhenStopped))
+    if cli.config.ckpt_path is None:
+        check_nothing_is_loaded_unasked(cli.trainer)
     with naming_options(cli.config):
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
 

@@ -35,7 +35,7 @@ from hetpure.report.sheet import wide_console
 from lightning_modules.cli import CLI, make_cli, with_default_config
 from lightning_modules.evaluation import RobustnessEvaluation
 from lightning_modules.images import images_of
-from lightning_modules.signals import say
+from lightning_modules.signals import check_nothing_is_loaded_unasked, say
 
 DEFAULT = Path(__file__).parent.parent / "configs" / "evaluate" / "quick.yaml"
 MIXED = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}  # of the network's calls alone
@@ -142,6 +142,7 @@ class EvaluationCLI(CLI):
     def evaluate(self) -> None:
         """The evaluation in its folder, which the first process keeps for itself. Exit code 1 where
         a row was struck out."""
+        check_nothing_is_loaded_unasked(self.trainer)
         model, zero = self.model, self.trainer.is_global_zero
         whole = True
         try:

@@ -7,8 +7,10 @@ import sys
 from contextlib import suppress
 
 import lightning as L
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 
+from hetpure.errors import InputError
 from lightning_modules.processes import everyones, run_folder
 
 
@@ -66,3 +68,13 @@ class SaveWhenStopped(Callback):
             where = shlex.quote(str(path))
             say(f"stopped by a signal; go on with --ckpt_path={where}\n", stream=1)
         sys.exit(128 + self._signal)
+
+
+def check_nothing_is_loaded_unasked(trainer: L.Trainer) -> None:
+    """InputError where Lightning, which is given no checkpoint, would load one all the same."""
+    files = sorted(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
+    if SLURMEnvironment.detect() and files:
+        raise InputError(
+            f"{files[0]}: under SLURM Lightning loads this file into what is started there: move it"
+            " away, or give another --trainer.default_root_dir (in a training, or --ckpt_path)"
+        )

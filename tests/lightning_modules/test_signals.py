@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
 import train
+from hetpure.errors import InputError
 from lightning_modules.callbacks import ExportWeights
-from lightning_modules.signals import SaveWhenStopped
+from lightning_modules.signals import SaveWhenStopped, check_nothing_is_loaded_unasked
 from lightning_modules.training import Training
 from tests.lightning_modules.trainings import UNET, FewImages, diffusion, same_weights, trainer
 
@@ -255,3 +257,15 @@ def test_the_evaluation_script_is_bash_and_names_our_options() -> None:
     assert [option.split("=")[0].replace('"', "") for option in options] == [
         f"--trainer.{name}" for name in ("accelerator", "strategy", "num_nodes", "devices")
     ]
+
+
+def test_a_checkpoint_that_lightning_would_load_unasked_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hpc_ckpt_1.ckpt").touch()
+    asked: Any = SimpleNamespace(default_root_dir=tmp_path)
+    check_nothing_is_loaded_unasked(asked)
+    for name, value in JOB.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="hpc_ckpt_1.ckpt: under SLURM Lightning loads this file"):
+        check_nothing_is_loaded_unasked(asked)
