@@ -5,6 +5,7 @@ import shlex
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
