@@ -98,3 +98,28 @@ def test_the_figure_is_drawn(
 ) -> None:
     benchmark.draw(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_a_step_at_the_border_is_a_seam_and_edges_of_the_image_are_none(
+    benchmark: ModuleType,
+) -> None:
+    seam = benchmark.border_inconsistency
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(8, 3, 16, 16, generator=generator, dtype=torch.float64)
+    noise = 0.01 * torch.randn(images.shape, generator=generator, dtype=torch.float64)
+    mask = torch.zeros(8, 1, 16, 16, dtype=torch.float64)
+    mask[..., 4:12, 4:12] = 1
+    step = seam(images, images + noise + 0.1 * mask, mask)
+    assert step.min() > 10
+    assert (seam(images, images + noise + 0.1 * mask.roll(3, -1), mask) < step / 4).all()
+    edged, plain = images + 5 * mask, seam(images, images + noise, mask)
+    torch.testing.assert_close(seam(edged, edged + noise, mask), plain)
+
+
+def test_a_seam_by_hand(benchmark: ModuleType) -> None:
+    """A 1x3 image, changes 0, 1, 3 with the border between the first two: 1 over 4."""
+    seam, still = benchmark.border_inconsistency, torch.zeros(1, 1, 1, 3)
+    mask, change = torch.tensor([[[[0.0, 1.0, 1.0]]]]), torch.tensor([[[[0.0, 1.0, 3.0]]]])
+    assert seam(still, change, mask).item() == 0.25
+    assert seam(change, change, mask).isnan()
+    assert seam(still, change, mask * 0).isnan()
