@@ -9,6 +9,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
+from datamodules.fashion_mnist import FashionMNIST
 from hetpure.errors import InputError
 from hetpure.evaluation import compare as comparing
 from hetpure.evaluation.protocol import CLEAN
@@ -16,7 +17,7 @@ from hetpure.evaluation.results import Counting
 from hetpure.evaluation.row_check import failure
 from hetpure.images import read_image, write_image
 from hetpure.noise import noise_for
-from hetpure.presets import PRESETS, load_defense
+from hetpure.presets import load_defense
 from hetpure.report import comparison
 from hetpure.report.figure import draw
 from hetpure.report.purification import purification_panels
@@ -52,7 +53,7 @@ def purify(
     noise = noise_for(image, seed)
     purified = loaded.purify(image, noise)
     write_image(target, purified)
-    names = PRESETS[defense].classes
+    names = FashionMNIST.class_names  # of every packaged defence
     before, after = (names[loaded.classifier(p).argmax(1)] for p in (image, purified))
     print(f"{target}: classified as {after}, {before} before; {loaded.network_calls} network calls")
     if figure is not None:

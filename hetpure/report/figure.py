@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -23,7 +22,6 @@ def draw(panels: list[Panel], path: Path) -> None:
     """Writes a PNG with a row an image and a column a panel."""
     count = len(panels[0].images)
     figure = Figure(figsize=(1.5 * len(panels), 1.75 * count + 0.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(count, len(panels), squeeze=False)
     for column, panel in enumerate(panels):
         for row in range(count):

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -55,7 +54,6 @@ def frontier_page(
 def draw_frontier(trials: Sequence[Trial], chosen: Trial, title: str, path: Path) -> None:
     """Writes a PNG: every trial, those on the frontier with intervals, the chosen one marked."""
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
     axis = figure.subplots()
     (clean, _), (robust, _) = _percent(trials)
     axis.scatter(clean, robust, s=18, color="#999999", label="tried")

@@ -16,7 +16,8 @@ import hetpure
 from hetpure.errors import InputError
 from hetpure.images import image_size, read_image, write_image
 from hetpure.noise import noise_for
-from hetpure.presets import PRESETS, load_defense
+from hetpure.presets import load_defense
+from hetpure.weights import load_classifier, load_denoiser
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -205,13 +206,18 @@ def test_values_of_unknown_range_are_refused(tmp_path: Path) -> None:
 
 def test_the_packaged_defence_is_the_quick_evaluations_row() -> None:
     config = yaml.safe_load((ROOT / "configs" / "evaluate" / "quick.yaml").read_text())["model"]
-    row, preset = config["defenses"]["heterogeneous + ADDT"], PRESETS["fashion_mnist"]
-    assert preset.classifier == config["classifier"]
-    assert preset.denoiser == config["denoisers"][row["denoiser"]]
+    row, defense = config["defenses"]["heterogeneous + ADDT"], load_defense()
+    denoiser = load_denoiser(config["denoisers"][row["denoiser"]])
+    assert defense.denoiser is not None
+    for ours, named in (
+        (defense.classifier, load_classifier(config["classifier"])),
+        (defense.denoiser, denoiser),
+    ):
+        torch.testing.assert_close(ours.state_dict(), named.state_dict(), rtol=0, atol=0)
     for name, value in row["purifier"]["init_args"].items():
-        assert getattr(preset.purifier, name) == value
+        assert getattr(defense.purifier, name) == value
     for name, value in row["mask"].items():
-        assert getattr(preset.mask, name) == value
+        assert getattr(defense.attention_mask, name) == value
 
 
 def test_packaged_defence_purifies_and_classifies() -> None:
