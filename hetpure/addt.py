@@ -9,7 +9,7 @@ and eps_delta the perturbation, `delta` for short.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -58,76 +58,6 @@ def rank_gaussian(
     positions = shuffled.gather(-1, order)  # positions[k]: where the k-th smallest value stands
     ranked = torch.empty_like(flat_draw).scatter(-1, positions, flat_draw.sort(-1).values)
     return ranked.reshape(values.shape)
-
-
-def cgpo(
-    loss: Loss,
-    delta: Tensor,
-    noise: BatchNoise,
-    ratio: Tensor,
-    *,
-    steps: int,
-    eot_samples: int = 1,
-    ranks: Ranks = "channel",
-) -> Tensor:
-    """CGPO, classifier-guided perturbation optimisation: `steps` times
-
-        eps fresh;  G += d loss(eps_mix) / d delta;  delta = RBGM(G).
-
-    Args:
-        loss: what is raised, (B,) of the mixed noise; in the paper `classification_loss`.
-        delta: where the search begins, standard normal.
-        noise: of the images.
-        ratio: lambda (B, 1, 1, 1).
-        steps: K of the paper, 5.
-        eot_samples: draws of eps in each step; 1 in the paper.
-        ranks: of RBGM.
-
-    An image's result is NaN where a loss or a gradient of it was no number: RBGM would make noise
-    of it that looks like any other.
-    """
-
-    def objective(delta: Tensor, eps: Tensor) -> Tensor:
-        return loss(mix_noise(eps, delta, ratio))
-
-    total = torch.zeros_like(delta, dtype=torch.float32)  # G
-    for k in range(1, steps + 1):
-        total += gradient_sum(objective, delta, fresh_noise(noise, delta, k, eot_samples))
-        delta = rbgm(total.to(delta.dtype), noise, k, ranks)
-    return delta.masked_fill(total.isnan(), torch.nan)
-
-
-def rbgm(values: Tensor, noise: BatchNoise, k: int, ranks: Ranks) -> Tensor:
-    """RBGM of the values with the noise's own draw of step k."""
-    draw = noise.normal(Purpose.RANK, values, repeat=k)
-    ties = noise.uniform(Purpose.TIES, values, repeat=k)
-    return rank_gaussian(values, draw, ties, ranks)
-
-
-def fresh_noise(noise: BatchNoise, like: Tensor, k: int, count: int) -> Iterator[Tensor]:
-    """The draws of eps of a search's step k = 1, 2, ...; draw 0 is that of the update itself."""
-    for draw in range(1 + (k - 1) * count, 1 + k * count):
-        yield noise.normal(Purpose.TRAINING, like, repeat=draw)
-
-
-def gradient_sum(
-    objective: Callable[[Tensor, Tensor], Tensor], delta: Tensor, draws: Iterable[Tensor]
-) -> Tensor:
-    """d objective(delta, eps) / d delta, summed over the draws of eps, in float32; all NaN for an
-    image whose objective (B,) or gradient is no number.
-
-    Gradients are of the perturbation only: nothing leaks into the weights' gradients, and no
-    collective is triggered under data parallelism.
-    """
-    total = torch.zeros_like(delta, dtype=torch.float32)
-    for eps in draws:
-        point = delta.detach().requires_grad_()
-        value = objective(point, eps)
-        # Summed, not averaged: an image's gradient must not depend on the batch it is in.
-        gradient = torch.autograd.grad(value.sum(), point)[0].float()
-        numbers = value.isfinite() & gradient.flatten(1).isfinite().all(1)
-        total += gradient.masked_fill(~numbers.reshape(-1, 1, 1, 1), torch.nan)
-    return total
 
 
 def classification_loss(denoiser: Denoiser, guide: Guide, batch: "Batch", noise: Tensor) -> Tensor:
@@ -195,6 +125,28 @@ class Perturbation(ABC):
         assert self.objective is not None and guide is not None, "nothing is searched for"
         return partial(classification_loss, denoiser, guide, batch)
 
+    def draws(self, batch: Batch, k: int) -> Iterator[Tensor]:
+        """The draws of eps of step k = 1, 2, ... of a search; draw 0 is the update's own."""
+        for draw in range(1 + (k - 1) * self.eot_samples, 1 + k * self.eot_samples):
+            yield batch.noise.normal(Purpose.TRAINING, batch.x0, repeat=draw)
+
+    def gradient(self, loss: Loss, batch: Batch, delta: Tensor, k: int) -> Tensor:
+        """d loss(mix(eps, delta)) / d delta, summed over the draws of step k, in float32; all NaN
+        for an image whose loss (B,) or gradient is no number.
+
+        Gradients are of the perturbation only: nothing leaks into the weights' gradients, and no
+        collective is triggered under data parallelism.
+        """
+        total = torch.zeros_like(delta, dtype=torch.float32)
+        for eps in self.draws(batch, k):
+            point = delta.detach().requires_grad_()
+            value = loss(self.mix(eps, point, batch.level))
+            # Summed, not averaged: an image's gradient must not depend on the batch it is in.
+            gradient = torch.autograd.grad(value.sum(), point)[0].float()
+            numbers = value.isfinite() & gradient.flatten(1).isfinite().all(1)
+            total += gradient.masked_fill(~numbers.reshape(-1, 1, 1, 1), torch.nan)
+        return total
+
     def score(
         self, denoiser: Denoiser, guide: Guide | None, batch: Batch, perturbation: Tensor
     ) -> Tensor:
@@ -202,9 +154,8 @@ class Perturbation(ABC):
         float32 and without gradients."""
         loss = self.loss(denoiser, guide, batch)
         with torch.no_grad():
-            draws = fresh_noise(batch.noise, batch.x0, 1, self.eot_samples)
-            values = [loss(self.mix(eps, perturbation, batch.level)) for eps in draws]
-        return torch.stack(values).mean(0).float()
+            mixed = (self.mix(eps, perturbation, batch.level) for eps in self.draws(batch, 1))
+            return torch.stack([loss(noise) for noise in mixed]).mean(0).float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,10 +188,18 @@ class Ranked(Perturbation):
     def ratio(self, level: Level) -> Tensor:
         return perturbation_ratio(level.snr_root, self.scale, self.cap)
 
+    def ranked(self, values: Tensor, noise: BatchNoise, k: int) -> Tensor:
+        """RBGM of the values with the noise's own draw of step k."""
+        draw = noise.normal(Purpose.RANK, values, repeat=k)
+        ties = noise.uniform(Purpose.TIES, values, repeat=k)
+        return rank_gaussian(values, draw, ties, self.ranks)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankGaussian(Ranked):
-    """CGPO with RBGM, the paper's: the rank of the summed gradients orders Gaussian noise.
+    """CGPO with RBGM, the paper's: the rank of the summed gradients orders Gaussian noise,
+
+        eps fresh;  G += d loss(eps_mix) / d delta;  delta = RBGM(G),    `steps` times.
 
     Args:
         steps: gradients that are summed.
@@ -265,17 +224,18 @@ class RankGaussian(Ranked):
             raise FieldError(self, "skip_below", f"{allowed}, got {self.skip_below}")
 
     def find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch) -> Tensor:
-        delta, ratio = self.start(batch), self.ratio(batch.level)
-        index = (ratio.flatten() >= self.skip_below).nonzero().flatten()
+        delta = self.start(batch)
+        (index,) = (self.ratio(batch.level).flatten() >= self.skip_below).nonzero(as_tuple=True)
         if len(index):
             searched = batch.take(index)
-            delta[index] = cgpo(
-                self.loss(denoiser, guide, searched),
-                delta[index],
-                searched.noise,
-                ratio[index],
-                steps=self.steps,
-                eot_samples=self.eot_samples,
-                ranks=self.ranks,
-            )
+            loss = self.loss(denoiser, guide, searched)
+            delta[index] = self._search(loss, searched, delta[index])
         return delta
+
+    def _search(self, loss: Loss, batch: Batch, delta: Tensor) -> Tensor:
+        total = torch.zeros_like(delta, dtype=torch.float32)  # G
+        for k in range(1, self.steps + 1):
+            total += self.gradient(loss, batch, delta, k)
+            delta = self.ranked(total.to(delta.dtype), batch.noise, k)
+        # RBGM makes noise of NaN that looks like any other.
+        return delta.masked_fill(total.isnan(), torch.nan)

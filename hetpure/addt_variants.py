@@ -8,16 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hetpure.addt import (
-    Batch,
-    Guide,
-    Objective,
-    Perturbation,
-    Ranked,
-    fresh_noise,
-    gradient_sum,
-    rbgm,
-)
+from hetpure.addt import Batch, Guide, Objective, Perturbation, Ranked
 from hetpure.denoiser import Denoiser
 from hetpure.errors import check_at_least, check_choice, check_positive
 from hetpure.numbers import Number
@@ -30,7 +21,7 @@ class RandomOrder(Ranked):
     fine-tuning on other draws."""
 
     def find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch) -> Tensor:
-        return rbgm(self.start(batch), batch.noise, 0, self.ranks)
+        return self.ranked(self.start(batch), batch.noise, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +59,9 @@ class Ball(Perturbation):
     def find(self, denoiser: Denoiser, guide: Guide | None, batch: Batch) -> Tensor:
         radius, length = 2 * self.epsilon, 2 * self.step_size  # model units
         loss = self.loss(denoiser, guide, batch)
-
-        def objective(delta: Tensor, eps: Tensor) -> Tensor:
-            return loss(self.mix(eps, delta, batch.level))
-
         delta = self.start(batch)
         for k in range(1, self.steps + 1):
-            draws = fresh_noise(batch.noise, delta, k, self.eot_samples)
-            gradient = gradient_sum(objective, delta, draws)
+            gradient = self.gradient(loss, batch, delta, k)
             sign = gradient.sign().masked_fill(gradient.isnan(), torch.nan)  # else 0
             delta = (delta + length * sign.to(delta.dtype)).clamp(-radius, radius)
         return delta
