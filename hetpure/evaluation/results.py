@@ -11,7 +11,6 @@ from hetpure.evaluation.statistics import (
     Difference,
     Estimate,
     attack_success,
-    majority,
     mean_accuracy,
     paired_difference,
     wilson,
@@ -27,8 +26,9 @@ def outcomes(records: Sequence[Record], counting: Counting) -> NDArray[np.bool_]
     are."""
     right = draws_right(records)
     if counting == "vote":
-        winners = majority(np.array([record.predictions for record in records]))
-        return np.equal(winners, [record.label for record in records])
+        predictions = np.array([record.predictions for record in records])
+        votes = (predictions[:, :, None] == predictions[:, None, :]).sum(2)  # of each draw's class
+        return right.sum(1) > np.where(right, 0, votes).max(1)
     return np.all(right, axis=1) if counting == "worst" else right
 
 

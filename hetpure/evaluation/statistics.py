@@ -1,6 +1,6 @@
 """Accuracies and their paired differences, with 95% intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import hypot, sqrt
 from typing import Any
@@ -47,9 +47,7 @@ class Difference:
         return asdict(self)
 
 
-def mean_accuracy(
-    correct: NDArray[np.bool_], seed: int = 0, resamples: int = RESAMPLES
-) -> Estimate:
+def mean_accuracy(correct: NDArray[np.bool_]) -> Estimate:
     """Protocol `single`: the mean of correct (n, draws) over samples and draws.
 
     Percentile bootstrap over samples and, within each, over draws. Where every sample's draws
@@ -61,19 +59,14 @@ def mean_accuracy(
     if (correct == correct[:, :1]).all():
         return wilson(int(correct[:, 0].sum()), n, draws)
     rates = correct.mean(1)
-    low, high = _interval(_resampled_means([correct], seed, resamples)[0])
+    low, high = _interval(_resampled_means(correct)[0])
     if min((rates < 1).sum(), (rates > 0).sum()) < FEW:
         floor = wilson(round(float(rates.sum())), n)
         low, high = min(low, floor.low), max(high, floor.high)
     return Estimate(float(correct.mean()), float(low), float(high), n, draws)
 
 
-def paired_difference(
-    correct: NDArray[np.bool_],
-    baseline: NDArray[np.bool_],
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> Difference:
+def paired_difference(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Difference:
     """Mean of correct (n, draws) minus mean of baseline (n, draws of its own), the same samples.
 
     Percentile bootstrap: both take the same resampled samples, each its own resampled draws. Where
@@ -88,7 +81,7 @@ def paired_difference(
     if len(correct) != len(baseline):
         raise ValueError(f"{len(correct)} and {len(baseline)} samples cannot be paired")
     n = len(correct)
-    ours, theirs = _resampled_means([correct, baseline], seed, resamples)
+    ours, theirs = _resampled_means(correct, baseline)
     low, high = _interval(ours - theirs)
     gain = correct.mean(1) - baseline.mean(1)
     difference = float(gain.mean())
@@ -108,14 +101,12 @@ def in_points(difference: Mapping[str, Any]) -> str:
     return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _resampled_means(
-    observed: Sequence[NDArray[np.bool_]], seed: int, resamples: int
-) -> list[NDArray[np.float64]]:
+def _resampled_means(*observed: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     """Means over resampled samples, the same for every (n, draws) array given, and draws."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     n = len(observed[0])
     means: list[list[NDArray[np.float64]]] = [[] for _ in observed]
-    for _ in range(resamples // CHUNK):
+    for _ in range(RESAMPLES // CHUNK):
         rows = generator.integers(n, size=(CHUNK, n))
         for correct, chunks in zip(observed, means, strict=True):
             # Draws of a resampled sample are resampled too: binomial, with the sample's rate.
@@ -127,17 +118,6 @@ def _resampled_means(
 def _interval(means: NDArray[np.float64]) -> tuple[float, float]:
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
-
-
-def majority(predictions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(n, draws) predicted classes to the (n,) most frequent ones; -1 where two classes tie."""
-    winners = np.full(len(predictions), -1, dtype=np.int64)
-    for row, votes in enumerate(predictions):
-        classes, counts = np.unique(votes, return_counts=True)
-        best = counts == counts.max()
-        if best.sum() == 1:
-            winners[row] = classes[best][0]
-    return winners
 
 
 def attack_success(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Estimate:

@@ -27,6 +27,8 @@ def test_how_outcomes_are_counted() -> None:
     assert estimate(vote, 2) == wilson(2, 4, 2) and estimate(single, 2) == mean_accuracy(single)
     records = [replace(CLEAN, predictions=draws) for draws in ([1, 1, 2], [1, 1, 1])]
     assert outcomes(records, "vote").all() and outcomes(records, "worst").tolist() == [False, True]
+    split = [replace(CLEAN, predictions=draws) for draws in ([1, 1, 2, 2, 3], [1, 1, 7, 2, 3])]
+    assert outcomes(split, "vote").tolist() == [False, True]
     one = [replace(CLEAN, predictions=draws) for draws in ([1], [2], [1])]
     assert len({estimate(outcomes(one, counting), 1) for counting in FRESH}) == 1
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hetpure.evaluation import statistics
 from hetpure.evaluation.statistics import (
     attack_success,
     in_points,
-    majority,
     mcnemar,
     mean_accuracy,
     paired_difference,
@@ -21,7 +21,12 @@ from hetpure.evaluation.statistics import (
 
 Outcomes = NDArray[np.bool_]
 Law = Callable[[int, int], tuple[Outcomes, Outcomes]]
-FEW = 1000  # resamples where coverage needs many intervals, not exact ones: an end is good to 8%
+
+
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where coverage needs many intervals, not exact ones: an end is good to 8%."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
 
 
 @pytest.mark.parametrize(
@@ -54,16 +59,17 @@ def test_one_stray_draw_does_not_tighten_the_interval() -> None:
     assert mean_accuracy(~correct).low <= wilson(64, 64).low
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_bootstrap_interval_covers_the_truth() -> None:
     """Samples with rates ~ Beta(2, 1), 64 samples, 5 draws: the truth 2/3 is covered about 95% of
     the time. 300 repetitions: three standard errors are 3.8 points, plus the small-sample
     shortfall of a percentile bootstrap (about one point at n = 64)."""
     generator = np.random.default_rng(1)
     covered = 0
-    for repetition in range(300):
+    for _ in range(300):
         rates = generator.beta(2, 1, size=64)
         correct = generator.random((64, 5)) < rates[:, None]
-        estimate = mean_accuracy(correct, repetition, FEW)
+        estimate = mean_accuracy(correct)
         covered += estimate.low <= 2 / 3 <= estimate.high
     assert 0.90 <= covered / 300 <= 0.99
 
@@ -75,12 +81,6 @@ def test_draws_do_not_pretend_to_be_samples() -> None:
     noisy = np.where(rates, 0.95, 0.05)[:, None]
     estimate = mean_accuracy(generator.random((50, 200)) < noisy)
     assert estimate.high - estimate.low > 0.2  # 10,000 independent draws would give 0.02
-
-
-def test_majority_and_ties() -> None:
-    predictions = np.array([[1, 1, 2], [1, 2, 3], [4, 4, 4]])
-    assert majority(predictions).tolist() == [1, -1, 4]
-    assert majority(np.array([[1, 1, 2, 2, 3], [7, 7, 1, 2, 3]])).tolist() == [-1, 7]
 
 
 def test_attack_success_is_over_clean_correct_samples() -> None:
@@ -231,6 +231,7 @@ def test_a_gap_that_one_side_always_wins_is_far_from_zero() -> None:
     assert 0.975 <= result.high < 1
 
 
+@pytest.mark.usefixtures("few_resamples")
 @pytest.mark.parametrize(
     ("law", "truth", "n", "width"),
     [
@@ -243,7 +244,7 @@ def test_a_gap_that_one_side_always_wins_is_far_from_zero() -> None:
 def test_the_interval_covers_the_truth(law: Law, truth: float, n: int, width: float) -> None:
     """200 repetitions of nominally 95%: one standard error is 1.5 points. The mean width keeps an
     interval that covers everything from passing."""
-    result = [paired_difference(*law(seed, n), seed, FEW) for seed in range(200)]
+    result = [paired_difference(*law(seed, n)) for seed in range(200)]
     covered = sum(each.low <= truth <= each.high for each in result) / 200
     mean_width = np.mean([each.high - each.low for each in result])
     assert covered >= 0.93
