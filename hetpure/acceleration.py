@@ -129,43 +129,30 @@ class FastNetwork(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """The network's output (B, C, H, W) in the dtype of x."""
-        scale: list[Tensor] = []
-        given = _Unscale.apply(x, scale) if self.guards else x  # type: ignore[no-untyped-call]
-        if self.channels_last:
-            given = given.contiguous(memory_format=torch.channels_last)
+        inner = x.clone() if self.guards else x
+        given = inner.contiguous(memory_format=torch.channels_last) if self.channels_last else inner
         low = self.dtype != torch.float32
         with torch.autocast(x.device.type, self.dtype if low else None, enabled=low):
             output = self.network(given, timesteps)
         prediction: Tensor = output if isinstance(output, Tensor) else output.sample
         prediction = prediction.to(x.dtype, memory_format=torch.contiguous_format)
-        return _Scale.apply(prediction, scale) if self.guards else prediction  # type: ignore[no-untyped-call]
+        if not self.guards:
+            return prediction
+        if prediction.requires_grad:
+            _scale_inside(inner, prediction)
+        return prediction.clone()
 
 
-class _Scale(torch.autograd.Function):
-    """A copy; going back, each image's gradient is brought to a largest value near 1, by a power of
-    two that `_Unscale` takes back on the other side of the network."""
+def _scale_inside(x: Tensor, prediction: Tensor) -> None:
+    """Going back from prediction to x, each image's gradient is brought to a largest value near 1,
+    by a power of two, which is taken back at x."""
+    scale = x.new_ones(())
 
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, scale: list[Tensor]) -> Tensor:
-        ctx.scale = scale
-        return output.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def up(gradient: Tensor) -> Tensor:
+        nonlocal scale
         largest = gradient.abs().amax((1, 2, 3), keepdim=True)
-        exponent = torch.where(largest > 0, largest, torch.ones_like(largest)).log2().round()
-        ctx.scale[:] = [exponent.exp2()]
-        return gradient / ctx.scale[0], None
+        scale = torch.where(largest > 0, largest, torch.ones_like(largest)).log2().round().exp2()
+        return gradient / scale
 
-
-class _Unscale(torch.autograd.Function):
-    """The other side of `_Scale`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: list[Tensor]) -> Tensor:
-        ctx.scale = scale
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.scale[0], None
+    prediction.register_hook(up)  # type: ignore[no-untyped-call]
+    x.register_hook(lambda gradient: gradient * scale)  # type: ignore[no-untyped-call]
