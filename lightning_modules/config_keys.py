@@ -29,33 +29,30 @@ def adapt_parser() -> None:
     )
 
 
+class OneOfEachKey(yaml.SafeLoader):
+    """Reads YAML; InputError where a mapping has a key twice, of which YAML would keep the last and
+    say nothing. What a merge (`<<`) brings may be overridden: that is what it is for."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        keys = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                continue
+            value = self.construct_object(key)  # on and yes are one key
+            if value in keys:
+                raise InputError(
+                    f"{key.value!r} is there twice (line {key.start_mark.line + 1} of a config, or"
+                    " of an option's value), and the first one would be lost: take one away, or"
+                    " give it another name"
+                )
+            keys.add(value)
+        return node
+
+
 def load(text: str) -> Any:
-    """What jsonargparse's own reader makes of YAML (or JSON); InputError where a key is in it
-    twice: YAML would keep the last of them and say nothing. What a merge (`<<`) brings may be
-    overridden: that is what it is for."""
-    constructor = yaml.constructor.SafeConstructor()
-    nodes, walked = [yaml.compose(text, Loader=yaml.SafeLoader)], set()
-    while nodes:
-        node = nodes.pop()
-        if node in walked:  # an alias
-            continue
-        walked.add(node)
-        if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-        elif isinstance(node, yaml.MappingNode):
-            nodes += [value for _, value in node.value]
-            keys = set()
-            for key, _ in node.value:
-                if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
-                    continue
-                value = constructor.construct_object(key)  # on and yes are one key
-                if value in keys:
-                    raise InputError(
-                        f"{key.value!r} is there twice (line {key.start_mark.line + 1} of a config,"
-                        " or of an option's value), and the first one would be lost: take one away,"
-                        " or give it another name"
-                    )
-                keys.add(value)
+    """What jsonargparse's own reader makes of YAML (or JSON) without a key twice."""
+    yaml.compose(text, Loader=OneOfEachKey)
     return _load(text)
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import time
-from itertools import pairwise
 
 import lightning as L
 import torch
@@ -115,18 +114,14 @@ def objective(module: DiffusionTraining) -> dict[str, float]:
 
 def described(module: DiffusionTraining, update: Update) -> dict[str, float]:
     """The losses of an update by level, and its lambda; a bucket without images is left out."""
-    levels, count = module.denoiser.schedule.alphas_cumprod, len(module.denoiser.schedule)
-    edges = [k * count // BUCKETS for k in range(BUCKETS + 1)]
-    # Between the last level of a bucket and the first of the next.
-    middles = [(levels[edge - 1] + levels[edge]) / 2 for edge in edges[1:-1]]
-    level = update.batch.level
-    alpha = level.signal.flatten() ** 2
-    bucket = (alpha[:, None] < alpha.new_tensor(middles)).sum(1)
-    values = {}
-    for k, (first, after) in enumerate(pairwise(edges)):
-        members = bucket == k
+    level, schedule = update.batch.level, module.denoiser.schedule
+    sigmas = (level.spread / level.signal).flatten()
+    index = torch.tensor([schedule.nearest(sigma) for sigma in sigmas.tolist()])
+    losses, values = update.losses.cpu(), {}
+    for bucket in torch.arange(len(schedule)).tensor_split(BUCKETS):
+        members = torch.isin(index, bucket)
         if members.any():
-            values[f"train/loss_{first}_{after - 1}"] = float(update.losses[members].mean())
+            values[f"train/loss_{bucket[0]}_{bucket[-1]}"] = float(losses[members].mean())
     ratio = None if module.perturbation is None else module.perturbation.ratio(level)
     if ratio is not None:
         values["train/lambda"] = float(ratio.mean())
@@ -270,11 +265,8 @@ class LastFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features: list[Tensor] = []
-        hook = self.last.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
-        try:
+        with self.last.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0])):
             self.classifier(images)
-        finally:
-            hook.remove()
         return features[0].flatten(1)
 
 

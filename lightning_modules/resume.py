@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 
 from hetpure.errors import InputError
+from hetpure.evaluation.identity import changes
 
 EPOCH_OVER = 2**40  # more batches than any epoch has
 
@@ -104,9 +105,8 @@ def check_same(mine: Mapping[str, Any], theirs: Mapping[str, Any] | None, instea
         raise InputError(
             f"--ckpt_path is no training of this kind and version: it does not say its {missing[0]}"
         )
-    for name in sorted(mine.keys() | theirs.keys()):
-        if mine.get(name) != theirs.get(name):
-            raise InputError(
-                f"--ckpt_path is of another training: its {name} is {theirs.get(name)!r}, that of"
-                f" --model is {mine.get(name)!r}; {instead}"
-            )
+    for name, before, now in changes(theirs, mine):
+        raise InputError(
+            f"--ckpt_path is of another training: its {name} is {before!r}, that of --model is"
+            f" {now!r}; {instead}"
+        )
