@@ -85,7 +85,7 @@ class RobustnessEvaluation(L.LightningModule):
                 f"{process} sees nothing of the first one's in {self.store.path.absolute()}: the"
                 " run's folder has to lie where all processes read and write"
             )
-        torch.set_num_threads(begun["threads"])
+        torch.set_num_threads(begun["provenance"]["threads"])
         assert self.describe is not None
         self.described = self.describe(self.store)
         self.store.check_same(begun["identity"], self.described.identity(), f"{process} has")

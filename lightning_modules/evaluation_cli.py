@@ -126,14 +126,13 @@ class EvaluationCLI(CLI):
                     raise InputError(
                         f"{error} (--model.run names the folder, --resume=force takes a new one)"
                     ) from None
-                threads = torch.get_num_threads()
-                if threads != before["threads"]:
+                begun, threads = before["provenance"]["threads"], torch.get_num_threads()
+                if threads != begun:
                     print(
-                        f"the run goes on with the {before['threads']} threads a process that it"
-                        f" began with ({threads} would be now): another number gives other"
-                        " roundings"
+                        f"the run goes on with the {begun} threads a process that it began with"
+                        f" ({threads} would be now): another number gives other roundings"
                     )
-                torch.set_num_threads(before["threads"])
+                torch.set_num_threads(begun)
                 break
         if path != wanted.path:
             print(f"{wanted.path} holds a run with another config: this one is in {path}")

@@ -7,7 +7,7 @@ small.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -63,9 +63,6 @@ class Check:
     name: str
     verdict: Verdict
     said: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def verdicts(

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from hetpure.evaluation.cells import base_cell
 from hetpure.evaluation.description import COSINE_BOUND, GRADIENT_BOUND, Run
 from hetpure.evaluation.provenance import provenance
@@ -14,21 +12,8 @@ from hetpure.evaluation.rows import Row
 
 def run_record(run: Run) -> dict[str, Any]:
     """What a run writes into its store when it begins."""
-    return {
-        "identity": run.identity(),
-        "facts": facts(run),
-        "execution": {name: asdict(execution) for name, execution in run.execution.items()},
-        "block": run.block,
-        "threads": torch.get_num_threads(),
-        "provenance": provenance(run.device)
-        | {"weights": dict(run.weights), "data": dict(run.images.files)},
-    }
-
-
-def facts(run: Run) -> dict[str, Any]:
-    """The run in words, and each row's cells with as many images as they get."""
     config = run.config
-    return {
+    facts = {
         "run": {
             "data": run.images.description,
             "attack": config.attack.describe(),
@@ -44,13 +29,20 @@ def facts(run: Run) -> dict[str, Any]:
         "notes": _notes(run),
         "weaker_than_full": _weaker_than_full(run),
     }
+    origin = {"weights": dict(run.weights), "data": dict(run.images.files)}
+    return {
+        "identity": run.identity(),
+        "facts": facts,
+        "execution": {name: asdict(execution) for name, execution in run.execution.items()},
+        "block": run.block,
+        "provenance": provenance(run.device) | origin,
+    }
 
 
 def _row(row: Row, count: int) -> dict[str, Any]:
     return {
         "purification_calls": row.defense.network_calls,
         "classes": row.defense.classifier.num_classes,
-        "execution": asdict(row.attacked.execution),
         "base": base_cell(list(row.cells)).name,
         "attacked": "gradient_check" if row.surrogate is None else "surrogate_gradient_check",
         "inexact": row.inexact(),

@@ -28,7 +28,8 @@ def outcomes(records: Sequence[Record], counting: Counting) -> NDArray[np.bool_]
     if counting == "vote":
         predictions = np.array([record.predictions for record in records])
         votes = (predictions[:, :, None] == predictions[:, None, :]).sum(2)  # of each draw's class
-        return right.sum(1) > np.where(right, 0, votes).max(1)
+        majority: NDArray[np.bool_] = right.sum(1) > np.where(right, 0, votes).max(1)
+        return majority
     return np.all(right, axis=1) if counting == "worst" else right
 
 

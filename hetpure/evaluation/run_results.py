@@ -1,7 +1,7 @@
 """The results of a run: a function of its store, and of nothing else."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
 
@@ -123,7 +123,7 @@ def run_results(store: Store, contents: Contents) -> dict[str, Any]:
         row, check = facts["rows"][name], contents.checks[name] or {}
         summary["purification_calls"] = row["purification_calls"]
         summary |= check.get("gradient_checks", {})
-        summary["execution"] = row["execution"]
+        summary["execution"] = contents.run["execution"][name]
         for attack, about in summary["attacks"].items():
             about["eot_agreement"] = agreements.get((name, attack))
         summary["audit"] = _audit(store, facts, name, rows[name], check, agreements)
@@ -215,4 +215,4 @@ def _audit(
     }
     checks.append(saved_check(store.images(name, CLEAN), saved))
     gradient = [check["gradient"]] if check else []
-    return [*gradient, *(line.as_dict() for line in checks)]
+    return [*gradient, *(asdict(line) for line in checks)]

@@ -78,21 +78,20 @@ class Store:
         """What `begin` wrote; None in a folder that no run has taken. InputError where the run is
         of another version, or its file is damaged."""
         path = self.path / RUN
-        if not path.exists():
+        run = _read_json(path, "schema", advice="restore it")
+        if run is None:
             if any(path for name in EARLIER for path in self.path.glob(name)):
                 raise InputError(
                     f"{self.path} holds a run of an earlier version, which can be reported and"
                     " compared but not gone on with: give a run another name"
                 )
             return None
-        run = _read_json(path, "schema", advice="restore it")
-        if (schema := run["schema"]) == SCHEMA:
-            _read_json(path, "identity", "block", "execution", advice="restore it")
-            return run
-        raise InputError(
-            f"{self.path} holds a run of schema {schema}, this version writes {SCHEMA}: give a run"
-            " another name"
-        )
+        if run["schema"] != SCHEMA:
+            raise InputError(
+                f"{self.path} holds a run of schema {run['schema']}, this version writes {SCHEMA}:"
+                " give a run another name"
+            )
+        return _read_json(path, "identity", "block", "execution", advice="restore it")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -152,10 +151,7 @@ class Store:
 
     def get_check(self, row: str) -> dict[str, Any] | None:
         """None where it was not checked yet."""
-        path = self._path(CHECKS, row)
-        if not path.exists():
-            return None
-        return _read_json(path, "gradient", "gradient_checks", "seconds", advice="delete it")
+        return _read_json(self._path(CHECKS, row), "gradient", "gradient_checks", "seconds")
 
     def strike(self, row: str, reason: str) -> None:
         """From now on the row is not evaluated any more, whatever else is found of it."""
@@ -163,11 +159,8 @@ class Store:
 
     def struck(self, row: str) -> str | None:
         """Why a row is not evaluated any more; None where it is."""
-        path = self._path(STRUCK, row)
-        if not path.exists():
-            return None
-        reason: str = _read_json(path, "reason", advice="delete it")["reason"]
-        return reason
+        content = _read_json(self._path(STRUCK, row), "reason")
+        return None if content is None else str(content["reason"])
 
     def put_measured(self, measured: Mapping[str, Any]) -> None:
         """Latency and memory, which differ each time and are in no record."""
@@ -175,15 +168,17 @@ class Store:
 
     def measured(self) -> dict[str, Any]:
         """Empty where nothing was measured yet."""
-        path = self.path / MEASURED
-        return _read_json(path, advice="delete it") if path.exists() else {}
+        return _read_json(self.path / MEASURED) or {}
 
     def _path(self, kind: str, row: str) -> Path:
         return self.path / kind / f"{file_stem(row)}.json"
 
 
-def _read_json(path: Path, *keys: str, advice: str) -> dict[str, Any]:
-    """What a file of a run holds. InputError with what to do unless it has these keys."""
+def _read_json(path: Path, *keys: str, advice: str = "delete it") -> dict[str, Any] | None:
+    """What a file of a run holds; None where there is none. InputError with what to do unless it
+    has these keys."""
+    if not path.exists():
+        return None
     try:
         content: dict[str, Any] = dict(json.loads(path.read_text()))
         for key in keys:

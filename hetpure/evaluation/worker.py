@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -205,7 +205,7 @@ def _check(run: Run, store: Store, row: Row, watch: Watch) -> None:
             raise
         gradients = Check("gradient", "FAIL", str(error))
     seconds = time.perf_counter() - start
-    content = {"gradient": gradients.as_dict(), "gradient_checks": checks, "seconds": seconds}
+    content = {"gradient": asdict(gradients), "gradient_checks": checks, "seconds": seconds}
     store.put_check(row.name, content)
     if reasons := [reason for check in checks.values() if (reason := failure(check))]:
         _strike(store, row, "; ".join(reasons), watch)
