@@ -76,7 +76,8 @@ class _Adjoint(torch.autograd.Function):
             length = math.log(alpha / level(step.via))
             point = state.detach().requires_grad_()
             with torch.enable_grad():
-                drift = sampler.drift(point, denoiser.predict(point, step.to)[0], alpha)
+                x0, _ = denoiser.predict(point, step.to)
+                drift = sampler.drift(point, sampler.clip(x0), alpha)
             (pull,) = torch.autograd.grad(drift, point, adjoint)
             state = state - length * drift.detach()
             if sampler.stochastic:

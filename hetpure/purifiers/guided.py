@@ -18,7 +18,7 @@ from hetpure.purifiers.purifier import (
     diffuse,
     strength_index,
 )
-from hetpure.samplers import DDPM, Sampler, ddpm_variance
+from hetpure.samplers import DDPM, Sampler
 from hetpure.schedule import NO_NOISE, Schedule
 
 
@@ -77,7 +77,7 @@ class GuidedPurifier(GridPurifier):
         assert isinstance(self.sampler, DDPM)
         alpha, alpha_next = schedule.alpha_cumprod(step.via), schedule.alpha_cumprod(step.to)
         scale = self.guidance * sqrt((1 - alpha) / alpha)
-        return 2 * scale * ddpm_variance(alpha, alpha_next, self.sampler.variance)
+        return 2 * scale * self.sampler.step_variance(alpha, alpha_next)
 
     def advance(
         self,

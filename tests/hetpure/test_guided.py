@@ -12,7 +12,7 @@ from hetpure.errors import InputError
 from hetpure.noise import BatchNoise, Purpose
 from hetpure.purifiers import GuidedPurifier, UniformPurifier
 from hetpure.purifiers.purifier import Output
-from hetpure.samplers import DDPM, Variance, add_noise, ddpm_step
+from hetpure.samplers import DDPM, Variance, add_noise
 from hetpure.schedule import NO_NOISE, linear_schedule
 from tests.hetpure.networks import states
 
@@ -54,9 +54,9 @@ def test_a_guided_step_by_hand(
     n = noise.normal(Purpose.FORWARD, images, step=60, repeat=number + 1)
     diffused = a_t**0.5 * (2 * images.flip(-1) - 1) + (1 - a_t) ** 0.5 * n
     (gradient,) = torch.autograd.grad(((state - diffused) ** 2).sum(), state)
-    x0, _ = denoiser.predict(state, 60)
+    x0, predicted = denoiser.predict(state, 60)
     fresh = noise.normal(Purpose.REVERSE, images, step=40, repeat=number)
-    after = ddpm_step(state, x0, a_t, a_s, variance, fresh)
+    after = sampler.step(state, x0, predicted, a_t, a_s, fresh)
     beta = 1 - a_t / a_s
     sigma = beta if variance == "fixed_large" else beta * (1 - a_s) / (1 - a_t)
     expected = after - 2.0 * ((1 - a_t) / a_t) ** 0.5 * sigma * gradient
