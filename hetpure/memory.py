@@ -172,12 +172,9 @@ def choose(
         return (steps * both + (steps - taped) * forward) / size
 
     size, taped = options[0] if len(options) == 1 else min(options, key=predicted)
-    if wish.policy != "auto":
-        open_steps = wish.policy == "hybrid" and wish.taped_steps is None
-        return replace(
-            wish, micro_batch=size, taped_steps=taped if open_steps else wish.taped_steps
-        )
-    if taped == steps:
+    if wish.resolved:
+        return replace(wish, micro_batch=size)
+    if wish.policy == "auto" and taped == steps:
         return Execution("tape", micro_batch=size)
     return Execution("hybrid", taped, size)
 

@@ -201,15 +201,17 @@ def places(noise: BatchNoise, images: Tensor, size: int, *, step: int) -> Tensor
 
 def window(place: Tensor, size: int, images: Tensor) -> Tensor:
     """(B, 1, H, W) bool: inside the squares at `place` (B, 2)."""
-    down, across = _within(place, images)
-    inside = [(steps >= 0) & (steps < size) for steps in (down, across)]
-    return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+    return stamped(torch.ones(size, size, dtype=torch.bool, device=place.device), place, images)
 
 
 def stamped(pattern: Tensor, place: Tensor, images: Tensor) -> Tensor:
-    """(B, 1, H, W) with the pattern (size, size) at `place` (B, 2); outside it means nothing."""
-    down, across = (steps.clamp(0, len(pattern) - 1) for steps in _within(place, images))
-    return pattern[down[:, :, None], across[:, None, :]][:, None]
+    """(B, 1, H, W) with the pattern (size, size) at `place` (B, 2), zero outside."""
+    bordered = F.pad(pattern, (1, 1, 1, 1))
+    rows, columns = (
+        (1 + torch.arange(side, device=place.device) - start[:, None]).clamp(0, len(pattern) + 1)
+        for side, start in zip(images.shape[2:], place.T, strict=True)
+    )
+    return bordered[rows[:, :, None], columns[:, None, :]][:, None]
 
 
 def signs(noise: BatchNoise, purpose: Purpose, like: Tensor, *, step: int = 0) -> Tensor:
@@ -221,12 +223,6 @@ def unit(patterns: Tensor) -> Tensor:
     """Each (..., H, W) at L2 norm 1; zero stays zero."""
     length: Tensor = torch.linalg.vector_norm(patterns, dim=(-2, -1), keepdim=True)
     return patterns / length.clamp(min=TINY)
-
-
-def _within(place: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (B, H) and columns (B, W) of the image, counted from `place` (B, 2)."""
-    height, width = (torch.arange(side, device=images.device) for side in images.shape[2:])
-    return height - place[:, :1], width - place[:, 1:]
 
 
 def _enlarged(grid: Tensor, size: int) -> Tensor:
