@@ -57,7 +57,7 @@ class Unit(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(activated))
 
 
-class DeepMindWideResNet(nn.Module):
+class DeepMindWideResNet(nn.Sequential):
     """WRN-depth-width for normalised images (B, in_channels, H, W) to logits (B, num_classes).
 
     `attention_blocks` names the same places as in `WideResNet`: the inner activation of the last
@@ -82,6 +82,8 @@ class DeepMindWideResNet(nn.Module):
         self.layer = nn.Sequential(*(nn.Sequential(OrderedDict(block=block)) for block in blocks))
         self.batchnorm = nn.BatchNorm2d(widths[3])
         self.relu = chosen()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
         self.logits = nn.Linear(widths[3], num_classes)
         self.attention_blocks = (
             *(f"layer.{group}.block.{units - 1}.relu_1" for group in range(3)),
@@ -91,8 +93,3 @@ class DeepMindWideResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.logits.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.batchnorm(self.layer(self.init_conv(x))))
-        logits: Tensor = self.logits(F.adaptive_avg_pool2d(out, 1).flatten(1))
-        return logits

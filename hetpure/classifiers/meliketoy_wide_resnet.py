@@ -6,7 +6,6 @@ convolution, and the shortcut takes the unit's input before its batch norm. Diff
 dropout (an evaluation has none), and a pooling window as large as the map.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hetpure.classifiers.wide_resnet import sizes, stacks
@@ -34,7 +33,7 @@ class Unit(nn.Module):
         return added
 
 
-class MeliketoyWideResNet(nn.Module):
+class MeliketoyWideResNet(nn.Sequential):
     """WRN-depth-width for normalised images (B, in_channels, H, W) to logits (B, num_classes).
 
     `attention_blocks` names the same places as in `WideResNet`: the inner relu2 of the last unit
@@ -50,14 +49,10 @@ class MeliketoyWideResNet(nn.Module):
         self.layer1, self.layer2, self.layer3 = stacks(Unit, units, widths)
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.relu = nn.ReLU()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
         self.linear = nn.Linear(widths[3], num_classes)
         self.attention_blocks = (*(f"layer{i}.{units - 1}.relu2" for i in (1, 2, 3)), "relu")
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        out = self.relu(self.bn1(out))
-        logits: Tensor = self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
-        return logits

@@ -72,7 +72,7 @@ def shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential 
     )
 
 
-class ResNet(nn.Module):
+class ResNet(nn.Sequential):
     """ResNet-depth for normalised images (B, in_channels, H, W) to logits (B, num_classes).
 
     Args:
@@ -123,13 +123,9 @@ class ResNet(nn.Module):
                 channels = channels_out
             layers.append(nn.Sequential(*units))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
         self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
-        logits: Tensor = self.fc(F.adaptive_avg_pool2d(out, 1).flatten(1))
-        return logits

@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hetpure.errors import InputError
@@ -63,7 +62,7 @@ class BasicBlock(nn.Module):
         return out + (x if self.convShortcut is None else self.convShortcut(activated))
 
 
-class WideResNet(nn.Module):
+class WideResNet(nn.Sequential):
     """WRN-depth-width for normalised images (B, in_channels, H, W) to logits (B, num_classes).
 
     `attention_blocks` names the activations HetPure reads: the inner relu2 of the last unit of
@@ -87,6 +86,8 @@ class WideResNet(nn.Module):
         )
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.relu = nn.ReLU()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
         self.fc = nn.Linear(widths[3], num_classes)
         self.attention_blocks = (
             *(f"block{i}.layer.{units - 1}.relu2" for i in (1, 2, 3)),
@@ -96,9 +97,3 @@ class WideResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.fc.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.block3(self.block2(self.block1(self.conv1(x))))
-        out = self.relu(self.bn1(out))
-        logits: Tensor = self.fc(F.adaptive_avg_pool2d(out, 1).flatten(1))
-        return logits
