@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 from hetpure.defense import Defense
-from hetpure.numbers import counted
 from hetpure.purifiers import Plan, Step
 from hetpure.schedule import NO_NOISE
 
@@ -34,14 +33,6 @@ class Extent:
         return max(len(self.plan), 1) * (
             2 * self.images * (20 + 4 * self.directions) + 8 * self.block
         )
-
-
-def in_words(images: int, directions: int, steps: int | None, of_steps: int | None) -> str:
-    """An extent in words."""
-    parts = [counted(images, "image"), counted(directions, "direction")]
-    if steps != of_steps:
-        parts.append(f"{steps} of {of_steps} steps")
-    return ", ".join(parts)
 
 
 def extents(plan: Plan, block: int) -> list[Extent]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -44,18 +45,6 @@ class DefenseConfig:
     surrogate: Purifier | None = None
     classifier: str | None = None
     purified_size: int | None = None
-
-    def build(
-        self, classifier: Classifier, denoiser: Denoiser | None
-    ) -> tuple[Defense, Defense | None]:
-        """The defence, and the surrogate that is attacked in its place where one is set."""
-
-        def defense(purifier: Purifier | None, gradient: Policy) -> Defense:
-            return Defense(classifier, purifier, denoiser, self.mask, gradient, self.purified_size)
-
-        if self.surrogate is None:
-            return defense(self.purifier, self.gradient), None
-        return defense(self.purifier, "auto"), defense(self.surrogate, self.gradient)
 
 
 @dataclass(frozen=True)
@@ -137,9 +126,17 @@ def build_rows(
                 f"defenses.{name}.denoiser {key!r} is not among the denoisers"
                 f" ({', '.join(denoisers)})"
             )
-        chosen = classifier if config.classifier is None else classifiers[config.classifier]
-        built = config.build(chosen, None if key is None else fast[key])
-        rows[name] = Row(name, *built, config.gradient)
+        build = partial(
+            Defense,
+            classifier if config.classifier is None else classifiers[config.classifier],
+            denoiser=None if key is None else fast[key],
+            mask=config.mask,
+            purified_size=config.purified_size,
+        )
+        surrogate, policy = None, config.gradient
+        if config.surrogate is not None:
+            surrogate, policy = build(config.surrogate, policy=policy), "auto"
+        rows[name] = Row(name, build(config.purifier, policy=policy), surrogate, config.gradient)
     return rows
 
 

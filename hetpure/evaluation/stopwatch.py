@@ -51,6 +51,13 @@ class Stopwatch:
         samples = torch.arange(len(images), device=images.device)
         return self._median(lambda: self.defense.mask(images, samples)) / len(images)
 
+    @torch.no_grad()
+    def latency(self) -> float:
+        """Seconds in which the first image is purified and classified."""
+        image = self._batch(1)
+        noise = noise_for(image)
+        return self._median(lambda: self.defense(image, noise))
+
     def _batch(self, count: int) -> Tensor:
         return self.images[torch.arange(count, device=self.images.device) % len(self.images)]
 
@@ -90,14 +97,3 @@ class Stopwatch:
                 torch.cuda.synchronize(self.images.device)
             seconds.append(time.perf_counter() - start)
         return statistics.median(seconds[1:])
-
-
-@torch.no_grad()
-def latency(defense: Defense, image: Tensor) -> float:
-    """Seconds for one image (1, C, H, W) to be purified and classified, the second call of two."""
-    noise = noise_for(image)
-    for _ in range(2):
-        start = time.perf_counter()
-        defense(image, noise).argmax(1).tolist()  # waits for the device
-        seconds = time.perf_counter() - start
-    return seconds

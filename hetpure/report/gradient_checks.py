@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hetpure.evaluation.extent import in_words
+from hetpure.numbers import counted
 from hetpure.report.sheet import Sheet
 
 Checks = Mapping[str, Mapping[str, Any]]
@@ -63,7 +63,10 @@ def _cells(check: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _extent(check: Mapping[str, Any]) -> str:
     """How much was checked: results that do not say of how many steps had all."""
-    steps = check.get("steps")
-    words = in_words(check["images"], check["directions"], steps, check.get("of_steps"))
-    device = check.get("device", "cpu")
-    return words if device == "cpu" else f"{words}, on {device}"
+    parts = [counted(check["images"], "image"), counted(check["directions"], "direction")]
+    steps, of_steps = check.get("steps"), check.get("of_steps")
+    if steps != of_steps:
+        parts.append(f"{steps} of {of_steps} steps")
+    if (device := check.get("device", "cpu")) != "cpu":
+        parts.append(f"on {device}")
+    return ", ".join(parts)

@@ -67,7 +67,7 @@ def stored(
         "images": images,
         "rows": {
             name: {
-                "purification_calls": 1, "classes": 10, "execution": {}, "base": "pgd",
+                "purification_calls": 1, "classes": 10, "base": "pgd",
                 "attacked": "gradient_check", "inexact": [], "cells": cells,
             }
             for name, cells in rows.items()
@@ -80,7 +80,7 @@ def stored(
             "identity": {},
             "facts": facts,
             "block": images,
-            "execution": {},
+            "execution": {name: {} for name in rows},
             "provenance": {"data": {}},
         }
     )

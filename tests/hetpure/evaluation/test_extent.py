@@ -9,7 +9,7 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.evaluation.defense_check import check_defense_gradient
-from hetpure.evaluation.extent import Extent, extents, in_words, thinned, thinned_plan
+from hetpure.evaluation.extent import Extent, extents, thinned, thinned_plan
 from hetpure.evaluation.run_results import inexact
 from hetpure.gradient_check import cosines
 from hetpure.gradients import Execution, Policy, input_gradient
@@ -79,12 +79,6 @@ def test_extents_go_down_to_one_of_everything() -> None:
     ]  # fmt: skip
 
 
-def test_extents_in_words() -> None:
-    assert in_words(2, 3, 20, 20) == "2 images, 3 directions"
-    assert in_words(1, 1, 20, 100) == "1 image, 1 direction, 20 of 100 steps"
-    assert in_words(2, 3, None, None) == "2 images, 3 directions", "results that do not say had all"
-
-
 def test_a_thinned_defence_takes_its_steps_and_no_others(
     denoiser: Denoiser, classifier: Classifier, images: Tensor
 ) -> None:
@@ -117,6 +111,11 @@ def test_a_thinned_gradient_check_says_what_it_looked_at(
     assert {"checkpoint", "tape"} <= set(check.compared) and len(check.compared) == 3
     table = gradient_checks_sheet({"row": {"gradient_check": check.as_dict()}}).markdown()
     assert "| 1 image, 1 direction, 4 of 15 steps |" in table
+    older = {**check.as_dict(), "steps": None, "of_steps": None}
+    assert (
+        "| 1 image, 1 direction |"
+        in gradient_checks_sheet({"row": {"gradient_check": older}}).markdown()
+    ), "results that do not say had all"
 
 
 class DetachedStep(HeterogeneousPurifier):
