@@ -104,6 +104,7 @@ class FastNetwork(nn.Module):
     def __init__(self, network: nn.Module, acceleration: Acceleration) -> None:
         super().__init__()
         self.plain = network
+        self.config: Any = getattr(network, "config", {})
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.dtype = getattr(torch, acceleration.precision)
         self.channels_last = acceleration.channels_last
@@ -121,11 +122,6 @@ class FastNetwork(nn.Module):
         # float16 has no numbers for the small gradients of a sure classifier; and what CUDA graphs
         # return is written over by their next call.
         self.guards = self.dtype == torch.float16 or acceleration.compile not in ("off", "default")
-
-    @property
-    def config(self) -> Any:
-        """The network's own."""
-        return getattr(self.network, "config", {})
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """The network's output (B, C, H, W) in the dtype of x."""

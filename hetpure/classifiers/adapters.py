@@ -57,16 +57,11 @@ def robustbench_model(name: str) -> Build:
         raise InputError(f"robustbench:{name} downloads weights when it is built: use ResNet")
     zoo = importlib.import_module("robustbench.model_zoo")
     enums = importlib.import_module("robustbench.model_zoo.enums")
-
-    def build(**settings: Any) -> nn.Module:
-        try:
-            known = zoo.model_dicts[enums.BenchmarkDataset(dataset)][enums.ThreatModel(threat)]
-            entry = known[model]
-        except (KeyError, ValueError):
-            raise InputError(f"robustbench:{name} is no network of its model zoo") from None
-        network: nn.Module = entry["model"](**settings)
-        return network
-
+    try:
+        known = zoo.model_dicts[enums.BenchmarkDataset(dataset)][enums.ThreatModel(threat)]
+        build: Build = known[model]["model"]
+    except (KeyError, ValueError):
+        raise InputError(f"robustbench:{name} is no network of its model zoo") from None
     return build
 
 

@@ -1,12 +1,10 @@
 """Images out of pure noise."""
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from hetpure.denoiser import Denoiser
 from hetpure.noise import Noise, Stream
-from hetpure.samplers import DDIM, DDPM, Sampler
 from hetpure.sampling import draw_images
 from hetpure.schedule import linear_schedule
 from hetpure.weights import load_denoiser
@@ -26,12 +24,11 @@ class Knows(nn.Module):
         return torch.full_like(x, 0.5)
 
 
-@pytest.mark.parametrize("sampler", [DDPM(), DDIM(clip_x0=True), DDIM()], ids=str)
-def test_what_the_network_predicts_is_drawn_on_a_grid_from_the_last_index(sampler: Sampler) -> None:
+def test_what_the_network_predicts_is_drawn_on_a_grid_from_the_last_index() -> None:
     network = Knows()
     denoiser = Denoiser(network, linear_schedule(), "sample")
     noise = Noise.of(0, Stream.PROBE).on(torch.arange(6))
-    found = draw_images(denoiser, noise, LIKE, network_calls=10, sampler=sampler)
+    found = draw_images(denoiser, noise, LIKE, network_calls=10)
     torch.testing.assert_close(found, torch.full_like(found, 0.75))  # pixels
     assert network.calls == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
     assert not found.requires_grad
