@@ -64,7 +64,7 @@ class APGD(BallAttack):
             gradient = answer.gradient
             best.consider(x, answer, labels)
             better = top.consider(x, answer, labels)
-            top_gradient = torch.where(_images(better), gradient, top_gradient)
+            top_gradient = torch.where(better[:, None, None, None], gradient, top_gradient)
             f.append(answer.loss)
             f_max.append(answer.loss if k == 0 else torch.maximum(f_max[-1], answer.loss))
             if k == self.steps:
@@ -72,9 +72,10 @@ class APGD(BallAttack):
             if k in since:
                 j = since[k]
                 halved = condition_1(torch.stack(f[j:])) | condition_2(halved, f_max[j], f_max[k])
-                eta = torch.where(_images(halved), eta / 2, eta)
-                x = torch.where(_images(halved), top.images, x)
-                gradient = torch.where(_images(halved), top_gradient, gradient)
+                where = halved[:, None, None, None]
+                eta = torch.where(where, eta / 2, eta)
+                x = torch.where(where, top.images, x)
+                gradient = torch.where(where, top_gradient, gradient)
             alpha = ALPHA if k else 1.0
             along = gradient.sign() if self.norm == "linf" else direction(gradient)
             z = project(x + eta * along, images, self.epsilon, self.norm)
@@ -106,8 +107,3 @@ def condition_2(halved: Tensor, f_max_then: Tensor, f_max: Tensor) -> Tensor:
     """The step size was not halved at the last checkpoint, and the best loss has not grown since;
     all (B,)."""
     return ~halved & (f_max_then == f_max)
-
-
-def _images(values: Tensor) -> Tensor:
-    """(B,) to (B, 1, 1, 1)."""
-    return values[:, None, None, None]

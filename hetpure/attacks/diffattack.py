@@ -1,14 +1,9 @@
-"""DiffAttack (Kang, Song & Li, NeurIPS 2023, arXiv 2311.16124): deviated reconstruction.
-
-Beside the classification loss, the attack pushes up how far the reverse process strays from the
-forward one at the same noise level: a loss at every step, whose gradient need not come back through
-the classifier and the whole purification.
-"""
+"""DiffAttack (Kang, Song & Li, NeurIPS 2023, arXiv 2311.16124): deviated reconstruction."""
 
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hetpure.attacks.gradient import Ascent
 from hetpure.attacks.pgd import PGD
@@ -25,9 +20,9 @@ from hetpure.schedule import NO_NOISE
 
 
 class Deviated(Defense):
-    """A defence whose answers (B, num_classes + 1) end in one number more, L_dev of the draw
-    (eq. 8): the sum over the plan's steps of alpha(t) d(x_t, x'_t). As published (appendix D.2),
-    alpha(t) is one over the number of steps.
+    """A defence whose answers (B, num_classes + 1) end in one number more, L_dev of the draw: how
+    far the reverse process strays from the forward one. It is the sum over the plan's steps of
+    alpha(t) d(x_t, x'_t) (eq. 8). As published (appendix D.2), alpha(t) is one over their number.
 
     x'_t is the state after the step, which stands at index t; x_t is the image diffused to that
     index with the known noise of the index, and the image itself where the step ends there; d is
@@ -36,15 +31,8 @@ class Deviated(Defense):
     """
 
     def __init__(self, defense: Defense) -> None:
-        super().__init__(
-            defense.classifier,
-            defense.purifier,
-            defense.denoiser,
-            defense.attention_mask,
-            defense.execution,
-            defense.purified_size,
-        )
-        self._chosen = defense._chosen
+        nn.Module.__init__(self)
+        vars(self).update(vars(defense))  # the same networks, plan and chosen execution
 
     def forward(
         self,

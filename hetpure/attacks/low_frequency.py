@@ -1,8 +1,5 @@
 """Low-frequency perturbations (Guo, Frank & Weinberger 2019, arXiv 1809.08758) by gradient ascent.
-
-A purifier's noise hides high frequencies first. This attack spends its whole radius on the lowest
-ones: the perturbation is an inverse discrete cosine transform of few coefficients (section 3).
-"""
+A purifier's noise hides high frequencies first."""
 
 import math
 from dataclasses import dataclass
@@ -45,7 +42,8 @@ def _projection(n: int, ratio: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class LowFrequency(PGD):
-    """PGD whose perturbation holds low frequencies only, until the image is cut to [0, 1].
+    """PGD whose perturbation is an inverse discrete cosine transform of the lowest frequencies only
+    (section 3), until the image is cut to [0, 1].
 
     A step goes along the gradient's sign (linf) or the gradient itself (l2) with high frequencies
     taken out, at size `step_size` in the norm, and a perturbation that leaves the ball is brought
