@@ -10,7 +10,7 @@ from hetpure.evaluation.store import REPORT, RUN, Store
 from hetpure.numbers import counted
 from hetpure.report.gradient_checks import gradient_checks_sheet
 from hetpure.report.sheet import wide_console
-from hetpure.report.table import markdown, terminal
+from hetpure.report.table import protocol_sheets
 
 FIGURE = "figure.png"
 
@@ -28,8 +28,8 @@ def report(run: Path, results: dict[str, Any] | None = None) -> None:
     else:
         results = earlier_results(run)
         last = f"{run} is of an earlier version: its gradient checks are in its own report"
-    for table in terminal(results):
-        console.print(table)
+    for sheet in protocol_sheets(results, passed=False):
+        console.print(sheet.terminal())
     for line in state(results):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(last, markup=False, soft_wrap=True)
@@ -47,7 +47,8 @@ def state(results: dict[str, Any]) -> list[str]:
 
 def page(results: dict[str, Any], figure: str | None) -> str:
     """The whole of `report.md`."""
-    sections = ["# Robustness report", *state(results), markdown(results)]
+    sections = ["# Robustness report", *state(results)]
+    sections += [sheet.markdown() for sheet in protocol_sheets(results)]
     if figure is not None:
         sections.append(f"![clean, adversarial, mask and purified images]({figure})")
         sections.append(

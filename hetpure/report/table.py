@@ -1,9 +1,7 @@
-"""The protocol tables, for the terminal and for Markdown, from `results.json` alone."""
+"""The protocol tables, from `results.json` alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from rich.table import Table
 
 from hetpure.evaluation.statistics import in_points
 from hetpure.numbers import counted
@@ -16,17 +14,11 @@ ROBUST = "robust"
 PROTOCOLS = ("single", "vote", "worst", "dw_box")
 
 
-def markdown(results: Mapping[str, Any]) -> str:
-    """As Markdown: the defences, their attacks one by one, and the audit."""
-    sheets = (defenses_sheet(results), attacks_sheet(results), audit_sheet(results))
-    return "\n\n".join(sheet.markdown() for sheet in sheets if sheet.rows)
-
-
-def terminal(results: Mapping[str, Any]) -> list[Table]:
-    """The same as rich tables; of the audit only what did not pass."""
-    audit = audit_sheet(results, passed=False)
+def protocol_sheets(results: Mapping[str, Any], *, passed: bool = True) -> list[Sheet]:
+    """The defences, their attacks one by one, and the audit, perhaps without what `passed`."""
+    audit = audit_sheet(results, passed=passed)
     sheets = (defenses_sheet(results), attacks_sheet(results), audit)
-    return [sheet.terminal() for sheet in sheets if sheet.rows]
+    return [sheet for sheet in sheets if sheet.rows]
 
 
 def defenses_sheet(results: Mapping[str, Any]) -> Sheet:

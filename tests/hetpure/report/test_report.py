@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hetpure.evaluation.run_results import write_results
 from hetpure.report.report import page
-from hetpure.report.table import markdown, terminal
+from hetpure.report.table import protocol_sheets
 from tests.hetpure.run_records import defended, lines, stored
 
 
@@ -30,8 +30,9 @@ def test_tables_and_page_say_the_same(tmp_path: Path) -> None:
         {"name": "null attack", "verdict": "PASS", "said": "clean accuracy +0.0"},
         {"name": "black box", "verdict": "FAIL", "said": "under it accuracy is -40.0"},
     ]
-    text = markdown(results)
-    assert [table.row_count for table in terminal(results)] == [2, 1, 1]
+    shown = [len(sheet.rows) for sheet in protocol_sheets(results, passed=False)]
+    assert shown == [2, 1, 1]
+    text = "\n\n".join(sheet.markdown() for sheet in protocol_sheets(results))
     for part in ("PGD; n = 1", "50.0 [", "1 FAIL", "the margin was used", "Linf 8/255, Square"):
         assert part in text
     report = page(results, "figure.png")
