@@ -178,11 +178,11 @@ def times(network: str, batch: int, calls: int, device: str, repeats: int) -> di
         def run(execution: Execution = execution) -> None:
             gradient_of(defense, images, execution)
 
-        with count_network_calls(defense) as counter:
+        with count_network_calls(defense) as network_calls:
             run()  # warms up too
         pairs = [(clock(run), clock(floor)) for _ in range(repeats)]
         results[name] = {
-            "network_calls": counter.batches,
+            "network_calls": len(network_calls),
             "milliseconds": statistics.median(ours for ours, _ in pairs),
             "floor": statistics.median(bound for _, bound in pairs),
             "ratio": statistics.median(ours / bound for ours, bound in pairs),

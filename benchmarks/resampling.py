@@ -5,7 +5,7 @@ calls counted, seconds of one purification and of one full-gradient step as medi
 repeats in one process, and peak memory of each in a process of its own. Quality, on a coarser plan
 that can be attacked: how visible mask borders are, and accuracy under full-gradient PGD + EOT.
 
-    python benchmarks/resampling.py --figure docs/resampling.png
+    python benchmarks/resampling.py --figure docs/experiments/resampling.png
 """
 
 import argparse
@@ -93,12 +93,12 @@ def costs(steps: int, batch: int, device: str, repeats: int) -> dict[str, Any]:
         for _ in range(repeats):
             for variant, (run, defense) in runs.items():
                 start = time.perf_counter()
-                with count_network_calls(defense) as counter:
+                with count_network_calls(defense) as calls:
                     run()
                 if device == "cuda":
                     torch.cuda.synchronize()
                 seconds[variant].append(time.perf_counter() - start)
-                network_calls[variant] = counter.batches
+                network_calls[variant] = len(calls)
         del runs, run  # with what they hold: the measurements below need the memory
         for variant in VARIANTS:
             with get_context("spawn").Pool(1) as pool:  # memory that nothing else has touched

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -275,25 +274,13 @@ def _finite(state: Tensor) -> Tensor:
     return state
 
 
-@dataclass
-class CallCounter:
-    """Network calls seen: `batches` forward calls with `images` images in all."""
-
-    batches: int = 0
-    images: int = 0
-
-
 @contextmanager
-def count_network_calls(defense: Defense) -> Iterator[CallCounter]:
-    """Counts the diffusion network's forward calls inside the block, recomputed ones too."""
-    counter = CallCounter()
-
-    def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        counter.batches += 1
-        counter.images += len(arguments[0])
-
+def count_network_calls(defense: Defense) -> Iterator[list[int]]:
+    """The number of images in each call of the diffusion network inside the block, recomputed calls
+    too."""
+    calls: list[int] = []
     # Before the call: a recomputation ends as soon as it has what the backward pass needs, which
     # can be inside the network.
     denoiser = defense.denoiser or nn.Identity()  # never called
-    with denoiser.register_forward_pre_hook(hook):
-        yield counter
+    with denoiser.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0]))):
+        yield calls

@@ -102,7 +102,7 @@ def linear_schedule(
     """Linear betas (DDPM, section 4). The table is computed in float32, as diffusers does, so that
     weights trained here and there see the same noise levels bit for bit."""
     betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float32)
-    return _from_betas(betas)
+    return Schedule(tuple((1 - betas).cumprod(0).double().tolist()))
 
 
 def vp_schedule(
@@ -125,20 +125,3 @@ def vp_schedule(
         tuple(math.exp(-(beta_max - beta_min) * t**2 / 2 - beta_min * t) for t in times),
         tuple((timesteps - 1) * t for t in times),
     )
-
-
-def cosine_schedule(timesteps: int = 1000, offset: float = 0.008) -> Schedule:
-    """Squared-cosine schedule (Nichol & Dhariwal 2021, eq. 17), betas capped at .999."""
-
-    def alpha_bar(fraction: float) -> float:
-        return math.cos((fraction + offset) / (1 + offset) * math.pi / 2) ** 2
-
-    betas = [
-        min(1 - alpha_bar((i + 1) / timesteps) / alpha_bar(i / timesteps), 0.999)
-        for i in range(timesteps)
-    ]
-    return _from_betas(torch.tensor(betas, dtype=torch.float32))
-
-
-def _from_betas(betas: Tensor) -> Schedule:
-    return Schedule(tuple((1 - betas).cumprod(0).double().tolist()))

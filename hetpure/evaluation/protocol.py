@@ -214,7 +214,7 @@ def evaluate_cell(
             linf=float(linf[i]),
             l2=float(l2[i]),
             coverage=None if coverage is None else float(coverage[i]),
-            network_calls=calls.images // len(block.images),
+            network_calls=sum(calls) // len(block.images),
             threat=None if threat is None else threat.ball,
             known=list(known),
         )

@@ -1,10 +1,11 @@
-"""Networks that several test files build, noise as a training draws it, and a purifier's states."""
+"""Networks and a schedule that several test files build, noise as a training draws it, and a
+purifier's states."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from hetpure.denoiser import Denoiser
@@ -31,6 +32,12 @@ def seeded_unet(seed: int = 0) -> UNet2DModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return tiny_unet()
+
+
+def cosine_schedule(timesteps: int = 1000) -> Schedule:
+    """Of Nichol & Dhariwal 2021, as diffusers computes it."""
+    theirs = DDPMScheduler(num_train_timesteps=timesteps, beta_schedule="squaredcos_cap_v2")
+    return Schedule(tuple(theirs.alphas_cumprod.double().tolist()))
 
 
 def rows(count: int, seed: int = 0, index: int = 0) -> BatchNoise:

@@ -14,7 +14,8 @@ from torch import Tensor
 from hetpure.denoiser import Denoiser, PredictionType, to_model
 from hetpure.noise import BatchNoise, Purpose
 from hetpure.purifiers import EDMPurifier, Step
-from hetpure.schedule import NO_NOISE, Schedule, cosine_schedule, linear_schedule
+from hetpure.schedule import NO_NOISE, Schedule, linear_schedule
+from tests.hetpure.networks import cosine_schedule
 
 LINEAR = linear_schedule()
 Rows = Callable[..., BatchNoise]

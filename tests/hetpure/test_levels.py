@@ -8,8 +8,8 @@ from scipy import stats
 
 from hetpure.errors import InputError
 from hetpure.levels import ContinuousLevels, DiscreteLevels, Levels, LogNormalLevels
-from hetpure.schedule import cosine_schedule, linear_schedule
-from tests.hetpure.networks import rows
+from hetpure.schedule import linear_schedule
+from tests.hetpure.networks import cosine_schedule, rows
 
 SCHEDULE = linear_schedule()
 COUNT = 4000

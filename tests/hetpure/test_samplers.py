@@ -24,7 +24,8 @@ from hetpure.samplers import (
     add_noise,
     jump_forward,
 )
-from hetpure.schedule import NO_NOISE, cosine_schedule, linear_schedule
+from hetpure.schedule import NO_NOISE, linear_schedule
+from tests.hetpure.networks import cosine_schedule
 
 LINEAR, COSINE = linear_schedule(), cosine_schedule()
 SCHEDULES = {"linear": LINEAR, "squaredcos_cap_v2": COSINE}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.schedule import Level, cosine_schedule
+from hetpure.schedule import Level
 from hetpure.weights import load_denoiser
 from hetpure.weights.checkpoint import without_wrappers
 from hetpure.weights.convert import convert
@@ -19,6 +19,7 @@ from hetpure.weights.diffusion import meta_network
 from hetpure.weights.formats import DiffusionWeights, Hints
 from hetpure.weights.song_formats import read_edm, read_score_sde
 from hetpure.weights.unet_formats import read_ho, read_openai
+from tests.hetpure.networks import cosine_schedule
 from tests.hetpure.weights.files import edm_snapshot
 from tests.published import (
     Reference,
