@@ -50,11 +50,9 @@ class AdversarialTraining:
         check_at_least(self, 1, "steps")
         check_at_least(self, 0, "epsilon", "beta")
         check_positive(self, "step_size")
-        if self.method == "pgd" and self.beta is not None:
-            wrong = f"{self.beta} weighs TRADES' divergence: leave it out, or take method trades"
+        if (self.method == "trades") != (self.beta is not None):
+            wrong = f"is {self.beta}: method trades needs it (as published: 6), pgd has none"
             raise FieldError(self, "beta", wrong)
-        if self.method == "trades" and self.beta is None:
-            raise FieldError(self, "beta", "is needed by method trades (6)")
 
 
 def adversarial_loss(

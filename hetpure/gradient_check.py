@@ -16,7 +16,7 @@ from hetpure.memory import trim_heap
 
 M = TypeVar("M", bound=nn.Module)
 Loss = Callable[[nn.Module, Tensor, Execution], Tensor]
-STEP_SIZES = (1e-5, 1e-6, 1e-4, 1e-7)
+STEP_SIZES = (1e-5, 1e-6, 1e-4, 1e-7)  # tried in this order
 
 
 @dataclass(frozen=True)
@@ -64,25 +64,50 @@ class GradientCheck:
     device: str = "cpu"
 
     @property
-    def checks(self) -> dict[str, bool]:
-        """By name, whether each check passed."""
-        checks = {
-            "policies equal": self.policies_equal,
-            "finite differences": self.directions > 0
-            and self.finite_difference_error <= self.bound,
-        }
-        if not self.approximation:
-            checks["cosine to exact"] = self.cosine_to_exact >= self.cosine_bound
-        if self.cosine_to_float32 is not None:
-            checks["cosine to float32"] = self.cosine_to_float32 >= self.cosine_bound
-        return checks
+    def failure(self) -> str | None:
+        """What failed and what to do, in one line; None where nothing did."""
+        if not self.policies_equal:
+            elsewhere = (
+                ""
+                if self.device == "cpu"
+                else f", or an operation of it does not repeat its bits on {self.device}: a CPU"
+                " tells them apart"
+            )
+            return (
+                f"the policies {', '.join(self.compared)} disagree, so a step does something else"
+                f" when it is called again (noise that is not by address?){elsewhere}"
+            )
+        bound, cosine = self.cosine_bound, self.cosine_to_float32
+        if cosine is not None and not cosine >= bound:
+            return (
+                f"the accelerated gradient's cosine to float32 is {cosine:.4f}, below {bound}: use"
+                " another acceleration, or allow it with cosine_bound"
+            )
+        if not self.approximation and not self.cosine_to_exact >= bound:
+            return (
+                "as the attack's gradient is computed on this device, its cosine to the exact one"
+                f" is {self.cosine_to_exact:.4f}, below {bound}: allow it with cosine_bound"
+            )
+        if not self.directions:
+            return (
+                "it could not be checked: every step of a finite difference crossed a kink of a"
+                " network; another seed takes other directions"
+            )
+        if not self.finite_difference_error <= self.bound:
+            return (
+                "its error against finite differences is"
+                f" {self.finite_difference_error:.1e}, above {self.bound:.0e}, on"
+                f" {self.directions} directions: a step may be detached, or raise gradient_bound if"
+                " the network's kinks explain it"
+            )
+        return None
 
     @property
     def passed(self) -> bool:
-        return all(self.checks.values())
+        return self.failure is None
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "passed": self.passed}
+        return {**asdict(self), "passed": self.passed, "failure": self.failure}
 
 
 def check_gradient(
@@ -93,14 +118,13 @@ def check_gradient(
     compared: Sequence[Execution],
     *,
     bound: float = 1e-5,
-    step_sizes: Sequence[float] = STEP_SIZES,
 ) -> GradientCheck:
     """Checks exact policies against one another bit for bit, and the first of them against central
     finite differences.
 
     `loss(module, images, execution)` is a scalar and must hold masks and noise fixed. `images` is
-    an interior point (B, C, H, W) and `directions` (N, B, C, H, W). Step sizes are tried in order
-    until one is ten times better than the bound asks for. Computed on the images' device, or on
+    an interior point (B, C, H, W) and `directions` (N, B, C, H, W). Step sizes are tried until
+    one is ten times better than the bound asks for. Computed on the images' device, or on
     the CPU where that has no float64.
     """
     device = float64_device(images.device)
@@ -117,8 +141,7 @@ def check_gradient(
     errors = [
         error
         for direction in directions.to(device).double()
-        if (error := _difference_error(double, loss, point, exact, direction, step_sizes, bound))
-        is not None
+        if (error := _difference_error(double, loss, point, exact, direction, bound)) is not None
     ]
     return GradientCheck(
         policy=compared[0].policy,
@@ -178,14 +201,13 @@ def _difference_error(
     point: Tensor,
     gradient: Tensor,
     direction: Tensor,
-    step_sizes: Sequence[float],
     bound: float,
 ) -> float | None:
     slope = float((gradient * direction).sum())
     typical = float(gradient.norm() * direction.norm()) / point.numel() ** 0.5
     best: float | None = None
     tape = Execution("tape")
-    for size in step_sizes:
+    for size in STEP_SIZES:
         with torch.no_grad(), _Kinks() as above:
             high = float(loss(module, point + size * direction, tape))
         with torch.no_grad(), _Kinks() as below:

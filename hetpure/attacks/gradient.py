@@ -75,13 +75,10 @@ class GradientAttack(Attack):
     approximation: Approximation = "none"
 
     def __post_init__(self) -> None:
-        for field, allowed in (
-            ("loss", Loss),
-            ("average", Average),
-            ("mask", MaskPolicy),
-            ("approximation", Approximation),
-        ):
-            check_choice(self, field, allowed)
+        check_choice(self, "loss", Loss)
+        check_choice(self, "average", Average)
+        check_choice(self, "mask", MaskPolicy)
+        check_choice(self, "approximation", Approximation)
         check_at_least(self, 1, "steps", "eot_samples", "restarts")
         check_at_least(self, 0, "targets")
         if self.antithetic and self.eot_samples % 2:

@@ -1,8 +1,5 @@
-"""Spatially transformed adversarial examples (stAdv; Xiao et al. 2018, arXiv 1801.02612).
-
-Pixels are moved and none is changed: the image is sampled along a flow field. What bounds the
-attack is how far a pixel moves and how much its neighbours agree with it, no norm of the change.
-"""
+"""Spatially transformed adversarial examples (stAdv; Xiao et al. 2018, arXiv 1801.02612): pixels
+are moved along a flow field, and none is changed."""
 
 from dataclasses import dataclass
 

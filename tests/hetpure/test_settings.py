@@ -109,8 +109,8 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: TRAINING("fgsm"), "method is 'fgsm', allowed are pgd, trades"),
     (lambda: replace(TRAINING(), norm="l1"), "norm is 'l1', allowed are linf, l2"),
     (lambda: TRAINING("trades", beta=-1.0), "beta must be >= 0, got -1.0"),
-    (lambda: TRAINING("trades"), "beta is needed by method trades"),
-    (lambda: TRAINING("pgd", beta=6.0), "beta 6.0 weighs TRADES' divergence"),
+    (lambda: TRAINING("trades"), "beta is None: method trades needs it"),
+    (lambda: TRAINING("pgd", beta=6.0), "pgd has none"),
     # Classifiers.
     (lambda: ResNet(20), "ResNet.depth must be one of (18, 34, 50, 101, 152), got 20"),
     (lambda: ResNet(50, stem="svhn"), "stem is 'svhn', allowed are imagenet, cifar"),  # type: ignore[arg-type]
