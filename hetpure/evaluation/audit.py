@@ -16,7 +16,7 @@ from hetpure.attacks.attack import Threat, check_candidates
 from hetpure.errors import FieldError, check_at_least
 from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
 from hetpure.evaluation.results import by_attack, draws_right, paired
-from hetpure.evaluation.statistics import in_points, mean_accuracy
+from hetpure.evaluation.statistics import Difference, in_points, mean_accuracy
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
 STEPS, DRAWS, RADIUS = "more steps", "more EOT draws", "larger radius"
@@ -76,23 +76,20 @@ def verdicts(
     """The checks of one defence, from its records under the main attack `base` and the audit's, its
     gradient checks, and the mean cosine between halves of its EOT draws."""
     attacks = by_attack(records)
-    audited = {
-        name.removeprefix(f"{AUDIT}: "): of_attack
-        for name, of_attack in attacks.items()
-        if name.startswith(f"{AUDIT}: ")
-    }
     checks = [_gradient(check) for check in gradient_checks]
     if NULL in attacks and len(attacks[NULL][0].predictions) > 1:  # one draw is always the same
-        checks.append(_null(attacks[CLEAN], attacks[NULL]))
-
+        moved = paired(attacks[NULL], attacks[CLEAN])
+        verdict = _verdict(not moved.low <= 0 <= moved.high)
+        checks.append(Check("null attack", verdict, f"clean accuracy {_points(moved)}"))
     for name, words, sign, certain in COMPARED:
-        if name in audited:
-            moved = paired(audited[name], attacks[base]).as_dict()
+        if audited := attacks.get(f"{AUDIT}: {name}"):
+            moved = paired(audited, attacks[base])
             checks.append(_compared(name, words, moved, sign, certain, audit.tolerance))
-    if WHOLE in audited:
-        checks.append(_chance(audited[WHOLE], classes))
+    if whole := attacks.get(f"{AUDIT}: {WHOLE}"):
+        checks.append(_chance(whole, classes))
     if agreement is not None:
-        checks.append(_agreement(agreement))
+        said = f"mean cosine {agreement:.2f} between halves of the draws"
+        checks.append(Check("EOT draws", _verdict(False, agreement < FEW_DRAWS), said))
     return checks
 
 
@@ -114,34 +111,24 @@ def saved_check(
     return Check("saved images", "PASS", f"{count} images are in [0, 1] and in their balls")
 
 
+def _verdict(fails: bool, warns: bool = False) -> Verdict:
+    return "FAIL" if fails else "WARN" if warns else "PASS"
+
+
 def _gradient(check: Mapping[str, Any]) -> Check:
-    verdict: Verdict = "PASS" if check["passed"] else "FAIL"
-    if check["approximation"] and check["passed"]:
-        verdict = "WARN"
     return Check(
         "gradient check",
-        verdict,
+        _verdict(not check["passed"], check["approximation"]),
         f"{check['policy']}, {check['finite_difference_error']:.1e} from finite differences,"
         f" cosine {check['cosine_to_exact']:.4f} to the exact gradient",
     )
 
 
-def _null(clean: Sequence[Record], null: Sequence[Record]) -> Check:
-    moved = paired(null, clean).as_dict()
-    inside = moved["low"] <= 0 <= moved["high"]
-    return Check("null attack", "PASS" if inside else "FAIL", f"clean accuracy {_points(moved)}")
-
-
 def _compared(
-    name: str,
-    words: str,
-    moved: Mapping[str, Any],
-    sign: int,
-    certain: Verdict | None,
-    tolerance: float,
+    name: str, words: str, moved: Difference, sign: int, certain: Verdict | None, tolerance: float
 ) -> Check:
-    low = moved["low"] if sign > 0 else -moved["high"]
-    verdict: Verdict = "WARN" if sign * moved["difference"] > tolerance else "PASS"
+    low = moved.low if sign > 0 else -moved.high
+    verdict = _verdict(False, sign * moved.difference > tolerance)
     if low > 0 and certain is not None:
         verdict = certain
     reason = ": robustness by randomness" if name == DW_BOX and verdict == "WARN" else ""
@@ -150,22 +137,13 @@ def _compared(
 
 def _chance(records: Sequence[Record], classes: int) -> Check:
     share = mean_accuracy(draws_right(records))
-    interval = f"[{100 * share.low:.1f}, {100 * share.high:.1f}]"
-    verdict: Verdict = "FAIL" if share.low > 1 / classes else "PASS"
-    if verdict == "PASS" and share.accuracy > 1 / classes:
-        verdict = "WARN"
     return Check(
         WHOLE,
-        verdict,
-        f"where any image is allowed: accuracy {100 * share.accuracy:.1f}% {interval},"
-        f" chance {100 / classes:.0f}%",
+        _verdict(share.low > 1 / classes, share.accuracy > 1 / classes),
+        f"where any image is allowed: accuracy {100 * share.accuracy:.1f}%"
+        f" [{100 * share.low:.1f}, {100 * share.high:.1f}], chance {100 / classes:.0f}%",
     )
 
 
-def _agreement(cosine: float) -> Check:
-    verdict: Verdict = "WARN" if cosine < FEW_DRAWS else "PASS"
-    return Check("EOT draws", verdict, f"mean cosine {cosine:.2f} between halves of the draws")
-
-
-def _points(moved: Mapping[str, Any]) -> str:
-    return f"{in_points(moved)} points, n = {moved['n']}"
+def _points(moved: Difference) -> str:
+    return f"{in_points(moved.as_dict())} points, n = {moved.n}"
