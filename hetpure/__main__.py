@@ -14,7 +14,6 @@ from hetpure.errors import InputError
 from hetpure.evaluation import compare as comparing
 from hetpure.evaluation.protocol import CLEAN
 from hetpure.evaluation.results import Counting
-from hetpure.evaluation.row_check import failure
 from hetpure.images import read_image, write_image
 from hetpure.noise import noise_for
 from hetpure.presets import load_defense
@@ -139,10 +138,10 @@ def check_gradients(arguments: list[str]) -> None:
     if not cli.trainer.is_global_zero:  # one process says it
         return
     failures = [
-        f"{row}, {name.replace('_', ' ')}: {reason}"
+        f"{row}, {name.replace('_', ' ')}: {check['failure']}"
         for row, checks in print_gradient_checks(cli).items()
         for name, check in checks.items()
-        if (reason := failure(check)) is not None
+        if not check["passed"]
     ]
     if failures:
         print(*failures, sep="\n")

@@ -1,7 +1,6 @@
 """The gradient checks of a row: how far they go, what they may cost, and what they find."""
 
 import time
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -108,41 +107,3 @@ def first_gradients(row: Row, block: Block, seed: int, attack: Attack) -> Check:
     except GradientError as error:
         return Check("gradient", "FAIL", str(error))
     return Check("gradient", "PASS", f"finite and not zero, n = {len(block.images)}")
-
-
-def failure(check: Mapping[str, Any]) -> str | None:
-    """What of a gradient check failed and what to do, in one line; None where it passed."""
-    if check["passed"]:
-        return None
-    if not check["policies_equal"]:
-        elsewhere = (
-            ""
-            if check.get("device", "cpu") == "cpu"
-            else f", or an operation of it does not repeat its bits on {check['device']}: a CPU"
-            " tells them apart"
-        )
-        return (
-            f"the policies {', '.join(check['compared'])} disagree, so a step does something else"
-            f" when it is called again (noise that is not by address?){elsewhere}"
-        )
-    bound, cosine = check["cosine_bound"], check["cosine_to_float32"]
-    if cosine is not None and not cosine >= bound:
-        return (
-            f"the accelerated gradient's cosine to float32 is {cosine:.4f}, below {bound}: use"
-            " another acceleration, or allow it with cosine_bound"
-        )
-    if not check["approximation"] and not check["cosine_to_exact"] >= bound:
-        return (
-            f"as the attack's gradient is computed on this device, its cosine to the exact one is"
-            f" {check['cosine_to_exact']:.4f}, below {bound}: allow it with cosine_bound"
-        )
-    if not check["directions"]:
-        return (
-            "it could not be checked: every step of a finite difference crossed a kink of a"
-            " network; another seed takes other directions"
-        )
-    return (
-        f"its error against finite differences is {check['finite_difference_error']:.1e}, above"
-        f" {check['bound']:.0e}, on {check['directions']} directions: a step may be detached, or"
-        " raise gradient_bound if the network's kinks explain it"
-    )

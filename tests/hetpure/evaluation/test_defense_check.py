@@ -19,7 +19,6 @@ from hetpure.evaluation.defense_check import (
     float64_footprint,
     policies,
 )
-from hetpure.evaluation.row_check import failure
 from hetpure.expectation import Query
 from hetpure.gradient_check import GradientCheck
 from hetpure.gradients import Execution, Policy
@@ -151,7 +150,7 @@ def test_an_accelerated_gradient_is_judged_and_exactness_is_shown_on_the_plain_o
     if not passed:
         allowed = check_defense_gradient(fast, images, SAMPLES, 7, bound=1e-5, cosine_bound=-1.0)
         assert allowed.passed, "unless the bound allows it"
-        assert "allow it with cosine_bound" in str(failure(check.as_dict()))
+        assert "allow it with cosine_bound" in str(check.failure)
 
 
 @pytest.mark.parametrize("mistake", ["masks", "a piece is lost", "noise", "device"])
