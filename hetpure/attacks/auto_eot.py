@@ -10,7 +10,7 @@ from hetpure.attacks.apgd import APGD
 from hetpure.attacks.attack import Attack, Cost, InBall, Target, unknown_groups
 from hetpure.attacks.square import Square
 from hetpure.defense import Defense
-from hetpure.errors import FieldError, check_at_least
+from hetpure.errors import check_at_least
 from hetpure.noise import Group, Noise
 
 FULL_CHECK_DRAWS = 10
@@ -19,7 +19,8 @@ CHECK = 255  # the attack number of the draws that rate candidates: no member's
 
 @dataclass(frozen=True, kw_only=True)
 class AutoEOT(InBall):
-    """Attacks one after another, each on the images that are not finished.
+    """APGD on cross-entropy, targeted APGD on DLR, APGD on the margin and Square, in turn, each
+    on the images that are not finished.
 
     AutoAttack lets go of an image after one wrong answer. Here an image is finished when its best
     candidate is wrong on all of `check_draws` noise draws that no member attacks with; which one is
@@ -36,9 +37,6 @@ class AutoEOT(InBall):
         targets: target classes of the targeted APGD.
         square_steps: of Square; each asks twice `eot_samples` times where there is noise.
         check_draws: draws that rate a candidate.
-        members: attacks to run in place of APGD on cross-entropy, targeted APGD on DLR, APGD on the
-            margin and Square; all in the ball of `epsilon`. The settings of these four do not
-            reach them.
     """
 
     steps: int = 100
@@ -46,25 +44,15 @@ class AutoEOT(InBall):
     targets: int = 3
     square_steps: int = 5000
     check_draws: int = FULL_CHECK_DRAWS
-    members: tuple[Attack, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, 1, "steps", "eot_samples", "square_steps", "check_draws")
         check_at_least(self, 0, "targets")
-        for member in self.attacks:
-            if isinstance(member, AutoEOT):
-                raise FieldError(self, "members", f"must hold no ensemble, got {member.name}")
-            if member.threat != self.threat:
-                ball = f"{self.threat}: {member.name} attacks {member.threat or 'outside any ball'}"
-                raise FieldError(self, "members", f"must attack {ball}")
 
     @property
     def attacks(self) -> tuple[Attack, ...]:
-        """The members, in the order in which they are run."""
-        return self.members or self._default_members()
-
-    def _default_members(self) -> tuple[Attack, ...]:
+        """The members, in the order in which they are run; all in the ensemble's ball."""
         epsilon, norm, draws = self.epsilon, self.norm, self.eot_samples
         apgd = APGD(epsilon=epsilon, norm=norm, steps=self.steps, eot_samples=draws)
         return (
@@ -78,21 +66,12 @@ class AutoEOT(InBall):
     def name(self) -> str:
         return f"auto_eot_{self.norm}"
 
-    def describe(self) -> str:
-        names = ", ".join(member.name for member in self.attacks)
-        return f"{self.threat}, AutoEOT of {names}; {self.check_draws} check draws"
-
     def weaker_than_full(self) -> list[str]:
-        names = {member.name for member in self.attacks}
         weaknesses = [words for member in self.attacks for words in member.weaker_than_full()]
-        missing = [m.name for m in self._default_members() if m.name not in names]
-        if missing:
-            weaknesses.append(f"{self.name}: without {', '.join(missing)}")
-        weaknesses += self.below("check_draws", FULL_CHECK_DRAWS)
-        return list(dict.fromkeys(weaknesses))
+        return weaknesses + self.below("check_draws", FULL_CHECK_DRAWS)
 
     def notes(self, classes: int) -> list[str]:
-        return list(dict.fromkeys(n for member in self.attacks for n in member.notes(classes)))
+        return [note for member in self.attacks for note in member.notes(classes)]
 
     def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
         """At most: images that are finished are not attacked. The last member's candidates are not

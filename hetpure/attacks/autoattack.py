@@ -11,7 +11,7 @@ from torch import Tensor
 from hetpure.attacks.attack import Cost, InBall, Target
 from hetpure.attacks.library_model import LibraryModel, Listener, undisturbed
 from hetpure.defense import Defense
-from hetpure.errors import FieldError, InputError, check_at_least, check_choice
+from hetpure.errors import FieldError, check_at_least, check_choice
 from hetpure.geometry import project
 from hetpure.noise import Group
 
@@ -44,7 +44,6 @@ class AutoAttack(InBall):
         eot_samples: noise draws of each gradient of `rand`; officially 20.
         targets: target classes of the targeted attacks; officially 9, or as many as there are.
         square_queries: officially 5000.
-        attacks: only these of the version's attacks.
     """
 
     version: Version = "standard"
@@ -52,49 +51,30 @@ class AutoAttack(InBall):
     eot_samples: int = FULL["eot_samples"]
     targets: int = FULL["targets"]
     square_queries: int = FULL["square_queries"]
-    attacks: tuple[Part, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(self, "version", Version)
         check_at_least(self, 1, *FULL)
-        unknown = set(self.attacks or ()) - set(PARTS[self.version])
-        if unknown or self.attacks == ():
-            allowed = f"version {self.version} has {', '.join(PARTS[self.version])}"
-            raise FieldError(self, "attacks", f"is {self.attacks}: {allowed}")
 
     @property
     def name(self) -> str:
         return f"autoattack_{self.version}_{self.norm}"
 
-    @property
-    def _asked(self) -> tuple[Part, ...]:
-        """The attacks wanted, in the official order."""
-        return tuple(p for p in PARTS[self.version] if self.attacks is None or p in self.attacks)
-
     def parts(self, classes: int) -> tuple[Part, ...]:
-        """The attacks that can be run against so many classes, in order."""
-        parts = tuple(part for part in self._asked if classes >= LEAST_CLASSES.get(part, 2))
-        if not parts:
-            asked = ", ".join(self._asked)
-            raise InputError(f"none of AutoAttack's {asked} can attack {classes} classes")
-        return parts
+        """The version's attacks that can be run against so many classes, in the official order."""
+        return tuple(p for p in PARTS[self.version] if classes >= LEAST_CLASSES.get(p, 2))
 
     def weaker_than_full(self) -> list[str]:
-        weaknesses = [
+        return [
             line for field, full in FULL.items() for line in self.below(field, full, "official")
         ]
-        left_out = [part for part in PARTS[self.version] if part not in self._asked]
-        if left_out:
-            weaknesses.append(f"{self.name}: without {', '.join(left_out)}")
-        return weaknesses
 
     def notes(self, classes: int) -> list[str]:
-        parts = self.parts(classes)
         return [
-            f"{self.name}: without {part}, which needs {LEAST_CLASSES[part]} classes"
-            for part in self._asked
-            if part not in parts
+            f"{self.name}: without {part}, which needs {least} classes"
+            for part, least in LEAST_CLASSES.items()
+            if part in PARTS[self.version] and classes < least
         ]
 
     def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:

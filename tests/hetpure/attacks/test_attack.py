@@ -240,8 +240,6 @@ UNUSABLE: list[tuple[type[Attack], str, Any]] = [
     *((AutoEOT, field, 0) for field in ("steps", "eot_samples", "square_steps", "check_draws")),
     *((AutoAttack, field, 0) for field in ("steps", "eot_samples", "targets", "square_queries")),
     (AutoAttack, "version", "plus"),
-    (AutoAttack, "attacks", ("apgd-dlr",)),
-    (AutoAttack, "attacks", ()),
 ]
 
 

@@ -77,9 +77,9 @@ def test_noise_is_addressed_by_place_and_call(
     for number, call in enumerate(defense.calls):
         noise = call.noise
         assert noise.samples.tolist() == [31, 32, 33, 34][: len(call.images)]
-        for stream in (noise.forward_stream, noise.reverse_stream):
+        for stream in (noise.forward[:, 0], noise.reverse[:, 0]):
             assert (stream == Stream.ATTACK).all()
-        for draw in (noise.forward_draw, noise.reverse_draw):
+        for draw in (noise.forward[:, 1], noise.reverse[:, 1]):
             assert (draw == attack_draw(3, 0, 0, number).index).all()
 
 
@@ -168,7 +168,7 @@ def test_traces_and_generators_are_left_as_they_were(
 def test_the_seed_is_the_noises(smooth_classifier: Classifier, images: Tensor) -> None:
     defense = Defense(smooth_classifier)
     labels = predicted(defense, images)
-    attack = small(epsilon=0.3, attacks=("apgd-ce",))
+    attack = small(epsilon=0.3)
     first = attack(target_of(defense, images, labels))
     addresses = replace(ADDRESSES, noise=Noise.of(8, Stream.DW_BOX))
     assert not torch.equal(first, attack(target_of(defense, images, labels, addresses)))
@@ -254,5 +254,3 @@ def test_few_classes(
     labels = predicted(defense, images)
     candidates = attack(target_of(defense, images, labels))
     assert (predicted(defense, candidates[0]) != labels).all()
-    with pytest.raises(InputError, match="none of AutoAttack's apgd-dlr"):
-        small(attacks=("apgd-dlr",)).parts(2)
