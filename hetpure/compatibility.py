@@ -36,11 +36,9 @@ def check_data(data: Any) -> None:
 
 def check_classifier(classifier: Classifier, data: Any) -> None:
     """Raises InputError unless the classifier answers for the data's classes and channels."""
-    for name, value in (
-        ("num_classes", classifier.num_classes),
-        ("channels", classifier.channels),
-    ):
-        _check_equal(f"the classifier's {name}", value, "the data's", getattr(data, name, None))
+    for name in ("num_classes", "channels"):
+        ours, theirs = (getattr(owner, name, None) for owner in (classifier, data))
+        _check_equal(f"the classifier's {name}", ours, "the data's", theirs)
 
 
 def check_answers(classifier: Classifier, images: Tensor, name: str) -> None:

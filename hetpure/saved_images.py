@@ -9,14 +9,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hetpure.disk import write_whole
 from hetpure.errors import InputError
 
 BLOCKS = "blocks"  # the folder inside a run's own
-EARLIER = "images"  # its name in runs of schema 3
 
 
 def file_stem(*names: str) -> str:
@@ -60,21 +59,15 @@ def read_header(path: Path) -> dict[str, str]:
         raise InputError(f"{path} cannot be read ({error}): restore it or delete it") from None
 
 
-def read_images(path: Path) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) float32 and sample ids (N,) int64 of one file."""
-    with safe_open(path, "pt") as file:
-        return file.get_tensor("images"), file.get_tensor("samples")
-
-
 def saved_images(
     folder: Path, row: str | None = None, attack: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) float32 and sample ids (N,) int64 of one row under one attack, in the
     order of their blocks. A name that is None is the only one that the run has."""
-    pattern = "*.safetensors"
+    names = {}
     if row is not None and attack is not None:  # whose files say so by name
-        pattern = f"*-{file_stem(row, attack)}.safetensors"
-    names = _names(folder, pattern) or _names(folder, "*.safetensors")
+        names = _names(folder, f"*-{file_stem(row, attack)}.safetensors")
+    names = names or _names(folder, "*.safetensors")
     if not names:
         raise InputError(
             f"{folder} holds no saved images: give the folder of a run that saved its own"
@@ -87,18 +80,15 @@ def saved_images(
             f"row {row!r} under {attack!r}" for row, attack in sorted({*names.values()})
         )
         raise InputError(f"{folder}: name the row and the attack of one of these: {held}")
-    images, samples = zip(
-        *(read_images(path) for path, pair in names.items() if pair in wanted), strict=True
-    )
+    blocks = [load_file(path) for path, pair in names.items() if pair in wanted]
+    images, samples = ([block[key] for block in blocks] for key in ("images", "samples"))
     return torch.cat(images), torch.cat(samples)
 
 
 def _names(folder: Path, pattern: str) -> dict[Path, tuple[str, str]]:
     """Row and attack of each file of that name, in the order of the blocks. A file that says
     neither is another program's."""
-    blocks = folder / BLOCKS
-    paths = sorted((blocks if blocks.is_dir() else folder / EARLIER).glob(pattern))
-    headers = {path: read_header(path) for path in paths}
+    headers = {path: read_header(path) for path in sorted((folder / BLOCKS).glob(pattern))}
     return {
         path: (header["row"], header["attack"])
         for path, header in headers.items()

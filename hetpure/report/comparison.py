@@ -44,10 +44,10 @@ LATEX = {character: "\\" + character for character in "&%$#_{}"} | {
 
 
 def sheets(comparisons: Sequence[Comparison]) -> list[Sheet]:
-    """One for each kind of image; with the runs' names where there are several."""
+    """One for each kind of image; defences as RUN:DEFENCE where there are several runs."""
     several = len({c.column.run for c in comparisons}) > 1
     tested = _tested(comparisons)
-    heads = [*(["run"] if several else []), "defence", "n", "accuracy (%)", "difference (points)"]
+    heads = ["defence", "n", "accuracy (%)", "difference (points)"]
     heads += ["alone", "p"] if tested else []
     by_kind: dict[str, list[Comparison]] = {}
     for c in comparisons:
@@ -56,8 +56,7 @@ def sheets(comparisons: Sequence[Comparison]) -> list[Sheet]:
         Sheet(
             _title(kind, lines),
             heads,
-            [[*([c.column.run] if several else []), *_cells(c, tested)] for c in lines],
-            left=1 + several,
+            [[c.column.name if several else c.column.defense, *_numbers(c, tested)] for c in lines],
         )
         for kind, lines in by_kind.items()
     ]
@@ -79,13 +78,10 @@ def notes(comparisons: Sequence[Comparison], baseline: Column, counting: Countin
                 f"{c.column.name}, {c.kind}: {counted(c.left_out, 'sample')} left out that it or"
                 f" {baseline.name} lacks; {c.accuracy.n} compared."
             )
-    limited: dict[str, list[str]] = {}
-    for c in comparisons:
         if c.kind == ROBUST and c.column.limited:
-            limited.setdefault(", ".join(c.column.limited), []).append(c.column.name)
-    for attacks, columns in limited.items():
-        left_out = f"robust leaves out {attacks}, made on some samples only."
-        lines.append(f"{', '.join(columns)}: {left_out}")
+            attacks = ", ".join(c.column.limited)
+            left_out = f"robust leaves out {attacks}, made on some samples only."
+            lines.append(f"{c.column.name}: {left_out}")
     return lines
 
 
@@ -176,24 +172,23 @@ def write_csv(
 
 def latex(sheets: Sequence[Sheet], remarks: Sequence[str]) -> str:
     """A tabular that needs the package booktabs and nothing else; the remarks are comments."""
-    heads, names = sheets[0].heads, sheets[0].left
+    heads = sheets[0].heads
     text = ["% " + " ".join(remark.split()) for remark in remarks]
-    text.append(rf"\begin{{tabular}}{{{'l' * names}{'r' * (len(heads) - names)}}}")
+    text.append(rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}")
     text += [r"\toprule", " & ".join(map(_escaped, heads)) + r" \\"]
     for sheet in sheets:
         title = _escaped(sheet.title)
         text += [r"\midrule", rf"\multicolumn{{{len(heads)}}}{{l}}{{{title}}} \\"]
-        for row in sheet.rows:
-            cells = [*map(_escaped, row[:names]), *map(_mathematics, row[names:])]
+        for name, *numbers in sheet.rows:
+            cells = [_escaped(name), *map(_mathematics, numbers)]
             text.append(" & ".join(cells) + r" \\")
     return "\n".join([*text, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _cells(comparison: Comparison, tested: bool) -> list[str]:
-    """The cells of a line."""
+def _numbers(comparison: Comparison, tested: bool) -> list[str]:
+    """The cells of a line after its name."""
     apart, test = comparison.difference, comparison.test
     cells = [
-        comparison.column.defense,
         str(comparison.accuracy.n),
         interval(comparison.accuracy.as_dict()),
         "baseline" if apart is None else in_points(apart.as_dict()),

@@ -160,7 +160,7 @@ def test_compare_writes_what_it_shows(
     assert float(rows[-1]["difference"]) == -0.5
     assert (rows[-1]["only_this"], rows[-1]["only_baseline"]) == ("0", "20")
     assert float(rows[-1]["p_value"]) == pytest.approx(2**-19)
-    assert r"bad & c & $40$ & $25.0" in (tmp_path / "o.tex").read_text()
+    assert "bad:c & $40$ & $25.0" in (tmp_path / "o.tex").read_text()
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_the_latex_is_well_formed(shown: list[Comparison]) -> None:
     TeX is escaped, and no line's end takes the next cell for its option."""
     text = latex(sheets(shown), notes(shown, shown[0].column, "vote"))
     body = [text_line for text_line in text.splitlines() if not text_line.startswith("%")]
-    assert body[0].startswith(r"\begin{tabular}{ll")
+    assert body[0].startswith(r"\begin{tabular}{lr")
     assert body[-1] == r"\end{tabular}"
     plain = re.sub(r"\\[&%$#_{}\\]", "", "\n".join(body))
     assert plain.count("{") == plain.count("}")
@@ -146,8 +146,8 @@ def test_the_latex_is_well_formed(shown: list[Comparison]) -> None:
     for row in rows:
         assert row.endswith(r" \\")
         assert len(re.findall(r"(?<!\\)&", row)) == cells - 1
-    assert all(not row.startswith(("[", "*")) for row in body)
-    assert r"x\_1 & {}[*] & $40$ & $0.0\ [0.0,\ 8.8]$" in text
+    assert r"x\_1:[*] & $40$ & $0.0\ [0.0,\ 8.8]$" in text
+    assert "\n{}[*] & $40$" in latex(sheets([c for c in shown if c.column.run == "x_1"]), [])
     assert (
         r"50\% of\_\$x \& \{y\} \#1 \textbackslash{} \textasciitilde{}\textasciicircum{}"
         r"\textless{}[z]\textbar{}"
