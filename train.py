@@ -6,9 +6,9 @@ Every option: `python train.py --help`; other trainings: `configs/train/`.
 import sys
 from pathlib import Path
 
-from lightning import LightningDataModule, LightningModule
+from lightning import LightningModule
 
-from lightning_modules.cli import make_cli, run, with_default_config
+from lightning_modules.cli import make_cli, run
 from lightning_modules.options import naming_options
 from lightning_modules.signals import SaveWhenStopped, check_nothing_is_loaded_unasked
 from lightning_modules.training_cli import KeepConfig, TrainingCLI
@@ -20,11 +20,10 @@ def main(arguments: list[str]) -> None:
     """Parses the arguments, builds the program and runs it."""
     cli = make_cli(
         TrainingCLI,
-        with_default_config(arguments, DEFAULT),
+        arguments,
+        DEFAULT,
         model_class=LightningModule,
-        datamodule_class=LightningDataModule,
         subclass_mode_model=True,
-        subclass_mode_data=True,
         trainer_defaults={"callbacks": [SaveWhenStopped()]},
         save_config_callback=KeepConfig,
         save_config_kwargs={"overwrite": True},  # it says where that may be

@@ -5,10 +5,12 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import torch
+from diffusers.utils import make_image_grid, numpy_to_pil
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from datamodules.fashion_mnist import FashionMNIST
@@ -106,16 +108,14 @@ class SampleGrid(EveryUpdates):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         assert module.last_update is not None
-        grid = tile(self._draw(denoiser, module.last_update.batch.x0, module.seed), self.rows)
-        picture = Image.fromarray((grid * 255).round().byte().numpy())
+        images = self._draw(denoiser, module.last_update.batch.x0, module.seed)
+        grid = make_image_grid(numpy_to_pil(images.numpy()), self.rows, self.rows)
         run.mkdir(parents=True, exist_ok=True)
-        double = (2 * picture.width, 2 * picture.height)
-        picture.resize(double, Image.Resampling.NEAREST).save(run / "samples.png")
+        ImageOps.scale(grid, 2, Image.Resampling.NEAREST).save(run / "samples.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                layout = "HW" if grid.dim() == 2 else "HWC"
                 logger.experiment.add_image(
-                    "samples", grid, trainer.global_step, dataformats=layout
+                    "samples", np.asarray(grid), trainer.global_step, dataformats="HWC"
                 )
 
     @torch.no_grad()
@@ -125,12 +125,3 @@ class SampleGrid(EveryUpdates):
         shaped = like.new_empty(self.rows**2, *like.shape[1:], dtype=torch.float32)
         images = draw_images(denoiser, noise, shaped, network_calls=self.network_calls)
         return images.movedim(1, -1).cpu()
-
-
-def tile(images: Tensor, columns: int) -> Tensor:
-    """(N, H, W, C) images to one picture, (H', W') or (H', W', C)."""
-    count, height, width, channels = images.shape
-    rows = count // columns
-    grid = images[: rows * columns].reshape(rows, columns, height, width, channels)
-    picture = grid.transpose(1, 2).reshape(rows * height, columns * width, channels)
-    return picture.squeeze(-1)

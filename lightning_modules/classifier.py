@@ -16,7 +16,7 @@ from hetpure.compatibility import check_classifier
 from hetpure.noise import BatchNoise, Noise, Stream
 from hetpure.weights import save_classifier
 from hetpure.weights.classifier import build_classifier
-from lightning_modules.resume import comparable, described
+from lightning_modules.resume import comparable
 from lightning_modules.training import Training
 
 
@@ -79,7 +79,7 @@ class ClassifierTraining(Training):
                 "weight_decay": weight_decay,
                 "label_smoothing": label_smoothing,
                 "shift_pixels": shift_pixels,
-                "adversarial": described(adversarial),
+                "adversarial": adversarial,
                 "seed": seed,
             }
         )

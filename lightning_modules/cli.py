@@ -6,10 +6,11 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jsonargparse import ArgumentError
+from lightning import LightningDataModule
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 
@@ -26,13 +27,8 @@ PARTIAL = (
 # What a disk, its permissions or a network's file system can refuse.
 WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 WRITING |= {errno.ENOTDIR, errno.EEXIST, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+AnyCLI = TypeVar("AnyCLI", bound=LightningCLI)
 adapt_parser()
-
-
-def with_default_config(arguments: Sequence[str], default: Path) -> list[str]:
-    """The arguments, led by the default config where they name none."""
-    named = _name_a_config(arguments)
-    return list(arguments) if named else ["--config", str(default), *arguments]
 
 
 def _name_a_config(arguments: Sequence[str]) -> bool:
@@ -86,12 +82,18 @@ class CLI(LightningCLI):
             super().instantiate_classes()
 
 
-def make_cli(kind: type[LightningCLI], arguments: list[str], **settings: Any) -> LightningCLI:
-    """A LightningCLI that only parses and builds; parse errors are raised, not printed."""
+def make_cli(
+    kind: type[AnyCLI], arguments: Sequence[str], default: Path, **settings: Any
+) -> AnyCLI:
+    """A LightningCLI that only parses the arguments, led by the default config where they name
+    none, and builds; parse errors are raised, not printed."""
     quiet()
+    leading = [] if _name_a_config(arguments) else ["--config", str(default)]
     return kind(
         run=False,
-        args=arguments,
+        args=[*leading, *arguments],
+        datamodule_class=LightningDataModule,
+        subclass_mode_data=True,
         parser_kwargs={"exit_on_error": False},
         **settings,
     )

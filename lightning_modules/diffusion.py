@@ -36,7 +36,7 @@ from hetpure.weights.diffusion import (
 )
 from hetpure.weights.schedulers import fresh_scheduler, load_scheduler
 from lightning_modules.processes import parted, shard, whole
-from lightning_modules.resume import comparable, described
+from lightning_modules.resume import comparable
 from lightning_modules.training import Training
 
 COMPILED_COSINE = 0.99
@@ -139,9 +139,8 @@ class DiffusionTraining(Training):
         levels.check(self.denoiser.schedule, self.denoiser.prediction_type)
         self.ema_decay = ema_decay
         self.ema = self._begun_average()
-        self.guide_name = guide
         # In a tuple, so that the frozen guide is neither in checkpoints nor wrapped by strategies.
-        self._guide: tuple[Classifier, ...] = (load_classifier(guide),) if guided and guide else ()
+        self._guide: tuple[Classifier, ...] = (load_classifier(guide),) if guide else ()
         if compile:  # in place: the names of weights stay
             for module in (network, *self._guide):
                 module.compile()
@@ -162,9 +161,9 @@ class DiffusionTraining(Training):
                 "mode": mode,
                 "horizontal_flip": horizontal_flip,
                 "seed": seed,
-                "perturbation": described(perturbation),
-                "levels": described(levels),
-                "guide": folder_hash(resolve(guide)) if self._guide and guide else None,
+                "perturbation": perturbation,
+                "levels": levels,
+                "guide": folder_hash(resolve(guide)) if guide else None,
             }
         )
 

@@ -19,6 +19,7 @@ from lightning_modules.progress import EvaluationProgress
 from lightning_modules.queue import SILENCE, Queue
 from lightning_modules.sweep import Sweep
 
+Describe = Callable[[Store], Run]
 SEEN_WITHIN = 30.0  # seconds that a network's file system may take
 
 
@@ -57,7 +58,7 @@ class RobustnessEvaluation(L.LightningModule):
         self.networks = self.loaded.modules()  # which move with this module
         self.store = Store(Path(folder) / (run or datetime.now().strftime("%Y%m%d-%H%M%S-%f")))
         self.silence = silence
-        self.describe: Callable[[Store], Run] | None = None
+        self.describe: Describe | None = None
         self.described: Run | None = None
 
     def setup(self, stage: str) -> None:
@@ -103,7 +104,8 @@ class RobustnessEvaluation(L.LightningModule):
         assert run is not None
         processes = trainer.world_size
         queue = Queue(len(tasks_of(run, processes)), trainer.global_rank, processes)
-        with EvaluationProgress(run, queue) as progress:
+        progress = EvaluationProgress(run, queue)
+        with progress.bar:
             try:
                 evaluate(run, store, queue.claim, progress, processes)
                 queue.leave()

@@ -21,10 +21,9 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from hetpure.disk import write_whole
 from hetpure.errors import InputError
-from hetpure.evaluation.description import describe
+from hetpure.evaluation.description import Evaluation, Networks, describe
 from hetpure.evaluation.facts import run_record
-from hetpure.evaluation.identity import differences
-from hetpure.evaluation.plan import RowPlan, plan, total_bytes, total_seconds
+from hetpure.evaluation.plan import RowPlan, plan
 from hetpure.evaluation.row_check import check_gradients
 from hetpure.evaluation.store import CONFIG, Store
 from hetpure.memory import gigabytes, weight_bytes
@@ -32,8 +31,8 @@ from hetpure.report.finish import finish
 from hetpure.report.gradient_checks import gradient_checks_sheet
 from hetpure.report.plan import cost_sheet, duration, memory_sheet
 from hetpure.report.sheet import wide_console
-from lightning_modules.cli import CLI, make_cli, with_default_config
-from lightning_modules.evaluation import RobustnessEvaluation
+from lightning_modules.cli import CLI, make_cli
+from lightning_modules.evaluation import Describe, RobustnessEvaluation
 from lightning_modules.images import images_of
 from lightning_modules.signals import check_nothing_is_loaded_unasked, say
 
@@ -87,55 +86,45 @@ class EvaluationCLI(CLI):
     def prepare(self) -> None:
         """Puts networks on their device and has the first process describe the run on the data's
         test images. What it chose becomes part of the config that is saved."""
-        model, device = self.model, self.trainer.strategy.root_device
-        torch.backends.cudnn.allow_tf32 = False  # float32 is float32
-        model.to(device)
-        with one_at_a_time():
-            self.datamodule.prepare_data()
-        self.datamodule.setup("test")
-        loader = self.datamodule.test_dataloader()
-        images = images_of(self.datamodule, loader, device)
-        model.describe = partial(
-            describe,
+        model, trainer = self.model, self.trainer
+        model.describe = describer(
             model.config,
             model.loaded,
-            images,
-            device=device,
-            largest=loader.batch_size,
-            sharing=self.trainer.num_devices,
+            self.datamodule,
+            trainer.strategy.root_device,
+            sharing=trainer.num_devices,
         )
-        if self.trainer.is_global_zero:
-            model.store = self._store(model.store)
+        if trainer.is_global_zero:
+            model.store = self._store(model.store, model.describe)
             model.described = model.describe(model.store)
 
-    def _store(self, wanted: Store) -> Store:
+    def _store(self, store: Store, describe: Describe) -> Store:
         """The folder of the run. One that holds another run is refused with the difference; or it
         is left as it is, where that is forced, and the run gets a folder of its own."""
-        paths = (wanted.path.with_name(f"{wanted.path.name}-{n}") for n in itertools.count(2))
-        for path in itertools.chain([wanted.path], paths):
-            store = Store(path)
-            before = store.read_run()
-            if before is None:
+        wanted = store.path
+        for number in itertools.count(2):
+            if (before := store.read_run()) is None:
                 break
-            assert self.model.describe is not None
-            now = self.model.describe(store).identity()
-            if self.config.resume != "force" or not differences(before["identity"], now):
-                try:
-                    store.check_same(before["identity"], now, f"{path} holds a run with")
-                except InputError as error:
+            now = describe(store).identity()
+            try:
+                store.check_same(before["identity"], now, f"{store.path} holds a run with")
+            except InputError as error:
+                if self.config.resume != "force":
                     raise InputError(
                         f"{error} (--model.run names the folder, --resume=force takes a new one)"
                     ) from None
-                begun, threads = before["provenance"]["threads"], torch.get_num_threads()
-                if threads != begun:
-                    print(
-                        f"the run goes on with the {begun} threads a process that it began with"
-                        f" ({threads} would be now): another number gives other roundings"
-                    )
-                torch.set_num_threads(begun)
-                break
-        if path != wanted.path:
-            print(f"{wanted.path} holds a run with another config: this one is in {path}")
+                store = Store(wanted.with_name(f"{wanted.name}-{number}"))
+                continue
+            begun, threads = before["provenance"]["threads"], torch.get_num_threads()
+            if threads != begun:
+                print(
+                    f"the run goes on with the {begun} threads a process that it began with"
+                    f" ({threads} would be now): another number gives other roundings"
+                )
+            torch.set_num_threads(begun)
+            break
+        if store.path != wanted:
+            print(f"{wanted} holds a run with another config: this one is in {store.path}")
         return store
 
     def evaluate(self) -> None:
@@ -175,29 +164,46 @@ class EvaluationCLI(CLI):
             yield
 
 
-@contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """The user's processes on this machine after one another: what the first one makes, the others
-    find."""
-    path = Path(tempfile.gettempdir()) / f"hetpure-{os.getuid()}.lock"
-    with path.open("a") as file:
+def describer(
+    config: Evaluation,
+    networks: Networks,
+    data: LightningDataModule,
+    device: torch.device,
+    *,
+    sharing: int = 1,
+) -> Describe:
+    """What describes a run, in the store that it is given, on the data's test images; networks and
+    images are on the device from now on."""
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32
+    networks.modules().to(device)
+    lock = Path(tempfile.gettempdir()) / f"hetpure-{os.getuid()}.lock"
+    with lock.open("a") as file:  # what one process makes, the user's others here find
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        data.prepare_data()
+    data.setup("test")
+    loader = data.test_dataloader()
+    images = images_of(data, loader, device)
+    return partial(
+        describe,
+        config,
+        networks,
+        images,
+        device=device,
+        largest=loader.batch_size,
+        sharing=sharing,
+    )
 
 
 def evaluation_cli(arguments: Sequence[str]) -> EvaluationCLI:
     """Parses the arguments, the default config where they name none, and builds the program."""
-    cli = make_cli(
+    return make_cli(
         EvaluationCLI,
-        with_default_config(arguments, DEFAULT),
+        arguments,
+        DEFAULT,
         model_class=RobustnessEvaluation,
-        datamodule_class=LightningDataModule,
-        subclass_mode_data=True,
         save_config_callback=None,
         trainer_defaults={"inference_mode": False},
     )
-    assert isinstance(cli, EvaluationCLI)
-    return cli
 
 
 def print_plan(cli: EvaluationCLI) -> dict[str, RowPlan]:
@@ -209,10 +215,12 @@ def print_plan(cli: EvaluationCLI) -> dict[str, RowPlan]:
     console = wide_console()
     console.print(cost_sheet(rows, title).terminal(), memory_sheet(rows, run.budget).terminal())
     networks = gigabytes(weight_bytes([cli.model.networks]))
+    seconds = sum(row.seconds for row in rows.values())
+    most = max(max(row.gradient_bytes, row.check_bytes) for row in rows.values())
     console.print(
-        f"the whole evaluation on one device: about {duration(total_seconds(rows))}, gradient"
+        f"the whole evaluation on one device: about {duration(seconds)}, gradient"
         f" checks taken at their most; blocks of {run.block} images; memory: networks {networks},"
-        f" beside them up to {gigabytes(total_bytes(rows))}",
+        f" beside them up to {gigabytes(most)}",
         highlight=False,
     )
     return rows

@@ -178,8 +178,6 @@ class RobustProbe(EveryUpdates):
     def measure(self, trainer: L.Trainer, module: DiffusionTraining) -> dict[str, float]:
         """Both shares, of the averaged weights as they are now."""
         block = first_images(trainer, self.images)
-        if self.classifier is None and module.guide is None and module.guide_name:
-            self.classifier = load_classifier(module.guide_name)  # which guides nothing here
         classifier = self.classifier or module.guide
         if classifier is None:
             raise FieldError(self, "classifier", "is needed: this training has no guide")

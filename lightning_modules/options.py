@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
+from jsonargparse import Namespace
+
 from hetpure.errors import FieldError, InputError
 
 
@@ -19,7 +21,7 @@ def causes(error: BaseException) -> list[BaseException]:
 
 
 @contextmanager
-def naming_options(config: Any) -> Iterator[None]:
+def naming_options(config: Namespace) -> Iterator[None]:
     """Within it a FieldError becomes an InputError that names the option of the parsed config: the
     one that sets the field, or the first of several. It stays as it is where the config has no such
     class with such a value."""
@@ -27,7 +29,9 @@ def naming_options(config: Any) -> Iterator[None]:
         yield
     except Exception as error:
         for cause in causes(error):
-            if isinstance(cause, FieldError) and (options := list(_options(cause, config, ""))):
+            if isinstance(cause, FieldError) and (
+                options := list(_options(cause, config.as_dict(), ""))
+            ):
                 others = f" (or {', '.join(options[1:])})" if len(options) > 1 else ""
                 raise InputError(f"{options[0]} {cause.problem}{others}") from error
         raise
@@ -38,12 +42,11 @@ def _options(error: FieldError, value: Any, path: str) -> Iterator[str]:
     if isinstance(value, list | tuple):
         for entry in value:
             yield from _options(error, entry, path)
-    settings = _mapping(value)
-    if settings is None:
+    if not isinstance(value, Mapping):
         return
-    name = settings.get("class_path")
+    name, settings = value.get("class_path"), value
     if isinstance(name, str):
-        settings = _mapping(settings.get("init_args")) or {}
+        settings = value.get("init_args", {})
         is_owners = name.rpartition(".")[2] == type(error.owner).__name__
     else:  # a dataclass stands in a config without its name
         is_owners = settings.keys() == signature(type(error.owner)).parameters.keys()
@@ -51,10 +54,3 @@ def _options(error: FieldError, value: Any, path: str) -> Iterator[str]:
         if is_owners and key == error.field and child == getattr(error.owner, key, child):
             yield f"--{path}{key}"
         yield from _options(error, child, f"{path}{key}.")
-
-
-def _mapping(value: Any) -> Mapping[str, Any] | None:
-    """A mapping, or what jsonargparse makes of one."""
-    if isinstance(value, Mapping):
-        return value
-    return vars(value) if type(value).__name__ == "Namespace" else None

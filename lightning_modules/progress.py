@@ -45,15 +45,8 @@ class EvaluationProgress(Watch):
         total = sum(task_work(run, task) for task in tasks_of(run))
         self.task = self.bar.add_task("gradient checks", total=total)
 
-    def __enter__(self) -> "EvaluationProgress":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
     def begin(self, row: str, attack: str) -> None:
-        self.describe(self._so_far(row, attack))
+        self.bar.update(self.task, description=self._so_far(row, attack))
 
     def advance(self, work: int) -> None:
         self.queue.advance(work)
@@ -65,7 +58,10 @@ class EvaluationProgress(Watch):
             float(np.mean([prediction == record.label for prediction in record.predictions]))
             for record in records
         )
-        self._log(self._so_far(row, attack))
+        if self.logs:
+            self.look()
+            done = self.bar.tasks[self.task].percentage
+            say(f"{done:3.0f}% of the run; {self._so_far(row, attack)}\n")
 
     def strike(self, row: str, reason: str) -> None:
         line = f"{row} is struck out: {reason}"
@@ -77,16 +73,6 @@ class EvaluationProgress(Watch):
         self.queue.check()
         if self.queue.process == 0:
             self.bar.update(self.task, completed=sum(self.queue.work()))
-
-    def describe(self, text: str) -> None:
-        """What is computed now."""
-        self.bar.update(self.task, description=text)
-
-    def _log(self, text: str) -> None:
-        if self.logs:
-            self.look()
-            done = self.bar.tasks[self.task].percentage
-            say(f"{done:3.0f}% of the run; {text}\n")
 
     def _so_far(self, row: str, attack: str) -> str:
         if (row, attack) not in self.images:

@@ -85,16 +85,16 @@ def count_anew(loop: dict[str, Any], trainer: L.Trainer) -> None:
         )
 
 
-def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree for one training to go on from another's checkpoint, as JSON holds it."""
-    public = {key: value for key, value in config.items() if not key.startswith("_")}
-    plain: dict[str, Any] = json.loads(json.dumps(public))
+def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What must agree for one training to go on from another's checkpoint, as JSON holds it; of a
+    user's own class that is no dataclass the name alone."""
+    public = {key: value for key, value in settings.items() if not key.startswith("_")}
+    plain: dict[str, Any] = json.loads(json.dumps(public, default=_described))
     return plain
 
 
-def described(part: object) -> str:
-    """A part with its settings; of a user's own class that is no dataclass the name alone."""
-    return repr(part) if part is None or is_dataclass(part) else type(part).__name__
+def _described(part: object) -> str:
+    return repr(part) if is_dataclass(part) else type(part).__name__
 
 
 def check_same(mine: Mapping[str, Any], theirs: Mapping[str, Any] | None, instead: str) -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from hetpure.attacks import Attack
 from hetpure.errors import InputError
-from hetpure.evaluation.description import Evaluation, Networks, describe
+from hetpure.evaluation.description import Evaluation, Networks
 from hetpure.evaluation.protocol import Protocol
 from hetpure.evaluation.rows import DefenseConfig
 from hetpure.evaluation.search import Settings, choose, search
@@ -21,8 +21,7 @@ from hetpure.evaluation.store import Store
 from hetpure.gradients import APPROXIMATIONS
 from hetpure.report.frontier import draw_frontier, frontier_page
 from hetpure.report.sheet import wide_console
-from lightning_modules.evaluation_cli import DEFAULT
-from lightning_modules.images import images_of
+from lightning_modules.evaluation_cli import DEFAULT, describer
 from lightning_modules.sweep import combinations
 
 DENOISER = "tuned"  # its key in the configs of the evaluations
@@ -89,14 +88,7 @@ def tune(
         audit=None,
         seed=seed,
     )
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32
-    networks, place = Networks.load(evaluation), torch.device(device)
-    networks.modules().to(place)
-    data.prepare_data()
-    data.setup("test")
-    loader = data.test_dataloader()
-    images = images_of(data, loader, place)
-    run = describe(evaluation, networks, images, store, device=place, largest=loader.batch_size)
+    run = describer(evaluation, Networks.load(evaluation), data, torch.device(device))(store)
     settings = {name: settings for name, (settings, _) in candidates.items()}
     trials = []
     for number, (name, trial) in enumerate(search(run, store, base, settings), start=1):
@@ -129,11 +121,7 @@ def tuned_config(config: Mapping[str, Any], settings: Settings) -> dict[str, Any
     """A config for evaluate.py with the chosen settings, on all test images."""
     row = copy.deepcopy(config["base"]) | {"denoiser": DENOISER}
     for path, value in settings.items():
-        node = row
-        *parents, last = path.split(".")
-        for parent in parents:
-            node = _settings_of(node)[parent]
-        _settings_of(node)[last] = value
+        _change(row, path, value)
     data = copy.deepcopy(config["data"])
     data["init_args"] |= {"test_split": "test", "limit": None}
     return {
@@ -152,7 +140,11 @@ def tuned_config(config: Mapping[str, Any], settings: Settings) -> dict[str, Any
     }
 
 
-def _settings_of(node: dict[str, Any]) -> dict[str, Any]:
-    """Where a class's settings are in a config: beside its class_path, or in the node itself."""
-    inner: dict[str, Any] = node["init_args"] if "class_path" in node else node
-    return inner
+def _change(node: dict[str, Any], path: str, value: Any) -> None:
+    """Changes a setting, in a config, where a class's settings are beside its class_path."""
+    settings = node["init_args"] if "class_path" in node else node
+    name, _, rest = path.partition(".")
+    if rest:
+        _change(settings[name], rest, value)
+    else:
+        settings[name] = value

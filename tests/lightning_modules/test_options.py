@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 import train
 from hetpure.adversarial_training import AdversarialTraining
@@ -85,11 +85,11 @@ def test_several_options_or_none() -> None:
         ({"x": {"class_path": "any.AdversarialTraining", "init_args": {"steps": 3}}},
          "--x.steps must be odd"),
     ):  # fmt: skip
-        with pytest.raises(InputError) as error, naming_options(config):
+        with pytest.raises(InputError) as error, naming_options(Namespace(config)):
             raise FieldError(AdversarialTraining(steps=3), "steps", "must be odd")
         assert str(error.value) == message
 
 
 def test_other_errors_pass() -> None:
-    with pytest.raises(ZeroDivisionError), naming_options({}):
+    with pytest.raises(ZeroDivisionError), naming_options(Namespace()):
         _ = 1 / 0

@@ -22,7 +22,7 @@ from hetpure.levels import LogNormalLevels
 from hetpure.noise import Noise, Purpose, Stream
 from hetpure.numbers import Number
 from hetpure.weights import load_classifier, load_denoiser
-from lightning_modules.callbacks import ExportWeights, tile
+from lightning_modules.callbacks import ExportWeights
 from lightning_modules.classifier import ClassifierTraining
 from lightning_modules.diffusion import DiffusionTraining
 from tests.lightning_modules.trainings import LABEL_FREE, UNET, Seen, diffusion, trainer
@@ -239,14 +239,6 @@ def test_validation_attacks_under_the_probes_noise(
         metrics = validating.callback_metrics
         assert metrics["validation/robust_accuracy"] == pytest.approx(right / 32)
         assert metrics["validation/accuracy"] == accuracy(module)
-
-
-def test_tile_keeps_rows_together() -> None:
-    images = torch.arange(6).reshape(6, 1, 1, 1).expand(6, 2, 2, 1)
-    picture = tile(images, 3)
-    assert picture.shape == (4, 6)
-    assert picture[0].tolist() == [0, 0, 1, 1, 2, 2]
-    assert picture[3].tolist() == [3, 3, 4, 4, 5, 5]
 
 
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
