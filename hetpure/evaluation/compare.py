@@ -170,8 +170,9 @@ def _column(run: RecordedRun, defense: str, attack: str, counting: Counting) -> 
     if CLEAN not in attacks:
         raise InputError(f"{where} has no records of clean images")
     clean = attacks.pop(CLEAN)
-    names = _candidates(attacks, where, counting) if attack == ROBUST else [attack]
-    chosen = {name: attacks[name] for name in names if name in attacks}
+    chosen: dict[str, Sequence[Record]] = {k: v for k, v in attacks.items() if k == attack}
+    if attack == ROBUST:
+        chosen = _candidates(attacks, where, counting)
     if not chosen:
         return None
     for name, records in chosen.items():
@@ -192,7 +193,7 @@ def _column(run: RecordedRun, defense: str, attack: str, counting: Counting) -> 
 
 def _candidates(
     attacks: Mapping[str, Sequence[Record]], where: str, counting: Counting
-) -> list[str]:
+) -> dict[str, Sequence[Record]]:
     """What `robust` chooses among. For `dw_box` the one attack that knows noise: those that know
     other noise are other attackers, and count their selection draws differently."""
     white_box = {
@@ -201,11 +202,11 @@ def _candidates(
         if name != NULL and not name.startswith(AUDIT)
     }
     if counting != "dw_box":
-        return list(of_threat(white_box)) if white_box else []
-    names = [name for name, records in white_box.items() if records[0].known]
-    if len(names) > 1:
+        return of_threat(white_box)
+    known = {name: records for name, records in white_box.items() if records[0].known}
+    if len(known) > 1:
         raise InputError(
-            f"--protocol dw_box: {where} has {len(names)} attacks that know noise; name one with"
-            f" --attack: {', '.join(names)}"
+            f"--protocol dw_box: {where} has {len(known)} attacks that know noise; name one with"
+            f" --attack: {', '.join(known)}"
         )
-    return names
+    return known

@@ -46,8 +46,15 @@ def read_run(path: Path) -> RecordedRun:
         }
         run = RecordedRun(path.name, contents.records(), about, not contents.missing)
     else:
+        files = sorted(path.glob("records*.jsonl"))
+        if not files:
+            raise InputError(
+                f"RUN {path}: there is no {RUN} and no {RECORDS} in it; a run is a folder that"
+                " evaluate.py wrote"
+            )
+        records = parse_records({str(file): file.read_text() for file in files})
         about = _earlier_results(path)
-        run = RecordedRun(path.name, _earlier_records(path), about, bool(about))
+        run = RecordedRun(path.name, records, about, bool(about))
     if not run.records:
         raise InputError(f"RUN {path}: it holds no record yet")
     return run
@@ -104,16 +111,6 @@ def earlier_results(path: Path) -> dict[str, Any]:
         "notes": before.get("notes", []),
         "weaker_than_full": before.get("weaker_than_full", []),
     }
-
-
-def _earlier_records(path: Path) -> list[Record]:
-    files = sorted(path.glob("records*.jsonl"))
-    if not files:
-        raise InputError(
-            f"RUN {path}: there is no {RUN} and no {RECORDS} in it; a run is a folder that"
-            " evaluate.py wrote"
-        )
-    return parse_records({str(file): file.read_text() for file in files})
 
 
 def _earlier_results(path: Path) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def worst(attacks: Mapping[str, Sequence[Record]]) -> list[Record]:
 def of_threat(attacks: Mapping[str, Sequence[Record]]) -> dict[str, Sequence[Record]]:
     """The attacks whose candidates `robust` chooses among: white-box ones in the ball of the first
     of them. An attacker who knows noise and one who moves images otherwise stand for themselves."""
-    threat = next(iter(attacks.values()))[0].threat
+    threat = next((rows[0].threat for rows in attacks.values()), None)
     return {
         name: rows
         for name, rows in attacks.items()

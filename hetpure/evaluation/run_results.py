@@ -36,14 +36,14 @@ class Contents:
         run: what the run wrote when it began.
         jobs: all of the run's jobs.
         finished: what those that are done left.
-        checks: of the rows' gradients; None where a row is not checked yet.
+        checks: of the rows' gradients, as far as they are checked.
         struck: the rows that are not evaluated any more, and why.
     """
 
     run: dict[str, Any]
     jobs: Sequence[Job]
     finished: Mapping[Job, Finished]
-    checks: Mapping[str, dict[str, Any] | None]
+    checks: Mapping[str, dict[str, Any]]
     struck: Mapping[str, str]
 
     @classmethod
@@ -52,18 +52,17 @@ class Contents:
         run = store.read_run()
         if run is None or "facts" not in run:  # it is taken by something else
             raise InputError(f"{store.path} holds no evaluation")
-        facts, size = run["facts"], run["block"]
+        facts, size, rows = run["facts"], run["block"], run["facts"]["rows"]
         jobs = [
             Job(name, cell, block)
             for block in range(ceil(facts["images"] / size))
-            for name, row in facts["rows"].items()
+            for name, row in rows.items()
             for cell, about in row["cells"].items()
             if block * size < about["images"]
         ]
         finished = {job: store.get(job) for job in jobs if store.has(job)}
-        checks = {name: store.get_check(name) for name in facts["rows"]}
-        reasons = {name: store.struck(name) for name in facts["rows"]}
-        struck = {name: reason for name, reason in reasons.items() if reason is not None}
+        checks = {name: check for name in rows if (check := store.get_check(name))}
+        struck = {name: reason for name in rows if (reason := store.struck(name))}
         return cls(run, jobs, finished, checks, struck)
 
     @property
@@ -76,8 +75,7 @@ class Contents:
     def missing(self) -> int:
         """How many jobs, and checks of gradients, are still to be done."""
         jobs = [job for job in self.jobs if job not in self.finished and job.row not in self.struck]
-        unchecked = [name for name, check in self.checks.items() if check is None]
-        return len(jobs) + sum(name not in self.struck for name in unchecked)
+        return len(jobs) + len(self.facts["rows"].keys() - self.checks.keys() - self.struck.keys())
 
     def records(self, *, complete: bool = False) -> list[Record]:
         """Those of all rows that are not struck out; of `complete` blocks alone, which have all the
@@ -120,7 +118,7 @@ def run_results(store: Store, contents: Contents) -> dict[str, Any]:
     defenses = summarise(records, baseline)
     agreements = eot_agreements(contents)
     for name, summary in defenses.items():
-        row, check = facts["rows"][name], contents.checks[name] or {}
+        row, check = facts["rows"][name], contents.checks.get(name, {})
         summary["purification_calls"] = row["purification_calls"]
         summary |= check.get("gradient_checks", {})
         summary["execution"] = contents.run["execution"][name]
@@ -137,7 +135,6 @@ def run_results(store: Store, contents: Contents) -> dict[str, Any]:
         }
     config = store.path / CONFIG
     commits = sorted({str(finished.commit) for finished in contents.finished.values()})
-    checks = [check for check in contents.checks.values() if check]
     return {
         "schema": SCHEMA,
         "samples": max((len(of_row) for of_row in samples.values()), default=0),
@@ -156,7 +153,7 @@ def run_results(store: Store, contents: Contents) -> dict[str, Any]:
         ],
         "cost": {
             "peak_memory_bytes": measured.get("peak_memory_bytes", 0),
-            "gradient_check_seconds": sum(check["seconds"] for check in checks),
+            "gradient_check_seconds": sum(check["seconds"] for check in contents.checks.values()),
         },
         "provenance": contents.run["provenance"] | {"commits of blocks": commits},
         "config": config.read_text() if config.exists() else None,  # a notebook writes none
