@@ -159,19 +159,6 @@ class _Recomputed(torch.autograd.Function):
         return None, None, gradient, *totals
 
 
-class StraightThrough(torch.autograd.Function):
-    """The value of the second argument with the derivative of the first: BPDA with the identity
-    (Athalye et al. 2018)."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, purified: Tensor) -> Tensor:
-        return purified.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
 def input_gradient(loss: Tensor, images: Tensor) -> Tensor:
     """d loss / d images (B, ...), checked: see `check_gradient`."""
     return check_gradient(differentiate(loss, [images])[0])
