@@ -13,7 +13,7 @@ way of cutting a data set into batches.
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Literal
 
@@ -145,19 +145,16 @@ def noise_for(images: Tensor, seed: int = 0) -> "BatchNoise":
 
 @dataclass(frozen=True)
 class BatchNoise:
-    """Noise for a batch: each entry, an (image, draw), has a sample id and a pair of draws.
+    """Noise for a batch: each entry, an (image, draw), has a sample id and a draw in each group.
 
-    All fields but the seed are (N,) int64 tensors; a sign is that of the entry's normal numbers.
+    Sample ids are (N,) int64. A group's draws are (N, 3) int64: stream, index, and the sign of the
+    normal numbers.
     """
 
     seed: int
     samples: Tensor
-    forward_stream: Tensor
-    forward_draw: Tensor
-    forward_sign: Tensor
-    reverse_stream: Tensor
-    reverse_draw: Tensor
-    reverse_sign: Tensor
+    forward: Tensor
+    reverse: Tensor
 
     @classmethod
     def stack(cls, noises: Sequence[Noise], samples: Tensor) -> "BatchNoise":
@@ -165,18 +162,15 @@ class BatchNoise:
         if len({noise.seed for noise in noises}) != 1:
             raise ValueError("stacked noises must share one seed")
 
-        def repeated(values: list[int]) -> Tensor:
-            return torch.tensor(values, device=samples.device).repeat_interleave(len(samples))
+        def repeated(draws: list[Draw]) -> Tensor:
+            numbers = [(draw.stream, draw.index, -1 if draw.negated else 1) for draw in draws]
+            return torch.tensor(numbers, device=samples.device).repeat_interleave(len(samples), 0)
 
         return cls(
             noises[0].seed,
             samples.repeat(len(noises)),
-            repeated([int(noise.forward.stream) for noise in noises]),
-            repeated([noise.forward.index for noise in noises]),
-            repeated([-1 if noise.forward.negated else 1 for noise in noises]),
-            repeated([int(noise.reverse.stream) for noise in noises]),
-            repeated([noise.reverse.index for noise in noises]),
-            repeated([-1 if noise.reverse.negated else 1 for noise in noises]),
+            repeated([noise.forward for noise in noises]),
+            repeated([noise.reverse for noise in noises]),
         )
 
     def __len__(self) -> int:
@@ -184,16 +178,17 @@ class BatchNoise:
 
     def take(self, index: Tensor) -> "BatchNoise":
         """The noise of some entries, by their positions (R,), int64."""
-        kept = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "seed"}
-        return BatchNoise(self.seed, **kept)
+        return BatchNoise(self.seed, self.samples[index], self.forward[index], self.reverse[index])
+
+    def _draws(self, purpose: Purpose) -> Tensor:
+        return self.forward if purpose in FORWARD_GROUP else self.reverse
 
     def words(self, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
         """(N, count) int64 random words in [0, 2^32)."""
         _check("step", step, 20)
         _check("repeat", repeat, 16)
-        forward = purpose in FORWARD_GROUP
-        stream = (self.forward_stream if forward else self.reverse_stream)[:, None]
-        draw = (self.forward_draw if forward else self.reverse_draw)[:, None]
+        draws = self._draws(purpose)
+        stream, draw = draws[:, :1], draws[:, 1:2]
         key = (torch.full_like(stream, self.seed), stream << 24 | int(purpose) << 20 | step)
         block = torch.arange(-(-count // 4), device=self.samples.device)[None, :]
         counter = (block, self.samples[:, None], draw & _MASK, repeat << 16 | draw >> 32)
@@ -216,9 +211,8 @@ class BatchNoise:
         words = self.words(purpose, step, repeat, count + count % 2)
         radius = (-2 * _to_unit(words[:, 0::2]).log()).sqrt()
         angle = 2 * math.pi * _to_unit(words[:, 1::2])
-        sign = self.forward_sign if purpose in FORWARD_GROUP else self.reverse_sign
         pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
-        pairs = pairs * sign[:, None, None]
+        pairs = pairs * self._draws(purpose)[:, 2:, None]
         return pairs.flatten(1)[:, :count].reshape(like.shape).to(like.dtype)
 
     def integers(self, purpose: Purpose, high: int, *, step: int = 0, repeat: int = 0) -> Tensor:

@@ -63,8 +63,8 @@ def entry(
 ) -> BatchNoise:
     """A single entry, whose fields need not be those of a named stream."""
     reverse = draw if reverse_draw is None else reverse_draw
-    values = (sample, stream, draw, 1, stream, reverse, 1)
-    return BatchNoise(seed, *(torch.tensor([value]) for value in values))
+    values = [sample], [(stream, draw, 1)], [(stream, reverse, 1)]
+    return BatchNoise(seed, *map(torch.tensor, values))
 
 
 def noise_of(
@@ -224,14 +224,11 @@ def sequences(draw_normal: bool) -> dict[str, Tensor]:
         return make(Purpose.REVERSE, like, step=step, repeat=repeat).flatten()
 
     many = torch.arange(count)
-    fixed = torch.full((count,), int(Stream.REPORT))
-    zero = torch.zeros_like(many)
+    draws = torch.stack([torch.full_like(many, Stream.REPORT), many, torch.ones_like(many)], 1)
     return {
         "elements": tensor(noise_of(1), (1, 1, 200, 200)),
         "samples": tensor(noise_of(count), (count, 1, 1, 1)),
-        "draws": tensor(
-            BatchNoise(5, zero, fixed, many, zero + 1, fixed, many, zero + 1), (count, 1, 1, 1)
-        ),
+        "draws": tensor(BatchNoise(5, torch.zeros_like(many), draws, draws), (count, 1, 1, 1)),
         "steps": torch.cat([tensor(noise_of(400), (400, 1, 1, 1), step=t) for t in range(100)]),
         "repeats": torch.cat([tensor(noise_of(400), (400, 1, 1, 1), repeat=k) for k in range(100)]),
     }

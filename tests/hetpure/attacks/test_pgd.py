@@ -93,10 +93,10 @@ def test_every_query_has_its_own_draws(
     draws = []
     for noise in (call.noise for call in defense.calls):
         assert noise.samples.tolist() == SAMPLES.tolist() * 2
-        assert set(noise.forward_stream.tolist()) == {Stream.ATTACK}
-        assert torch.equal(noise.forward_stream, noise.reverse_stream)
-        assert torch.equal(noise.forward_draw, noise.reverse_draw)
-        draws += noise.forward_draw[::4].tolist()  # noise-major: four images a draw
+        assert set(noise.forward[:, 0].tolist()) == {Stream.ATTACK}
+        assert torch.equal(noise.forward[:, 0], noise.reverse[:, 0])
+        assert torch.equal(noise.forward[:, 1], noise.reverse[:, 1])
+        draws += noise.forward[::4, 1].tolist()  # noise-major: four images a draw
     queries = product(range(2), range(3), range(2))
     assert draws == [attack_draw(0, *query).index for query in queries]
     assert len(set(draws)) == 12

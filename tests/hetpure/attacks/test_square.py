@@ -169,9 +169,9 @@ def test_a_lucky_draw_is_not_kept() -> None:
     for call in defense.calls:
         asked, noise = call.images, call.noise
         assert torch.equal(noise.samples, ids.repeat(2))
-        assert len(noise.reverse_draw.unique()) == 1 and not torch.equal(asked[:40], asked[40:])
-        assert set(noise.reverse_stream.tolist()) == {Stream.ATTACK}
-        seen.add(int(noise.reverse_draw[0]))
+        assert len(noise.reverse[:, 1].unique()) == 1 and not torch.equal(asked[:40], asked[40:])
+        assert set(noise.reverse[:, 0].tolist()) == {Stream.ATTACK}
+        seen.add(int(noise.reverse[0, 1]))
     assert len(seen) == 5 * 3  # no two steps and no two draws share numbers
 
 

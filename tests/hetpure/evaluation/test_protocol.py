@@ -40,7 +40,7 @@ class Scripted(Defense):
     def forward(  # type: ignore[override]
         self, images: Tensor, noise: BatchNoise, mask: Tensor | None = None
     ) -> Tensor:
-        stream, draw = int(noise.reverse_stream[0]), int(noise.reverse_draw[0])
+        stream, draw = int(noise.reverse[0, 0]), int(noise.reverse[0, 1])
         self.asked.append((stream, draw))
         wrong = self.wrong(stream, draw, images[:, 0, 0, 0])
         return torch.stack([(~wrong).float(), wrong.float()], dim=1)
@@ -202,10 +202,10 @@ def test_what_the_attacker_knows_is_what_the_defence_runs_with(
         ) -> Tensor:
             seen.append(
                 (
-                    int(noise.forward_stream[0]),
-                    int(noise.forward_draw[0]),
-                    int(noise.reverse_stream[0]),
-                    int(noise.reverse_draw[0]),
+                    int(noise.forward[0, 0]),
+                    int(noise.forward[0, 1]),
+                    int(noise.reverse[0, 0]),
+                    int(noise.reverse[0, 1]),
                 )
             )
             return super().forward(images, noise, mask)
