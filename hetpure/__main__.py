@@ -203,7 +203,7 @@ def compare(
     sheets = comparison.sheets(compared)
     console.print(*(sheet.terminal(wrap=False) for sheet in sheets))
     for line in (*remarks, clean, attacked):
-        console.print(line, markup=False, highlight=False, emoji=False)  # :a: is a name
+        console.print(line)
     if csv is not None:
         comparison.write_csv(compared, reference, protocol, Path(csv))
     if latex is not None:

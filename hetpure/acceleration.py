@@ -80,20 +80,18 @@ def compiled_cosine(
     together. Where it is not near 1 the compiler is wrong: torch 2.13 is on CPUs for some blocks of
     diffusers' UNets, whose answers agree all the same."""
 
-    def flat_gradient() -> Tensor:
+    def gradient() -> Tensor:
         point = x.detach().requires_grad_(not weights)
         with torch.enable_grad():
             size = call(point).float().square().sum()
-        gradients = torch.autograd.grad(size, weights or point)
-        return (
-            torch.cat([gradient.flatten() for gradient in gradients])[None]
-            if weights
-            else gradients[0]
-        )
+        if weights:
+            gradients = torch.autograd.grad(size, weights)
+            return torch.cat([part.flatten() for part in gradients])[None]
+        return torch.autograd.grad(size, point)[0]
 
-    ours = flat_gradient()
+    ours = gradient()
     with torch.compiler.set_stance("force_eager"):
-        exact = flat_gradient()
+        exact = gradient()
     return float(cosines(ours, exact).mean())
 
 

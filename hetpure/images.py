@@ -34,8 +34,14 @@ def open_image(path: str | Path, channels: int, *, upright: bool = True) -> Imag
         sixteen_bits = _has_16_bits(file)
         image = ImageOps.exif_transpose(file) if upright else file
         if sixteen_bits:
-            return _scaled_16_bits(image)
-        return _before_black(image).convert(MODES[channels])
+            values = np.asarray(image).astype(np.float32)
+            if (transparent := image.info.get("transparency")) is not None:  # the one grey that is
+                values[values == transparent] = 0
+            return Image.fromarray(values / 65535)
+        if "A" in image.getbands() or "transparency" in image.info:
+            black = Image.new("RGBA", image.size, "black")
+            image = Image.alpha_composite(black, image.convert("RGBA"))
+        return image.convert(MODES[channels])
 
 
 def image_size(path: str | Path, *, upright: bool = True) -> tuple[int, int]:
@@ -80,20 +86,6 @@ def _has_16_bits(file: Image.Image) -> bool:
     if raw in ("L;2", "L;4") and "transparency" in file.info:
         raise OSError("Pillow loses which of its 4 or 16 greys is transparent: save it with 8 bits")
     return False
-
-
-def _scaled_16_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.float32)
-    if (transparent := image.info.get("transparency")) is not None:  # the one grey that is
-        values[values == transparent] = 0
-    return Image.fromarray(values / 65535)
-
-
-def _before_black(image: Image.Image) -> Image.Image:
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return image
-    opaque = Image.new("RGBA", image.size, "black")
-    return Image.alpha_composite(opaque, image.convert("RGBA"))
 
 
 def to_tensor(image: Image.Image, channels: int) -> Tensor:

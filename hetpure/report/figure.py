@@ -29,8 +29,7 @@ def draw(panels: list[Panel], path: Path) -> None:
             picture = panel.images[row].detach().cpu().movedim(0, -1).clamp(0, 1).numpy()
             axis.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture,
                         cmap="gray", vmin=0, vmax=1, interpolation="nearest")  # fmt: skip
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
             axis.set_xlabel(panel.labels[row], fontsize=8)
             if row == 0:
                 axis.set_title(panel.title, fontsize=9)

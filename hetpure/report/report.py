@@ -30,9 +30,8 @@ def report(run: Path, results: dict[str, Any] | None = None) -> None:
         last = f"{run} is of an earlier version: its gradient checks are in its own report"
     for sheet in protocol_sheets(results, passed=False):
         console.print(sheet.terminal())
-    for line in state(results):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(last, markup=False, soft_wrap=True)
+    for line in (*state(results), last):
+        console.print(line, soft_wrap=True)
 
 
 def state(results: dict[str, Any]) -> list[str]:

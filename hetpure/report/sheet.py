@@ -1,6 +1,6 @@
 """A table that can be shown in a terminal and written as Markdown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -23,8 +23,9 @@ class Sheet:
     def markdown(self) -> str:
         """As Markdown: title, table, note."""
         title = [f"**{self.title}**", ""] if self.title else []
-        lines = [_line(self.heads), "|" + " --- |" * len(self.heads), *map(_line, self.rows)]
-        return "\n".join([*title, *lines, *(["", self.note] if self.note else [])])
+        lines = [self.heads, ["---"] * len(self.heads), *self.rows]
+        table = ["| " + " | ".join(cells) + " |" for cells in lines]
+        return "\n".join([*title, *table, *(["", self.note] if self.note else [])])
 
     def terminal(self, *, wrap: bool = True) -> Table:
         """As a rich table. Unless numbers may `wrap`, they take a line each and names the rest."""
@@ -45,9 +46,7 @@ class Sheet:
 
 
 def wide_console() -> Console:
-    """As wide as the terminal; wide enough for tables where the output goes elsewhere."""
-    return Console(width=None if Console().is_terminal else 140)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    """As wide as the terminal; wide enough for tables where the output goes elsewhere. Text is
+    shown as it is: [a] and :a: are names."""
+    width = None if Console().is_terminal else 140
+    return Console(width=width, markup=False, emoji=False, highlight=False)
