@@ -12,7 +12,7 @@ from hetpure.attention import AttentionMask
 from hetpure.classifiers import Classifier
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.gradients import NOT_FINITE, Advance, Execution, GradientError, Policy, run_plan
+from hetpure.gradients import Advance, Execution, Policy, check_finite, run_plan
 from hetpure.memory import Footprint, budget_bytes, saved_bytes
 from hetpure.noise import BatchNoise, Group, noise_for
 from hetpure.purifiers import Plan, Purifier, Step
@@ -164,7 +164,8 @@ class Defense(nn.Module):
         state = purifier.start(denoiser, known, noise)
         if execution.policy == "adjoint":
             equation = adjoint.equation(purifier)
-            state = _finite(adjoint.solve(equation, denoiser, self.plan, state, noise))
+            state = adjoint.solve(equation, denoiser, self.plan, state, noise)
+            state = check_finite(state, "the purifier's result")
         else:
             execution = self.resolved(execution, images)
             state = self.run_steps(advance, state, known, mask, execution)
@@ -190,7 +191,8 @@ class Defense(nn.Module):
         if not _differentiated(state, images, mask):
             execution = Execution("tape")
         recomputed = execution.recomputed(len(self.plan))
-        return _finite(run_plan(self.plan, advance_views, state, (images, mask), recomputed))
+        state = run_plan(self.plan, advance_views, state, (images, mask), recomputed)
+        return check_finite(state, "the purifier's result")  # the clamp of the end would hide it
 
     def footprint(self, images: Tensor) -> Footprint:
         """Bytes that gradients of such images (B, C, H, W) take, measured on two of the first."""
@@ -257,13 +259,6 @@ def _differentiated(*tensors: Tensor | None) -> bool:
     """Whether a gradient in any of them is wanted."""
     wanted = any(tensor is not None and tensor.requires_grad for tensor in tensors)
     return wanted and torch.is_grad_enabled()
-
-
-def _finite(state: Tensor) -> Tensor:
-    """The state itself; not finite, it is an error that the clamp of the end would hide."""
-    if not state.isfinite().all():
-        raise GradientError(f"the purifier's result {NOT_FINITE}")
-    return state
 
 
 @contextmanager

@@ -12,13 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hetpure.defense import Defense
-from hetpure.gradients import (
-    NOT_FINITE,
-    Execution,
-    GradientError,
-    check_gradient,
-    differentiate,
-)
+from hetpure.gradients import Execution, check_finite, check_gradient, differentiate
 from hetpure.noise import BatchNoise, Noise
 
 Average = Literal["gradients", "probabilities", "logits"]
@@ -148,9 +142,7 @@ def answers(defense: Defense, query: Query, progress: Progress = lambda entries:
     """Logits (N, B, classes) for each noise; not finite, they are an error: the class with the
     largest of them would mean nothing."""
     logits = _ask(defense, query, defense.execution.micro_batch or len(query.images), progress)
-    if not logits.isfinite().all():
-        raise GradientError(f"what the defence answers {NOT_FINITE}")
-    return logits
+    return check_finite(logits, "what the defence answers")
 
 
 @torch.no_grad()

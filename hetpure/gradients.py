@@ -14,10 +14,6 @@ from hetpure.errors import FieldError, InputError, check_at_least, check_choice
 Policy = Literal["auto", "tape", "checkpoint", "hybrid", "adjoint", "bpda", "classifier_only"]
 EXACT = ("tape", "checkpoint", "hybrid")
 APPROXIMATIONS = ("adjoint", "bpda", "classifier_only")
-NOT_FINITE = (
-    "holds NaN or infinite values: attack nothing with it (float16 overflows easily: bfloat16 has"
-    " the range of float32)"
-)
 ADVICE = (
     "look for a detach, a rounding or a clamp in it, try the loss margin, or attack it without"
     " gradients (hetpure.attacks.Square) or past what hides them (hetpure.attacks.BPDA)"
@@ -180,13 +176,21 @@ def differentiate(
     ]
 
 
+def check_finite(values: Tensor, what: str) -> Tensor:
+    """The values themselves; not finite, they are an error."""
+    if not values.isfinite().all():
+        raise GradientError(
+            f"{what} holds NaN or infinite values: attack nothing with it (float16 overflows"
+            " easily: bfloat16 has the range of float32)"
+        )
+    return values
+
+
 def check_gradient(gradient: Tensor, flat: Tensor | None = None) -> Tensor:
     """The gradient (B, ...) itself; not finite, or zero for an image, it is an error: an attack
     would leave that image where it is, and it would count as robust. `flat` are images (B,) whose
     gradient may be zero: those that do not count as robust anyway."""
-    if not gradient.isfinite().all():
-        raise GradientError(f"the gradient {NOT_FINITE}")
-    zero = ~gradient.flatten(1).any(1)
+    zero = ~check_finite(gradient, "the gradient").flatten(1).any(1)
     if flat is not None:
         zero &= ~flat
     if zero.any():

@@ -7,13 +7,14 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from hetpure.attacks.attack import Target
 from hetpure.errors import InputError
-from hetpure.gradients import NOT_FINITE, GradientError
+from hetpure.gradients import check_finite
 from hetpure.noise import attack_draw
 
 SAMPLES = 2**32  # ids that an address has room for
@@ -51,22 +52,16 @@ class LibraryModel:
         differentiated = images.requires_grad and torch.is_grad_enabled()
         pixels = images.to(target.images.dtype).view_as(images)
         if differentiated:
-            pixels.register_hook(_check_finite)  # type: ignore[no-untyped-call]
+            pixels.register_hook(partial(check_finite, what="the gradient"))  # type: ignore[no-untyped-call]
         places = torch.arange(len(images), device=images.device)
         samples = (addresses.samples[0] + places) % SAMPLES
         draw = attack_draw(addresses.member, 0, self.calls >> 16, self.calls & 0xFFFF)
         self.calls += 1
         noise = addresses.noise.redraw(draw).on(samples)
-        logits: Tensor = defense(pixels, noise, defense.mask(pixels.detach(), samples))
-        if not logits.isfinite().all():
-            raise GradientError(f"what the defence answers {NOT_FINITE}")
+        logits = defense(pixels, noise, defense.mask(pixels.detach(), samples))
+        logits = check_finite(logits, "what the defence answers")
         (monitor.differentiated if differentiated else monitor.answered)(len(images))
         return logits.to(images.dtype)
-
-
-def _check_finite(gradient: Tensor) -> None:
-    if not gradient.isfinite().all():
-        raise GradientError(f"the gradient {NOT_FINITE}")
 
 
 class Listener(logging.Logger):
