@@ -264,7 +264,7 @@ def test_what_is_known_needs_no_expectation(
     attack(target_of(defense, images, LABELS, replace(ADDRESSES, known=known)))
     for call in defense.calls:
         for group in ("forward", "reverse"):
-            streams = getattr(call.noise, f"{group}_stream")
+            streams = getattr(call.noise, group)[:, 0]
             assert (streams == (Stream.DW_BOX if group in known else Stream.ATTACK)).all()
     ddim = Defense(classifier, UniformPurifier(steps=4), denoiser)
     assert attack.cost(ddim, ("forward",)).draws == 1, "DDIM has no reverse noise"
