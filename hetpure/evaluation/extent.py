@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from hetpure.defense import Defense
-from hetpure.purifiers import Plan, Step
+from hetpure.purifiers import Plan
 from hetpure.schedule import NO_NOISE
 
 IMAGES, DIRECTIONS = 2, 3
@@ -57,7 +57,9 @@ def thinned_plan(plan: Plan, count: int) -> Plan:
     """
     first: dict[object, int] = {}
     for place, step in enumerate(plan):
-        first.setdefault(_kind(step), place)
+        # What its code branches on.
+        kind = step.via > step.at, step.known, step.corrected, step.repeat > 0, step.to == NO_NOISE
+        first.setdefault(kind, place)
     last, count = len(plan) - 1, min(count, len(plan))
     even = (k * last // (count - 1) for k in range(1, count))
     return tuple(plan[place] for place in sorted({*first.values(), *even}))
@@ -73,9 +75,3 @@ def thinned(defense: Defense, plan: Plan) -> Defense:
         short.execution = replace(used, taped_steps=min(taped, len(plan)))
     short.plan = plan
     return short
-
-
-def _kind(step: Step) -> object:
-    """Steps of one kind run the same code."""
-    ends = step.to == NO_NOISE
-    return step.via > step.at, step.known, step.corrected, step.repeat > 0, ends

@@ -68,8 +68,7 @@ class Row:
 
     def copy(self) -> "Row":
         """The same row on the same networks, which can be computed in another way."""
-        surrogate = None if self.surrogate is None else copy(self.surrogate)
-        return replace(self, defense=copy(self.defense), surrogate=surrogate)
+        return replace(self, defense=copy(self.defense), surrogate=copy(self.surrogate))
 
     def compute(self, wish: Execution, images: Tensor, attack: Attack, budget: int) -> None:
         """Chooses how the row is computed: what its config and the `wish` leave open, by memory for

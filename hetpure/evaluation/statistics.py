@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 CONFIDENCE = 0.95
+TAILS = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
 RESAMPLES, CHUNK = 10_000, 500  # a chunk keeps the memory of large runs small
 FEW = 5
 
@@ -59,11 +60,11 @@ def mean_accuracy(correct: NDArray[np.bool_]) -> Estimate:
     if (correct == correct[:, :1]).all():
         return wilson(int(correct[:, 0].sum()), n, draws)
     rates = correct.mean(1)
-    low, high = _interval(_resampled_means(correct)[0])
+    low, high = np.quantile(_resampled_means(correct)[0], TAILS).tolist()
     if min((rates < 1).sum(), (rates > 0).sum()) < FEW:
         floor = wilson(round(float(rates.sum())), n)
         low, high = min(low, floor.low), max(high, floor.high)
-    return Estimate(float(correct.mean()), float(low), float(high), n, draws)
+    return Estimate(float(correct.mean()), low, high, n, draws)
 
 
 def paired_difference(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Difference:
@@ -82,7 +83,7 @@ def paired_difference(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -
         raise ValueError(f"{len(correct)} and {len(baseline)} samples cannot be paired")
     n = len(correct)
     ours, theirs = _resampled_means(correct, baseline)
-    low, high = _interval(ours - theirs)
+    low, high = np.quantile(ours - theirs, TAILS).tolist()
     gain = correct.mean(1) - baseline.mean(1)
     difference = float(gain.mean())
     if min((gain > 0).sum(), (gain < 0).sum()) < FEW:
@@ -113,11 +114,6 @@ def _resampled_means(*observed: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
             draws = correct.shape[1]
             chunks.append(generator.binomial(draws, correct.mean(1)[rows]).mean(1) / draws)
     return [np.concatenate(chunks) for chunks in means]
-
-
-def _interval(means: NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
 
 
 def attack_success(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Estimate:

@@ -1,6 +1,5 @@
 """The work of a run: tasks in order, each done once, each result kept as it comes."""
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -59,10 +58,7 @@ def evaluate(
     """Computes what the store has not yet. `claim` gives this process numbers of tasks, until None;
     by default all of them in order."""
     tasks = tasks_of(run, processes)
-    count = itertools.count()
-    for number in iter(claim or (lambda: next(count)), None):
-        if number >= len(tasks):
-            return
+    for number in range(len(tasks)) if claim is None else iter(claim, None):
         work(run, store, tasks[number], watch or Watch())
 
 
