@@ -1,6 +1,6 @@
 """What the whole of a run costs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hetpure.evaluation.cost import cell_cost
@@ -49,16 +49,6 @@ class RowPlan:
         """What one gradient takes in memory as it is computed."""
         taped = self.steps - self.execution.recomputed(self.steps)
         return self.footprint.need(self.execution.micro_batch or 1, self.steps, taped)
-
-
-def total_seconds(rows: Mapping[str, RowPlan]) -> float:
-    """Of the whole evaluation."""
-    return sum(row.seconds for row in rows.values())
-
-
-def total_bytes(rows: Mapping[str, RowPlan]) -> int:
-    """The most that is taken at once beside the networks."""
-    return max(max(row.gradient_bytes, row.check_bytes) for row in rows.values())
 
 
 def phases(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from hetpure.evaluation.plan import RowPlan, total_seconds
+from hetpure.evaluation.plan import RowPlan
 from hetpure.memory import gigabytes
 from hetpure.report.sheet import Sheet
 
@@ -31,7 +31,7 @@ def cost_sheet(rows: Mapping[str, RowPlan], title: str) -> Sheet:
         forward, both = (f"{1000 * seconds:.2f}" for seconds in row.call_seconds)
         call = f"all; one call takes {forward} / {both} ms" if row.steps else "all"
         cells.append(("", call, f"{calls:,}", "", duration(row.seconds)))
-    cells.append(("total", "", "", "", duration(total_seconds(rows))))
+    cells.append(("total", "", "", "", duration(sum(row.seconds for row in rows.values()))))
     heads = ("defence", "phase", "network calls", "differentiated", "time")
     return Sheet(title, heads, cells, note, left=2)
 
