@@ -11,10 +11,8 @@ from diffusers.utils import make_image_grid, numpy_to_pil
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from datamodules.fashion_mnist import FashionMNIST
-from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError, check_at_least
 from hetpure.noise import Noise, Stream
 from hetpure.sampling import draw_images
@@ -108,8 +106,13 @@ class SampleGrid(EveryUpdates):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         assert module.last_update is not None
-        images = self._draw(denoiser, module.last_update.batch.x0, module.seed)
-        grid = make_image_grid(numpy_to_pil(images.numpy()), self.rows, self.rows)
+        x0 = module.last_update.batch.x0
+        like = x0.new_empty(self.rows**2, *x0.shape[1:], dtype=torch.float32)
+        samples = torch.arange(len(like), device=like.device)
+        noise = Noise.of(module.seed, Stream.PROBE).on(samples)  # always the same
+        images = draw_images(denoiser, noise, like, network_calls=self.network_calls)
+        pictures = numpy_to_pil(images.movedim(1, -1).cpu().numpy())
+        grid = make_image_grid(pictures, self.rows, self.rows)
         run.mkdir(parents=True, exist_ok=True)
         ImageOps.scale(grid, 2, Image.Resampling.NEAREST).save(run / "samples.png")
         for logger in trainer.loggers:
@@ -117,11 +120,3 @@ class SampleGrid(EveryUpdates):
                 logger.experiment.add_image(
                     "samples", np.asarray(grid), trainer.global_step, dataformats="HWC"
                 )
-
-    @torch.no_grad()
-    def _draw(self, denoiser: Denoiser, like: Tensor, seed: int) -> Tensor:
-        """(N, H, W, C) samples, pixel [0, 1], always of the same noise."""
-        noise = Noise.of(seed, Stream.PROBE).on(torch.arange(self.rows**2, device=like.device))
-        shaped = like.new_empty(self.rows**2, *like.shape[1:], dtype=torch.float32)
-        images = draw_images(denoiser, noise, shaped, network_calls=self.network_calls)
-        return images.movedim(1, -1).cpu()

@@ -51,7 +51,9 @@ def run(main: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
             raise
         partial = "arguments are required" in str(message) and _name_a_config(arguments)
         hint = PARTIAL if partial else ""
-        print(f"error: {one_line(str(message))}{hint}", file=sys.stderr)
+        # A loader's process sends its traceback along: of that, what the error itself said.
+        line = " ".join(str(message).rpartition(f"{InputError.__name__}: ")[2].split())
+        print(f"error: {line}{hint}", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
 
@@ -122,8 +124,3 @@ def _users_mistake(error: BaseException) -> BaseException | None:
     kinds = (InputError, ArgumentError, MisconfigurationException)
     links = (link for kind in kinds for link in causes(error) if isinstance(link, kind))
     return next(links, None)
-
-
-def one_line(message: str) -> str:
-    """A loader's process sends its traceback along: of that, what the error itself said."""
-    return " ".join(message.rpartition(f"{InputError.__name__}: ")[2].split())

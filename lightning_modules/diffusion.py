@@ -197,7 +197,17 @@ class DiffusionTraining(Training):
         return self._guide[0] if self._guide else None
 
     def on_fit_start(self) -> None:
-        self._check_trainer()
+        precision, strategy = self.trainer.precision, self.trainer.strategy
+        if precision not in PRECISIONS:
+            raise InputError(
+                f"--trainer.precision {precision} is not one of {', '.join(PRECISIONS)}: others"
+                " lose small gradients, by which perturbations are ranked"
+            )
+        if not isinstance(strategy, STRATEGIES):
+            raise InputError(
+                f"--trainer.strategy {type(strategy).__name__}: a diffusion is trained by ddp, or"
+                " sharded by ModelParallelStrategy (docs/cluster.md)"
+            )
         self.ema.to(self.device)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         check_denoiser(self.denoiser, data)
@@ -210,19 +220,6 @@ class DiffusionTraining(Training):
         if self._sharded and skips:  # each call gathers weights of all, who would wait
             allowed = "must be 0 where the network is sharded: all devices have to call it as often"
             raise FieldError(self.perturbation, "skip_below", allowed)
-
-    def _check_trainer(self) -> None:
-        precision, strategy = self.trainer.precision, self.trainer.strategy
-        if precision not in PRECISIONS:
-            raise InputError(
-                f"--trainer.precision {precision} is not one of {', '.join(PRECISIONS)}: others"
-                " lose small gradients, by which perturbations are ranked"
-            )
-        if not isinstance(strategy, STRATEGIES):
-            raise InputError(
-                f"--trainer.strategy {type(strategy).__name__}: a diffusion is trained by ddp, or"
-                " sharded by ModelParallelStrategy (docs/cluster.md)"
-            )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         batch = self.checked(batch)
@@ -320,7 +317,7 @@ class DiffusionTraining(Training):
         averages = zip(denoiser.network.parameters(), self.ema.shadow_params, strict=True)
         for weight, average in averages:
             weight.data.copy_(whole(average))
-        return denoiser.float().eval()
+        return denoiser.float().eval().requires_grad_(False)
 
     def export(self, run: Path) -> tuple[str, Path]:
         denoiser, folder = self.averaged_denoiser(), run / "diffusion"

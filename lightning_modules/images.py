@@ -15,13 +15,18 @@ from lightning_modules.batches import WHERE, block_of, check_told, checked
 
 def images_of(data: Any, loader: DataLoader[Any], device: torch.device) -> Images:
     """The images of a datamodule's `test_dataloader`, on the device. InputError unless all labels
-    and ids are right, no id twice.
+    and ids are right, no id twice, and the loader's batches are its samples in order.
 
     An `ImageDataset` is asked for those that its items give. Of any other dataset every batch is
     read and checked whole, which takes as long as its images take to load.
     """
     check_data(data)
-    check_in_order(loader)
+    in_order = isinstance(loader, DataLoader) and isinstance(loader.sampler, SequentialSampler)
+    if not in_order or loader.batch_size is None or loader.drop_last:
+        raise InputError(
+            "the data's test_dataloader must be a DataLoader that gives all samples in order, in"
+            " batches: without shuffle, sampler or drop_last"
+        )
     dataset: Any = loader.dataset
     if not len(dataset):
         raise InputError(f"{WHERE} holds no images")
@@ -37,13 +42,3 @@ def images_of(data: Any, loader: DataLoader[Any], device: torch.device) -> Image
         samples = torch.cat([checked(batch, data)["sample"] for batch in loader])
     check_ids(samples, WHERE)
     return Images(data.description, data.class_names, samples, read, data.files_sha256())
-
-
-def check_in_order(loader: DataLoader[Any]) -> None:
-    """InputError unless the loader's batches are its samples in order, none left out."""
-    right = isinstance(loader, DataLoader) and isinstance(loader.sampler, SequentialSampler)
-    if not right or loader.batch_size is None or loader.drop_last:
-        raise InputError(
-            "the data's test_dataloader must be a DataLoader that gives all samples in order, in"
-            " batches: without shuffle, sampler or drop_last"
-        )

@@ -240,12 +240,11 @@ class FeatureFID(EveryUpdates):
         ).to(module.device)  # every process has the same images
         denoiser, block = module.averaged_denoiser(), first_images(trainer, self.images)
         parts = (torch.split(tensor, CHUNK) for tensor in (block.images, block.samples))
-        with torch.no_grad():
-            for images, samples in zip(*parts, strict=True):
-                noise = Noise.of(self.seed, Stream.PROBE).on(samples)
-                drawn = draw_images(denoiser, noise, images, network_calls=self.network_calls)
-                distance.update(images, real=True)
-                distance.update(drawn, real=False)
+        for images, samples in zip(*parts, strict=True):
+            noise = Noise.of(self.seed, Stream.PROBE).on(samples)
+            drawn = draw_images(denoiser, noise, images, network_calls=self.network_calls)
+            distance.update(images, real=True)
+            distance.update(drawn, real=False)
         return float(distance.compute())
 
 

@@ -14,16 +14,6 @@ from hetpure.evaluation.identity import changes
 EPOCH_OVER = 2**40  # more batches than any epoch has
 
 
-def go_on(checkpoint: dict[str, Any], trainer: L.Trainer | None) -> None:
-    """Changes what Lightning counted, in a checkpoint that is loaded, so that the training goes on
-    with the images that are left of the epoch."""
-    if trainer is None or "loops" not in checkpoint:
-        return  # weights alone are loaded
-    loop = checkpoint["loops"]["fit_loop"]
-    reopen_epoch(loop)
-    count_anew(loop, trainer)
-
-
 def take_back(checkpoint: dict[str, Any], batches: list[int], processes: int) -> None:
     """In a checkpoint that is saved, the last batches of so many samples on each process count as
     not seen. The last of them Lightning has not counted yet, our loader has."""

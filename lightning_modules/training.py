@@ -15,7 +15,7 @@ from hetpure.compatibility import check_answers
 from hetpure.errors import InputError
 from lightning_modules.batches import checked
 from lightning_modules.processes import everyones, run_folder, whole
-from lightning_modules.resume import check_same, go_on, take_back
+from lightning_modules.resume import check_same, count_anew, reopen_epoch, take_back
 from lightning_modules.updates import count_updates
 
 
@@ -118,4 +118,7 @@ class Training(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_same(self.settings, checkpoint.get("architecture"), self.instead)
         self._before = [checkpoint.get("updates")]
-        go_on(checkpoint, self._trainer)
+        if self._trainer is not None and "loops" in checkpoint:  # else weights alone are loaded
+            loop = checkpoint["loops"]["fit_loop"]
+            reopen_epoch(loop)
+            count_anew(loop, self._trainer)
