@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hetpure.classifiers import Classifier
-from hetpure.errors import FieldError, InputError, check_choice, check_positive
+from hetpure.errors import FieldError, InputError, check_choice, check_fraction, check_positive
 from hetpure.noise import BatchNoise, Noise, Purpose, Stream
 
 Normalisation = Literal["minmax", "softmax"]
@@ -136,8 +136,7 @@ class AttentionMask:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise FieldError(self, "threshold", f"must be in (0, 1], got {self.threshold}")
+        check_fraction(self, "threshold")
         check_choice(self, "normalisation", Normalisation)
         check_choice(self, "selection", Selection)
         check_choice(self, "placement", Placement)

@@ -46,3 +46,11 @@ def check_positive(owner: object, *fields: str) -> None:
     for field in fields:
         if not 0 < (value := getattr(owner, field)) < inf:
             raise FieldError(owner, field, f"must be > 0, got {value}")
+
+
+def check_fraction(owner: object, *fields: str) -> None:
+    """FieldError unless these fields of the owner are in (0, 1], or None."""
+    for field in fields:
+        value = getattr(owner, field)
+        if value is not None and not 0 < value <= 1:
+            raise FieldError(owner, field, f"must be in (0, 1], got {value}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hetpure.attacks.gradient import Ascent
 from hetpure.attacks.pgd import PGD
-from hetpure.errors import FieldError
+from hetpure.errors import check_fraction
 from hetpure.geometry import Norm, direction, norms
 
 PROJECTIONS = 8  # on linear problems 1 to 7% short of the best; none, with scaling: 12 to 24%
@@ -58,8 +58,7 @@ class LowFrequency(PGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.ratio <= 1:
-            raise FieldError(self, "ratio", f"must be in (0, 1], got {self.ratio}")
+        check_fraction(self, "ratio")
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from hetpure.attacks.attack import Cost, InBall, Target, unknown_groups
 from hetpure.attacks.losses import criterion
 from hetpure.defense import Defense
-from hetpure.errors import FieldError, check_at_least
+from hetpure.errors import FieldError, check_at_least, check_fraction
 from hetpure.expectation import expected_loss
 from hetpure.geometry import direction, project
 from hetpure.noise import BatchNoise, Group, Purpose
@@ -48,8 +48,7 @@ class Square(InBall):
         check_at_least(self, 1, "eot_samples")
         if not 1 <= self.steps <= MOST_STEPS:
             raise FieldError(self, "steps", f"must be in 1 to {MOST_STEPS}, got {self.steps}")
-        if not 0 < self.p_init <= 1:
-            raise FieldError(self, "p_init", f"must be in (0, 1], got {self.p_init}")
+        check_fraction(self, "p_init")
 
     def weaker_than_full(self) -> list[str]:
         return self.below("steps", FULL_STEPS, "AutoAttack")

@@ -7,9 +7,9 @@ from math import inf, sqrt
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser
-from hetpure.errors import FieldError, check_at_least, check_positive
+from hetpure.errors import FieldError, check_at_least, check_fraction, check_positive
 from hetpure.noise import BatchNoise, Group, Purpose
-from hetpure.purifiers.purifier import Plan, Purifier, Step, check_strength, strength_index
+from hetpure.purifiers.purifier import Plan, Purifier, Step, strength_index
 from hetpure.samplers import jump_forward
 from hetpure.schedule import NO_NOISE, Schedule
 
@@ -44,7 +44,7 @@ class EDMPurifier(Purifier):
     churn_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        check_strength(self, "strength")
+        check_fraction(self, "strength")
         check_at_least(self, 1, "levels")
         check_positive(self, "rho", "sigma_min")
         check_at_least(self, 0, "churn", "churn_noise")

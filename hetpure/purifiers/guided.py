@@ -8,16 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser
-from hetpure.errors import FieldError, check_at_least
+from hetpure.errors import FieldError, check_at_least, check_fraction
 from hetpure.noise import BatchNoise
-from hetpure.purifiers.purifier import (
-    GridPurifier,
-    Plan,
-    Step,
-    check_strength,
-    diffuse,
-    strength_index,
-)
+from hetpure.purifiers.purifier import GridPurifier, Plan, Step, diffuse, strength_index
 from hetpure.samplers import DDPM, Sampler
 from hetpure.schedule import NO_NOISE, Schedule
 
@@ -48,7 +41,7 @@ class GuidedPurifier(GridPurifier):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_strength(self, "strength")
+        check_fraction(self, "strength")
         check_at_least(self, 1, "rounds")
         if not isinstance(self.sampler, DDPM):
             raise FieldError(self, "sampler", "must be DDPM: guidance is scaled by its variance")

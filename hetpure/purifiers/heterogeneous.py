@@ -8,16 +8,9 @@ from typing import Literal
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser
-from hetpure.errors import FieldError, check_at_least, check_choice
+from hetpure.errors import FieldError, check_at_least, check_choice, check_fraction
 from hetpure.noise import BatchNoise
-from hetpure.purifiers.purifier import (
-    GridPurifier,
-    Plan,
-    Step,
-    check_strength,
-    diffuse,
-    strength_index,
-)
+from hetpure.purifiers.purifier import GridPurifier, Plan, Step, diffuse, strength_index
 from hetpure.schedule import Schedule
 
 Resampling = Literal["none", "single_step", "fused", "multi_step"]
@@ -60,8 +53,7 @@ class HeterogeneousPurifier(GridPurifier):
         super().__post_init__()
         check_choice(self, "resampling", Resampling)
         check_at_least(self, 1, "resample_jump")
-        check_strength(self, "t_large")
-        check_strength(self, "t_small")
+        check_fraction(self, "t_large", "t_small")
         if self.t_small > self.t_large:
             raise FieldError(self, "t_small", f"{self.t_small} is above t_large {self.t_large}")
         if self.recombine and self.resampling != "single_step":

@@ -185,9 +185,3 @@ def strength_index(schedule: Schedule, strength: float) -> int:
     if index < 1:
         raise InputError(f"a strength of {strength} is below the first of {len(schedule)} indices")
     return index
-
-
-def check_strength(purifier: Purifier, field: str) -> None:
-    """FieldError unless the purifier's field is a fraction of the schedule."""
-    if not 0 < (value := getattr(purifier, field)) <= 1:
-        raise FieldError(purifier, field, f"is a fraction of T in (0, 1], got {value}")

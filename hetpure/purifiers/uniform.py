@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from hetpure.purifiers.purifier import GridPurifier, Plan, Step, check_strength, strength_index
+from hetpure.errors import check_fraction
+from hetpure.purifiers.purifier import GridPurifier, Plan, Step, strength_index
 from hetpure.schedule import Schedule
 
 
@@ -23,9 +24,7 @@ class UniformPurifier(GridPurifier):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_strength(self, "strength")
-        if self.through is not None:
-            check_strength(self, "through")
+        check_fraction(self, "strength", "through")
 
     def plan(self, schedule: Schedule) -> Plan:
         through = None if self.through is None else strength_index(schedule, self.through)
