@@ -10,7 +10,7 @@ from hetpure.errors import InputError
 from hetpure.evaluation.reading import earlier_results, parse_records, read_run
 from tests.hetpure.run_records import defended, line, lines, stored, write
 
-RESULTS = Path(__file__).parent.parent.parent.parent / "docs" / "results"
+RESULTS = Path(__file__).parents[3] / "docs" / "experiments" / "records"
 
 
 def test_a_run_is_what_its_store_holds(tmp_path: Path) -> None:
