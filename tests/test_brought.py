@@ -1,4 +1,5 @@
-"""The commands of docs/your_own.md, as they stand there, on small files of published formats."""
+"""The commonest cases of docs/guide/evaluate.md, as they stand there, on small files of published
+formats."""
 
 import json
 import re
@@ -18,8 +19,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-import evaluate
-import train
 from datamodules.cifar import CIFAR10
 from hetpure.__main__ import main
 from hetpure.classifiers import ResNet, WideResNet
@@ -31,8 +30,9 @@ from tests.hetpure.weights.files import whole_module
 from tests.published import reference
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "docs" / "your_own.md").read_text().split("## A purifier")[0]
-BLOCKS = re.findall(r"^```\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+TEXT = (ROOT / "docs" / "guide" / "evaluate.md").read_text().split("## Choose a config")[0]
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+FIRST_LOOK = BLOCKS.pop()  # of the first case
 QUICK = [  # the smallest evaluation
     "--model.attack.steps=1",
     "--model.attack.eot_samples=1",
@@ -106,17 +106,17 @@ def command(block: int, line: int) -> list[str]:
 
 def converted(block: int) -> None:
     words = command(block, 0)
-    assert words[:4] == ["python", "-m", "hetpure", "convert"]
-    main(words[3:])
+    assert words[:2] == ["hetpure", "convert"]
+    main(words[1:])
 
 
 def evaluated(
     block: int, *more: str, denoiser: str = "ddpm", size: str = "null"
 ) -> dict[str, dict[str, object]]:
     words = command(block, 1)
-    assert words[:2] == ["python", "evaluate.py"]
+    assert words[:2] == ["hetpure", "evaluate"]
     Path("rows.yaml").write_text(ROWS % (denoiser, size))
-    evaluate.main([*words[2:], "--config=rows.yaml", *QUICK, *more])
+    main([*words[1:], "--config=rows.yaml", *QUICK, *more])
     results = json.loads(Path("runs/evaluate/one/results.json").read_text())
     found: dict[str, dict[str, object]] = results["defenses"]
     return found
@@ -124,9 +124,8 @@ def evaluated(
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the configs, and with a hub that holds a small network only."""
+    """A folder of one's own, and a hub that holds a small network only."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.setattr(CIFAR10, "counts", {"train": 100, "test": 20})
 
     def snapshot(repository: str, **wanted: object) -> str:
@@ -142,9 +141,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_the_page_shows_five_cases_in_two_lines_each() -> None:
     assert [block.count("\n") for block in BLOCKS] == [2] * 5
+    assert FIRST_LOOK.startswith(BLOCKS[0].splitlines()[1])
+
+
+def test_the_readmes_commands_on_what_one_brings_are_those_of_the_page() -> None:
+    """So that they are tried here."""
     readme = (ROOT / "README.md").read_text()
-    for block in BLOCKS:
-        assert block in readme
+    brought = [line for line in readme.splitlines() if line.startswith("hetpure convert ")]
+    assert brought
+    assert set(brought) <= {line for block in BLOCKS for line in block.splitlines()}
 
 
 def test_cifar_robustbench_and_googles_ddpm() -> None:
@@ -209,8 +214,8 @@ def test_a_hugging_face_id_is_fine_tuned() -> None:
     whole_module(reference("classifier_meliketoy_wrn").weights, Path("origin.t7"), zipped=False)
     converted(4)
     words = command(4, 1)
-    assert words[:3] == ["python", "train.py", "--config"]
-    config = yaml.safe_load(Path(words[3]).read_text())
+    assert words[:3] == ["hetpure", "train", "--config"]
+    config = yaml.safe_load((ROOT / "configs" / "train" / f"{words[3]}.yaml").read_text())
     assert config["data"]["init_args"] == {"batch_size": 256}
     config["trainer"] |= {"max_steps": 2, "enable_progress_bar": False, "accelerator": "cpu"}
     config["trainer"]["log_every_n_steps"] = 1
@@ -224,7 +229,7 @@ def test_a_hugging_face_id_is_fine_tuned() -> None:
     options["RobustProbe"]["purifier"]["init_args"]["steps"] = 20
     Path("small.yaml").write_text(yaml.safe_dump(config))
     small = ["--data.batch_size=8", "--data.validation=20"]
-    train.main(["--config=small.yaml", *words[4:], *small])
+    main(["train", "--config=small.yaml", *words[4:], *small])
     (exported,) = Path("runs").glob("**/diffusion")
     before = load_denoiser("hf://google/ddpm-cifar10-32").network.state_dict()
     after = load_denoiser(exported).network.state_dict()
@@ -236,7 +241,7 @@ def test_imagenets_config_is_that_of_guided_diffusion(capsys: pytest.CaptureFixt
     """Its second line, read: 224 pixels, purified at 256."""
     words = command(1, 1)
     with pytest.raises(SystemExit) as stop:
-        evaluate.main([*words[2:], "--print_config"])
+        main([*words[1:], "--print_config"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     assert printed.count("purified_size: 256") == 2

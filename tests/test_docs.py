@@ -4,18 +4,14 @@ import json
 import lzma
 import re
 import shutil
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-import evaluate
 from hetpure.attacks.gradient import MaskPolicy
-from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Protocol
 from hetpure.evaluation.reading import earlier_results
 from hetpure.geometry import Norm
@@ -28,7 +24,9 @@ from hetpure.weights import ASSETS, folder_hash
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ASSETS.glob("*/README.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ASSETS.glob("*/README.md")]
+PROSE = [ROOT / "README.md", *(ROOT / "docs" / "guide").glob("*.md")]
+LONGEST = 20  # words of a sentence, on the average of a page
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -68,34 +66,6 @@ def test_an_evaluation_is_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert namespace["results"]["defenses"]["plain"]["clean"]["single"]["n"] == 4
 
 
-def test_a_users_own_parts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/your_own.md: its purifier on its data, and its loop without Lightning."""
-    text = (ROOT / "docs" / "your_own.md").read_text()
-    purifier, data, alone = blocks("python", text)
-    defenses, images = blocks("yaml", text)
-    (tmp_path / "my_purifier.py").write_text(purifier)
-    (tmp_path / "my_images.py").write_text(data)
-    (tmp_path / "my.yaml").write_text(defenses + images)
-    shape = {"images": torch.rand(3, 1, 28, 28), "labels": torch.tensor([0, 1, 1])}
-    save_file(shape, tmp_path / "images.safetensors")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    quick = ROOT / "configs" / "evaluate" / "quick.yaml"
-    options = ["--model.attack.steps=1", "--model.audit=null", "--model.run=own"]
-    with pytest.raises(InputError, match="images have channels 1, and it declares 3"):
-        evaluate.main([f"--config={quick}", "--config=my.yaml", *options])
-    ten = data.replace("= 2, 3, 32", "= 10, 1, 28").replace('("cat", "dog")', 'tuple("0123456789")')
-    (tmp_path / "my_images.py").write_text(ten)
-    for module in ("my_images", "my_purifier"):
-        sys.modules.pop(module, None)
-    evaluate.main([f"--config={quick}", "--config=my.yaml", *options])
-    found = json.loads((tmp_path / "runs" / "evaluate" / "own" / "results.json").read_text())
-    assert found["samples"] == 3
-    assert found["defenses"]["repeated"]["gradient_check"]["passed"]
-    monkeypatch.undo()
-    exec(alone, {})
-
-
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_tables_were_made_with_the_packaged_weights(document: Path) -> None:
     """Each table cites its weights as `name@hash`; another hash means: make the table again, or say
@@ -114,11 +84,37 @@ def test_the_readmes_table_cites_its_weights() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_and_configs_exist(document: Path) -> None:
     text = document.read_text()
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
-        if not target.startswith("http"):
-            assert (document.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", text):
+        if target.startswith("http"):
+            continue
+        page = document.parent / target if target else document
+        assert page.exists(), target
+        assert not anchor or anchor in anchors(page), f"{page}#{anchor}"
     for config in re.findall(r"configs/\S+\.yaml", text):
         assert (ROOT / config).is_file(), config
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which a page's headings are linked to."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def sentences(text: str) -> list[str]:
+    """The prose of a page: without code, tables, headings, pictures and targets of links. A
+    paragraph or an entry of a list ends its sentence."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^(\||#|!\[).*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    parts = re.split(r"\n\s*\n|\n\s*(?:[-*]|\d+\.) |(?<=[.!?])[*)\"`]*\s+(?=\W*[A-Z0-9])", text)
+    return [part for part in parts if re.search(r"\w", part)]
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda path: path.name)
+def test_sentences_are_short(page: Path) -> None:
+    lengths = [len(re.findall(r"\S*\w\S*", part)) for part in sentences(page.read_text())]
+    average = sum(lengths) / len(lengths)
+    assert average <= LONGEST, f"{len(lengths)} sentences of {average:.1f} words on average"
 
 
 def test_the_glossary_has_each_word_once_and_the_words_of_configs_and_results() -> None:
