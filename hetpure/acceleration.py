@@ -68,8 +68,7 @@ def unaccelerated(defense: Defense) -> Defense:
 
 
 def _with_network(denoiser: Denoiser, network: nn.Module) -> Denoiser:
-    kind = denoiser.prediction_type
-    return Denoiser(network, denoiser.schedule, kind, denoiser.sigma_data)
+    return Denoiser(network, denoiser.schedule, denoiser.prediction_type, denoiser.sigma_data)
 
 
 def compiled_cosine(

@@ -36,17 +36,14 @@ class Number(_Written, float):
 class Bytes(_Written, int):
     """A number of bytes that can be written with a unit: `Bytes("8GB")` is 8e9."""
 
-    UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # noqa: RUF012 (read only)
+    UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}  # noqa: RUF012 (read only)
 
     def __new__(cls, value: "str | int") -> "Bytes":
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?B?)\s*", str(value), re.IGNORECASE)
-        try:
-            if match is None:
-                raise ValueError
-            unit = match[2].upper()
-            size = float(match[1]) * cls.UNITS[unit if unit.endswith("B") else unit + "B"]
-        except ValueError:
-            raise ValueError(f"{value!r} is not a number of bytes such as 8GB or 500MB") from None
+        pattern = r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([KMGT]?)B?\s*"
+        match = re.fullmatch(pattern, str(value), re.IGNORECASE)
+        if match is None:
+            raise ValueError(f"{value!r} is not a number of bytes such as 8GB or 500MB")
+        size = float(match[1]) * cls.UNITS[match[2].upper()]
         if size < 1:
             raise ValueError(f"{value!r} bytes are nothing to compute with")
         number = super().__new__(cls, int(size))

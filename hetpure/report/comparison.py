@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from hetpure.evaluation.compare import ROBUST, Column, Comparison
@@ -49,16 +50,14 @@ def sheets(comparisons: Sequence[Comparison]) -> list[Sheet]:
     tested = _tested(comparisons)
     heads = ["defence", "n", "accuracy (%)", "difference (points)"]
     heads += ["alone", "p"] if tested else []
-    by_kind: dict[str, list[Comparison]] = {}
-    for c in comparisons:
-        by_kind.setdefault(c.kind, []).append(c)
+    by_kind = [(k, list(lines)) for k, lines in groupby(comparisons, lambda c: c.kind)]
     return [
         Sheet(
             _title(kind, lines),
             heads,
             [[c.column.name if several else c.column.defense, *_numbers(c, tested)] for c in lines],
         )
-        for kind, lines in by_kind.items()
+        for kind, lines in by_kind
     ]
 
 

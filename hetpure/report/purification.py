@@ -6,7 +6,6 @@ import torch
 
 from hetpure.defense import Defense, resized
 from hetpure.denoiser import to_pixels
-from hetpure.errors import InputError
 from hetpure.noise import BatchNoise
 from hetpure.purifiers import HeterogeneousPurifier, heterogeneous_state
 from hetpure.report.figure import Panel
@@ -16,16 +15,15 @@ STATES = 6
 
 @torch.no_grad()
 def purification_panels(
-    defense: Defense, images: torch.Tensor, noise: BatchNoise, classes: Sequence[str] | None = None
+    defense: Defense, images: torch.Tensor, noise: BatchNoise, classes: Sequence[str]
 ) -> list[Panel]:
     """Panels for images (B, C, H, W) in pixel [0, 1]: input; mask and x(t_l, t_s) where the
     purifier is heterogeneous; at most six of the states between; the purified image."""
     purifier, denoiser = defense.purifier, defense.denoiser
-    if purifier is None or denoiser is None:
-        raise InputError("the plain classifier purifies nothing: there is no picture of it")
+    assert purifier is not None and denoiser is not None, "a plain classifier purifies nothing"
 
     def answers(pixels: torch.Tensor) -> list[str]:
-        return [classes[k] if classes else str(k) for k in defense.classifier(pixels).argmax(1)]
+        return [classes[k] for k in defense.classifier(pixels).argmax(1)]
 
     rows = len(images)
     panels = [Panel("image", images, answers(images))]
