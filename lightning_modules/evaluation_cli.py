@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
@@ -87,13 +86,8 @@ class EvaluationCLI(CLI):
         """Puts networks on their device and has the first process describe the run on the data's
         test images. What it chose becomes part of the config that is saved."""
         model, trainer = self.model, self.trainer
-        model.describe = describer(
-            model.config,
-            model.loaded,
-            self.datamodule,
-            trainer.strategy.root_device,
-            sharing=trainer.num_devices,
-        )
+        device, sharing = trainer.strategy.root_device, trainer.num_devices
+        model.describe = describer(model.config, model.loaded, self.datamodule, device, sharing)
         if trainer.is_global_zero:
             model.store = self._store(model.store, model.describe)
             model.described = model.describe(model.store)
@@ -165,12 +159,7 @@ class EvaluationCLI(CLI):
 
 
 def describer(
-    config: Evaluation,
-    networks: Networks,
-    data: LightningDataModule,
-    device: torch.device,
-    *,
-    sharing: int = 1,
+    config: Evaluation, networks: Networks, data: Any, device: torch.device, sharing: int = 1
 ) -> Describe:
     """What describes a run, in the store that it is given, on the data's test images; networks and
     images are on the device from now on."""
@@ -183,15 +172,8 @@ def describer(
     data.setup("test")
     loader = data.test_dataloader()
     images = images_of(data, loader, device)
-    return partial(
-        describe,
-        config,
-        networks,
-        images,
-        device=device,
-        largest=loader.batch_size,
-        sharing=sharing,
-    )
+    size = loader.batch_size
+    return partial(describe, config, networks, images, device=device, largest=size, sharing=sharing)
 
 
 def evaluation_cli(arguments: Sequence[str]) -> EvaluationCLI:
