@@ -77,6 +77,7 @@ class DeepMindWideResNet(nn.Sequential):
         self.activation = activation
         check_choice(self, "activation", Activation)
         chosen: type[nn.Module] = nn.ReLU if activation == "relu" else nn.SiLU
+        # The modules are called in the order in which they are set.
         self.init_conv = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         blocks = stacks(partial(Unit, activation=chosen), units, widths)
         self.layer = nn.Sequential(*(nn.Sequential(OrderedDict(block=block)) for block in blocks))

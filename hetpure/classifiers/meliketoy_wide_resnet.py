@@ -45,6 +45,7 @@ class MeliketoyWideResNet(nn.Sequential):
     ) -> None:
         super().__init__()
         units, widths = sizes(depth, widen_factor)
+        # The modules are called in the order in which they are set.
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.layer1, self.layer2, self.layer3 = stacks(Unit, units, widths)
         self.bn1 = nn.BatchNorm2d(widths[3])

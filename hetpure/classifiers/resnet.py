@@ -108,6 +108,7 @@ class ResNet(nn.Sequential):
         check_choice(self, "stem", Stem)
         large = stem == "imagenet"
         window, stride, padding = (7, 2, 3) if large else (3, 1, 1)
+        # The modules are called in the order in which they are set.
         self.conv1 = nn.Conv2d(in_channels, 64, window, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()

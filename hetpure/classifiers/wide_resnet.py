@@ -79,6 +79,7 @@ class WideResNet(nn.Sequential):
     ) -> None:
         super().__init__()
         units, widths = sizes(depth, widen_factor)
+        # The modules are called in the order in which they are set.
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         layers = stacks(partial(BasicBlock, dropout=dropout), units, widths)
         self.block1, self.block2, self.block3 = (
