@@ -1,4 +1,4 @@
-"""The layers of docs/architecture.md, read from the imports, and rules that the source shows."""
+"""The layers of docs/reference/design.md, read from the imports, and rules that the source shows."""
 
 import ast
 from collections.abc import Collection
