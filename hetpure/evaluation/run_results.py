@@ -1,5 +1,6 @@
 """The results of a run: a function of its store, and of nothing else."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -22,7 +23,6 @@ from hetpure.evaluation.store import (
     Job,
     Store,
     json_bytes,
-    record_lines,
 )
 
 Facts = Mapping[str, Any]
@@ -68,8 +68,7 @@ class Contents:
     @property
     def facts(self) -> Facts:
         """What the run says of itself."""
-        facts: Facts = self.run["facts"]
-        return facts
+        return dict(self.run["facts"])
 
     @property
     def missing(self) -> int:
@@ -99,7 +98,8 @@ def write_results(store: Store) -> dict[str, Any]:
     made of."""
     contents = Contents.read(store)
     results = run_results(store, contents)
-    write_whole(store.path / RECORDS, record_lines(contents.records()))
+    lines = "".join(json.dumps(asdict(record)) + "\n" for record in contents.records())
+    write_whole(store.path / RECORDS, lines.encode())
     write_whole(store.path / RESULTS, json_bytes(results))
     return results
 

@@ -4,7 +4,7 @@ was written aside and renamed: it exists, so it is done."""
 import errno
 import fcntl
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -191,8 +191,3 @@ def _read_json(path: Path, *keys: str, advice: str = "delete it") -> dict[str, A
 def json_bytes(content: Mapping[str, Any]) -> bytes:
     """As files of a run hold it."""
     return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def record_lines(records: Sequence[Record]) -> bytes:
-    """Records as lines of JSON."""
-    return "".join(json.dumps(asdict(record)) + "\n" for record in records).encode()
