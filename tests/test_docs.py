@@ -94,6 +94,7 @@ def test_sentences_are_short(page: Path) -> None:
     assert average <= LONGEST, f"{len(lengths)} sentences of {average:.1f} words on average"
 
 
+@pytest.mark.parametrize("folder", sorted(ASSETS.iterdir()), ids=lambda path: path.name)
 def test_packaged_weights_have_a_card_and_a_size(folder: Path) -> None:
     assert (folder / "README.md").is_file()
     limit = 3_000_000 if (folder / "model.safetensors").exists() else 5_000_000
