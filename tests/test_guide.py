@@ -35,12 +35,20 @@ FILES = {
     for language, body in BLOCKS
     if (name := re.match(r"# (\w+\.(?:py|yaml))\n", body)) and language in ("python", "yaml")
 }
+# Programs of a clone, by what a line calls them.
+PROGRAMS = {
+    r"hetpure ": "",
+    r"torchrun .* evaluate\.py ": "evaluate ",
+    r"sbatch configs/cluster/evaluate\.sbatch ": "evaluate ",
+    r"sbatch configs/cluster/train\.sbatch ": "train ",
+}
 COMMANDS = [
-    line
+    re.sub(program, command, line)
     for language, body in BLOCKS
     if language == "bash"
     for line in body.splitlines()
-    if line.startswith("hetpure ")
+    for program, command in PROGRAMS.items()
+    if re.match(program, line)
 ]
 CONFIGURED = ("evaluate", "plan", "gradcheck", "train", "tune")
 SMALL = [
@@ -99,9 +107,9 @@ def test_commands_are_understood(
     gets as far as the file or folder that is not here."""
     for run in ("RUN", "runs/evaluate/first"):
         (folder / run).mkdir(parents=True)
-        kind = "train" if " train " in line else "evaluate"
+        kind = "train" if line.startswith("train ") else "evaluate"
         shutil.copy(ROOT / "configs" / kind / "quick.yaml", folder / run / "config.yaml")
-    words = shlex.split(line.split(" > ")[0])[1:]
+    words = shlex.split(line.split(" > ")[0])
     if words[0] in CONFIGURED:
         shows = "help" in line
         with pytest.raises(SystemExit) as stopped:
@@ -165,14 +173,14 @@ def test_a_sampler_and_a_classifier_of_ones_own_on_an_npz() -> None:
     torch.manual_seed(0)
     torch.save(executed("my_network.py")["Net"](8).state_dict(), "mine.pt")
     (line,) = (line for line in COMMANDS if "my_network" in line)
-    main(shlex.split(line)[1:])
+    main(shlex.split(line))
     written, converted = (
         json.loads(Path(f, "config.json").read_text()) for f in ("written", "mine")
     )
     assert written == converted
     (line,) = (line for line in COMMANDS if "mine.npz" in line)
     of_ones_own = ["--config=my_sampler.yaml", "--model.classifier=written"]
-    main([*shlex.split(line)[1:], *of_ones_own, "--data.limit=2", *SMALL])
+    main([*shlex.split(line), *of_ones_own, "--data.limit=2", *SMALL])
     row = results()["defenses"]["renoise t=150"]
     assert row["gradient_check"]["passed"]
     assert row["purification_calls"] == 3
