@@ -9,8 +9,7 @@ from hetpure.errors import check_choice
 from hetpure.schedule import Level, Schedule
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "edm"]
-SIGMA_DATA = 0.5  # EDM's standard deviation of the data, model units
-At = int | Tensor | Level
+At = int | Level
 Scale = float | Tensor
 
 
@@ -28,12 +27,13 @@ class Denoiser(nn.Module):
     """A diffusers UNet (or any `network(x, timesteps)` giving a tensor or an object with `.sample`)
     behind one call, whatever it was trained to predict. Works in model units [-1, 1].
 
-    The noise level of a call is one index of the schedule, an index for each image (B,), or a
-    `Level`, which may lie between indices.
+    The noise level of a call is an index of the schedule, or a `Level` with one for each image,
+    which may lie between indices.
 
     `prediction_type` is `epsilon`, `sample`, `v_prediction`, or `edm`: the network inside the
     preconditioning of Karras et al. 2022 (table 1), which sees x / signal, whose noise has the
     standard deviation sigma = spread / signal, scaled to unit variance, and is given ln(sigma) / 4.
+    `sigma_data` is the standard deviation of EDM's data, model units.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Denoiser(nn.Module):
         network: nn.Module,
         schedule: Schedule,
         prediction_type: PredictionType = "epsilon",
-        sigma_data: float = SIGMA_DATA,
+        sigma_data: float = 0.5,
     ) -> None:
         super().__init__()
         self.network = network
@@ -53,7 +53,7 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, at: At) -> Tensor:
         """The network's raw output for x (B, C, H, W)."""
         if self.prediction_type == "edm":
-            signal, spread = self._level(at, x)
+            signal, spread = self._level(at)
             scale = (spread**2 + (self.sigma_data * signal) ** 2) ** 0.5
             x, sigma = x / scale, spread / signal
             times = torch.full((len(x),), sigma) if isinstance(sigma, float) else sigma.flatten()
@@ -61,7 +61,7 @@ class Denoiser(nn.Module):
         elif isinstance(at, int):
             times = torch.full((len(x),), self.schedule.time(at), device=x.device)
         else:
-            times = at.time if isinstance(at, Level) else self.schedule.times_at(at)
+            times = at.time
         output = self.network(x, times)
         result: Tensor = output if isinstance(output, Tensor) else output.sample
         return result
@@ -72,7 +72,7 @@ class Denoiser(nn.Module):
 
     def explain(self, x: Tensor, output: Tensor, at: At) -> tuple[Tensor, Tensor]:
         """(x0, noise) that the network's raw output for x means."""
-        signal, spread = self._level(at, x)
+        signal, spread = self._level(at)
         if self.prediction_type == "epsilon":
             return (x - spread * output) / signal, output
         if self.prediction_type == "sample":
@@ -85,14 +85,14 @@ class Denoiser(nn.Module):
         noise = spread / variance * x - self.sigma_data * signal / variance**0.5 * output
         return skip * x + out * output, noise
 
-    def target(self, x0: Tensor, noise: Tensor, at: Tensor | Level) -> Tensor:
+    def target(self, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
         """What the network should output for q(x0, level, noise); v as in Salimans & Ho (2022).
         With EDM's its plain squared error is the paper's weighted one (eq. 8)."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "sample":
             return x0
-        signal, spread = self._level(at, x0)
+        signal, spread = level.signal, level.spread
         if self.prediction_type == "v_prediction":
             return signal * noise - spread * x0
         skip, out = self._skip_and_out(signal, spread)
@@ -103,10 +103,9 @@ class Denoiser(nn.Module):
         variance = spread**2 + (self.sigma_data * signal) ** 2
         return self.sigma_data**2 * signal / variance, self.sigma_data * spread / variance**0.5
 
-    def _level(self, at: At, like: Tensor) -> tuple[Scale, Scale]:
+    def _level(self, at: At) -> tuple[Scale, Scale]:
         """Signal and spread."""
-        if isinstance(at, int):
-            alpha = self.schedule.alpha_cumprod(at)
-            return alpha**0.5, (1 - alpha) ** 0.5
-        level = at if isinstance(at, Level) else self.schedule.level(at, like)
-        return level.signal, level.spread
+        if isinstance(at, Level):
+            return at.signal, at.spread
+        alpha = self.schedule.alpha_cumprod(at)
+        return alpha**0.5, (1 - alpha) ** 0.5

@@ -64,20 +64,17 @@ class Schedule:
         """The time that the network is given at one index."""
         return timestep if self.times is None else self.times[timestep]
 
-    def times_at(self, timesteps: Tensor) -> Tensor:
-        """(B,) indices to the times (B,) that the network is given: float32, or the indices."""
-        if self.times is None:
-            return timesteps
-        return torch.tensor(self.times, dtype=torch.float32, device=timesteps.device)[timesteps]
-
     def level(self, timesteps: Tensor, like: Tensor) -> Level:
-        """(B,) indices to the level of each image, in the dtype of `like` (B, ...)."""
+        """(B,) indices to the level of each image, in the dtype of `like` (B, ...); its times are
+        float32, or the indices."""
         if bool((timesteps < 0).any() or (timesteps >= len(self)).any()):
             span = f"{int(timesteps.min())} to {int(timesteps.max())}"
             raise InputError(f"timesteps {span} are not in the schedule's 0 to {len(self) - 1}")
         table = torch.tensor(self.alphas_cumprod, dtype=torch.float64, device=like.device)
         alpha = table[timesteps].reshape(-1, *[1] * (like.dim() - 1))
-        times = self.times_at(timesteps)
+        times = timesteps
+        if self.times is not None:
+            times = torch.tensor(self.times, dtype=torch.float32, device=like.device)[timesteps]
         return Level(alpha.sqrt().to(like.dtype), (1 - alpha).sqrt().to(like.dtype), times)
 
     def sigma(self, timestep: int) -> float:

@@ -43,8 +43,9 @@ def test_predictions_explain_the_noisy_image(prediction: PredictionType) -> None
     """x = sqrt(abar) x0 + sqrt(1-abar) noise, at both ends of the schedule and between."""
     x, _ = draws(5)
     denoiser = Denoiser(Network(), SCHEDULE, prediction)
-    x0, noise = denoiser.predict(x, TIMESTEPS)
-    explained = SCHEDULE.level(TIMESTEPS, x).diffuse(x0, noise)
+    level = SCHEDULE.level(TIMESTEPS, x)
+    x0, noise = denoiser.predict(x, level)
+    explained = level.diffuse(x0, noise)
     torch.testing.assert_close(explained, x, rtol=1e-10, atol=1e-10)
     assert not torch.allclose(x0, x, atol=1e-2)
 
@@ -55,10 +56,11 @@ def test_a_network_that_hits_its_target_recovers_image_and_noise(
 ) -> None:
     """`target` and `predict` are inverse: training one and sampling the other must be the same."""
     x0, noise = draws(5)
-    x = SCHEDULE.level(TIMESTEPS, x0).diffuse(x0, noise)
+    level = SCHEDULE.level(TIMESTEPS, x0)
+    x = level.diffuse(x0, noise)
     untrained = Denoiser(Network(), SCHEDULE, prediction)
-    trained = Denoiser(Answer(untrained.target(x0, noise, TIMESTEPS)), SCHEDULE, prediction)
-    predicted_x0, predicted_noise = trained.predict(x, TIMESTEPS)
+    trained = Denoiser(Answer(untrained.target(x0, noise, level)), SCHEDULE, prediction)
+    predicted_x0, predicted_noise = trained.predict(x, level)
     torch.testing.assert_close(predicted_x0, x0, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(predicted_noise, noise, rtol=1e-9, atol=1e-9)
 
@@ -69,10 +71,9 @@ def test_each_prediction_type_has_its_own_target() -> None:
     deviation .5 and y = 2 + .75 * 5: c_skip = .25 / .8125 and c_out = .375 / sqrt(.8125)."""
     schedule = linear_schedule(1, 0.36, 0.36)
     x0, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 5.0)
+    level = schedule.level(TIMESTEPS[:1], x0)
     targets = {
-        prediction: float(
-            Denoiser(Network(), schedule, prediction).target(x0, noise, TIMESTEPS[:1])
-        )
+        prediction: float(Denoiser(Network(), schedule, prediction).target(x0, noise, level))
         for prediction in PREDICTIONS
     }
     edm = (2.0 - 0.25 / 0.8125 * 5.75) / (0.375 / 0.8125**0.5)
@@ -88,7 +89,7 @@ def test_per_sample_indices_equal_calls_at_one_index(
 ) -> None:
     x = draws(5)[0].to(dtype)
     denoiser = Denoiser(Network(), SCHEDULE, prediction)
-    x0, noise = denoiser.predict(x, TIMESTEPS)
+    x0, noise = denoiser.predict(x, SCHEDULE.level(TIMESTEPS, x))
     assert x0.dtype == noise.dtype == dtype
     for row, t in enumerate(TIMESTEPS.tolist()):
         single_x0, single_noise = denoiser.predict(x[row : row + 1], t)
@@ -97,15 +98,14 @@ def test_per_sample_indices_equal_calls_at_one_index(
         torch.testing.assert_close(single_noise, noise[row : row + 1])
 
 
-@pytest.mark.parametrize("timesteps", [200, torch.tensor([200, 3])], ids=["int", "tensor"])
+@pytest.mark.parametrize("per_image", [False, True], ids=["index", "level"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_predictions_can_be_differentiated(
-    prediction: PredictionType, timesteps: int | Tensor
-) -> None:
+def test_predictions_can_be_differentiated(prediction: PredictionType, per_image: bool) -> None:
     """Attacks need the gradient of both predictions, by finite differences in float64."""
     x = draws(2)[0][:, :1, :2, :2].clone().requires_grad_()
     denoiser = Denoiser(Network(), SCHEDULE, prediction)
-    assert torch.autograd.gradcheck(lambda x: denoiser.predict(x, timesteps), x)
+    at = SCHEDULE.level(torch.tensor([200, 3]), x) if per_image else 200
+    assert torch.autograd.gradcheck(lambda x: denoiser.predict(x, at), x)
 
 
 def test_units_of_pixels_and_model() -> None:

@@ -124,15 +124,13 @@ def test_three_published_pairings_of_time_and_level(
     """At index 100, as the published wrappers pair them."""
     assert schedule.sigma(100) == pytest.approx(sigma, abs=5e-5)
     assert schedule.time(100) == pytest.approx(told)
-    every = schedule.times_at(torch.arange(1000))
-    assert every[100].item() == pytest.approx(told, rel=1e-6)
     level = schedule.level(torch.tensor([100]), torch.zeros(1, 1, 1, 1))
     assert level.time.item() == pytest.approx(told, rel=1e-6)
     assert float(level.spread / level.signal) == pytest.approx(sigma, abs=5e-5)
 
 
 def test_the_network_is_told_the_schedules_time() -> None:
-    """By an index, by indices of rows and by a level alike."""
+    """By an index and by a level alike."""
     seen: list[torch.Tensor] = []
 
     def network(x: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
@@ -144,10 +142,8 @@ def test_the_network_is_told_the_schedules_time() -> None:
     schedule = vp_schedule(pairing="diffpure")
     denoiser = Denoiser(module, schedule)
     x = torch.zeros(2, 1, 2, 2)
-    rows = torch.tensor([100, 100])
     denoiser(x, 100)
-    denoiser(x, rows)
-    denoiser(x, schedule.level(rows, x))
+    denoiser(x, schedule.level(torch.tensor([100, 100]), x))
     assert all(torch.equal(times, torch.full((2,), 100.899)) for times in seen)
 
 
