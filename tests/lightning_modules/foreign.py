@@ -45,7 +45,7 @@ class Network(nn.Module):
 
 
 def classifier(folder: Path, **network: Any) -> str:
-    """Its folder, as docs/your_own.md says."""
+    """Its folder, as docs/guide/purifier.md says."""
     folder.mkdir()
     torch.manual_seed(0)
     config = {"architecture": f"{HERE}.Network", "network": network, "mean": [0.5], "std": [0.5]}
