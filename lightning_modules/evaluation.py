@@ -14,7 +14,7 @@ from hetpure.errors import InputError
 from hetpure.evaluation.description import Evaluation, Networks, Run
 from hetpure.evaluation.rows import DefenseConfig
 from hetpure.evaluation.store import Store
-from hetpure.evaluation.worker import evaluate, tasks_of
+from hetpure.evaluation.worker import evaluate
 from lightning_modules.progress import EvaluationProgress
 from lightning_modules.queue import SILENCE, Queue
 from lightning_modules.sweep import Sweep
@@ -61,22 +61,33 @@ class RobustnessEvaluation(L.LightningModule):
         self.describe: Describe | None = None
         self.described: Run | None = None
 
-    def setup(self, stage: str) -> None:
-        """The first process has begun the run in its store; the others read there what it chose.
-        What one of them refuses, all do: none is left waiting for it."""
-        strategy = self.trainer.strategy
-        self.store = Store(strategy.broadcast(self.store.path))
-        refused: Exception | None = None
+    def test_step(self, batch: int, batch_idx: int) -> None:
+        """All that this process does: the tasks that it claims, of the run that the first process
+        has begun in its store. Where one fails, the others stop at their next question."""
+        if torch.is_inference_mode_enabled():
+            raise InputError(
+                "the trainer runs in inference mode: set --trainer.inference_mode=false"
+            )
+        # Lightning's handlers wait for the end of the loop. What is finished is on the disk.
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
+        trainer = self.trainer
+        self.store = Store(trainer.strategy.broadcast(self.store.path))
+        queue = Queue(trainer.global_rank, trainer.world_size)
         try:
-            if not self.trainer.is_global_zero:
-                self._join()
-        except Exception as error:  # of whatever kind: the others wait for this process
-            refused = error
-        if not strategy.reduce_boolean_decision(refused is None, all=True):
-            raise refused or InputError("another process was refused: it says why")
+            run = self.described or self._join()
+            progress = EvaluationProgress(run, queue)
+            with progress.bar:
+                evaluate(run, self.store, queue.claim, progress, trainer.world_size)
+                queue.leave()
+                if trainer.is_global_zero and not queue.wait(progress.look, self.silence):
+                    evaluate(run, self.store)  # what a dead process had claimed
+        except BaseException as error:
+            queue.fail(str(error).split("\n")[0])
+            raise
 
-    def _join(self) -> None:
-        """Makes this process's description of the run. InputError where it is not the first's."""
+    def _join(self) -> Run:
+        """This process's description of the run. InputError where it is not the first's."""
         until = time.monotonic() + SEEN_WITHIN
         while (begun := self.store.read_run()) is None and time.monotonic() < until:
             time.sleep(0.2)
@@ -88,29 +99,6 @@ class RobustnessEvaluation(L.LightningModule):
             )
         torch.set_num_threads(begun["provenance"]["threads"])
         assert self.describe is not None
-        self.described = self.describe(self.store)
-        self.store.check_same(begun["identity"], self.described.identity(), f"{process} has")
-
-    def test_step(self, batch: int, batch_idx: int) -> None:
-        """All that this process does: the tasks that it claims."""
-        if torch.is_inference_mode_enabled():
-            raise InputError(
-                "the trainer runs in inference mode: set --trainer.inference_mode=false"
-            )
-        # Lightning's handlers wait for the end of the loop. What is finished is on the disk.
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_DFL)
-        run, store, trainer = self.described, self.store, self.trainer
-        assert run is not None
-        processes = trainer.world_size
-        queue = Queue(len(tasks_of(run, processes)), trainer.global_rank, processes)
-        progress = EvaluationProgress(run, queue)
-        with progress.bar:
-            try:
-                evaluate(run, store, queue.claim, progress, processes)
-                queue.leave()
-                if trainer.is_global_zero and not queue.wait(progress.look, self.silence):
-                    evaluate(run, store)  # what a dead process had claimed
-            except BaseException as error:
-                queue.fail(str(error).split("\n")[0])
-                raise
+        run = self.describe(self.store)
+        self.store.check_same(begun["identity"], run.identity(), f"{process} has")
+        return run

@@ -15,26 +15,24 @@ SILENCE = 600.0  # seconds after which a process that says nothing is not waited
 
 
 class Queue:
-    """Gives the numbers 0 to `count` - 1, each to one process of the group, and counts what all of
-    them did. No collective is called, so nobody waits for anybody.
+    """Gives the numbers from 0, each to one process of the group, and counts what all of them did.
+    No collective is called, so nobody waits for anybody.
 
     Args:
-        count: of the tasks.
         process: number of this process.
         processes: how many there are.
     """
 
-    def __init__(self, count: int, process: int, processes: int) -> None:
-        self.count, self.process, self.processes = count, process, processes
+    def __init__(self, process: int, processes: int) -> None:
+        self.process, self.processes = process, processes
         store = _get_default_store() if dist.is_initialized() else HashStore()
         self._store = PrefixStore("hetpure", store)
 
-    def claim(self) -> int | None:
-        """A number for this process, None where none is left."""
+    def claim(self) -> int:
+        """The next number is this process's."""
         self.check()
         with self._asking():
-            number = self._store.add("claimed", 1) - 1
-        return number if number < self.count else None
+            return self._store.add("claimed", 1) - 1
 
     def check(self) -> None:
         """InputError where a process failed: then the others stop too."""

@@ -55,10 +55,12 @@ def evaluate(
     watch: Watch | None = None,
     processes: int = 1,
 ) -> None:
-    """Computes what the store has not yet. `claim` gives this process numbers of tasks, until None;
-    by default all of them in order."""
+    """Computes what the store has not yet. `claim` gives this process numbers of tasks, until None
+    or one beyond the last; by default all of them in order."""
     tasks = tasks_of(run, processes)
     for number in range(len(tasks)) if claim is None else iter(claim, None):
+        if number >= len(tasks):
+            return
         work(run, store, tasks[number], watch or Watch())
 
 

@@ -8,26 +8,25 @@ from hetpure.errors import InputError
 from lightning_modules.queue import Queue
 
 
-def queue(count: int = 3, process: int = 0, processes: int = 1) -> Queue:
-    return Queue(count, process, processes)
+def queue(process: int = 0, processes: int = 1) -> Queue:
+    return Queue(process, processes)
 
 
 def test_each_number_is_given_once() -> None:
     """To however many ask at once: the counter is atomic."""
-    shared = queue(500)
+    shared = queue()
     numbers: list[int] = []
 
     def ask() -> None:
-        while (number := shared.claim()) is not None:
-            numbers.append(number)
+        for _ in range(100):
+            numbers.append(shared.claim())
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=ask) for _ in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sorted(numbers) == list(range(500))
-    assert shared.claim() is None
 
 
 def test_queues_do_not_mix() -> None:

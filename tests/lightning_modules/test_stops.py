@@ -165,12 +165,11 @@ def test_a_process_dies_and_nobody_ends_the_other(
 
 
 def test_what_one_process_refuses_ends_both(place: Path) -> None:
-    """Other settings than the first one's: a line of each, and nobody waits for anybody."""
+    """Other settings than the first one's: a line of each, with the reason."""
     both = [program.ended() for program in two_programs(place, second=("--model.seed=5",))]
     assert [code for code, _ in both] == [2, 2], both
     assert "process 1 has another config.seed: 0, now 5" in both[1][1].splitlines()[-1]
-    assert "another process was refused: it says why" in both[0][1].splitlines()[-1]
-    assert not blocks(place)
+    assert "stopped, for process 1 failed: process 1 has another" in both[0][1].splitlines()[-1]
 
 
 @pytest.mark.slow
