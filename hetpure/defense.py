@@ -188,8 +188,6 @@ class Defense(nn.Module):
             # step first: in the same order, to the bit, as where the step is recomputed.
             return advance(step, state, *(None if x is None else x.view_as(x) for x in inputs))
 
-        if not _differentiated(state, images, mask):
-            execution = Execution("tape")
         recomputed = execution.recomputed(len(self.plan))
         state = run_plan(self.plan, advance_views, state, (images, mask), recomputed)
         return check_finite(state, "the purifier's result")  # the clamp of the end would hide it

@@ -17,8 +17,7 @@ NO_NOISE = -1  # the index before the first: the image itself, without noise
 @dataclass(frozen=True)
 class Level:
     """Where in the diffusion each image of a batch is: x = signal x0 + spread noise, with
-    signal^2 + spread^2 = 1, both (B, 1, 1, 1); `time` (B,) is the
-    time that the network is given."""
+    signal^2 + spread^2 = 1, both (B, 1, 1, 1); `time` (B,) is what the network is given."""
 
     signal: Tensor
     spread: Tensor

@@ -1,5 +1,4 @@
-"""Strong noise where the classifier looks, weak noise elsewhere: HetPure (CVPR 2025,
-arXiv 2503.01407)."""
+"""HetPure (CVPR 2025, arXiv 2503.01407)."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +17,7 @@ Resampling = Literal["none", "single_step", "fused", "multi_step"]
 
 @dataclass(frozen=True)
 class HeterogeneousPurifier(GridPurifier):
-    """Strong noise where the mask is 1, weak noise elsewhere (HetPure, CVPR 2025).
+    """Strong noise where the mask is 1, weak noise elsewhere.
 
     Stage 1 denoises attended pixels from t_large to t_small while the others are re-imposed at
     each index; stage 2 denoises the whole image. The network must see one noise level everywhere,
@@ -36,9 +35,6 @@ class HeterogeneousPurifier(GridPurifier):
         resample_jump: U; a jump ends at the last index of the schedule.
         recombine: re-impose the known pixels after a single-step resampling too, with fresh noise
             of the same level. RePaint's resampling always does, a fused jump does at its next step.
-
-    Every reverse step, also of resampling, is the sampler's: by default it is the paper's
-    DDIM step.
     """
 
     t_large: float = 0.2
@@ -104,10 +100,7 @@ class HeterogeneousPurifier(GridPurifier):
 def heterogeneous_state(
     denoiser: Denoiser, images: Tensor, mask: Tensor, noise: BatchNoise, large: int, small: int
 ) -> Tensor:
-    """x(t_l, t_s) = q(x, t_l) M + q(x, t_s) (1 - M) in model units, for two indices.
-
-    The paper's picture of the forward process. The plan never holds it as a state: its two levels
-    meet in stage 1, one index at a time.
-    """
+    """x(t_l, t_s) = q(x, t_l) M + q(x, t_s) (1 - M) in model units, for two indices: the paper's
+    forward process, which the plan never holds as a state."""
     attended = diffuse(denoiser, images, noise, large)
     return mask * attended + (1 - mask) * diffuse(denoiser, images, noise, small)

@@ -1,8 +1,7 @@
 """A purifier as a static plan of pure steps.
 
-A plan is known before any image is seen. Every step has one form (see `Step`), and purifiers differ
-in the numbers they write into it. Noise is asked for by address. The image is in pixel [0, 1], the
-state in model units [-1, 1].
+A plan is known before any image is seen, and purifiers differ in the numbers they write into it.
+The image is in pixel [0, 1], the state in model units [-1, 1].
 """
 
 from abc import ABC, abstractmethod
