@@ -1,4 +1,4 @@
-"""Does ADDT make a diffusion purify? Trains, evaluates and reports, as planned in docs/addt.md.
+"""Does ADDT make a diffusion purify? Trains, evaluates and reports: docs/experiments/addt.md.
 
     python benchmarks/addt_experiment.py            # trainings and evaluations: hours
     python benchmarks/addt_experiment.py tune       # of these what chooses the perturbation

@@ -1,27 +1,27 @@
 """Is one attack stronger than another on the same defence? Every attack of a run against one of
 them, paired by image: the accuracy of both on the images that both have, and its difference.
 
-    python benchmarks/paired_attacks.py                    # the records of docs/results.md
+    python benchmarks/paired_attacks.py              # the run of docs/experiments/fashion_mnist.md
     python benchmarks/paired_attacks.py RUN --base "pgd_linf, recomputed mask" pgd_linf
 """
 
 import argparse
-import lzma
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from committed import records_of
+
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
-from hetpure.evaluation.reading import parse_records, read_run
+from hetpure.evaluation.reading import read_run
 from hetpure.evaluation.results import by_attack, draws_right
 from hetpure.evaluation.statistics import in_points, mean_accuracy, paired_difference
+from hetpure.program import run
 from hetpure.report.sheet import Sheet
 from hetpure.report.table import interval
-from lightning_modules.cli import run
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
-COMMITTED = RESULTS / "full_fashion_mnist.records.jsonl.xz"
+COMMITTED = "full_fashion_mnist"
 BASE = ("pgd_linf, recomputed mask", "pgd_linf")
 HEADS = ("defence", "attack", "n", "under it", "under the base", "difference")
 
@@ -49,11 +49,6 @@ def table(records: Sequence[Record], base: Sequence[str]) -> str:
     return Sheet("", HEADS, rows).markdown()
 
 
-def committed() -> list[Record]:
-    """The records of docs/results.md."""
-    return parse_records({COMMITTED.name: lzma.decompress(COMMITTED.read_bytes()).decode()})
-
-
 def main(arguments: list[str]) -> None:
     """Reads the records and prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -62,7 +57,8 @@ def main(arguments: list[str]) -> None:
         "--base", nargs="+", default=BASE, help="names of the attack to hold against"
     )
     options = parser.parse_args(arguments)
-    print(table(read_run(options.run).records if options.run else committed(), options.base))
+    records = read_run(options.run).records if options.run else records_of(COMMITTED)
+    print(table(records, options.base))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How evenly an evaluation keeps many workers busy: a finished run, simulated on 1 to 256 of them.
 
-    python benchmarks/scaling.py                    # the run of docs/results.md
+    python benchmarks/scaling.py                    # the run of docs/experiments/fashion_mnist.md
     python benchmarks/scaling.py RUN --images 10000
 
 Each row's blocks take as long as they took in the run. The queue gives tasks in the order of
@@ -12,7 +12,6 @@ ends. Workers that start at different times, or differ in speed, are not simulat
 import argparse
 import heapq
 import json
-import lzma
 import statistics
 import sys
 from collections import defaultdict
@@ -21,16 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from committed import saved_results, unpacked
 
 from hetpure.errors import InputError
 from hetpure.evaluation.run_results import Contents
 from hetpure.evaluation.store import Store
 from hetpure.evaluation.worker import Task, in_order
 from hetpure.numbers import counted
-from lightning_modules.cli import run
+from hetpure.program import run
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-COMMITTED = Path(__file__).parent.parent / "docs" / "results"
+COMMITTED = "full_fashion_mnist"
 Seconds = dict[Task, float]
 
 
@@ -81,20 +81,16 @@ def timing_of(folder: Path) -> Timing:
 
 
 def committed() -> Timing:
-    """Of the run of docs/results.md, which an earlier version made."""
-    lines, results = (
-        lzma.decompress((COMMITTED / f"full_fashion_mnist.{name}.xz").read_bytes()).decode()
-        for name in ("timing.jsonl", "results.json")
-    )
+    """Of the run of docs/experiments/fashion_mnist.md, which an earlier version made."""
     parts = {  # what was computed anew after a stop counts once
         (entry["defense"], entry["attack"], entry["block"]): entry["seconds"]
-        for entry in map(json.loads, lines.splitlines())
+        for entry in map(json.loads, unpacked(f"{COMMITTED}.timing.jsonl").splitlines())
         if "defense" in entry
     }
     seconds: Seconds = defaultdict(float)
     for (row, _, block), took in parts.items():
         seconds[Task(row, block)] += took
-    config = yaml.safe_load(json.loads(results)["config"])
+    config = yaml.safe_load(saved_results(COMMITTED)["config"])
     limits = [attack["limit"] or 0 for attack in config["model"]["attacks"].values()]
     limit = max(*limits, config["model"]["audit"]["images"])
     return Timing(dict(seconds), config["data"]["init_args"]["batch_size"], limit)

@@ -1,7 +1,5 @@
 """ADDT's experiment: contrasts by hand, trainings that are not mixed up."""
 
-import json
-import lzma
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
@@ -15,7 +13,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 import evaluate
 from hetpure.evaluation.protocol import Record
-from hetpure.evaluation.reading import parse_records
 from tests.hetpure.run_records import line, write
 
 ROOT = Path(__file__).parent.parent.parent
@@ -193,36 +190,6 @@ def test_a_report_of_what_is_there(
     assert "| DDPM, label-free | 50.0 [" in tables
     made_with = "addt_variants: `classifier@abababababab`, `denoiser label_free@cdcdcdcdcdcd`"
     assert made_with in tables and "addt_primary: not finished" in tables
-
-
-@pytest.mark.slow
-def test_the_document_has_what_the_records_say(experiment: ModuleType) -> None:
-    """docs/addt.md: the tables of the evaluations, from the committed records and results."""
-    text = (ROOT / "docs" / "addt.md").read_text()
-    primary, secondary, variants, white_box = (
-        parse_records({name: unpacked(f"{name}.records.jsonl")})
-        for name in experiment.EVALUATIONS[1:]
-    )
-    secondary += variants
-    planned = [name for name in experiment.attacks_of(primary) if name != experiment.DW_BOX]
-    cosines = (
-        json.loads(unpacked(f"{name}.results.json"))
-        for name in ("addt_secondary", "addt_white_box")
-    )
-    for table in (
-        *(experiment.contrasts(primary), experiment.cells(primary)),
-        *(experiment.differences_from_clean(primary, planned), experiment.cells(secondary)),
-        experiment.differences_from_clean(secondary, experiment.attacks_of(secondary)),
-        experiment.cells(white_box),
-        experiment.differences_from_clean(white_box, experiment.attacks_of(white_box)),
-        *map(experiment.agreements, cosines),
-    ):
-        lines = [line for line in table.splitlines() if line.startswith("|")]
-        assert "\n".join(["", "", *lines, "", ""]) in text, f"the whole table {lines[0]}"
-
-
-def unpacked(name: str) -> str:
-    return lzma.decompress((ROOT / "docs" / "results" / f"{name}.xz").read_bytes()).decode()
 
 
 def test_the_plan_covers_the_configs(experiment: ModuleType) -> None:

@@ -1,17 +1,12 @@
-"""Attacks held against one of them: by hand, and the numbers that docs/results.md cites."""
+"""Attacks held against one of them, by hand."""
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Record
-
-ROOT = Path(__file__).parent.parent.parent
-RESULTS = ROOT / "docs" / "results.md"
 
 
 @pytest.fixture
@@ -37,13 +32,3 @@ def test_only_common_images_are_paired(benchmark: ModuleType) -> None:
     assert difference.startswith("+75.0 [")
     with pytest.raises(InputError, match="attacked by absent"):
         benchmark.table(records, ["absent"])
-
-
-@pytest.mark.slow
-def test_the_results_cite_this_table(benchmark: ModuleType) -> None:
-    printed = benchmark.table(benchmark.committed(), benchmark.BASE)
-    text = RESULTS.read_text()
-    cited = text[text.index("| against PGD |") : text.index("Targeted APGD")]
-    differences = re.findall(r"[+-]\d+\.\d \[[+-]?\d+\.\d, [+-]?\d+\.\d\]", cited)
-    assert len(differences) == 12
-    assert all(difference in printed for difference in differences), differences

@@ -1,0 +1,123 @@
+"""Writes the tables of docs/experiments from the committed records.
+
+    python benchmarks/tables.py
+
+A table stands in a page between two markers. The first names the run, or several runs with a `+`
+between them, then the kind of table, and what this kind asks for:
+
+    <!-- table: full_fashion_mnist compare vote uniform t=200 -->
+    <!-- end -->
+
+A table of runs without committed records stays as it is.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import addt_experiment
+import paired_attacks
+import scaling
+from committed import EXPERIMENTS, has_records, recorded_run, records_of, results_of, saved_results
+
+from hetpure.errors import InputError
+from hetpure.evaluation.compare import ROBUST, compare, find_baseline, read_columns
+from hetpure.evaluation.protocol import Record
+from hetpure.evaluation.results import FRESH
+from hetpure.program import run
+from hetpure.report.comparison import sheets
+from hetpure.report.sheet import Sheet
+from hetpure.report.table import attacks_sheet, audit_sheet, defenses_sheet
+
+MARKED = re.compile(r"^<!-- table: (.+?) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
+
+results = cache(results_of)
+
+
+@cache
+def records(names: str) -> list[Record]:
+    """Those of all runs of a marker."""
+    return [record for name in names.split("+") for record in records_of(name)]
+
+
+def comparison(name: str, counting: str, *baseline: str) -> str:
+    """All rows against the named one, on clean images and under the worst of all attacks."""
+    how = next((known for known in FRESH if known == counting), None)
+    if how is None:
+        raise InputError(f"{counting} is no way of counting: allowed are {', '.join(FRESH)}")
+    columns, _ = read_columns([recorded_run(name)], ROBUST, how)
+    compared = compare(columns, find_baseline(columns, " ".join(baseline)), ROBUST, how)
+    return markdown(*sheets(compared))
+
+
+def paired(names: str, *base: str) -> str:
+    """All attacks against the named one, or against PGD."""
+    return paired_attacks.table(records(names), [" ".join(base)] if base else paired_attacks.BASE)
+
+
+def differences(names: str) -> str:
+    """Each row's from its clean fine-tuning, under every attack."""
+    of_runs = records(names)
+    return addt_experiment.differences_from_clean(of_runs, addt_experiment.attacks_of(of_runs))
+
+
+def markdown(*made: Sheet) -> str:
+    """Titles and tables. The page itself says what the columns are."""
+    return "\n\n".join(replace(sheet, note="").markdown() for sheet in made)
+
+
+KINDS: dict[str, Callable[..., str]] = {
+    "defenses": lambda name: markdown(defenses_sheet(results(name))),
+    "attacks": lambda name: markdown(attacks_sheet(results(name))),
+    "audit": lambda name: markdown(audit_sheet(results(name))),
+    "compare": comparison,
+    "paired": paired,
+    "contrasts": lambda names: addt_experiment.contrasts(records(names)),
+    "cells": lambda names: addt_experiment.cells(records(names)),
+    "differences": differences,
+    "agreements": lambda name: addt_experiment.agreements(saved_results(name)),
+    "workers": lambda _: scaling.table(scaling.committed().extended(10_000)),
+}
+
+
+def missing(name: str) -> list[str]:
+    """The runs of a marker that have no records."""
+    return [part for part in name.split()[0].split("+") if not has_records(part)]
+
+
+def table(name: str) -> str:
+    """The table that a marker names."""
+    runs, kind, *words = name.split()
+    if kind not in KINDS:
+        raise InputError(f"table: {name}: there is no kind {kind}: allowed are {', '.join(KINDS)}")
+    return KINDS[kind](runs, *words)
+
+
+def rewritten(page: str) -> str:
+    """A page with its tables made again."""
+
+    def again(match: re.Match[str]) -> str:
+        name = match[1]
+        if missing(name):
+            return match[0]
+        return f"<!-- table: {name} -->\n{table(name)}\n<!-- end -->"
+
+    return MARKED.sub(again, page)
+
+
+def main(_: list[str]) -> None:
+    """Writes every page whose tables changed, and says which."""
+    for path in sorted(EXPERIMENTS.glob("*.md")):
+        page = path.read_text()
+        without = [name for match in MARKED.finditer(page) for name in missing(match[1])]
+        if without:
+            print(f"{path.name}: no records of {', '.join(dict.fromkeys(without))}")
+        if (new := rewritten(page)) != page:
+            path.write_text(new)
+            print(f"{path.name}: written")
+
+
+if __name__ == "__main__":
+    run(main, sys.argv[1:])
