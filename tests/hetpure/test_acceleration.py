@@ -19,7 +19,7 @@ from hetpure.purifiers import UniformPurifier
 from hetpure.schedule import linear_schedule
 
 LOW: list[Precision] = ["bfloat16", "float16"]
-STEPS = torch.tensor([3, 150, 40, 999])
+STEPS = linear_schedule().level(torch.tensor([3, 150, 40, 999]), torch.empty(4, 1, 8, 8))
 SAMPLES = torch.arange(4)
 every_low = pytest.mark.parametrize("precision", LOW)
 
