@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader
 from datamodules.dataset import ImageDataset
 from hetpure.evaluation.provenance import peak_memory
 from hetpure.memory import gigabytes, weight_bytes
+from hetpure.program import run
 from hetpure.weights.classifier import build_classifier, save_classifier
-from lightning_modules.cli import run
 from lightning_modules.evaluation_cli import evaluation_cli, print_gradient_checks, print_plan
 
 CPU = torch.device("cpu")

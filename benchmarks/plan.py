@@ -11,7 +11,7 @@ import sys
 
 from hetpure.evaluation.plan import plan
 from hetpure.evaluation.run_results import Contents
-from lightning_modules.cli import run
+from hetpure.program import run
 from lightning_modules.evaluation_cli import evaluation_cli
 
 

@@ -25,6 +25,16 @@ class FieldError(InputError):
         self.problem = problem
 
 
+def causes(error: BaseException) -> list[BaseException]:
+    """The error and those that it came from: a parser wraps what our constructors say."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    return chain
+
+
 def check_choice(owner: object, field: str, allowed: Any) -> None:
     """FieldError unless the owner's field is one of the values of the Literal `allowed`."""
     value = getattr(owner, field)

@@ -16,7 +16,7 @@ from hetpure.evaluation.rows import DefenseConfig
 from hetpure.evaluation.store import Store
 from hetpure.evaluation.worker import evaluate
 from lightning_modules.progress import EvaluationProgress
-from lightning_modules.queue import SILENCE, Queue
+from lightning_modules.queue import SILENCE, Queue, common_store
 from lightning_modules.sweep import Sweep
 
 Describe = Callable[[Store], Run]
@@ -73,7 +73,7 @@ class RobustnessEvaluation(L.LightningModule):
             signal.signal(number, signal.SIG_DFL)
         trainer = self.trainer
         self.store = Store(trainer.strategy.broadcast(self.store.path))
-        queue = Queue(trainer.global_rank, trainer.world_size)
+        queue = Queue(common_store(trainer.strategy), trainer.global_rank, trainer.world_size)
         try:
             run = self.described or self._join()
             progress = EvaluationProgress(run, queue)

@@ -1,5 +1,5 @@
-"""The command line of evaluations: what `evaluate.py` and `python -m hetpure check_gradients`
-share."""
+"""The command line of evaluations: `hetpure evaluate`, which `evaluate.py` is, `plan` and
+`gradcheck`."""
 
 import fcntl
 import itertools
@@ -26,6 +26,7 @@ from hetpure.evaluation.plan import RowPlan, plan
 from hetpure.evaluation.row_check import check_gradients
 from hetpure.evaluation.store import CONFIG, Store
 from hetpure.memory import gigabytes, weight_bytes
+from hetpure.program import FAILED, say
 from hetpure.report.finish import finish
 from hetpure.report.gradient_checks import gradient_checks_sheet
 from hetpure.report.plan import cost_sheet, duration, memory_sheet
@@ -33,11 +34,9 @@ from hetpure.report.sheet import wide_console
 from lightning_modules.cli import CLI, make_cli
 from lightning_modules.evaluation import Describe, RobustnessEvaluation
 from lightning_modules.images import images_of
-from lightning_modules.signals import check_nothing_is_loaded_unasked, say
+from lightning_modules.signals import check_nothing_is_loaded_unasked
 
-DEFAULT = Path(__file__).parent.parent / "configs" / "evaluate" / "quick.yaml"
 MIXED = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}  # of the network's calls alone
-FAILED = 1  # exit code of a run in which a row was struck out
 
 
 class EvaluationCLI(CLI):
@@ -72,8 +71,15 @@ class EvaluationCLI(CLI):
                 " for the diffusion network's calls (bf16-mixed, 16-mixed)"
             )
         strategy = trainer.strategy
-        popen = isinstance(strategy, DDPStrategy) and strategy._start_method == "popen"
-        if not (popen or isinstance(strategy, SingleDeviceStrategy)):
+        given = self.config.trainer.strategy
+        popen = (
+            given in ("auto", "ddp")
+            if isinstance(given, str)
+            else given.get("init_args.start_method", "popen") == "popen"
+        )
+        if not (isinstance(strategy, DDPStrategy) and popen) and not isinstance(
+            strategy, SingleDeviceStrategy
+        ):
             raise InputError("--trainer.strategy: an evaluation on several devices takes ddp")
         limit = trainer.limit_test_batches
         if self.config.trainer.fast_dev_run or isinstance(limit, int) or limit != 1.0:
@@ -180,8 +186,8 @@ def evaluation_cli(arguments: Sequence[str]) -> EvaluationCLI:
     """Parses the arguments, the default config where they name none, and builds the program."""
     return make_cli(
         EvaluationCLI,
+        "evaluate",
         arguments,
-        DEFAULT,
         model_class=RobustnessEvaluation,
         save_config_callback=None,
         trainer_defaults={"inference_mode": False},
@@ -220,3 +226,39 @@ def print_gradient_checks(cli: EvaluationCLI) -> dict[str, dict[str, Any]]:
             checks[name] = check_gradients(run, row)
     console.print(gradient_checks_sheet(checks, "Gradient checks").terminal())
     return checks
+
+
+def main(arguments: list[str]) -> None:
+    """`hetpure evaluate`: parses the arguments, builds the program and runs it, or says what it
+    would cost."""
+    cli = evaluation_cli(arguments)
+    cli.prepare()
+    if not cli.config.plan:
+        cli.evaluate()
+    elif cli.trainer.is_global_zero:  # the others chose nothing
+        print_plan(cli)
+
+
+def plan_main(arguments: list[str]) -> None:
+    """`hetpure plan`: what an evaluation with these options would cost."""
+    main([*arguments, "--plan"])
+
+
+def gradcheck(arguments: list[str]) -> None:
+    """`hetpure gradcheck`: computes the gradient checks of an evaluation with these options, prints
+    them, and fails where one does."""
+    cli = evaluation_cli(arguments)
+    if cli.config.plan:
+        raise InputError("--plan is another command's: gradcheck computes the checks")
+    cli.prepare()
+    if not cli.trainer.is_global_zero:  # one process says it
+        return
+    failures = [
+        f"{row}, {name.replace('_', ' ')}: {check['failure']}"
+        for row, checks in print_gradient_checks(cli).items()
+        for name, check in checks.items()
+        if not check["passed"]
+    ]
+    if failures:
+        print(*failures, sep="\n")
+        sys.exit(FAILED)

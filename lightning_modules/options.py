@@ -3,21 +3,12 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
+from os.path import expanduser
 from typing import Any
 
 from jsonargparse import Namespace
 
-from hetpure.errors import FieldError, InputError
-
-
-def causes(error: BaseException) -> list[BaseException]:
-    """The error and those that it came from: jsonargparse wraps what our constructors say."""
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    return chain
+from hetpure.errors import FieldError, InputError, causes
 
 
 @contextmanager
@@ -35,6 +26,15 @@ def naming_options(config: Namespace) -> Iterator[None]:
                 others = f" (or {', '.join(options[1:])})" if len(options) > 1 else ""
                 raise InputError(f"{options[0]} {cause.problem}{others}") from error
         raise
+
+
+def home_expanded(config: Namespace) -> Namespace:
+    """A parsed config in which values that begin with `~/` begin with the home folder, as a shell
+    makes them where it sees the `~`."""
+    for key, value in config.items():
+        if isinstance(value, str) and value.startswith("~/"):
+            config[key] = expanduser(value)
+    return config
 
 
 def _options(error: FieldError, value: Any, path: str) -> Iterator[str]:

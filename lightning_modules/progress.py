@@ -11,8 +11,8 @@ from rich.table import Column
 from hetpure.evaluation.description import Run
 from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.worker import Watch, task_work, tasks_of
+from hetpure.program import say
 from lightning_modules.queue import LOOK_EVERY, Queue
-from lightning_modules.signals import say
 
 
 class EvaluationProgress(Watch):

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import torch.distributed as dist
-from torch.distributed import HashStore  # type: ignore[attr-defined]
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from hetpure.errors import InputError
 
@@ -14,19 +14,29 @@ LOOK_EVERY = 1.0  # seconds between two looks at what other processes did
 SILENCE = 600.0  # seconds after which a process that says nothing is not waited for
 
 
+def common_store(strategy: Strategy) -> Store:
+    """A store of numbers that the processes of a strategy share. All of them have to ask for it."""
+    if not isinstance(strategy, DDPStrategy):
+        return HashStore()
+    assert strategy.cluster_environment is not None
+    host = strategy.cluster_environment.main_address
+    server = TCPStore(host, 0, is_master=True) if strategy.is_global_zero else None
+    port = strategy.broadcast(server.port if server else 0)
+    return server or TCPStore(host, port, is_master=False)
+
+
 class Queue:
     """Gives the numbers from 0, each to one process of the group, and counts what all of them did.
     No collective is called, so nobody waits for anybody.
 
     Args:
+        store: that all of them reach.
         process: number of this process.
         processes: how many there are.
     """
 
-    def __init__(self, process: int, processes: int) -> None:
-        self.process, self.processes = process, processes
-        store = _get_default_store() if dist.is_initialized() else HashStore()
-        self._store = PrefixStore("hetpure", store)
+    def __init__(self, store: Store, process: int, processes: int) -> None:
+        self._store, self.process, self.processes = store, process, processes
 
     def claim(self) -> int:
         """The next number is this process's."""

@@ -1,10 +1,8 @@
 """A training that is told to stop: it ends its update and saves it."""
 
-import os
 import shlex
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import lightning as L
@@ -12,14 +10,8 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 
 from hetpure.errors import InputError
+from hetpure.program import say
 from lightning_modules.processes import everyones, run_folder
-
-
-def say(text: str, stream: int = 2) -> None:
-    """Writes to standard error (2) or output (1). Nothing ends because nobody reads it any more, as
-    where Ctrl-C has ended `tee` too, or because a log's disk is full."""
-    with suppress(OSError):
-        os.write(stream, text.encode())
 
 
 class SaveWhenStopped(Callback):

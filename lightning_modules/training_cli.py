@@ -9,8 +9,10 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from hetpure.errors import InputError
 from hetpure.weights.folders import in_one_line
-from lightning_modules.cli import CLI
+from lightning_modules.cli import CLI, make_cli
+from lightning_modules.options import naming_options
 from lightning_modules.processes import run_folder
+from lightning_modules.signals import SaveWhenStopped, check_nothing_is_loaded_unasked
 
 DISTRIBUTED = "init_args.save_distributed_checkpoint"
 CHECKPOINT = {"pytorch-lightning_version", "state_dict", "loops"}  # what every one of them holds
@@ -68,3 +70,24 @@ def check_checkpoint(path: Path) -> None:
             f"--ckpt_path {path} is no checkpoint of a training: give one that train.py wrote;"
             " weights alone are given as --model.diffusion"
         )
+
+
+def main(arguments: list[str]) -> None:
+    """`hetpure train`: parses the arguments, builds the program and runs it."""
+    cli = make_cli(
+        TrainingCLI,
+        "train",
+        arguments,
+        model_class=L.LightningModule,
+        subclass_mode_model=True,
+        trainer_defaults={"callbacks": [SaveWhenStopped()]},
+        save_config_callback=KeepConfig,
+        save_config_kwargs={"overwrite": True},  # it says where that may be
+    )
+    # First, so that a signal while another callback begins is heard.
+    callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
+    callbacks.sort(key=lambda callback: not isinstance(callback, SaveWhenStopped))
+    if cli.config.ckpt_path is None:
+        check_nothing_is_loaded_unasked(cli.trainer)
+    with naming_options(cli.config):
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)

@@ -1,4 +1,4 @@
-"""`python -m hetpure tune`: a search for a defence's settings on validation images."""
+"""`hetpure tune`: a search for a defence's settings on validation images."""
 
 import copy
 from collections.abc import Mapping
@@ -19,9 +19,10 @@ from hetpure.evaluation.rows import DefenseConfig
 from hetpure.evaluation.search import Settings, choose, search
 from hetpure.evaluation.store import Store
 from hetpure.gradients import APPROXIMATIONS
+from hetpure.packaged_configs import CONFIGS
 from hetpure.report.frontier import draw_frontier, frontier_page
 from hetpure.report.sheet import wide_console
-from lightning_modules.evaluation_cli import DEFAULT, describer
+from lightning_modules.evaluation_cli import describer
 from lightning_modules.sweep import combinations
 
 DENOISER = "tuned"  # its key in the configs of the evaluations
@@ -135,7 +136,7 @@ def tuned_config(config: Mapping[str, Any], settings: Settings) -> dict[str, Any
             "seed": config["seed"],
         },
         "data": data,
-        "trainer": yaml.safe_load(DEFAULT.read_text())["trainer"]
+        "trainer": yaml.safe_load(CONFIGS.joinpath("evaluate", "quick.yaml").read_text())["trainer"]
         | {"accelerator": "cpu" if config["device"] == "cpu" else "auto"},
     }
 

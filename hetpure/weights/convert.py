@@ -299,7 +299,7 @@ def _card(origin: dict[str, Any], option: str) -> str:
     lines = "\n".join(f"- {line}" for line in origin["remarks"])
     return f"""# {origin["format"]}
 
-Converted by `python -m hetpure convert` from `{origin["file"]}` ({origin["bytes"]:,} bytes, SHA-256
+Converted by `hetpure convert` from `{origin["file"]}` ({origin["bytes"]:,} bytes, SHA-256
 `{origin["sha256"]}`).
 
 {lines}

@@ -19,7 +19,7 @@ NUMBERS = {
 }
 ASSETS = Path(__file__).parent.parent / "assets"
 _PICKLE_STARTS = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
-CONVERT = "`python -m hetpure convert {} FOLDER` makes a folder of published files"
+CONVERT = "`hetpure convert {} FOLDER` makes a folder of published files"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.t7")
 
 

@@ -12,7 +12,7 @@ from datamodules.dataset import ImageDataset
 from datamodules.folder import ImageFolder
 from datamodules.image_files import center_cropped, resized
 from hetpure.errors import InputError
-from lightning_modules.cli import run
+from hetpure.program import run
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:

@@ -18,10 +18,10 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 import evaluate
+from hetpure.program import run
 from hetpure.saved_images import BLOCKS
 from hetpure.weights import save_classifier, save_diffusion
 from hetpure.weights.classifier import build_classifier
-from lightning_modules.cli import run
 from lightning_modules.evaluation_cli import EvaluationCLI, evaluation_cli
 from tests.ports import next_port
 

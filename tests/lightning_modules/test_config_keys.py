@@ -68,7 +68,7 @@ def test_the_last_config_counts_and_a_class_keeps_what_was_set_for_another(
 ) -> None:
     """quick.yaml sets scale and cap; `steps` is a default of its RankGaussian, and RandomOrder has
     none."""
-    configs = [f"--config={train.DEFAULT}"]
+    configs = ["--config=quick"]
     for seed in (1, 2):
         Path(f"{seed}.yaml").write_text(f"model: {{init_args: {{seed: {seed}}}}}\n")
         configs.append(f"--config={seed}.yaml")

@@ -10,7 +10,7 @@ import yaml
 import evaluate
 import train
 from hetpure.attacks import PGD
-from lightning_modules.cli import run
+from hetpure.program import run
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = [

@@ -19,9 +19,9 @@ from hetpure.compatibility import check_all_answers
 from hetpure.defense import Defense
 from hetpure.errors import InputError
 from hetpure.evaluation.description import Images
+from hetpure.program import run
 from hetpure.weights import load_classifier
 from lightning_modules.classifier import ClassifierTraining
-from lightning_modules.cli import run
 from lightning_modules.diffusion import DiffusionTraining
 from lightning_modules.images import images_of
 from lightning_modules.monitor import RobustProbe
@@ -82,7 +82,7 @@ def test_a_right_one_is_asked_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "first"), [(evaluate.main, "--plan"), (hetpure_main, "check_gradients")]
+    ("command", "first"), [(evaluate.main, "--plan"), (hetpure_main, "gradcheck")]
 )
 def test_every_command_asks_first(
     command: Callable[[list[str]], None],

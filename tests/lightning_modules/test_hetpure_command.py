@@ -1,4 +1,4 @@
-"""`python -m hetpure purify`, `report` and `compare`, as a user runs them."""
+"""`hetpure purify`, `report` and `compare`, as a user runs them."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from hetpure.__main__ import main
 from hetpure.images import read_image, write_image
 from hetpure.noise import noise_for
 from hetpure.presets import load_defense
-from lightning_modules.cli import run
+from hetpure.program import run
 from tests.hetpure.run_records import DRAWS, Line, defended, lines, stored, write
 
 Refused = Callable[..., str]
@@ -60,7 +60,7 @@ def test_purify_refuses_in_one_line(picture: Path, tmp_path: Path, refused: Refu
     assert "missing.png" in refused("purify", "missing.png", out)
     assert "'mnist'" in refused("purify", str(picture), out, "--defense=mnist")
     assert "required" in refused("purify", str(picture))
-    assert "purify,convert,tune" in refused()
+    assert "purify, convert, compare" in refused("purfy")
 
 
 def test_report_reads_any_run(

@@ -1,4 +1,4 @@
-"""`--plan`, `check_gradients`, and what memory and speed settings do to a run of `evaluate.py`."""
+"""`--plan`, `gradcheck`, and what memory and speed settings do to a run of `evaluate.py`."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from hetpure.__main__ import main as hetpure_command
 from hetpure.evaluation.plan import plan
 from hetpure.gradients import Execution
-from lightning_modules.cli import run
+from hetpure.program import run
 from lightning_modules.evaluation_cli import evaluation_cli
 from tests.lightning_modules.conftest import Finished
 from tests.lightning_modules.runs import ALONE, PLAIN, command, main, refused, results
@@ -158,7 +158,7 @@ def test_lightnings_mixed_precision_is_that_of_the_network_calls(
 def test_gradients_can_be_checked_alone(
     bound: float, code: int | None, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["check_gradients", "--config=config.yaml", f"--model.gradient_bound={bound}"]
+    arguments = ["gradcheck", "--config=config.yaml", f"--model.gradient_bound={bound}"]
     try:
         run(hetpure_command, arguments)
         exit_code: Any = None

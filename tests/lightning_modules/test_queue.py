@@ -3,13 +3,14 @@
 import threading
 
 import pytest
+from torch.distributed import HashStore
 
 from hetpure.errors import InputError
 from lightning_modules.queue import Queue
 
 
 def queue(process: int = 0, processes: int = 1) -> Queue:
-    return Queue(process, processes)
+    return Queue(HashStore(), process, processes)
 
 
 def test_each_number_is_given_once() -> None:

@@ -1,4 +1,4 @@
-"""`python -m hetpure tune`: which settings are tried, what it writes, and what it refuses."""
+"""`hetpure tune`: which settings are tried, what it writes, and what it refuses."""
 
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from hetpure.__main__ import main
 from hetpure.attention import AttentionMask
 from hetpure.errors import InputError
 from hetpure.evaluation.rows import DefenseConfig
+from hetpure.program import run
 from hetpure.purifiers import HeterogeneousPurifier
-from lightning_modules.cli import run
 from lightning_modules.sweep import combinations, with_settings
 from lightning_modules.tuning import tuned_config
 

@@ -1,4 +1,4 @@
-"""`python -m hetpure convert`: from a published file to a folder that the scripts read."""
+"""`hetpure convert`: from a published file to a folder that the scripts read."""
 
 import hashlib
 import json

@@ -117,5 +117,5 @@ def test_a_bin_is_read_with_tensors_only(tmp_path: Path, layout: str) -> None:
 def test_a_published_file_in_a_folders_place_says_how_to_convert_it(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint_8.pth"
     torch.save({}, path)
-    with pytest.raises(InputError, match=f"python -m hetpure convert {path} FOLDER"):
+    with pytest.raises(InputError, match=f"hetpure convert {path} FOLDER"):
         load_denoiser(path)

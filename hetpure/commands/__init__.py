@@ -1,0 +1,1 @@
+"""The commands of `hetpure` that are no LightningCLI programs: a file each."""
