@@ -28,6 +28,7 @@ from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.results import FRESH
 from hetpure.program import run
 from hetpure.report.comparison import sheets
+from hetpure.report.report import state
 from hetpure.report.sheet import Sheet
 from hetpure.report.table import attacks_sheet, audit_sheet, defenses_sheet
 
@@ -40,6 +41,18 @@ results = cache(results_of)
 def records(names: str) -> list[Record]:
     """Those of all runs of a marker."""
     return [record for name in names.split("+") for record in records_of(name)]
+
+
+def defenses(name: str) -> str:
+    """A row a defence; and the number format of network calls, and whether the run was finished."""
+    summary = results(name)
+    call = f"The diffusion network's calls: {summary['run'].get('network_call', 'float32')}."
+    return "\n\n".join([markdown(defenses_sheet(summary)), call, *state(summary)])
+
+
+def departures(name: str) -> str:
+    """What is weaker than the full protocol, an entry each."""
+    return "\n".join(f"- {line}" for line in results(name)["weaker_than_full"])
 
 
 def comparison(name: str, counting: str, *baseline: str) -> str:
@@ -69,7 +82,8 @@ def markdown(*made: Sheet) -> str:
 
 
 KINDS: dict[str, Callable[..., str]] = {
-    "defenses": lambda name: markdown(defenses_sheet(results(name))),
+    "defenses": defenses,
+    "departures": departures,
     "attacks": lambda name: markdown(attacks_sheet(results(name))),
     "audit": lambda name: markdown(audit_sheet(results(name))),
     "compare": comparison,

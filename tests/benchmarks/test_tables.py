@@ -1,17 +1,26 @@
 """The pages of docs/experiments hold what the committed records say."""
 
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
+from hetpure.__main__ import main
 from hetpure.errors import InputError
 
 FOLDER = Path(__file__).parent.parent.parent / "docs" / "experiments"
 PAGES = sorted(FOLDER.glob("*.md"))
 RUNS = sorted(path.name.partition(".")[0] for path in FOLDER.glob("records/*.results.json.xz"))
+COMMANDS = [
+    line
+    for page in PAGES
+    for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
 INTERVAL = re.compile(r"[+-]?\d+\.\d \[[+-]?\d+\.\d, [+-]?\d+\.\d\]")
 NUMBER = re.compile(r"(?<![\d.])\d+\.\d(?!\d)")
 
@@ -91,7 +100,22 @@ def test_a_page_is_written_between_its_markers_alone(
     new = "a\n<!-- table: addt_primary words b c -->\n| addt_primary ('b', 'c') |\n<!-- end -->\n"
     assert tables.rewritten(page) == f"{new}b\n{kept}"
     assert tables.rewritten(page.replace("old\n", "")) == f"{new}b\n{kept}"
-    with pytest.raises(InputError, match="there is no kind word: allowed are defenses, attacks"):
+    with pytest.raises(InputError, match="there is no kind word: allowed are defenses, "):
         tables.rewritten(page.replace("words", "word"))
     with pytest.raises(InputError, match="twice is no way of counting: allowed are single, vote"):
         tables.table("full_fashion_mnist compare twice uniform t=200")
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "--config" in line])
+def test_a_run_can_be_made_again(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The program takes the line; what it would run is whole."""
+    with pytest.raises(SystemExit) as stopped:
+        main([*shlex.split(line)[1:], "--print_config"])
+    assert stopped.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)
+
+
+def test_benchmarks_of_the_pages_exist() -> None:
+    names = re.findall(r"^python (\S+\.py)", "\n".join(COMMANDS), re.MULTILINE)
+    assert names
+    assert all((FOLDER.parent.parent / name).is_file() for name in names)
