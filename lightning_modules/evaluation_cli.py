@@ -1,7 +1,6 @@
 """The command line of evaluations: `hetpure evaluate`, which `evaluate.py` is, `plan` and
 `gradcheck`."""
 
-import fcntl
 import itertools
 import os
 import shlex
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
@@ -172,8 +172,7 @@ def describer(
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32
     networks.modules().to(device)
     lock = Path(tempfile.gettempdir()) / f"hetpure-{os.getuid()}.lock"
-    with lock.open("a") as file:  # what one process makes, the user's others here find
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(lock):  # what one process makes, the user's others here find
         data.prepare_data()
     data.setup("test")
     loader = data.test_dataloader()

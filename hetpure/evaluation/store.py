@@ -2,7 +2,6 @@
 was written aside and renamed: it exists, so it is done."""
 
 import errno
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from hetpure.disk import make_folder, write_whole
@@ -98,19 +98,20 @@ class Store:
         """Holds the folder for this process. The system takes the lock away when the process ends,
         however it does. InputError where another process holds it: both would do the same work."""
         make_folder(self.path)
-        with (self.path / LOCK).open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"{self.path}: another evaluation is writing there: wait for its end, stop it,"
-                    " or give a run another name"
-                ) from None
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
-                yield  # two runs may do work twice, which harms nothing
-                return
+        lock = FileLock(self.path / LOCK)
+        try:
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"{self.path}: another evaluation is writing there: wait for its end, stop it, or"
+                " give a run another name"
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            yield  # two runs may do work twice, which harms nothing
+            return
+        with held:
             for part in self.path.rglob(".*.part"):  # of processes that were killed
                 part.unlink(missing_ok=True)
             yield
