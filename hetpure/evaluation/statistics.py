@@ -6,8 +6,8 @@ from math import hypot, sqrt
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are loaded when they are used: stats takes half a second
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 CONFIDENCE = 0.95
 TAILS = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
@@ -31,7 +31,7 @@ class Estimate:
 
 def wilson(correct: int, n: int, draws: int = 1) -> Estimate:
     """A proportion with Wilson's score interval."""
-    interval = binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
+    interval = scipy.stats.binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(correct / n, float(interval.low), float(interval.high), n, draws)
 
 
@@ -143,7 +143,7 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
     probability 1/2: a binomial test of these. No such sample is no evidence: p = 1.
     """
     _, b, c, _ = _pairs(first, second)
-    return McNemar(b, c, float(binomtest(b, b + c).pvalue) if b + c else 1.0)
+    return McNemar(b, c, float(scipy.stats.binomtest(b, b + c).pvalue) if b + c else 1.0)
 
 
 def paired_proportions(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Difference:
