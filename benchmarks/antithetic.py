@@ -7,6 +7,9 @@ both halves of the draws, and that of their mean to the mean over many other dra
 """
 
 import argparse
+import json
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,7 @@ from hetpure.expectation import Query, expected_gradient
 from hetpure.noise import Noise, Stream
 from hetpure.numbers import Number
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
+from hetpure.report.sheet import Sheet
 from hetpure.samplers import DDPM
 from hetpure.weights import load_classifier, load_denoiser
 
@@ -84,11 +88,11 @@ def cells(pair: tuple[Tensor, Tensor]) -> list[str]:
     return [f"{float(pair[0].mean()):.3f}", f"{float(pair[1].mean()):.3f}", bounds]
 
 
-def main(images: int, steps: int) -> None:
-    """Prints a table for each kind of cosine."""
+def measured(images: int, steps: int) -> dict[str, list[list[str]]]:
+    """By kind of cosine, the rows of its table."""
     data = read_packaged("validation").take(slice(images))
     pixels, labels, samples = data.images.float() / 255, data.labels, data.samples
-    tables: dict[str, list[list[str]]] = {}
+    rows: dict[str, list[list[str]]] = {}
     for name, defense in defenses().items():
         attack = PGD(
             epsilon=Number("16/255"), steps=steps, step_size=Number("4/255"), eot_samples=2,
@@ -102,18 +106,36 @@ def main(images: int, steps: int) -> None:
                 pairs = compare(defense, points, labels, samples, count, truth)
                 for kind, pair in pairs.items():
                     if count > 2 or kind != "halves":  # of one pair the halves share their noise
-                        row = [name, where, str(count), *cells(pair)]
-                        tables.setdefault(kind, []).append(row)
-    for kind, rows in tables.items():
-        print(f"\n**Cosine: {kind}** (n = {images}; reference: {REFERENCE} other draws)\n")
-        for line in (HEADS, ["---"] * len(HEADS), *rows):
-            print("| " + " | ".join(line) + " |")
-    print(f"\ncommit {provenance(torch.device('cpu'))['commit']}")
+                        rows.setdefault(kind, []).append([name, where, str(count), *cells(pair)])
+    return rows
+
+
+def tables(results: dict[str, Any]) -> str:
+    """In Markdown, one for each kind of cosine."""
+    about = f"n = {results['images']}; reference: {REFERENCE} other draws"
+    sheets = [
+        Sheet(f"Cosine: {kind} ({about})", HEADS, rows).markdown()
+        for kind, rows in results["rows"].items()
+    ]
+    return "\n\n".join([*sheets, f"Commit {results['commit']}."])
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/antithetic.json"))
+    options = parser.parse_args()
+    results = {
+        "images": options.images,
+        "commit": provenance(torch.device("cpu"))["commit"],
+        "rows": measured(options.images, options.steps),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(results, indent=2) + "\n")
+    print(tables(results))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=10)
-    arguments = parser.parse_args()
-    main(arguments.images, arguments.steps)
+    main()

@@ -1,5 +1,5 @@
-"""The records that the pages of docs/experiments are made from: `NAME.records.jsonl.xz` of a run,
-and beside them its `NAME.results.json.xz`."""
+"""The records that the pages of docs/experiments are made from: of a run `NAME.records.jsonl.xz`
+and `NAME.results.json.xz`, of a benchmark `NAME.json.xz`."""
 
 import json
 import lzma
@@ -18,9 +18,9 @@ FOLDER = EXPERIMENTS / "records"
 TODAY = (("gradient certificate", "gradient check"), ("locked noise", "DW-box"))
 
 
-def has_records(run: str) -> bool:
-    """Whether a run of this name was kept."""
-    return (FOLDER / f"{run}.{RECORDS}.xz").exists()
+def has_records(name: str) -> bool:
+    """Whether records of this run or benchmark were kept."""
+    return any((FOLDER / f"{name}.{kind}.xz").exists() for kind in (RECORDS, "json"))
 
 
 def unpacked(name: str) -> str:

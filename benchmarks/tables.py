@@ -8,19 +8,34 @@ between them, then the kind of table, and what this kind asks for:
     <!-- table: full_fashion_mnist compare vote uniform t=200 -->
     <!-- end -->
 
-A table of runs without committed records stays as it is.
+A table without committed records stays as it is. Records are NAME.records.jsonl.xz and
+NAME.results.json.xz of a run, NAME.json.xz of a benchmark.
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
+import addt
 import addt_experiment
+import antithetic
+import gradients
 import paired_attacks
+import resampling
 import scaling
-from committed import EXPERIMENTS, has_records, recorded_run, records_of, results_of, saved_results
+from committed import (
+    EXPERIMENTS,
+    has_records,
+    recorded_run,
+    records_of,
+    results_of,
+    saved_results,
+    unpacked,
+)
 
 from hetpure.errors import InputError
 from hetpure.evaluation.compare import ROBUST, compare, find_baseline, read_columns
@@ -70,6 +85,11 @@ def paired(names: str, *base: str) -> str:
     return paired_attacks.table(records(names), [" ".join(base)] if base else paired_attacks.BASE)
 
 
+def benchmark(name: str) -> str:
+    """What a benchmark prints, from the JSON that it wrote."""
+    return BENCHMARKS[name](json.loads(unpacked(f"{name}.json")))
+
+
 def differences(names: str) -> str:
     """Each row's from its clean fine-tuning, under every attack."""
     of_runs = records(names)
@@ -81,6 +101,14 @@ def markdown(*made: Sheet) -> str:
     return "\n\n".join(replace(sheet, note="").markdown() for sheet in made)
 
 
+BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "addt_update": addt.table,
+    "addt_update_bfloat16": addt.table,
+    "antithetic": antithetic.tables,
+    "gradients": gradients.tables,
+    "gradients_cifar10": gradients.tables,
+    "resampling": resampling.tables,
+}
 KINDS: dict[str, Callable[..., str]] = {
     "defenses": defenses,
     "departures": departures,
@@ -92,6 +120,7 @@ KINDS: dict[str, Callable[..., str]] = {
     "cells": lambda names: addt_experiment.cells(records(names)),
     "differences": differences,
     "agreements": lambda name: addt_experiment.agreements(saved_results(name)),
+    "benchmark": benchmark,
     "workers": lambda _: scaling.table(scaling.committed().extended(10_000)),
 }
 

@@ -34,3 +34,10 @@ def test_both_kinds_are_compared_at_equal_calls(
 def test_cells_by_hand(benchmark: ModuleType) -> None:
     pair = torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.6])
     assert benchmark.cells(pair) == ["0.200", "0.400", "+0.200 [+0.004, +0.396]"]
+
+
+def test_a_table_for_each_kind_of_cosine(benchmark: ModuleType) -> None:
+    row = ["d", "clean", "4", "0.200", "0.400", "+0.200 [+0.004, +0.396]"]
+    text = benchmark.tables({"images": 2, "commit": "abc", "rows": {"halves": [row]}})
+    assert text.splitlines()[0] == "**Cosine: halves (n = 2; reference: 32 other draws)**"
+    assert text.splitlines()[4:] == ["| " + " | ".join(row) + " |", "", "Commit abc."]
