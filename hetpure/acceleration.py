@@ -2,8 +2,10 @@
 against the plain network by the gradient check."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +17,8 @@ from hetpure.errors import check_choice
 from hetpure.gradient_check import cosines
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Asked = Precision | Literal["auto"]
+BATCH, REPEATS, LEAST_SIZE = 8, 3, 32  # of what is timed for `auto`
 Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
 
 
@@ -24,18 +28,20 @@ class Acceleration:
 
     Args:
         precision: of its convolutions, products and activations, by autocast; the purifier's own
-            steps stay in float32.
+            steps stay in float32. auto is for CPUs: bfloat16 where a gradient of every network is
+            faster and as good in it, else float32.
         channels_last: memory format of its weights and activations.
         compile: mode of torch.compile; `reduce-overhead` and `max-autotune` use CUDA graphs where
             they can. The first calls compile, which takes minutes on a CPU.
     """
 
-    precision: Precision = "float32"
+    precision: Asked = "float32"
     channels_last: bool = False
     compile: Compile = "off"
 
     def __post_init__(self) -> None:
-        check_choice(self, "precision", Precision)
+        if self.precision != "auto":
+            check_choice(self, "precision", Precision)
         check_choice(self, "compile", Compile)
 
     @property
@@ -56,6 +62,46 @@ def accelerate(denoiser: Denoiser, acceleration: Acceleration) -> Denoiser:
     if not acceleration.active:
         return denoiser
     return _with_network(denoiser, FastNetwork(denoiser.network, acceleration))
+
+
+def resolved(
+    acceleration: Acceleration, denoisers: Iterable[Denoiser], bound: float
+) -> Acceleration:
+    """What `auto` stands for on this machine, for networks whose weights are on the CPU. A gradient
+    is as good where its mean cosine to float32's is at least `bound`."""
+    if acceleration.precision != "auto":
+        return acceleration
+    pays = not torch.cuda.is_available() and all(
+        _bfloat16_pays(denoiser, acceleration, bound) for denoiser in denoisers
+    )
+    return replace(acceleration, precision="bfloat16" if pays else "float32")
+
+
+def _bfloat16_pays(denoiser: Denoiser, acceleration: Acceleration, bound: float) -> bool:
+    """Whether a gradient of one call takes less than nine tenths of float32's time, and is as
+    good."""
+    config: Any = denoiser.network.config
+    size = config.get("sample_size") or LEAST_SIZE
+    shape = (BATCH, config["in_channels"], *((size, size) if isinstance(size, int) else size))
+    x = torch.arange(math.prod(shape)).sin().reshape(shape)
+    times, gradients = {}, {}
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    for precision in precisions:
+        fast = accelerate(denoiser, replace(acceleration, precision=precision))
+
+        def gradient(fast: Denoiser = fast) -> Tensor:
+            point = x.detach().requires_grad_()
+            with torch.enable_grad():
+                output = fast(point, len(denoiser.schedule) // 4).square().sum()
+            return torch.autograd.grad(output, point)[0]
+
+        gradients[precision] = gradient()  # warms up too
+        began = time.perf_counter()
+        for _ in range(REPEATS):
+            gradient()
+        times[precision] = time.perf_counter() - began
+    cosine = float(cosines(gradients["bfloat16"], gradients["float32"]).mean())
+    return times["bfloat16"] < 0.9 * times["float32"] and cosine >= bound
 
 
 def unaccelerated(defense: Defense) -> Defense:

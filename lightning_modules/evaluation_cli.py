@@ -155,6 +155,7 @@ class EvaluationCLI(CLI):
             config = self.config.clone()
             config.resume = "same"  # it is about this start alone
             config.model.run = model.store.path.name
+            config.model.acceleration.precision = model.loaded.acceleration.precision
             config.model.execution = {
                 name: asdict(execution) for name, execution in model.described.execution.items()
             }

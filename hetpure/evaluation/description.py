@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hetpure.acceleration import Acceleration
+from hetpure.acceleration import Acceleration, resolved
 from hetpure.attacks import PGD, Attack
 from hetpure.compatibility import check_all_answers, check_defense
 from hetpure.errors import FieldError, InputError
@@ -146,10 +146,12 @@ class Images:
 
 @dataclass(frozen=True)
 class Networks:
-    """The rows of a config with their weights, and the weights' hashes."""
+    """The rows of a config with their weights, the weights' hashes, and how the diffusion networks
+    are called."""
 
     rows: Mapping[str, Row]
     weights: Mapping[str, str]
+    acceleration: Acceleration = field(default_factory=Acceleration)
 
     @classmethod
     def load(cls, config: Evaluation) -> "Networks":
@@ -157,17 +159,20 @@ class Networks:
         wanted = config.defenses.values()
         others = [row.classifier for row in wanted if row.classifier is not None]
         keys = [key for key in config.denoisers if key in {row.denoiser for row in wanted}]
+        denoisers = {key: load_denoiser(config.denoisers[key]) for key in keys}
+        acceleration = resolved(config.acceleration, denoisers.values(), config.cosine_bound)
         rows = build_rows(
             config.defenses,
             load_classifier(config.classifier),
             {name: load_classifier(name) for name in others},
-            {key: load_denoiser(config.denoisers[key]) for key in keys},
-            config.acceleration,
+            denoisers,
+            acceleration,
         )
         folders = {"classifier": config.classifier}
         folders |= {f"classifier {name}": name for name in others}
         folders |= {f"denoiser {key}": config.denoisers[key] for key in keys}
-        return cls(rows, {name: folder_hash(resolve(path)) for name, path in folders.items()})
+        hashes = {name: folder_hash(resolve(path)) for name, path in folders.items()}
+        return cls(rows, hashes, acceleration)
 
     def modules(self) -> nn.ModuleList:
         """All networks, to be moved to a device."""
@@ -251,6 +256,8 @@ def describe(
     at most `largest` images, so small that no file of the store stands for more than ten minutes.
     InputError where networks and images do not belong together.
     """
+    if config.acceleration.precision == "auto":
+        config = replace(config, acceleration=networks.acceleration)
     before = store.read_run() or {}
     host = config.memory_budget or budget_bytes(torch.device("cpu")) // sharing
     budget = host if device.type == "cpu" else config.memory_budget or budget_bytes(device)

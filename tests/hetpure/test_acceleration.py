@@ -2,13 +2,14 @@
 and the plain network, against which it is held, stays as it was."""
 
 import copy
+import time
 from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hetpure.acceleration import Acceleration, FastNetwork, Precision, accelerate
+from hetpure.acceleration import Acceleration, FastNetwork, Precision, accelerate, resolved
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser, to_model
@@ -183,3 +184,26 @@ def test_float16_holds_the_small_gradients_of_a_sure_classifier(
         assert not torch.autograd.grad((small * lost.float()).sum(), point)[0].any()
     flat = torch.autograd.grad((0 * fast(point, STEPS)).sum(), point)[0]
     assert not flat.any() and flat.isfinite().all()
+
+
+class Sleepy(Tiny):
+    """Slow in one precision, by far."""
+
+    def __init__(self, slow: bool) -> None:
+        super().__init__()
+        self.config = {"sample_size": [8, 6], "in_channels": 1}
+        self.slow = slow  # in bfloat16, else in float32
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        if torch.is_autocast_enabled("cpu") == self.slow:
+            time.sleep(0.05)
+        return super().forward(x, timesteps)
+
+
+def test_auto_is_bfloat16_where_it_is_faster_and_as_good() -> None:
+    auto, schedule = Acceleration(precision="auto", channels_last=True), linear_schedule()
+    quick, slow = (Denoiser(Sleepy(slow), schedule) for slow in (False, True))
+    assert resolved(auto, [quick], 0.9) == Acceleration("bfloat16", channels_last=True)
+    assert resolved(auto, [quick, slow], 0.9).precision == "float32"
+    assert resolved(auto, [quick], 1.01).precision == "float32"  # no cosine is so good
+    assert resolved(Acceleration("float16"), [slow], 2) == Acceleration("float16")

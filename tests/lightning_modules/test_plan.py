@@ -9,6 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+import evaluate
 from hetpure.__main__ import main as hetpure_command
 from hetpure.evaluation.plan import plan
 from hetpure.gradients import Execution
@@ -115,6 +116,15 @@ def test_a_weaker_gradient_is_named(place: Path) -> None:
     ):
         assert line in content["weaker_than_full"]
         assert line in (place / "runs/one/report.md").read_text()
+
+
+def test_what_auto_chose_stands_in_the_config(place: Path) -> None:
+    """And the run goes on with that config."""
+    main(*ALONE, "--model.acceleration.precision=auto", "--data.limit=2", "--model.audit=null")
+    chosen = results(place)["run"]["network_call"]
+    saved = yaml.safe_load((place / "runs/one/config.yaml").read_text())
+    assert saved["model"]["acceleration"]["precision"] == chosen != "auto"
+    evaluate.main([f"--config={place / 'runs/one/config.yaml'}"])
 
 
 def test_a_gradient_beyond_its_bound_strikes_its_row_out(place: Path) -> None:
