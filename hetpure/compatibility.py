@@ -24,8 +24,8 @@ def check_data(data: Any) -> None:
     for name in ("description", "class_names", "num_classes", "channels", "files_sha256"):
         if not hasattr(data, name):
             raise InputError(
-                f"{type(data).__name__} has no {name}: docs/your_own.md says what an evaluation"
-                " asks of its data"
+                f"{type(data).__name__} has no {name}: docs/guide/your_own_data.md says what an"
+                " evaluation asks of its data"
             )
     if len(data.class_names) != data.num_classes:
         raise InputError(

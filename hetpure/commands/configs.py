@@ -1,6 +1,6 @@
 """`hetpure configs`: the packaged configs, to name or to copy."""
 
-from hetpure.commands.parsing import call
+from hetpure.commands.parsing import call, parser_of
 from hetpure.errors import InputError
 from hetpure.packaged_configs import CONFIGS
 
@@ -25,4 +25,6 @@ def configs(name: str | None = None) -> None:
 
 def main(arguments: list[str]) -> None:
     """Parses the arguments and lists or prints."""
-    call(configs, arguments)
+    parser = parser_of(configs, "name")
+    parser.add_argument("name", nargs="?", help="folder and name of the config to print")
+    call(configs, arguments, parser)
