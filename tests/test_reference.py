@@ -157,6 +157,22 @@ def parts(hint: Any) -> list[Any]:
     return [hint, *(part for inner in get_args(hint) for part in parts(inner))]
 
 
+@pytest.mark.parametrize("path", TABLES)
+def test_words_that_may_be_chosen_are_all_there(path: str) -> None:
+    owner = OWNERS[path]
+    hints = get_type_hints(owner.__init__ if inspect.isclass(owner) else owner)
+    for key in TABLES[path]:
+        hint = hints.get(key.name) or get_type_hints(Evaluation)[key.name]
+        words = {str(word) for kind in parts(hint) for word in get_args(kind) if is_value(word)}
+        if words:
+            assert set(re.findall(r"`([\w-]+)`", key.allowed)) == words, key.name
+
+
+def is_value(part: Any) -> bool:
+    """Whether a part of a type is a value, as those of a Literal are."""
+    return isinstance(part, str | int) and not isinstance(part, type)
+
+
 CONTEXT: dict[tuple[Owner, str], dict[str, Any]] = {  # where a key alone is refused already
     (Execution, "taped_steps"): {"policy": "hybrid"},
     (AdversarialTraining, "beta"): {"method": "trades"},

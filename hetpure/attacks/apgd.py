@@ -88,7 +88,8 @@ def checkpoints(steps: int) -> list[int]:
     """The first after 0.22 N steps, each interval 0.03 N shorter than the one before it, none
     shorter than 0.06 N. With N = 100 these are the paper's w_j. For other N the three numbers are
     rounded down as in the published code, not up as in the paper: of 20 steps the first checkpoint
-    is the 4th in place of the 5th, and the attack is stronger (docs/attacks.md)."""
+    is the 4th in place of the 5th, and the attack is stronger
+    (docs/experiments/attacks.md)."""
     interval, shorter, shortest = (max(hundredths * steps // 100, 1) for hundredths in (22, 3, 6))
     w = [0]
     while w[-1] + interval <= steps:
