@@ -1,4 +1,4 @@
-"""docs/reference/design.md and glossary.md: their code runs, their names are those of the code."""
+"""docs/reference: the design's code runs; names of functions, words and commands are the code's."""
 
 import re
 from dataclasses import fields
@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 
 import hetpure.purifiers
+from hetpure.__main__ import COMMANDS
 from hetpure.attacks.gradient import MaskPolicy
 from hetpure.evaluation.protocol import Protocol
 from hetpure.geometry import Norm
@@ -97,6 +98,13 @@ def test_the_drawing_has_every_module_of_the_floors() -> None:
     for floor in FLOORS:
         for name in floor:
             assert name.rpartition(".")[2] in drawing, name
+
+
+def test_the_index_has_every_command_and_every_page() -> None:
+    index = (PAGES / "README.md").read_text()
+    assert re.findall(r"^\| `hetpure (\w+)` \|", index, re.MULTILINE) == list(COMMANDS)
+    pages = {path.name for path in PAGES.glob("*.md")} - {"README.md"}
+    assert set(re.findall(r"^\| \[(\w+\.md)\]", index, re.MULTILINE)) == pages
 
 
 def test_the_glossary_has_each_word_once_and_the_words_of_configs_and_results() -> None:
