@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hetpure.denoiser import Denoiser, to_pixels
 from hetpure.errors import FieldError, check_at_least, check_choice
-from hetpure.noise import BatchNoise, Purpose
+from hetpure.noise import MOST_REPEATS, BatchNoise, Purpose
 from hetpure.schedule import Level
 
 Guide = Callable[[Tensor], Tensor]
@@ -90,6 +90,14 @@ class Batch:
         return Batch(
             self.x0[index], self.labels[index], self.level.take(index), self.noise.take(index)
         )
+
+
+def check_search(owner: object, steps: int, eot_samples: int) -> None:
+    """FieldError unless the draws of the owner's search have an address each."""
+    check_at_least(owner, 1, "steps", "eot_samples")
+    if steps * eot_samples >= MOST_REPEATS:
+        draws = f"x eot_samples must be < {MOST_REPEATS}, got {steps} x {eot_samples}"
+        raise FieldError(owner, "steps", draws)
 
 
 class Perturbation(ABC):
@@ -218,7 +226,7 @@ class RankGaussian(Ranked):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(self, "objective", Objective)
-        check_at_least(self, 1, "steps", "eot_samples")
+        check_search(self, self.steps, self.eot_samples)
         if not 0 <= self.skip_below <= self.cap:
             allowed = f"must be in [0, cap = {self.cap}]"
             raise FieldError(self, "skip_below", f"{allowed}, got {self.skip_below}")
@@ -229,10 +237,12 @@ class RankGaussian(Ranked):
         if len(index):
             searched = batch.take(index)
             loss = self.loss(denoiser, guide, searched)
-            delta[index] = self._search(loss, searched, delta[index])
+            delta[index] = self.cgpo(loss, searched, delta[index])
         return delta
 
-    def _search(self, loss: Loss, batch: Batch, delta: Tensor) -> Tensor:
+    def cgpo(self, loss: Loss, batch: Batch, delta: Tensor) -> Tensor:
+        """Classifier-guided perturbation optimisation from delta (B, C, H, W), noise units; NaN for
+        an image without a gradient."""
         total = torch.zeros_like(delta, dtype=torch.float32)  # G
         for k in range(1, self.steps + 1):
             total += self.gradient(loss, batch, delta, k)

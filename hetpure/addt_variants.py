@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hetpure.addt import Batch, Guide, Objective, Perturbation, Ranked
+from hetpure.addt import Batch, Guide, Objective, Perturbation, Ranked, check_search
 from hetpure.denoiser import Denoiser
-from hetpure.errors import check_at_least, check_choice, check_positive
+from hetpure.errors import check_choice, check_positive
 from hetpure.numbers import Number
 from hetpure.schedule import Level
 
@@ -47,7 +47,7 @@ class Ball(Perturbation):
 
     def __post_init__(self) -> None:
         check_choice(self, "objective", Objective)
-        check_at_least(self, 1, "steps", "eot_samples")
+        check_search(self, self.steps, self.eot_samples)
         check_positive(self, "epsilon", "step_size", "snr_cap")
 
     def start(self, batch: Batch) -> Tensor:

@@ -51,6 +51,15 @@ def check_at_least(owner: object, least: int, *fields: str) -> None:
             raise FieldError(owner, field, f"must be >= {least}, got {value}")
 
 
+def check_at_most(owner: object, most: int, *fields: str) -> None:
+    """FieldError unless these fields of the owner are at most so much, or None: what an address of
+    noise has room for."""
+    for field in fields:
+        value = getattr(owner, field)
+        if value is not None and value > most:
+            raise FieldError(owner, field, f"must be <= {most}, got {value}")
+
+
 def check_positive(owner: object, *fields: str) -> None:
     """FieldError unless these fields of the owner are finite and above 0."""
     for field in fields:

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hetpure.errors import InputError
+from hetpure.errors import FieldError, InputError
 
 Group = Literal["forward", "reverse"]
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -54,6 +54,13 @@ class Purpose(IntEnum):
 
 
 FORWARD_GROUP = (Purpose.FORWARD, Purpose.RESAMPLE)
+
+# What an address has room for; configs are held to it when they are read.
+SEEDS = 2**32
+MOST_DRAWS = 2**47  # of a protocol: the null attack's come after as many others
+MOST_RUNS = 2**8  # restarts of an attack
+MOST_STEPS = 2**16 - 2  # iterations of an attack, its start and its choice of targets beside them
+MOST_EOT_SAMPLES = MOST_REPEATS = 2**16
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -218,6 +225,13 @@ class BatchNoise:
     def integers(self, purpose: Purpose, high: int, *, step: int = 0, repeat: int = 0) -> Tensor:
         """(N,) int64 in [0, high); the bias of the multiply-shift map is below high / 2^32."""
         return self.words(purpose, step, repeat, 1)[:, 0] * high >> 32
+
+
+def check_seed(owner: object, field: str = "seed") -> None:
+    """FieldError unless this field of the owner is the seed of an address."""
+    seed = getattr(owner, field)
+    if not 0 <= seed < SEEDS:
+        raise FieldError(owner, field, f"must be in 0 to {SEEDS - 1}, got {seed}")
 
 
 def _to_unit(words: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from hetpure.adversarial_training import AdversarialTraining, adversarial_loss, perturb
 from hetpure.augmentation import flip, shift
 from hetpure.compatibility import check_classifier
-from hetpure.noise import BatchNoise, Noise, Stream
+from hetpure.noise import BatchNoise, Noise, Stream, check_seed
 from hetpure.weights import save_classifier
 from hetpure.weights.classifier import build_classifier
 from lightning_modules.resume import comparable
@@ -68,6 +68,7 @@ class ClassifierTraining(Training):
         self.shift_pixels = shift_pixels
         self.adversarial = adversarial
         self.seed = seed
+        check_seed(self)
         self.accuracy = MulticlassAccuracy(self.classifier.num_classes, average="micro")
         self.robust_accuracy = MulticlassAccuracy(self.classifier.num_classes, average="micro")
         self.unasked = {"the classifier": self.classifier}

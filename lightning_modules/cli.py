@@ -10,8 +10,8 @@ from lightning.pytorch.cli import LightningCLI
 
 from hetpure.errors import InputError
 from hetpure.packaged_configs import with_paths
-from lightning_modules.config_keys import adapt_parser
-from lightning_modules.options import home_expanded, naming_options
+from lightning_modules.config_keys import adapt_parser, check_files
+from lightning_modules.options import home_expanded, naming_options, parsing
 
 SEEDS = 2**32  # numpy's, which Lightning seeds too
 
@@ -42,7 +42,8 @@ class CLI(LightningCLI):
     """A LightningCLI that names the options of what a class refuses while it is built."""
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        super().parse_arguments(parser, args)
+        with parsing(parser):
+            super().parse_arguments(parser, args)
         self.config = home_expanded(self.config)
         seed = self.config.seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < SEEDS:
@@ -57,9 +58,11 @@ def make_cli(program: type[AnyCLI], kind: str, arguments: Sequence[str], **setti
     """A LightningCLI that only parses the arguments, led by the quick config of their kind
     (evaluate, train) where they name none, and builds; parse errors are raised, not printed."""
     quiet()
+    given = with_paths(kind, arguments, default="quick")
+    check_files(given)
     return program(
         run=False,
-        args=with_paths(kind, arguments, default="quick"),
+        args=given,
         datamodule_class=LightningDataModule,
         subclass_mode_data=True,
         parser_kwargs={"prog": f"hetpure {kind}", "exit_on_error": False},

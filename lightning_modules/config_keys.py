@@ -1,8 +1,9 @@
 """What jsonargparse reads for our command lines: types of ours, no key twice, and what a class that
 takes another's place keeps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,6 +15,7 @@ from hetpure.errors import InputError
 from hetpure.numbers import Bytes, Number
 
 _load = get_loader("yaml")
+LONGEST_PATH = 1000  # characters: values may be longer, and systems refuse to look for them
 
 
 def adapt_parser() -> None:
@@ -27,6 +29,32 @@ def adapt_parser() -> None:
     _typehints.discard_init_args_on_class_path_change = _keep_what_was_set(
         _typehints.discard_init_args_on_class_path_change
     )
+
+
+def check_files(arguments: Sequence[str]) -> None:
+    """InputError where a config file that the arguments name is no mapping in YAML, as text in
+    UTF-8. What is no file is left to the parser."""
+    option = ""
+    for argument in arguments:
+        if argument.startswith("-"):
+            option, _, argument = argument.partition("=")
+        path = Path(argument).expanduser()
+        is_config = option in ("--config", "-c") or path.suffix in (".yaml", ".yml")
+        if not (is_config and len(argument) < LONGEST_PATH and path.is_file()):
+            continue
+        advice = "write `model: ...`, or give a packaged config (`hetpure configs` lists them)"
+        try:
+            content = load(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            raise InputError(f"{path} is no text in UTF-8: save it in that encoding") from None
+        except InputError as error:  # a key twice
+            raise InputError(f"{path}: {error}") from None
+        except yaml.YAMLError as error:
+            raise InputError(f"{path} is no YAML: {error}") from None
+        if content is None:
+            raise InputError(f"{path} is empty: {advice}")
+        if not isinstance(content, dict):
+            raise InputError(f"{path} holds no settings: {advice}")
 
 
 class OneOfEachKey(yaml.SafeLoader):

@@ -24,7 +24,7 @@ from hetpure.compatibility import check_classifier, check_denoiser
 from hetpure.denoiser import Denoiser, to_model, to_pixels
 from hetpure.errors import FieldError, InputError
 from hetpure.levels import DiscreteLevels, Levels
-from hetpure.noise import BatchNoise, Noise, Purpose, Stream
+from hetpure.noise import BatchNoise, Noise, Purpose, Stream, check_seed
 from hetpure.weights import folder_hash, load_classifier, resolve, save_diffusion
 from hetpure.weights.diffusion import (
     Network,
@@ -126,6 +126,7 @@ class DiffusionTraining(Training):
         self.warmup_steps = warmup_steps
         self.horizontal_flip = horizontal_flip
         self.seed = seed
+        check_seed(self)
         if diffusion is None:
             self.scheduler = fresh_scheduler(preconditioning, scheduler or {})
             network = fresh_unet(unet or {})
@@ -206,7 +207,7 @@ class DiffusionTraining(Training):
         if not isinstance(strategy, STRATEGIES):
             raise InputError(
                 f"--trainer.strategy {type(strategy).__name__}: a diffusion is trained by ddp, or"
-                " sharded by ModelParallelStrategy (docs/cluster.md)"
+                " sharded by ModelParallelStrategy (docs/guide/long_runs.md)"
             )
         self.ema.to(self.device)
         data = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from hetpure.compatibility import check_answers, check_defense
 from hetpure.defense import Defense
 from hetpure.errors import FieldError, InputError, check_at_least
 from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_cell
-from hetpure.noise import Noise, Stream
+from hetpure.noise import Noise, Stream, check_seed
 from hetpure.purifiers import Purifier, UniformPurifier
 from hetpure.sampling import draw_images
 from hetpure.weights import load_classifier
@@ -163,6 +163,7 @@ class RobustProbe(EveryUpdates):
         self.purifier = purifier
         self.attack = attack
         self.seed = seed
+        check_seed(self)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if isinstance(pl_module, DiffusionTraining):
@@ -229,6 +230,7 @@ class FeatureFID(EveryUpdates):
         check_at_least(self, 1, "network_calls", "every_n_steps")
         self.features = LastFeatures(load_classifier(classifier))
         self.seed = seed
+        check_seed(self)
 
     def look(self, trainer: L.Trainer, module: DiffusionTraining) -> None:
         log(trainer, module, {"fid": self.measure(trainer, module)}, shown="fid")

@@ -10,8 +10,8 @@ from hetpure.attacks.apgd import APGD
 from hetpure.attacks.attack import Attack, Cost, InBall, Target, unknown_groups
 from hetpure.attacks.square import Square
 from hetpure.defense import Defense
-from hetpure.errors import check_at_least
-from hetpure.noise import Group, Noise
+from hetpure.errors import check_at_least, check_at_most
+from hetpure.noise import MOST_EOT_SAMPLES, MOST_RUNS, MOST_STEPS, Group, Noise
 
 FULL_CHECK_DRAWS = 10
 CHECK = 255  # the attack number of the draws that rate candidates: no member's
@@ -49,6 +49,9 @@ class AutoEOT(InBall):
         super().__post_init__()
         check_at_least(self, 1, "steps", "eot_samples", "square_steps", "check_draws")
         check_at_least(self, 0, "targets")
+        check_at_most(self, MOST_STEPS, "steps", "square_steps")
+        check_at_most(self, MOST_EOT_SAMPLES, "eot_samples", "check_draws")
+        check_at_most(self, MOST_RUNS, "targets")
 
     @property
     def attacks(self) -> tuple[Attack, ...]:

@@ -11,10 +11,10 @@ from torch import Tensor
 from hetpure.attacks.attack import Attack, Cost, InBall, Target, unknown_groups
 from hetpure.attacks.losses import Loss, criterion, likely_targets, usable
 from hetpure.defense import Defense
-from hetpure.errors import FieldError, check_at_least, check_choice
+from hetpure.errors import FieldError, check_at_least, check_at_most, check_choice
 from hetpure.expectation import Answer, Average, Criterion, Query, expected_gradient
 from hetpure.gradients import Execution
-from hetpure.noise import Group
+from hetpure.noise import MOST_EOT_SAMPLES, MOST_RUNS, MOST_STEPS, Group
 from hetpure.numbers import Number
 
 MaskPolicy = Literal["frozen", "recomputed", "soft", "all"]
@@ -81,6 +81,11 @@ class GradientAttack(Attack):
         check_choice(self, "approximation", Approximation)
         check_at_least(self, 1, "steps", "eot_samples", "restarts")
         check_at_least(self, 0, "targets")
+        check_at_most(self, MOST_STEPS, "steps")
+        check_at_most(self, MOST_EOT_SAMPLES, "eot_samples")
+        if self.restarts * max(self.targets, 1) > MOST_RUNS:
+            runs = f"{self.restarts} x {max(self.targets, 1)}"
+            raise FieldError(self, "restarts", f"x targets must be <= {MOST_RUNS}, got {runs}")
         if self.antithetic and self.eot_samples % 2:
             even = f"must be even for antithetic pairs, got {self.eot_samples}"
             raise FieldError(self, "eot_samples", even)
@@ -101,10 +106,12 @@ class GradientAttack(Attack):
         return weaknesses
 
     def stronger(self) -> dict[str, Attack]:
-        return {
-            "more steps": replace(self, steps=2 * self.steps),
-            "more EOT draws": replace(self, eot_samples=2 * self.eot_samples),
-        }
+        more: dict[str, Attack] = {}
+        if 2 * self.steps <= MOST_STEPS:
+            more["more steps"] = replace(self, steps=2 * self.steps)
+        if 2 * self.eot_samples <= MOST_EOT_SAMPLES:
+            more["more EOT draws"] = replace(self, eot_samples=2 * self.eot_samples)
+        return more
 
     def transferred(self) -> Attack | None:
         return replace(self, approximation="classifier_only")

@@ -10,13 +10,12 @@ from torch import Tensor
 from hetpure.attacks.attack import Cost, InBall, Target, unknown_groups
 from hetpure.attacks.losses import criterion
 from hetpure.defense import Defense
-from hetpure.errors import FieldError, check_at_least, check_fraction
+from hetpure.errors import check_at_least, check_at_most, check_fraction
 from hetpure.expectation import expected_loss
 from hetpure.geometry import direction, project
-from hetpure.noise import BatchNoise, Group, Purpose
+from hetpure.noise import MOST_EOT_SAMPLES, MOST_STEPS, BatchNoise, Group, Purpose
 
 FULL_STEPS = 5000
-MOST_STEPS = 0xFFFF  # what the address of a draw has room for
 TINY = 1e-12
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 steps
 
@@ -45,9 +44,9 @@ class Square(InBall):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 1, "eot_samples")
-        if not 1 <= self.steps <= MOST_STEPS:
-            raise FieldError(self, "steps", f"must be in 1 to {MOST_STEPS}, got {self.steps}")
+        check_at_least(self, 1, "steps", "eot_samples")
+        check_at_most(self, MOST_STEPS, "steps")
+        check_at_most(self, MOST_EOT_SAMPLES, "eot_samples")
         check_fraction(self, "p_init")
 
     def weaker_than_full(self) -> list[str]:

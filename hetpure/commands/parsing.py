@@ -5,8 +5,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_modules.config_keys import adapt_parser
-from lightning_modules.options import home_expanded, naming_options
+from lightning_modules.config_keys import adapt_parser, check_files
+from lightning_modules.options import home_expanded, naming_options, parsing
 
 adapt_parser()
 
@@ -23,7 +23,9 @@ def parser_of(command: Callable[..., None], *skip: str, positional: bool = True)
 
 def settings_of(parser: ArgumentParser, arguments: list[str]) -> tuple[Namespace, dict[str, Any]]:
     """What the arguments say, as it was parsed and as the function takes it."""
-    options = home_expanded(parser.parse_args(arguments))
+    check_files(arguments)
+    with parsing(parser):
+        options: Namespace = home_expanded(parser.parse_args(arguments))
     with naming_options(options):
         settings: dict[str, Any] = parser.instantiate(options).as_dict()
     return options, settings

@@ -13,10 +13,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from hetpure.attacks.attack import Threat, check_candidates
-from hetpure.errors import FieldError, check_at_least
+from hetpure.errors import FieldError, check_at_least, check_at_most
 from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
 from hetpure.evaluation.results import by_attack, draws_right, paired
 from hetpure.evaluation.statistics import Difference, in_points, mean_accuracy
+from hetpure.noise import MOST_STEPS
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
 STEPS, DRAWS, RADIUS = "more steps", "more EOT draws", "larger radius"
@@ -52,6 +53,7 @@ class Audit:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "images", "queries")
+        check_at_most(self, MOST_STEPS, "queries")
         if not 0 <= self.tolerance < 1:
             raise FieldError(self, "tolerance", f"must be in [0, 1), got {self.tolerance}")
 

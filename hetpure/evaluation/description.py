@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hetpure.acceleration import Acceleration, resolved
 from hetpure.attacks import PGD, Attack
 from hetpure.compatibility import check_all_answers, check_defense
-from hetpure.errors import FieldError, InputError
+from hetpure.errors import InputError
 from hetpure.evaluation.audit import Audit
 from hetpure.evaluation.cells import (
     AttackConfig,
@@ -27,12 +27,13 @@ from hetpure.evaluation.cells import (
 from hetpure.evaluation.cost import cell_cost
 from hetpure.evaluation.identity import device_kind, plain
 from hetpure.evaluation.protocol import Block, Protocol
-from hetpure.evaluation.rows import DefenseConfig, Row, build_rows
+from hetpure.evaluation.rows import DefenseConfig, Row, build_rows, check_names
 from hetpure.evaluation.stopwatch import Stopwatch
 from hetpure.evaluation.store import Store
 from hetpure.gradient_check import float64_device
 from hetpure.gradients import Execution
 from hetpure.memory import budget_bytes
+from hetpure.noise import check_seed
 from hetpure.numbers import Bytes
 from hetpure.weights import folder_hash, load_classifier, load_denoiser, resolve
 
@@ -85,8 +86,9 @@ class Evaluation:
     def __post_init__(self) -> None:
         if not self.defenses:
             raise InputError("defenses names no defence")
-        if not 0 <= self.seed < 2**32:  # what an address of noise has room for
-            raise FieldError(self, "seed", f"must be in 0 to {2**32 - 1}, got {self.seed}")
+        for names in ("defenses", "denoisers", "attacks"):
+            check_names(names, getattr(self, names))
+        check_seed(self)
         if self.baseline is not None and self.baseline not in self.defenses:
             raise InputError(
                 f"baseline {self.baseline!r} is not among the defences: {', '.join(self.defenses)}"

@@ -15,9 +15,9 @@ from hetpure.attacks.attack import (
 )
 from hetpure.attacks.null import NullAttack
 from hetpure.defense import Defense, count_network_calls
-from hetpure.errors import InputError, check_at_least
+from hetpure.errors import InputError, check_at_least, check_at_most
 from hetpure.expectation import Query, answers
-from hetpure.noise import Draw, Group, Noise, Stream
+from hetpure.noise import MOST_DRAWS, Draw, Group, Noise, Stream
 from hetpure.numbers import counted
 
 CLEAN, NULL, AUDIT = "clean", "null", "audit"  # names that records give what is no attack
@@ -38,6 +38,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "report_draws", "selection_draws")
+        check_at_most(self, MOST_DRAWS, "report_draws", "selection_draws")
 
     def reports(self, defense: Defense, known: tuple[Group, ...] = ()) -> int:
         """Report draws: one where nothing unknown is drawn, since the answer is always the same."""

@@ -1,6 +1,6 @@
 """The rows of an evaluation's table: what is defended how, built and put on a device."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -105,6 +105,16 @@ class Row:
         if policy in APPROXIMATIONS:
             lines.append(f"the attack's gradient is an approximation, {policy}, with")
         return lines
+
+
+def check_names(what: str, names: Iterable[object]) -> None:
+    """InputError where a name is no text, but what YAML makes of a word such as 100 or on."""
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(
+                f"{what}: a name is text, and one is {name!r}, which YAML makes of a number, of on,"
+                " yes and null, and of nothing: write the name in quotes, as '100'"
+            )
 
 
 def build_rows(

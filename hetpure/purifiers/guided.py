@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser
-from hetpure.errors import FieldError, check_at_least, check_fraction
-from hetpure.noise import BatchNoise
+from hetpure.errors import FieldError, check_at_least, check_at_most, check_fraction
+from hetpure.noise import MOST_REPEATS, BatchNoise
 from hetpure.purifiers.purifier import GridPurifier, Plan, Step, diffuse, strength_index
 from hetpure.samplers import DDPM, Sampler
 from hetpure.schedule import NO_NOISE, Schedule
@@ -43,6 +43,7 @@ class GuidedPurifier(GridPurifier):
         super().__post_init__()
         check_fraction(self, "strength")
         check_at_least(self, 1, "rounds")
+        check_at_most(self, MOST_REPEATS - 1, "rounds")  # guidance draws one repeat further
         if not isinstance(self.sampler, DDPM):
             raise FieldError(self, "sampler", "must be DDPM: guidance is scaled by its variance")
         check_at_least(self, 0, "guidance")

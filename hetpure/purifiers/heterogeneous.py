@@ -7,8 +7,14 @@ from typing import Literal
 from torch import Tensor
 
 from hetpure.denoiser import Denoiser
-from hetpure.errors import FieldError, check_at_least, check_choice, check_fraction
-from hetpure.noise import BatchNoise
+from hetpure.errors import (
+    FieldError,
+    check_at_least,
+    check_at_most,
+    check_choice,
+    check_fraction,
+)
+from hetpure.noise import MOST_REPEATS, BatchNoise
 from hetpure.purifiers.purifier import GridPurifier, Plan, Step, diffuse, strength_index
 from hetpure.schedule import Schedule
 
@@ -49,6 +55,7 @@ class HeterogeneousPurifier(GridPurifier):
         super().__post_init__()
         check_choice(self, "resampling", Resampling)
         check_at_least(self, 1, "resample_jump")
+        check_at_most(self, MOST_REPEATS - 1, "resample_jump")  # repeats 1 to U
         check_fraction(self, "t_large", "t_small")
         if self.t_small > self.t_large:
             raise FieldError(self, "t_small", f"{self.t_small} is above t_large {self.t_large}")

@@ -13,6 +13,7 @@ from hetpure.acceleration import Acceleration
 from hetpure.addt import RankGaussian
 from hetpure.addt_variants import Ball, RandomOrder
 from hetpure.adversarial_training import AdversarialTraining
+from hetpure.attacks import APGD, PGD, AutoEOT, Square
 from hetpure.attention import AttentionMask
 from hetpure.classifiers import (
     DeepMindWideResNet,
@@ -70,6 +71,8 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: E(strength=0.0), "strength must be in (0, 1], got 0.0"),
     (lambda: G(guidance=-1.0), "GuidedPurifier.guidance must be >= 0, got -1.0"),
     (lambda: G(rounds=0), "rounds must be >= 1, got 0"),
+    (lambda: G(rounds=2**16), "rounds must be <= 65535, got 65536"),
+    (lambda: H(resample_jump=2**16), "resample_jump must be <= 65535, got 65536"),
     (lambda: G(sampler=DDIM(eta=1.0)), "sampler must be DDPM"),
     (lambda: G(sampler=VPSDE()), "sampler must be DDPM"),
     # Masks, gradients, network calls.
@@ -91,6 +94,8 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: RANK(scale=inf), "scale must be >= 0, got inf"),
     (lambda: RANK(ranks="row"), "ranks is 'row', allowed are channel, image"),
     (lambda: RANK(steps=0), "steps must be >= 1, got 0"),
+    (lambda: RANK(steps=256, eot_samples=256), "steps x eot_samples must be < 65536, got 256 x 2"),
+    (lambda: Ball(steps=2**16), "Ball.steps x eot_samples must be < 65536, got 65536 x 1"),
     (lambda: RANK(skip_below=0.31), "skip_below must be in [0, cap = 0.3], got 0.31"),
     (lambda: RandomOrder(cap=2), "RandomOrder.cap must be in [0, 1], got 2"),
     (lambda: Ball(eot_samples=0), "Ball.eot_samples must be >= 1, got 0"),
@@ -111,6 +116,13 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: TRAINING("trades", beta=-1.0), "beta must be >= 0, got -1.0"),
     (lambda: TRAINING("trades"), "beta is None: method trades needs it"),
     (lambda: TRAINING("pgd", beta=6.0), "pgd has none"),
+    # Attacks: what an address of noise has room for.
+    (lambda: PGD(steps=2**16), "PGD.steps must be <= 65534, got 65536"),
+    (lambda: APGD(eot_samples=2**17), "APGD.eot_samples must be <= 65536, got 131072"),
+    (lambda: PGD(restarts=3, targets=99), "PGD.restarts x targets must be <= 256, got 3 x 99"),
+    (lambda: Square(steps=2**16), "Square.steps must be <= 65534, got 65536"),
+    (lambda: AutoEOT(square_steps=2**16), "AutoEOT.square_steps must be <= 65534, got 65536"),
+    (lambda: AutoEOT(targets=300), "AutoEOT.targets must be <= 256, got 300"),
     # Classifiers.
     (lambda: ResNet(20), "ResNet.depth must be one of (18, 34, 50, 101, 152), got 20"),
     (lambda: ResNet(50, stem="svhn"), "stem is 'svhn', allowed are imagenet, cifar"),  # type: ignore[arg-type]

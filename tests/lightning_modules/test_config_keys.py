@@ -1,14 +1,17 @@
 """What jsonargparse reads for us: no key of a config stands twice, and a class in another's place
 keeps what was set."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+import evaluate
 import train
+from hetpure.commands.tune import main as tune
 from hetpure.errors import InputError
-from lightning_modules.config_keys import load
+from lightning_modules.config_keys import check_files, load
 from tests.lightning_modules.runs import refused
 
 
@@ -31,7 +34,49 @@ def test_a_key_twice_is_refused(
     Path("twice.yaml").write_bytes(b"model:\r\n  seed: 1\r\n  seed: 2\r\n")
     Path("named.yaml").write_text("class_path: RankGaussian\ninit_args:\n  cap: 0.2\n  cap: 0.3\n")
     error = refused(capsys, option, program=train.main)
-    assert error.startswith(f"error: {key!r} is there twice (line {line} of a config")
+    assert f": {key!r} is there twice (line {line} of a config" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "my.yaml is empty: write `model: ...`, or give a packaged config"),
+        (b"# to be done\n", "my.yaml is empty"),
+        (b"just text\n", "my.yaml holds no settings"),
+        (b"- a\n", "my.yaml holds no settings"),
+        ("description: é\n".encode("latin-1"), "my.yaml is no text in UTF-8"),
+        ("seed_everything: 1\n".encode("utf-16"), "my.yaml is no text in UTF-8"),
+        (b"model: [1\n", "my.yaml is no YAML: while parsing a flow sequence"),
+    ],
+    ids=["empty", "comment", "text", "list", "Latin-1", "UTF-16", "torn"],
+)
+def test_a_file_that_holds_no_config_is_named(content: bytes, message: str) -> None:
+    Path("my.yaml").write_bytes(content)
+    for arguments in (["--config=my.yaml"], ["-c", "my.yaml"], ["--model.attack=my.yaml"]):
+        with pytest.raises(InputError) as error:
+            check_files(arguments)
+        assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "program", [train.main, evaluate.main, tune], ids=["train", "evaluate", "tune"]
+)
+def test_every_program_asks_its_config(
+    program: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("my.conf").write_bytes(b"")
+    assert "error: my.conf is empty" in refused(capsys, "--config=my.conf", program=program)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [("folder.yaml", "not a file"), ("none.yaml", "does not exist")]
+)
+def test_a_config_that_is_no_file_is_named(
+    path: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("folder.yaml").mkdir()
+    error = refused(capsys, f"--config={path}", program=train.main)
+    assert error.startswith("error: --config: ") and path in error and message in error
 
 
 @pytest.mark.parametrize(

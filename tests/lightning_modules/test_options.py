@@ -1,15 +1,20 @@
 """What a class refuses is told by the option that sets it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, lazy_instance
+from lightning.pytorch.loggers.logger import DummyLogger
 
+import evaluate
 import train
 from hetpure.adversarial_training import AdversarialTraining
-from hetpure.attacks import Attack
+from hetpure.attacks import PGD, Attack
 from hetpure.errors import FieldError, InputError, check_at_least
-from lightning_modules.options import naming_options
+from lightning_modules.config_keys import adapt_parser
+from lightning_modules.options import home_expanded, naming_options, parsing
 from tests.lightning_modules.runs import refused
 
 PROBE = "--trainer.callbacks=lightning_modules.monitor.RobustProbe"
@@ -33,6 +38,17 @@ def test_a_command_line_names_the_option(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refused(capsys, *options, program=train.main).startswith(f"error: {message}")
+
+
+def test_a_home_folder_is_meant_wherever_a_path_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    before = Namespace(
+        run="~/x", b=Namespace(c=["~/y", 1]), rows={"~/k": {"classifier": "~/z"}}, d=("~/u", "a~/b")
+    )
+    after = home_expanded(before)
+    assert after.run == "/home/me/x" and after.b.c == ["/home/me/y", 1]
+    assert after.rows == {"~/k": {"classifier": "/home/me/z"}}
+    assert after.d == ("/home/me/u", "a~/b")
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,97 @@ def test_dataclasses_lists_and_rows_of_any_parser(argument: str, message: str) -
     with pytest.raises(InputError) as error, naming_options(config):
         parser.instantiate_classes(config)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "message"),
+    [
+        (evaluate.main, ["--seed_everything=4294967296"],
+         "--seed_everything must be in [0, 4294967296), got 4294967296"),
+        (train.main, ["--seed_everything=-1"],
+         "--seed_everything must be in [0, 4294967296), got -1"),
+        (evaluate.main, ["--model.seed=-1"], "--model.seed must be in 0 to 4294967295, got -1"),
+        (train.main, ["--model.seed=4294967296"],
+         "--model.seed must be in 0 to 4294967295, got 4294967296"),
+        (evaluate.main,
+         ["--model.attacks={more: {attack: {class_path: PGD, init_args: {restarts: 257}}}}"],
+         "--model.attacks.more.attack.restarts x targets must be <= 256, got 257 x 1"),
+        (evaluate.main, ["--model.audit.queries=70000"],
+         "--model.audit.queries must be <= 65534, got 70000"),
+        (evaluate.main, ["--model.protocol.report_draws=1000000000000000"],
+         "--model.protocol.report_draws must be <= 140737488355328"),
+    ],
+    ids=lambda value: value[-1].partition("=")[0] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_an_address_of_noise_holds_is_known_when_the_config_is_read(
+    program: Callable[[list[str]], None],
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before a network is read, and so for `hetpure plan` too."""
+    assert refused(capsys, *options, program=program).startswith(f"error: {message}")
+
+
+class Absent(DummyLogger):
+    """Needs a package that is not there, as WandbLogger may."""
+
+    def __init__(self) -> None:
+        raise ModuleNotFoundError("Requirement 'absent>=1' not met")
+
+
+@pytest.mark.parametrize("program", [evaluate.main, train.main], ids=["evaluate", "train"])
+def test_a_package_that_is_not_there(
+    program: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"{__name__}.Absent"
+    error = refused(capsys, f"--trainer.logger={name}", program=program)
+    assert error == (
+        f"error: --trainer.logger {name} cannot be used: Requirement 'absent>=1' not met"
+    )
+
+
+def test_an_option_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "my.yaml"
+    config.write_text("trainer: {devises: 1}\n")
+    for arguments, message in (
+        (["--model.atack=1"], "--model.atack is no option: did you mean --model.attack?"),
+        (["--config=quick", f"--config={config}"],
+         "--trainer.devises is no option: did you mean --trainer.devices?"),
+        (["plain"], "plain is no option: did you mean --plan?"),
+        (["--model.unknown=1"], "--model.unknown is no option"),
+    ):  # fmt: skip
+        assert refused(capsys, *arguments) == f"error: {message}"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--attack.stepz=1", "--attack.stepz is no option: did you mean --attack.steps?"),
+        ("--rows={a: {attack: {class_path: PGD, init_args: {stepz: 1}}}}",
+         "--rows.attack.stepz is no option: did you mean --rows.attack.steps?"),
+        ("--attack.steps=many", "--attack.steps: Expected int. Got value: many"),
+        ("--attack.epsilon=eight", "--attack.epsilon: 'eight' is not a number such as 0.03"),
+        ("--attack.loss=ce",
+         "--attack.loss: Expected one of ['cross_entropy', 'dlr', 'margin']. Got value: ce"),
+        ("--epochs=x", "--epochs: Expected int. Got value: x"),
+        ("--attacks=[hetpure.attacks.Nothing]",
+         "--attacks: module 'hetpure.attacks' has no attribute 'Nothing'"),
+        ("--attack=no_module.Mine", "--attack: No module named 'no_module'"),
+        ("--rows=[1", "--rows: "),
+    ],
+)  # fmt: skip
+def test_the_innermost_reason_is_told(argument: str, message: str) -> None:
+    adapt_parser()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--attack", type=Attack, default=lazy_instance(PGD))
+    parser.add_argument("--attacks", type=list[Attack] | None)
+    parser.add_argument("--rows", type=dict[str, Row], default={})
+    parser.add_argument("--epochs", type=int | None)
+    with pytest.raises(InputError) as error, parsing(parser):
+        parser.parse_args([argument])
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value) and "Union" not in str(error.value)
 
 
 def test_several_options_or_none() -> None:
