@@ -21,7 +21,9 @@ WRITING |= {errno.ENOTDIR, errno.EEXIST, errno.EIO, errno.ESTALE, errno.ETIMEDOU
 
 
 def run(main: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
-    """Runs an entry point: what the user can mend is printed in one line, exit code 2."""
+    """Runs an entry point: what the user can mend is printed in one line, exit code 2. Classes that
+    options name are also looked for in the folder where the program is started."""
+    sys.path.append("")  # last: no file there hides an installed package
     try:
         main(list(arguments))
     except (KeyboardInterrupt, SystemExit) as error:

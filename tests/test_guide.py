@@ -19,6 +19,7 @@ import yaml
 from hetpure.__main__ import main
 from hetpure.errors import InputError
 from hetpure.images import read_image
+from hetpure.program import run
 from hetpure.weights.classifier import build_classifier
 
 ROOT = Path(__file__).parent.parent
@@ -112,10 +113,10 @@ def test_commands_are_understood(
 ) -> None:
     """The real parser takes a line that has a config, and shows what came of it. Another command
     gets as far as the file or folder that is not here."""
-    for run in ("RUN", "runs/evaluate/first"):
-        (folder / run).mkdir(parents=True)
+    for name in ("RUN", "runs/evaluate/first"):
+        (folder / name).mkdir(parents=True)
         kind = "train" if line.startswith("train ") else "evaluate"
-        shutil.copy(ROOT / "configs" / kind / "quick.yaml", folder / run / "config.yaml")
+        shutil.copy(ROOT / "configs" / kind / "quick.yaml", folder / name / "config.yaml")
     words = shlex.split(line.split(" > ")[0])
     if words[0] in CONFIGURED:
         shows = "help" in line
@@ -132,6 +133,16 @@ def test_commands_are_understood(
         shutil.rmtree("docs")
         with pytest.raises(InputError, match=re.escape(Path(words[1]).name)):
             main(words)
+
+
+def test_a_class_in_the_folder_where_the_program_is_started_is_found(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though an installed program's path begins with its own folder."""
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(folder))])
+    with pytest.raises(SystemExit) as stopped:
+        run(main, ["evaluate", "--config=quick", "--config=my_data.yaml", "--print_config"])
+    assert stopped.value.code == 0, capsys.readouterr().err
 
 
 def test_one_image_is_purified() -> None:
