@@ -12,7 +12,8 @@ from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.reading import RecordedRun, earlier_results, parse_records, read_run
 from hetpure.evaluation.store import RECORDS, RESULTS, SCHEMA
 
-EXPERIMENTS = Path(__file__).parent.parent / "docs" / "experiments"
+README = Path(__file__).parent.parent / "README.md"
+EXPERIMENTS = README.parent / "docs" / "experiments"
 FOLDER = EXPERIMENTS / "records"
 # Names of checks in the words of earlier versions.
 TODAY = (("gradient certificate", "gradient check"), ("locked noise", "DW-box"))

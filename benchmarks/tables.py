@@ -1,4 +1,4 @@
-"""Writes the tables of docs/experiments from the committed records.
+"""Writes the tables of README and docs/experiments from the committed records.
 
     python benchmarks/tables.py
 
@@ -29,6 +29,7 @@ import resampling
 import scaling
 from committed import (
     EXPERIMENTS,
+    README,
     has_records,
     recorded_run,
     records_of,
@@ -45,7 +46,7 @@ from hetpure.program import run
 from hetpure.report.comparison import sheets
 from hetpure.report.report import state
 from hetpure.report.sheet import Sheet
-from hetpure.report.table import attacks_sheet, audit_sheet, defenses_sheet
+from hetpure.report.table import attacks_sheet, audit_sheet, defenses_sheet, interval
 
 MARKED = re.compile(r"^<!-- table: (.+?) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 
@@ -63,6 +64,21 @@ def defenses(name: str) -> str:
     summary = results(name)
     call = f"The diffusion network's calls: {summary['run'].get('network_call', 'float32')}."
     return "\n\n".join([markdown(defenses_sheet(summary)), call, *state(summary)])
+
+
+def summary(name: str) -> str:
+    """A few columns of a run with a DW-box attack, for who reads one table only."""
+    lines = [
+        "| defence | calls | clean | robust | noise known |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row, defense in results(name)["defenses"].items():
+        known = [attack["dw_box"] for attack in defense["attacks"].values() if attack.get("known")]
+        counts = [defense["clean"]["single"], defense["robust"]["single"], *known[:1]]
+        cells = [f"{interval(count)}, n = {count['n']}" for count in counts]
+        cells += ["-"] * (3 - len(cells))
+        lines.append(f"| {row} | {defense['purification_calls']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def departures(name: str) -> str:
@@ -112,6 +128,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
 KINDS: dict[str, Callable[..., str]] = {
     "defenses": defenses,
     "departures": departures,
+    "summary": summary,
     "attacks": lambda name: markdown(attacks_sheet(results(name))),
     "audit": lambda name: markdown(audit_sheet(results(name))),
     "compare": comparison,
@@ -152,7 +169,7 @@ def rewritten(page: str) -> str:
 
 def main(_: list[str]) -> None:
     """Writes every page whose tables changed, and says which."""
-    for path in sorted(EXPERIMENTS.glob("*.md")):
+    for path in (README, *sorted(EXPERIMENTS.glob("*.md"))):
         page = path.read_text()
         without = [name for match in MARKED.finditer(page) for name in missing(match[1])]
         if without:

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from hetpure.images import read_image
 from hetpure.weights import ASSETS, folder_hash
@@ -29,18 +28,16 @@ def test_the_quick_start_is_two_lines_to_paste() -> None:
     assert found[1].rstrip().endswith("python -m pytest")
 
 
-def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     monkeypatch.chdir(tmp_path)
-    one_image, whole = blocks("python")
-    assert len([line for line in one_image.splitlines() if line]) == 5
-    exec(one_image, {})
+    (example,) = blocks("python")
+    exec(example, {})
     assert read_image("purified.png", (1, 28, 28)).std() > 0.05
 
-    namespace: dict[str, torch.Tensor] = {}
-    exec(whole, namespace)
-    assert namespace["logits"].shape == (2, 10)
-    assert namespace["logits"].requires_grad
+
+def test_the_readme_is_short() -> None:
+    assert README.count("\n") <= 150
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
