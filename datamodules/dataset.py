@@ -17,6 +17,7 @@ from hetpure.errors import InputError
 
 IDS = 2**32  # as many as an address of noise tells apart
 HASHED = 4096  # images hashed at once: a copy of that many is made
+ROUNDING = 1e-6  # by which arithmetic may leave [0, 1]; whoever reads such a pixel clamps it
 Sample = dict[str, Tensor]
 
 
@@ -31,7 +32,8 @@ def as_int64(values: Tensor, what: str, where: str) -> Tensor:
 
 
 def check_images(images: Tensor, where: str, *, samples: Tensor | None = None) -> None:
-    """Raises InputError unless images (N, C, H, W) are 8-bit, or floats in pixel [0,1].
+    """Raises InputError unless images (N, C, H, W) are 8-bit, or floats in pixel [0,1], but for
+    `ROUNDING`.
 
     `where` names them in the message; `samples` (N,) are their ids, by default 0 to N - 1.
     """
@@ -42,13 +44,13 @@ def check_images(images: Tensor, where: str, *, samples: Tensor | None = None) -
     if not images.is_floating_point():
         raise InputError(f"{where}: {images.dtype} images, expected uint8 or float in [0, 1]")
     # Written so that NaN, for which every comparison is false, counts as bad.
-    bad = ~((images >= 0) & (images <= 1)).flatten(1)
+    bad = ~((images >= -ROUNDING) & (images <= 1 + ROUNDING)).flatten(1)
     if bad.any():
         position = int(bad.any(dim=1).nonzero()[0])
         value = images[position].flatten()[bad[position]][0].item()
         sample = position if samples is None else int(samples[position])
         raise InputError(
-            f"{where}: sample {sample} has the pixel value {value:g}, allowed is [0, 1];"
+            f"{where}: sample {sample} has the pixel value {value:.7g}, allowed is [0, 1];"
             " scale the images (8-bit values by 1/255) and remove NaN"
         )
 
@@ -125,7 +127,7 @@ class ImageDataset(Dataset[Sample]):
         image = self.images[index]
         return {
             # Kept as bytes and converted here: as float32 they take four times the memory.
-            "image": image.float() / 255 if image.dtype == torch.uint8 else image,
+            "image": image.float() / 255 if image.dtype == torch.uint8 else image.clamp(0, 1),
             "label": self.labels[index],
             "sample": self.samples[index],
         }

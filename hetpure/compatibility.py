@@ -72,12 +72,20 @@ def check_denoiser(denoiser: Denoiser, data: Any, purified_size: int | None = No
     for name in ("in_channels", "out_channels"):
         channels = getattr(data, "channels", None)
         _check_equal(f"the diffusion's {name}", config.get(name), "the data's channels", channels)
+    size = height_width(purified_size or getattr(data, "image_size", None))
     _check_equal(
         "the diffusion's sample_size",
         height_width(config.get("sample_size")),
         "the images' (a row's purified_size is the size at which they are purified)",
-        height_width(purified_size or getattr(data, "image_size", None)),
+        size,
     )
+    halvings = len(config.get("block_out_channels") or config.get("channel_mult") or (1,)) - 1
+    if size is not None and any(side % 2**halvings for side in size):
+        raise InputError(
+            f"the diffusion halves its images {halvings} times, so height and width must be"
+            f" divisible by {2**halvings}, and they are {size[0]} x {size[1]}: take a network of"
+            " fewer blocks (--model.unet), or purify at another size (a row's purified_size)"
+        )
     for key in ("class_embed_type", "num_class_embeds", "label_dim"):
         if config.get(key):
             raise InputError(

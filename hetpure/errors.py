@@ -1,5 +1,8 @@
 """The errors that a user can cause, as opposed to a fault of the program."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import inf
 from typing import Any, get_args
 
@@ -33,6 +36,17 @@ def causes(error: BaseException) -> list[BaseException]:
         chain.append(current)
         current = current.__cause__ or current.__context__
     return chain
+
+
+@contextmanager
+def only_warned(what: str) -> Iterator[None]:
+    """Within it whatever fails is one line of warning: results are there, and `what`, as a picture
+    of them, is an extra."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        print(f"warning: {what} could not be drawn: {reason}", file=sys.stderr)
 
 
 def check_choice(owner: object, field: str, allowed: Any) -> None:

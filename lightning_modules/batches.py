@@ -39,7 +39,7 @@ def checked(batch: Any, data: Any) -> dict[str, Tensor]:
             raise InputError(f"the data's images have {what} {size}, and it declares {declared}")
     # Both in the default type, that of Lightning's precision: float32, or float64 in 64-true.
     eight_bits = images.dtype == torch.uint8
-    pixels = images / 255 if eight_bits else images.to(torch.get_default_dtype())
+    pixels = images / 255 if eight_bits else images.to(torch.get_default_dtype()).clamp(0, 1)
     return {"image": pixels, "label": labels.long(), "sample": samples.long()}
 
 

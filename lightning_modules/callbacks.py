@@ -13,7 +13,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageOps
 
 from datamodules.fashion_mnist import FashionMNIST
-from hetpure.errors import InputError, check_at_least
+from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError, check_at_least, only_warned
 from hetpure.noise import Noise, Stream
 from hetpure.sampling import draw_images
 from lightning_modules.diffusion import DiffusionTraining
@@ -105,6 +106,12 @@ class SampleGrid(EveryUpdates):
         denoiser, run = module.averaged_denoiser(), run_folder(trainer)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        with only_warned("samples.png"):
+            self._draw(trainer, module, denoiser, run)
+
+    def _draw(
+        self, trainer: L.Trainer, module: DiffusionTraining, denoiser: Denoiser, run: Path
+    ) -> None:
         assert module.last_update is not None
         x0 = module.last_update.batch.x0
         like = x0.new_empty(self.rows**2, *x0.shape[1:], dtype=torch.float32)

@@ -15,7 +15,7 @@ from hetpure.augmentation import flip, shift
 from hetpure.compatibility import check_classifier
 from hetpure.noise import BatchNoise, Noise, Stream, check_seed
 from hetpure.weights import save_classifier
-from hetpure.weights.classifier import build_classifier
+from hetpure.weights.classifier import build_classifier, takes
 from lightning_modules.resume import comparable
 from lightning_modules.training import Training
 
@@ -25,7 +25,8 @@ class ClassifierTraining(Training):
 
     Args:
         architecture: name of the network's class in `hetpure.classifiers`.
-        network: its keyword arguments.
+        network: its keyword arguments. `num_classes` (by default 10) and `in_channels` (as many
+            as `mean` has numbers) may stand here too where its class takes none.
         mean: of the normalisation, one number a channel, pixel units.
         std: of the normalisation, one number a channel, pixel units.
         learning_rate: peak of the one-cycle schedule.
@@ -54,13 +55,18 @@ class ClassifierTraining(Training):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        network = {"num_classes": 10, "in_channels": len(mean), **(network or {})}
         self.description: dict[str, Any] = {
             "architecture": architecture,
-            "network": {"num_classes": 10, "in_channels": len(mean), **(network or {})},
+            "network": network,
             "mean": list(mean),
             "std": list(std),
         }
-        self.classifier = build_classifier(self.description, where=Path("--model"))
+        for name in ("num_classes", "in_channels"):
+            if not takes(architecture, name):
+                self.description[name] = network.pop(name)
+        where = Path(f"--model.architecture {architecture} with its network, mean and std")
+        self.classifier = build_classifier(self.description, where=where)
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.weight_decay = weight_decay

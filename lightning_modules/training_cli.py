@@ -58,6 +58,15 @@ def check_checkpoint(path: Path) -> None:
     """InputError unless a checkpoint of Lightning's is there and holds tensors and plain values
     only: whatever else its pickle holds would be run. So would the index of torch's distributed
     format, which is a folder."""
+    if path.is_dir():
+        raise InputError(
+            f"--ckpt_path {path} is a folder: give a checkpoint of it, as checkpoints/last.ckpt"
+        )
+    if path.is_file() and path.open("rb").read(9)[8:] == b"{":
+        raise InputError(
+            f"--ckpt_path {path} is safetensors, weights and no checkpoint of a training: a"
+            " diffusion's folder of them is given as --model.diffusion"
+        )
     try:
         content = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # of whatever kind the file's damage is

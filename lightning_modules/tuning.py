@@ -12,13 +12,14 @@ from lightning import LightningDataModule
 from rich.text import Text
 
 from hetpure.attacks import Attack
-from hetpure.errors import InputError
+from hetpure.errors import InputError, only_warned
 from hetpure.evaluation.description import Evaluation, Networks
 from hetpure.evaluation.protocol import Protocol
 from hetpure.evaluation.rows import DefenseConfig
 from hetpure.evaluation.search import Settings, choose, search
 from hetpure.evaluation.store import Store
 from hetpure.gradients import APPROXIMATIONS
+from hetpure.noise import SEEDS
 from hetpure.packaged_configs import CONFIGS
 from hetpure.report.frontier import draw_frontier, frontier_page
 from hetpure.report.sheet import wide_console
@@ -64,6 +65,8 @@ def tune(
     """
     if not 0 <= clean_weight <= 1:
         raise InputError(f"--clean_weight must be in [0, 1], got {clean_weight}")
+    if not 0 <= seed < SEEDS:
+        raise InputError(f"--seed must be in [0, {SEEDS}), got {seed}")
     if getattr(data, "test_split", None) != "validation":
         raise InputError("tuning chooses, so it needs data with a test_split, set to validation")
     if base.purifier is None or base.denoiser is not None or base.surrogate is not None:
@@ -112,9 +115,10 @@ def tune(
     (store.path / "frontier.md").write_text(
         "\n".join([sheet.markdown(), "", *(f"- {note}" for note in notes)]) + "\n"
     )
-    draw_frontier(trials, chosen, sheet.title, store.path / "frontier.png")
     tuned = store.path / "tuned.yaml"
     tuned.write_text(yaml.safe_dump(tuned_config(config, chosen.settings), sort_keys=False))
+    with only_warned("frontier.png"):
+        draw_frontier(trials, chosen, sheet.title, store.path / "frontier.png")
     console.print(f"On all test images: python evaluate.py --config {tuned}", soft_wrap=True)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from datamodules.fashion_mnist import FashionMNIST
 from hetpure.commands.parsing import call
+from hetpure.errors import only_warned
 from hetpure.images import read_image, write_image
 from hetpure.noise import noise_for
 from hetpure.presets import load_defense
@@ -36,8 +37,9 @@ def purify(
     before, after = (names[loaded.classifier(p).argmax(1)] for p in (image, purified))
     print(f"{target}: classified as {after}, {before} before; {loaded.network_calls} network calls")
     if figure is not None:
-        draw(purification_panels(loaded, image, noise, names), Path(figure))
-        print(f"{figure}: the steps between")
+        with only_warned(figure):
+            draw(purification_panels(loaded, image, noise, names), Path(figure))
+            print(f"{figure}: the steps between")
 
 
 def main(arguments: list[str]) -> None:

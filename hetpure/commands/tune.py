@@ -14,4 +14,5 @@ def main(arguments: list[str]) -> None:
     parser = parser_of(tune, "config", positional=False)
     parser.add_argument("--config", action="config", help="a YAML file with what follows")
     options, settings = settings_of(parser, with_paths("tune", arguments))
+    del settings["config"]  # the files, whose settings are read
     tune(yaml.safe_load(parser.dump(options)), **settings)

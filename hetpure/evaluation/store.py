@@ -181,10 +181,12 @@ def _read_json(path: Path, *keys: str, advice: str = "delete it") -> dict[str, A
     if not path.exists():
         return None
     try:
-        content: dict[str, Any] = dict(json.loads(path.read_text()))
-        for key in keys:
-            content[key]
-    except (ValueError, TypeError, KeyError) as error:
+        content: Any = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+        if missing := [key for key in keys if key not in content]:
+            raise ValueError(f"it lacks {missing[0]!r}")
+    except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): {advice}") from None
     return content
 

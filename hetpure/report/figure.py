@@ -6,8 +6,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hetpure.errors import InputError
-
 
 @dataclass(frozen=True)
 class Panel:
@@ -19,7 +17,8 @@ class Panel:
 
 
 def draw(panels: list[Panel], path: Path) -> None:
-    """Writes a PNG with a row an image and a column a panel."""
+    """Writes a PNG with a row an image and a column a panel. Texts are shown as they are: no $ is
+    mathematics."""
     count = len(panels[0].images)
     figure = Figure(figsize=(1.5 * len(panels), 1.75 * count + 0.2), layout="constrained")
     axes = figure.subplots(count, len(panels), squeeze=False)
@@ -30,11 +29,8 @@ def draw(panels: list[Panel], path: Path) -> None:
             axis.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture,
                         cmap="gray", vmin=0, vmax=1, interpolation="nearest")  # fmt: skip
             axis.set(xticks=[], yticks=[])
-            axis.set_xlabel(panel.labels[row], fontsize=8)
+            axis.set_xlabel(panel.labels[row], fontsize=8, parse_math=False)
             if row == 0:
-                axis.set_title(panel.title, fontsize=9)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be drawn: {error}") from None
+                axis.set_title(panel.title, fontsize=9, parse_math=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, format="png")

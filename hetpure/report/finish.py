@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from hetpure.errors import only_warned
 from hetpure.evaluation.description import Run
 from hetpure.evaluation.provenance import peak_memory
 from hetpure.evaluation.run_results import write_results
@@ -13,13 +14,14 @@ from hetpure.evaluation.stopwatch import Stopwatch
 from hetpure.evaluation.store import Store
 from hetpure.noise import Noise, Stream
 from hetpure.report.figure import Panel, draw
-from hetpure.report.report import FIGURE, report
+from hetpure.report.report import FIGURE, report, write_page
 
 ROWS = 6  # of the figure
 
 
 def finish(run: Run, store: Store) -> dict[str, Any]:
-    """Measures latency and memory, writes results, draws the figure, and reports. The results."""
+    """Measures latency and memory, writes results and report, draws the figure, and shows them. The
+    results."""
     first = run.read(0).images[:1]
     rows = {name: row for name, row in run.rows.items() if store.struck(name) is None}
     store.put_measured(
@@ -31,9 +33,11 @@ def finish(run: Run, store: Store) -> dict[str, Any]:
             },
         }
     )
-    results = write_results(store)  # before the picture of them
+    results = write_results(store)
+    write_page(store.path, results)  # before the picture, which may fail
     if rows:
-        draw(_outcome_panels(run, store, list(rows)), store.path / FIGURE)
+        with only_warned(FIGURE):
+            draw(_outcome_panels(run, store, list(rows)), store.path / FIGURE)
     report(store.path, results)
     return results
 

@@ -74,10 +74,10 @@ def draw_frontier(trials: Sequence[Trial], chosen: Trial, title: str, path: Path
     )
     axis.set_xlabel("clean accuracy (%)")
     axis.set_ylabel("robust accuracy (%)")
-    axis.set_title(textwrap.fill(title, 80), fontsize=9)
+    axis.set_title(textwrap.fill(title, 80), fontsize=9, parse_math=False)
     axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
 
 
 def _percent(trials: Sequence[Trial]) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:

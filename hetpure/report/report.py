@@ -22,8 +22,7 @@ def report(run: Path, results: dict[str, Any] | None = None) -> None:
     console = wide_console()
     if (run / RUN).exists():
         results = results or write_results(Store(run))
-        text = page(results, FIGURE if (run / FIGURE).exists() else None)
-        write_whole(run / REPORT, text.encode())
+        write_page(run, results)
         last = f"run folder: {run} (report.md, results.json)"
     else:
         results = earlier_results(run)
@@ -32,6 +31,12 @@ def report(run: Path, results: dict[str, Any] | None = None) -> None:
         console.print(sheet.terminal())
     for line in (*state(results), last):
         console.print(line, soft_wrap=True)
+
+
+def write_page(run: Path, results: dict[str, Any]) -> None:
+    """Writes `report.md`, with the figure where there is one."""
+    text = page(results, FIGURE if (run / FIGURE).exists() else None)
+    write_whole(run / REPORT, text.encode())
 
 
 def state(results: dict[str, Any]) -> list[str]:

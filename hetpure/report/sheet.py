@@ -23,7 +23,8 @@ class Sheet:
     def markdown(self) -> str:
         """As Markdown: title, table, note."""
         title = [f"**{self.title}**", ""] if self.title else []
-        lines = [self.heads, ["---"] * len(self.heads), *self.rows]
+        heads, *rows = (list(map(_cell, row)) for row in (self.heads, *self.rows))
+        lines = [heads, ["---"] * len(heads), *rows]
         table = ["| " + " | ".join(cells) + " |" for cells in lines]
         return "\n".join([*title, *table, *(["", self.note] if self.note else [])])
 
@@ -43,6 +44,11 @@ class Sheet:
         for row in self.rows:
             table.add_row(*map(Text, row))  # as it is: names may look like markup
         return table
+
+
+def _cell(text: str) -> str:
+    """What stands in a cell of Markdown, where `|` and a line's end have a meaning."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def wide_console() -> Console:

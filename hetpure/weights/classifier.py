@@ -9,6 +9,7 @@ runs that package's code, so such a folder needs the trust that the package has.
 """
 
 import importlib
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,12 @@ def find_architecture(name: str) -> Callable[..., nn.Module]:
     if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
         raise InputError(f"architecture {name!r} is no nn.Module class")
     return network_class
+
+
+def takes(architecture: str, argument: str) -> bool:
+    """Whether what builds a network of that name has such an argument."""
+    parameters = inspect.signature(find_architecture(architecture)).parameters.values()
+    return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def declared(config: dict[str, Any], key: str) -> int:

@@ -4,12 +4,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from hetpure.compatibility import check_denoiser
 from hetpure.errors import InputError
 from hetpure.weights.diffusion import denoiser_of, fresh_unet
 from hetpure.weights.schedulers import fresh_scheduler
 from tests.lightning_modules.trainings import UNET
+
+FOUR_LEVELS = {
+    "sample_size": None,
+    "block_out_channels": [4] * 4,
+    "down_block_types": ["DownBlock2D"] * 4,
+    "up_block_types": ["UpBlock2D"] * 4,
+}
 
 
 @pytest.mark.parametrize(
@@ -19,6 +27,9 @@ from tests.lightning_modules.trainings import UNET
         ({}, {}, 32, r"purified_size .*: \(32, 32\)"),
         ({}, {"channels": 3}, None, "in_channels: 1, and the data's channels: 3"),
         ({"out_channels": 2}, {}, None, "out_channels: 2, and the data's channels: 1"),
+        (FOUR_LEVELS, {}, None, "divisible by 8, and they are 28 x 28: .*--model.unet.*purified"),
+        (FOUR_LEVELS, {}, 36, "halves its images 3 times, .* divisible by 8, and they are 36 x 36"),
+        (FOUR_LEVELS, {"image_size": (32, 20)}, None, "divisible by 8, and they are 32 x 20"),
         ({"num_class_embeds": 10}, {}, None, r"an image's class \(num_class_embeds\)"),
     ],
 )
@@ -35,3 +46,13 @@ def test_what_data_do_not_say_is_not_compared() -> None:
     denoiser = denoiser_of(fresh_unet(UNET), fresh_scheduler("none", {}))
     check_denoiser(denoiser, SimpleNamespace())
     check_denoiser(denoiser, SimpleNamespace(channels=1, image_size=32), purified_size=28)
+
+
+def test_images_that_can_be_halved_are_taken() -> None:
+    four = denoiser_of(fresh_unet(UNET | FOUR_LEVELS), fresh_scheduler("none", {}))
+    check_denoiser(four, SimpleNamespace(channels=1, image_size=(32, 24)))
+    check_denoiser(four, SimpleNamespace(channels=1, image_size=28), purified_size=32)
+    with torch.no_grad():  # as it is said: that size works, the refused one does not
+        assert four(torch.zeros(1, 1, 32, 24), 5).shape == (1, 1, 32, 24)
+        with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+            four(torch.zeros(1, 1, 28, 28), 5)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningDataModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import evaluate
@@ -21,6 +21,7 @@ from hetpure.errors import InputError
 from hetpure.evaluation.description import Images
 from hetpure.program import run
 from hetpure.weights import load_classifier
+from lightning_modules.callbacks import ExportWeights
 from lightning_modules.classifier import ClassifierTraining
 from lightning_modules.diffusion import DiffusionTraining
 from lightning_modules.images import images_of
@@ -184,6 +185,37 @@ def test_data_without_images(monkeypatch: pytest.MonkeyPatch) -> None:
         read(Data())
 
 
+class Bare(nn.Module):
+    """A network of one's own that is made for its data: it has no arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+def test_a_network_without_arguments_is_trained_and_declared(tmp_path: Path) -> None:
+    name = f"{__name__}.Bare"
+    module = trained(ClassifierTraining(name), Data(), tmp_path, callbacks=[ExportWeights()])
+    exported = load_classifier(tmp_path / "classifier")
+    assert (exported.num_classes, exported.channels) == (10, 1)
+    assert torch.equal(
+        exported.network.layers[1].weight, module.classifier.network.layers[1].weight
+    )
+    seven = ClassifierTraining(name, {"num_classes": 7}, seed=2**32 - 1)
+    with pytest.raises(InputError, match="the classifier's num_classes: 7, and the data's: 10"):
+        trained(seven, Data(), tmp_path)
+    with pytest.raises(InputError, match="--model.architecture .*Bare with its network.* 'depth'"):
+        ClassifierTraining(name, {"depth": 10})
+    with pytest.raises(InputError, match="--model.architecture WideResNet .*one number for each"):
+        ClassifierTraining(network={"in_channels": 3})
+    with pytest.raises(InputError, match="ClassifierTraining.seed must be in 0 to 4294967295"):
+        ClassifierTraining(name, seed=2**32)
+
+
 class Pairs(Data):
     def test_dataloader(self) -> DataLoader[Any]:
         return DataLoader([(torch.zeros(1, 28, 28), 0)] * 2, batch_size=2)  # type: ignore[arg-type]
@@ -217,6 +249,16 @@ def test_bytes_small_labels_and_doubles_are_read_as_what_they_are() -> None:
     assert first.labels.dtype == first.samples.dtype == torch.int64
     doubles = read(Data(image=lambda image: image.double())).read(range(2)).images
     assert torch.equal(doubles, read(Data()).read(range(2)).images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pixels_that_rounding_moved_are_clamped(dtype: torch.dtype) -> None:
+    images = read(Data(image=lambda image: (image > 0.5).to(dtype) * (1 + 2e-7) - 1e-7))
+    pixels = images.read(range(2)).images
+    assert pixels.min() == 0 and pixels.max() == 1
+    message = r"pixel value 1\.0000(1|099|100).*, allowed is \[0, 1\]"
+    with pytest.raises(InputError, match=message):
+        read(Data(image=lambda image: (image > 0.5).to(dtype) * (1 + 1e-5)))
 
 
 @pytest.mark.parametrize(

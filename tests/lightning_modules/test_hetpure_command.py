@@ -53,6 +53,10 @@ def test_purify_writes_what_the_library_gives(
     assert (written - expected).abs().max() <= 0.5 / 255 + 1e-4
     with Image.open(steps) as figure:
         assert figure.width > 1000
+    out.unlink()
+    main(["purify", str(picture), str(out), f"--figure={tmp_path}"])  # a folder
+    assert f"warning: {tmp_path} could not be drawn: " in capsys.readouterr().err
+    assert out.is_file()
 
 
 def test_purify_refuses_in_one_line(picture: Path, tmp_path: Path, refused: Refused) -> None:

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import train
 from hetpure.errors import InputError
 from hetpure.weights import save_classifier
 from hetpure.weights.classifier import build_classifier
 from lightning_modules.evaluation_cli import evaluation_cli
-from lightning_modules.training_cli import check_checkpoint
+from lightning_modules.training_cli import CHECKPOINT, check_checkpoint
 from tests.hetpure.weights.files import Bomb
 from tests.lightning_modules.runs import refused
 from tests.lightning_modules.trainings import VIT
@@ -118,8 +119,21 @@ def test_a_damaged_file_is_no_checkpoint(content: bytes, tmp_path: Path) -> None
     with pytest.raises(InputError, match=f"{path} is no file of .* can be read") as error:
         check_checkpoint(path)
     assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match="Is a directory"):  # as torch's distributed format
-        check_checkpoint(tmp_path)
+
+
+def test_what_is_given_in_a_checkpoints_place_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder: give a checkpoint of it"):
+        check_checkpoint(tmp_path)  # as torch's distributed format
+    save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="is safetensors, weights and no checkpoint"):
+        check_checkpoint(tmp_path / "w.safetensors")
+    whole = tmp_path / "whole.ckpt"
+    torch.save({key: {} for key in CHECKPOINT}, whole)
+    check_checkpoint(whole)
+    for name, size in (("torn", whole.stat().st_size // 2), ("empty", 0)):
+        (tmp_path / name).write_bytes(whole.read_bytes()[:size])
+        with pytest.raises(InputError, match="is no file of .* that can be read"):
+            check_checkpoint(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {"w": torch.ones(2)}}, [1, 2]])

@@ -92,7 +92,12 @@ def test_tune_prints_a_frontier_goes_on_and_writes_a_config(
     assert tuned["model"]["defenses"]["tuned"]["purifier"]["init_args"]["t_large"] in (0.1, 0.2)
     assert tuned["data"]["init_args"]["test_split"] == "test"
 
+    for name in ("frontier.md", "frontier.png", "tuned.yaml"):
+        (tmp_path / name).unlink()
+    (tmp_path / "frontier.png").mkdir()  # as where a picture cannot be drawn
     main([*SMALL, f"--folder={tmp_path}", "--clean_weight=0.1"])
+    assert "warning: frontier.png could not be drawn: " in capsys.readouterr().err
+    assert (tmp_path / "tuned.yaml").is_file() and (tmp_path / "frontier.md").is_file()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "nothing is computed again"
     (line,) = refusal(capsys, f"--folder={tmp_path}", "--attack.steps=2")
     assert f"{tmp_path} holds a run with another config.attack.steps: 1, now 2" in line
@@ -104,6 +109,7 @@ def test_tune_prints_a_frontier_goes_on_and_writes_a_config(
         ("--data.test_split=test", "a test_split, set to validation"),
         ("--base.denoiser=other", "no denoiser of its own (it is --denoiser) and no surrogate"),
         ("--base.gradient=bpda", "give an exact one"),
+        ("--seed=-1", "--seed must be in [0, 4294967296), got -1"),
         ("--clean_weight=2", "--clean_weight must be in [0, 1], got 2.0"),
         ("--protocol.report_draws=0", "--protocol.report_draws must be >= 1, got 0"),
         ("--config=no.yaml", "no.yaml"),

@@ -1,5 +1,7 @@
 """The tables of results: a column only where it says something, a struck row says its reason."""
 
+import re
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,15 @@ def test_a_struck_row_says_its_reason_in_place_of_numbers(tmp_path: Path) -> Non
     assert set(other[1:]) == {""}
     assert "other" not in results["defenses"] and state(results) == []
     assert "| other, struck out: it has no gradient |" in page(results, figure=None)
+
+
+@pytest.mark.parametrize("name", ["a|b", "two\nlines", r"$\bm{t}^*$", "[/x]"])
+def test_a_name_breaks_no_table_of_the_page(name: str, tmp_path: Path) -> None:
+    results = write_results(stored(tmp_path, run_of(name, "other"), images=8))
+    lines = [line for line in page(results, figure=None).splitlines() if line.startswith("|")]
+    cells = [len(re.split(r"(?<!\\)\|", line)) for line in lines]
+    columns = [(count, len(list(of_table))) for count, of_table in groupby(cells)]
+    assert columns == [(11, 8), (3, 2)], "a row more or less, or one of other columns"
 
 
 def test_an_unfinished_run_says_so_and_shows_what_is_complete(tmp_path: Path) -> None:
