@@ -144,14 +144,6 @@ def test_the_page_shows_five_cases_in_two_lines_each() -> None:
     assert FIRST_LOOK.startswith(BLOCKS[0].splitlines()[1])
 
 
-def test_the_readmes_commands_on_what_one_brings_are_those_of_the_page() -> None:
-    """So that they are tried here."""
-    readme = (ROOT / "README.md").read_text()
-    brought = [line for line in readme.splitlines() if line.startswith("hetpure convert ")]
-    assert brought
-    assert set(brought) <= {line for block in BLOCKS for line in block.splitlines()}
-
-
 def test_cifar_robustbench_and_googles_ddpm() -> None:
     network = WideResNet(depth=10, widen_factor=1, num_classes=10)
     state = {f"model.{name}": value for name, value in network.state_dict().items()}

@@ -1,4 +1,5 @@
-"""docs/guide: its code runs, its configs do what the pages say, its command lines are understood.
+"""docs/guide: its code runs, its configs do what the pages say, its command lines are understood,
+and the README's.
 
 A block whose first line is `# NAME` stands for the file NAME of the folder where a reader works.
 """
@@ -39,15 +40,19 @@ FILES = {
 # Programs of a clone, by what a line calls them.
 PROGRAMS = {
     r"hetpure ": "",
+    r"python evaluate\.py ?": "evaluate ",
+    r"python train\.py ?": "train ",
     r"torchrun .* evaluate\.py ": "evaluate ",
     r"sbatch configs/cluster/evaluate\.sbatch ": "evaluate ",
     r"sbatch configs/cluster/train\.sbatch ": "train ",
 }
+README = re.findall(
+    r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+)
 COMMANDS = [
     re.sub(program, command, line)
-    for language, body in BLOCKS
-    if language == "bash"
-    for line in body.splitlines()
+    for block in [*README, *(body for language, body in BLOCKS if language == "bash")]
+    for line in block.splitlines()
     for program, command in PROGRAMS.items()
     if re.match(program, line)
 ]
@@ -68,6 +73,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, body in FILES.items():
         (tmp_path / name).write_text(body)
     shutil.copy(ROOT / "configs" / "evaluate" / "quick.yaml", tmp_path / "my.yaml")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("*.xz"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -117,7 +123,7 @@ def test_commands_are_understood(
         (folder / name).mkdir(parents=True)
         kind = "train" if line.startswith("train ") else "evaluate"
         shutil.copy(ROOT / "configs" / kind / "quick.yaml", folder / name / "config.yaml")
-    words = shlex.split(line.split(" > ")[0])
+    words = shlex.split(line.split(" > ")[0], comments=True)
     if words[0] in CONFIGURED:
         shows = "help" in line
         with pytest.raises(SystemExit) as stopped:
