@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from io import TextIOWrapper
 
 from jsonargparse import ArgumentError
 
@@ -23,6 +24,9 @@ WRITING |= {errno.ENOTDIR, errno.EEXIST, errno.EIO, errno.ESTALE, errno.ETIMEDOU
 def run(main: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
     """Runs an entry point: what the user can mend is printed in one line, exit code 2. Classes that
     options name are also looked for in the folder where the program is started."""
+    for stream in (sys.stdout, sys.stderr):  # of a terminal that has not all letters of a name
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.path.append("")  # last: no file there hides an installed package
     try:
         main(list(arguments))

@@ -113,7 +113,7 @@ def tune(
     console.print(sheet.terminal())
     console.print(notes[0], soft_wrap=True)
     (store.path / "frontier.md").write_text(
-        "\n".join([sheet.markdown(), "", *(f"- {note}" for note in notes)]) + "\n"
+        "\n".join([sheet.markdown(), "", *(f"- {note}" for note in notes)]) + "\n", "utf-8"
     )
     tuned = store.path / "tuned.yaml"
     tuned.write_text(yaml.safe_dump(tuned_config(config, chosen.settings), sort_keys=False))

@@ -61,7 +61,7 @@ def compare(
     if csv is not None:
         comparison.write_csv(compared, reference, protocol, Path(csv))
     if latex is not None:
-        Path(latex).write_text(comparison.latex(sheets, remarks))
+        Path(latex).write_text(comparison.latex(sheets, remarks), "utf-8")
     if not passed:
         sys.exit(FAILED)
 

@@ -18,7 +18,7 @@ def configs(name: str | None = None) -> None:
     if name is None:
         print(*files, sep="\n")
     elif name in files:
-        print(files[name].read_text(), end="")
+        print(files[name].read_text("utf-8"), end="")
     else:
         raise InputError(f"there is no packaged config {name!r}; these are: {', '.join(files)}")
 

@@ -52,7 +52,7 @@ def read_run(path: Path) -> RecordedRun:
                 f"RUN {path}: there is no {RUN} and no {RECORDS} in it; a run is a folder that"
                 " evaluate.py wrote"
             )
-        records = parse_records({str(file): file.read_text() for file in files})
+        records = parse_records({str(file): file.read_text("utf-8", "replace") for file in files})
         about = _earlier_results(path)
         run = RecordedRun(path.name, records, about, bool(about))
     if not run.records:
@@ -116,7 +116,7 @@ def earlier_results(path: Path) -> dict[str, Any]:
 def _earlier_results(path: Path) -> dict[str, Any]:
     """Empty where the run was not finished, or was killed while it wrote them."""
     try:
-        results = json.loads((path / RESULTS).read_text())
+        results = json.loads((path / RESULTS).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return results if isinstance(results, dict) else {}

@@ -133,7 +133,7 @@ def run_results(store: Store, contents: Contents) -> dict[str, Any]:
             ),
             "latency_seconds": measured.get("latency", {}).get(name),
         }
-    config = store.path / CONFIG
+    config = store.path / CONFIG  # a notebook writes none
     commits = sorted({str(finished.commit) for finished in contents.finished.values()})
     return {
         "schema": SCHEMA,
@@ -156,7 +156,7 @@ def run_results(store: Store, contents: Contents) -> dict[str, Any]:
             "gradient_check_seconds": sum(check["seconds"] for check in contents.checks.values()),
         },
         "provenance": contents.run["provenance"] | {"commits of blocks": commits},
-        "config": config.read_text() if config.exists() else None,  # a notebook writes none
+        "config": config.read_text("utf-8", "replace") if config.is_file() else None,
     }
 
 

@@ -181,7 +181,7 @@ def _read_json(path: Path, *keys: str, advice: str = "delete it") -> dict[str, A
     if not path.exists():
         return None
     try:
-        content: Any = json.loads(path.read_text())
+        content: Any = json.loads(path.read_text("utf-8"))
         if not isinstance(content, dict):
             raise ValueError("it holds no JSON object")
         if missing := [key for key in keys if key not in content]:

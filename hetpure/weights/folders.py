@@ -94,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        content = json.loads(path.read_text(), object_pairs_hook=once)
+        content = json.loads(path.read_text("utf-8"), object_pairs_hook=once)
     except FileNotFoundError:
         raise InputError(f"{path.parent} holds no {path.name}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
