@@ -58,7 +58,7 @@ class ExportWeights(Callback):
         if (run / END).exists():
             print(f"checkpoint: {run / END}")
         print("the trained weights are evaluated with:\n")
-        print(f"  python evaluate.py {config}{option} {shlex.quote(str(folder))}\n")
+        print(f"  hetpure evaluate {config}{option} {shlex.quote(str(folder))}\n")
 
 
 class EveryUpdates(Callback, ABC):

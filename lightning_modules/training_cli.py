@@ -72,11 +72,11 @@ def check_checkpoint(path: Path) -> None:
     except Exception as error:  # of whatever kind the file's damage is
         raise InputError(
             f"--ckpt_path {path} is no file of tensors and plain values that can be read"
-            f" ({in_one_line(error)[:100]}): give a checkpoint that train.py wrote"
+            f" ({in_one_line(error)[:100]}): give a checkpoint that hetpure train wrote"
         ) from None
     if not isinstance(content, dict) or not content.keys() >= CHECKPOINT:
         raise InputError(
-            f"--ckpt_path {path} is no checkpoint of a training: give one that train.py wrote;"
+            f"--ckpt_path {path} is no checkpoint of a training: give one that hetpure train wrote;"
             " weights alone are given as --model.diffusion"
         )
 

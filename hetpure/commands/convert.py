@@ -27,7 +27,7 @@ def convert(
     attention_blocks: list[str] | None = None,
     check: bool = False,
 ) -> None:
-    """Turns a published file of weights into a folder that evaluate.py and train.py read.
+    """Turns a published file of weights into a folder that evaluations and trainings read.
 
     The format is recognised by the names in the file. No pickle is executed.
 
@@ -72,7 +72,7 @@ def convert(
         lines = check_denoiser(folder) if diffusion else check_classifier(folder, sample_size)
         print(*(f"  {line}" for line in lines), sep="\n")
     option = "--model.classifier" if converted.kind == "classifier" else "--model.denoisers.ddpm"
-    print(f"{target}: a {converted.kind}, for evaluate.py {option} {target}")
+    print(f"{target}: a {converted.kind}, for hetpure evaluate {option} {target}")
 
 
 def main(arguments: list[str]) -> None:

@@ -11,7 +11,7 @@ def report(run: str) -> None:
     """Writes and prints results and report of a run, finished or not, from what its folder holds.
 
     Args:
-        run: the folder, as evaluate.py writes it.
+        run: the folder, as hetpure evaluate writes it.
     """
     if not Path(run).is_dir():
         raise InputError(f"{run}: there is no such folder; give its path, as runs/evaluate/NAME")

@@ -1,4 +1,4 @@
-"""What an evaluation will cost, for people: `python evaluate.py --plan`."""
+"""What an evaluation will cost, for people: `hetpure plan`."""
 
 from collections.abc import Mapping
 

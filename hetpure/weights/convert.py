@@ -307,6 +307,6 @@ Converted by `hetpure convert` from `{origin["file"]}` ({origin["bytes"]:,} byte
 Licence of the source: {origin["licence"]}.
 
 ```
-python evaluate.py --config YOURS.yaml {option} THIS_FOLDER
+hetpure evaluate --config YOURS.yaml {option} THIS_FOLDER
 ```
 """

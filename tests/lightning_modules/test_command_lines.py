@@ -211,7 +211,7 @@ def test_training_prints_a_command_that_works(capsys: pytest.CaptureFixture[str]
         ]
     )
     printed = capsys.readouterr().out
-    command = next(line for line in printed.splitlines() if "python evaluate.py" in line)
+    command = next(line for line in printed.splitlines() if "hetpure evaluate" in line)
     options = command.split()[2:]
     folder = Path(options[1])
     assert (folder / "unet" / "diffusion_pytorch_model.safetensors").is_file()

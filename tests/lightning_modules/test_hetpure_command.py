@@ -86,7 +86,7 @@ def test_report_reads_any_run(
         assert "50.0" in (store.path / "report.md").read_text()
         assert json.loads((store.path / "results.json").read_text())["samples"] == 4
     assert "there is no such folder" in refused("report", str(tmp_path / "none"))
-    assert "a run is a folder that evaluate.py wrote" in refused("report", str(tmp_path))
+    assert "a run is a folder that hetpure evaluate wrote" in refused("report", str(tmp_path))
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_a_training_goes_on_from_its_checkpoint(
     no other one's."""
     train.main([*PLAIN, "--trainer.default_root_dir=run", "--trainer.logger=false"])
     lines = capsys.readouterr().out.splitlines()
-    command = next(line for line in lines if "python evaluate.py" in line)
+    command = next(line for line in lines if "hetpure evaluate" in line)
     options = command.split()[2:]
     assert options == ["--model.denoisers.ddpm", "run/diffusion"], "it is no ADDT"
     assert evaluation_cli(options).model.config.denoisers["ddpm"] == "run/diffusion"
