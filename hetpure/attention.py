@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hetpure.classifiers import Classifier
 from hetpure.errors import FieldError, InputError, check_choice, check_fraction, check_positive
-from hetpure.noise import BatchNoise, Noise, Purpose, Stream
+from hetpure.noise import BatchNoise, Noise, Purpose, Stream, check_seed
 
 Normalisation = Literal["minmax", "softmax"]
 Selection = Literal["value", "area"]
@@ -141,6 +141,7 @@ class AttentionMask:
         check_choice(self, "selection", Selection)
         check_choice(self, "placement", Placement)
         check_positive(self, "power")
+        check_seed(self)
 
     def scores(self, classifier: Classifier, pixels: Tensor, size: Size | None = None) -> Tensor:
         """(B, H, W) elementwise maximum over the blocks' normalised maps, at image size or the

@@ -11,6 +11,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from hetpure.errors import FieldError
+
 Variance = Literal["fixed_large", "fixed_small"]
 
 
@@ -77,6 +79,10 @@ class DDIM(Sampler):
     """
 
     eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise FieldError(self, "eta", f"must be in [0, 1], got {self.eta}")
 
     @property
     def stochastic(self) -> bool:

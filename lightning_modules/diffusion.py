@@ -22,7 +22,7 @@ from hetpure.augmentation import flip
 from hetpure.classifiers import Classifier
 from hetpure.compatibility import check_classifier, check_denoiser
 from hetpure.denoiser import Denoiser, to_model, to_pixels
-from hetpure.errors import FieldError, InputError
+from hetpure.errors import FieldError, InputError, check_at_least
 from hetpure.levels import DiscreteLevels, Levels
 from hetpure.noise import BatchNoise, Noise, Purpose, Stream, check_seed
 from hetpure.weights import folder_hash, load_classifier, resolve, save_diffusion
@@ -125,8 +125,14 @@ class DiffusionTraining(Training):
         self.learning_rate_schedule = learning_rate_schedule
         self.warmup_steps = warmup_steps
         self.horizontal_flip = horizontal_flip
+        self.ema_decay = ema_decay
         self.seed = seed
         check_seed(self)
+        check_at_least(self, 0, "learning_rate", "weight_decay", "warmup_steps")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise FieldError(self, "betas", f"must be in [0, 1), got {betas}")
+        if not 0 <= ema_decay <= 1:
+            raise FieldError(self, "ema_decay", f"must be in [0, 1], got {ema_decay}")
         if diffusion is None:
             self.scheduler = fresh_scheduler(preconditioning, scheduler or {})
             network = fresh_unet(unet or {})
@@ -138,7 +144,6 @@ class DiffusionTraining(Training):
             set_dropout(network, dropout)
         self.denoiser = denoiser_of(network, self.scheduler)
         levels.check(self.denoiser.schedule, self.denoiser.prediction_type)
-        self.ema_decay = ema_decay
         self.ema = self._begun_average()
         # In a tuple, so that the frozen guide is neither in checkpoints nor wrapped by strategies.
         self._guide: tuple[Classifier, ...] = (load_classifier(guide),) if guide else ()

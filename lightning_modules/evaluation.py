@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Callable
 from datetime import datetime
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ class RobustnessEvaluation(L.LightningModule):
         self.loaded = Networks.load(self.config)
         self.networks = self.loaded.modules()  # which move with this module
         self.store = Store(Path(folder) / (run or datetime.now().strftime("%Y%m%d-%H%M%S-%f")))
+        if not 0 < silence < inf:
+            raise InputError(f"--model.silence must be > 0 seconds, got {silence}")
         self.silence = silence
         self.describe: Describe | None = None
         self.described: Run | None = None

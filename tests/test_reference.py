@@ -178,10 +178,16 @@ CONTEXT: dict[tuple[Owner, str], dict[str, Any]] = {  # where a key alone is ref
     (AdversarialTraining, "beta"): {"method": "trades"},
 }
 NEEDED: dict[str, dict[str, Any]] = {  # of classes that require something
+    "lightning_modules.evaluation.RobustnessEvaluation": {
+        "classifier": "fashion_mnist_wrn",
+        "denoisers": {},
+        "defenses": {"plain": {}},
+    },
     "hetpure.evaluation.cells.AttackConfig": {"attack": {"class_path": "hetpure.attacks.PGD"}},
     "hetpure.attacks.Replay": {"path": "images.npz"},
     "lightning_modules.monitor.FeatureFID": {"classifier": "fashion_mnist_wrn"},
     "datamodules.npz.NPZ": {"num_classes": 2},
+    "lightning_modules.diffusion.DiffusionTraining": {"diffusion": "fashion_mnist_ddpm"},
 }
 ABSTRACT = {  # built as one of their kind
     "hetpure.purifiers.purifier.GridPurifier": "hetpure.purifiers.UniformPurifier",
@@ -210,7 +216,10 @@ def bounds() -> Iterator[Bound]:
                 pairs = {">": (least + 1, least), ">=": (least, least - 1)}
                 inside, outside = pairs[limit[1]]
                 yield Bound(path, key.name, (inside,), (outside,))
-            elif ends := re.fullmatch(r"([(\[])(\d+), (\d+)([)\]])", key.allowed):
+            elif limits := re.fullmatch(r"(\d+) to (\d+)", key.allowed):
+                least, most = map(int, limits.groups())
+                yield Bound(path, key.name, (least, most), (least - 1, most + 1))
+            elif ends := re.fullmatch(r"([(\[])(-?\d+), (\d+)([)\]])", key.allowed):
                 low, high = float(ends[2]), float(ends[3])
                 closed = {low: ends[1] == "[", high: ends[4] == "]"}
                 within = [(low + high) / 2, *(end for end in closed if closed[end])]
@@ -240,7 +249,7 @@ def test_bounds_are_those_of_the_program(bound: Bound) -> None:
         if not bound.path.startswith(READ) and (owner, bound.key) not in HALF:
             parser.instantiate_classes(config)
     for value in bound.outside:
-        with pytest.raises((ArgumentError, InputError)):
+        with pytest.raises((ArgumentError, InputError), match=bound.key):
             parser.instantiate_classes(parser.parse_object({"it": needed | {bound.key: value}}))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hetpure.acceleration import Acceleration, resolved
 from hetpure.attacks import PGD, Attack
 from hetpure.compatibility import check_all_answers, check_defense
-from hetpure.errors import InputError
+from hetpure.errors import FieldError, InputError, check_positive
 from hetpure.evaluation.audit import Audit
 from hetpure.evaluation.cells import (
     AttackConfig,
@@ -89,6 +89,9 @@ class Evaluation:
         for names in ("defenses", "denoisers", "attacks"):
             check_names(names, getattr(self, names))
         check_seed(self)
+        check_positive(self, "gradient_bound")
+        if not -1 <= self.cosine_bound <= 1:
+            raise FieldError(self, "cosine_bound", f"must be in [-1, 1], got {self.cosine_bound}")
         if self.baseline is not None and self.baseline not in self.defenses:
             raise InputError(
                 f"baseline {self.baseline!r} is not among the defences: {', '.join(self.defenses)}"
