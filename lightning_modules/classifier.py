@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from hetpure.adversarial_training import AdversarialTraining, adversarial_loss, perturb
 from hetpure.augmentation import flip, shift
 from hetpure.compatibility import check_classifier
+from hetpure.errors import FieldError, check_at_least, check_fraction
 from hetpure.noise import BatchNoise, Noise, Stream, check_seed
 from hetpure.weights import save_classifier
 from hetpure.weights.classifier import build_classifier, takes
@@ -75,6 +76,10 @@ class ClassifierTraining(Training):
         self.adversarial = adversarial
         self.seed = seed
         check_seed(self)
+        check_at_least(self, 0, "learning_rate", "weight_decay", "shift_pixels")
+        check_fraction(self, "momentum")  # Nesterov's needs some
+        if not 0 <= label_smoothing <= 1:
+            raise FieldError(self, "label_smoothing", f"must be in [0, 1], got {label_smoothing}")
         self.accuracy = MulticlassAccuracy(self.classifier.num_classes, average="micro")
         self.robust_accuracy = MulticlassAccuracy(self.classifier.num_classes, average="micro")
         self.unasked = {"the classifier": self.classifier}
