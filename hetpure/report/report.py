@@ -35,7 +35,7 @@ def report(run: Path, results: dict[str, Any] | None = None) -> None:
 
 def write_page(run: Path, results: dict[str, Any]) -> None:
     """Writes `report.md`, with the figure where there is one."""
-    text = page(results, FIGURE if (run / FIGURE).exists() else None)
+    text = page(results, FIGURE if (run / FIGURE).is_file() else None)
     write_whole(run / REPORT, text.encode())
 
 

@@ -49,6 +49,8 @@ def test_what_data_do_not_say_is_not_compared() -> None:
 
 
 def test_images_that_can_be_halved_are_taken() -> None:
+    square = denoiser_of(fresh_unet(UNET | {"sample_size": [28, 28]}), fresh_scheduler("none", {}))
+    check_denoiser(square, SimpleNamespace(channels=1, image_size=28))
     four = denoiser_of(fresh_unet(UNET | FOUR_LEVELS), fresh_scheduler("none", {}))
     check_denoiser(four, SimpleNamespace(channels=1, image_size=(32, 24)))
     check_denoiser(four, SimpleNamespace(channels=1, image_size=28), purified_size=32)

@@ -97,6 +97,23 @@ def tiff(path: Path, bits: int, photometric: int, kind: int, values: bytes, orde
     return path
 
 
+@pytest.mark.parametrize("harm", ["chunk", "text", "torn"])
+def test_a_png_that_is_damaged_or_blown_up_is_named(harm: str, tmp_path: Path) -> None:
+    """A chunk with a wrong checksum, text of more megabytes than Pillow unpacks, half a file."""
+    path = png(tmp_path / "x.png", 8, 0, bytes(3), 3)
+    whole = path.read_bytes()
+    text = b"zTXta\0\0" + zlib.compress(bytes(2 * 2**20))
+    packed = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    harmed = {
+        "chunk": whole[:33] + b"\0\0\0\1tEXtxBAD!" + whole[33:],
+        "text": whole[:33] + packed + whole[33:],
+        "torn": whole[:45],
+    }
+    path.write_bytes(harmed[harm])
+    with pytest.raises(InputError, match=f"{path} cannot be read as an image: "):
+        read_image(path, (1, 1, 3))
+
+
 DEEP = np.array([[0, 257, 32768]], np.uint16)  # 257 / 65535 is 1 / 255
 
 

@@ -98,12 +98,15 @@ def test_a_finished_run_computes_nothing_more(
     before = times(copied)
     for name in ("records.jsonl", "results.json", "report.md", "figure.png"):
         (copied / name).unlink()
+    (copied / "figure.png").mkdir()  # as where a picture cannot be drawn: it takes nothing with it
     weights = shutil.copytree(world / "classifier", copied.parent / "elsewhere")
     main(f"--model.classifier={weights}", "--model.memory_budget=1MB", "--data.batch_size=4")
     assert times(copied) == before
     assert records(copied.parent.parent) == records(finished.place)
     assert results(copied.parent.parent) == results(finished.place)
-    assert "masked" in (copied / "report.md").read_text()
+    assert "warning: figure.png could not be drawn: " in capsys.readouterr().err
+    page = (copied / "report.md").read_text()
+    assert "masked" in page and "](figure.png)" not in page
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,11 @@ BATCHES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"sample": lambda sample: sample.double()}, "torch.float64 ids, expected integers"),
     ({"image": lambda image: image.expand(3, 28, 28)}, "images have channels 3, .* declares 1"),
+    ({"image": lambda image: image.permute(1, 2, 0)}, "images have channels 28, .* declares 1"),
+    (
+        {"label": lambda label: torch.eye(10, dtype=torch.int64)[label]},
+        r"labels of shape \(2, 10\), expected is one for each",
+    ),
     ({"image": lambda image: image[:, 2:]}, r"images have size \(26, 28\), .* \(28, 28\)"),
     ({"image": lambda image: image * 255}, r"sample 0 has the pixel value .* allowed is \[0, 1\]"),
     ({"image": lambda image: image * 2 - 1}, r"allowed is \[0, 1\]"),
@@ -247,8 +252,13 @@ def test_bytes_small_labels_and_doubles_are_read_as_what_they_are() -> None:
     assert torch.equal(first.images, expected) and first.images.dtype == torch.float32
     assert 0.9 < first.images.max() <= 1
     assert first.labels.dtype == first.samples.dtype == torch.int64
+    plain = read(Data()).read(range(2))
     doubles = read(Data(image=lambda image: image.double())).read(range(2)).images
-    assert torch.equal(doubles, read(Data()).read(range(2)).images)
+    assert torch.equal(doubles, plain.images)
+    halves = read(Data(image=lambda image: image.half())).read(range(2)).images
+    assert torch.equal(halves, plain.images.half().float())
+    small = read(Data(label=lambda label: label.int(), sample=lambda sample: sample.int()))
+    assert torch.equal(small.read(range(2)).labels, plain.labels)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 import evaluate
 import train
+from hetpure.__main__ import main as hetpure_main
 from hetpure.adversarial_training import AdversarialTraining
 from hetpure.attacks import PGD, Attack
 from hetpure.errors import FieldError, InputError, check_at_least
@@ -49,6 +50,38 @@ def test_a_home_folder_is_meant_wherever_a_path_stands(monkeypatch: pytest.Monke
     assert after.run == "/home/me/x" and after.b.c == ["/home/me/y", 1]
     assert after.rows == {"~/k": {"classifier": "/home/me/z"}}
     assert after.d == ("/home/me/u", "a~/b")
+
+
+@pytest.mark.parametrize(
+    ("program", "option"),
+    [
+        (evaluate.main, "--model.defenses={a: {classifier: ~/none}}"),
+        (evaluate.main, "--data.data_dir=~/none"),
+        (train.main, "--ckpt_path=~/none"),
+        (hetpure_main, "report ~/none"),
+        (hetpure_main, "convert ~/none x"),
+        (hetpure_main, "compare ~/none"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_no_folder_is_called_by_its_home(
+    program: Callable[[list[str]], None],
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = [option] if option.startswith("--") else option.split()
+    error = refused(capsys, *words, program=program)
+    assert str(tmp_path / "none") in error and not (tmp_path / "~").exists()
+
+
+def test_a_row_is_called_by_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "defenses: a name is text, and one is 100" in refused(
+        capsys, "--model.defenses={100: {}}"
+    )
 
 
 @dataclass(frozen=True)

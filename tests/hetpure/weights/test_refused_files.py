@@ -44,7 +44,9 @@ def test_missing_folder_is_named_with_the_packaged_weights(tmp_path: Path) -> No
         assert str(tmp_path / "nowhere") in message
         assert "packaged" in message
     (tmp_path / "file").write_text("no folder")
-    assert str(tmp_path / "file") in refusal(load_classifier, tmp_path / "file")
+    message = f"{tmp_path / 'file'} is a file, no folder: `hetpure convert"
+    for load in (load_classifier, load_denoiser):
+        assert message in refusal(load, tmp_path / "file")
 
 
 def test_missing_weights_are_named(stored: Stored) -> None:
