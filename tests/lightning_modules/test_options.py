@@ -53,35 +53,33 @@ def test_a_home_folder_is_meant_wherever_a_path_stands(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("program", "option"),
+    ("program", "arguments"),
     [
-        (evaluate.main, "--model.defenses={a: {classifier: ~/none}}"),
-        (evaluate.main, "--data.data_dir=~/none"),
-        (train.main, "--ckpt_path=~/none"),
-        (hetpure_main, "report ~/none"),
-        (hetpure_main, "convert ~/none x"),
-        (hetpure_main, "compare ~/none"),
+        (evaluate.main, ["--model.defenses={a: {classifier: ~/none}}"]),
+        (evaluate.main, ["--data.data_dir=~/none", "--data.source=auto"]),
+        (train.main, ["--ckpt_path=~/none"]),
+        (hetpure_main, ["report", "~/none"]),
+        (hetpure_main, ["convert", "~/none", "x"]),
+        (hetpure_main, ["compare", "~/none"]),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_no_folder_is_called_by_its_home(
     program: Callable[[list[str]], None],
-    option: str,
+    arguments: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    words = [option] if option.startswith("--") else option.split()
-    error = refused(capsys, *words, program=program)
+    error = refused(capsys, *arguments, program=program)
     assert str(tmp_path / "none") in error and not (tmp_path / "~").exists()
 
 
 def test_a_row_is_called_by_text(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "defenses: a name is text, and one is 100" in refused(
-        capsys, "--model.defenses={100: {}}"
-    )
+    error = refused(capsys, "--model.defenses={100: {}}")
+    assert "defenses: a name is text, and one is 100" in error
 
 
 @dataclass(frozen=True)
