@@ -34,6 +34,7 @@ from hetpure.report.sheet import wide_console
 from lightning_modules.cli import CLI, make_cli
 from lightning_modules.evaluation import Describe, RobustnessEvaluation
 from lightning_modules.images import images_of
+from lightning_modules.options import naming_options
 from lightning_modules.signals import check_nothing_is_loaded_unasked
 
 MIXED = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}  # of the network's calls alone
@@ -95,8 +96,9 @@ class EvaluationCLI(CLI):
         device, sharing = trainer.strategy.root_device, trainer.num_devices
         model.describe = describer(model.config, model.loaded, self.datamodule, device, sharing)
         if trainer.is_global_zero:
-            model.store = self._store(model.store, model.describe)
-            model.described = model.describe(model.store)
+            with naming_options(self.config):
+                model.store = self._store(model.store, model.describe)
+                model.described = model.describe(model.store)
 
     def _store(self, store: Store, describe: Describe) -> Store:
         """The folder of the run. One that holds another run is refused with the difference; or it

@@ -33,7 +33,8 @@ class EvaluationProgress(Watch):
         first = queue.process == 0
         self.logs = first and not console.is_terminal
         self.bar = Progress(
-            TextColumn("{task.description}", table_column=Column()),  # wraps; the times never do
+            # Wraps, as the times never do; names are shown as they are.
+            TextColumn("{task.description}", markup=False, table_column=Column()),
             BarColumn(20, table_column=Column(no_wrap=True)),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(table_column=Column(no_wrap=True)),

@@ -58,6 +58,8 @@ def check_checkpoint(path: Path) -> None:
     """InputError unless a checkpoint of Lightning's is there and holds tensors and plain values
     only: whatever else its pickle holds would be run. So would the index of torch's distributed
     format, which is a folder."""
+    if not path.exists():
+        raise InputError(f"--ckpt_path {path}: there is no such file")
     if path.is_dir():
         raise InputError(
             f"--ckpt_path {path} is a folder: give a checkpoint of it, as checkpoints/last.ckpt"

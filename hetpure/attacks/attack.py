@@ -167,6 +167,11 @@ class Attack(ABC):
     def __call__(self, target: Target) -> Tensor:
         """(N, B, C, H, W) candidates inside the ball and [0, 1], N per image."""
 
+    def check(self, defense: Defense, samples: Tensor, known: tuple[Group, ...] = ()) -> None:
+        """InputError where it cannot attack this defence on the images with these ids (N,), given
+        the groups of its noise that are known: asked before anything is computed."""
+        return  # most can attack all
+
     @abstractmethod
     def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
         """What it asks of this defence, where the attacker knows these groups of its noise."""

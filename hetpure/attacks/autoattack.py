@@ -9,7 +9,12 @@ from pyautoattack import AutoAttack as Official
 from torch import Tensor
 
 from hetpure.attacks.attack import Cost, InBall, Target
-from hetpure.attacks.library_model import LibraryModel, Listener, undisturbed
+from hetpure.attacks.library_model import (
+    LibraryModel,
+    Listener,
+    check_needs_no_ids,
+    undisturbed,
+)
 from hetpure.defense import Defense
 from hetpure.errors import FieldError, check_at_least, check_choice
 from hetpure.geometry import project
@@ -98,12 +103,16 @@ class AutoAttack(InBall):
     def _targets(self, classes: int) -> int:
         return min(self.targets, classes - 1)
 
-    def __call__(self, target: Target) -> Tensor:
-        defense, images = target.defense, target.images
-        model = LibraryModel(target)
+    def check(self, defense: Defense, samples: Tensor, known: tuple[Group, ...] = ()) -> None:
+        check_needs_no_ids(defense, known)
         if self.version == "standard" and defense.stochastic:
             advice = "make it rand, or take AutoEOT, which counts over draws"
             raise FieldError(self, "version", f"is standard, and the defence draws noise: {advice}")
+
+    def __call__(self, target: Target) -> Tensor:
+        defense, images = target.defense, target.images
+        self.check(defense, target.samples, target.addresses.known)
+        model = LibraryModel(target)
         plain = images.detach().float().contiguous()  # APGD and FAB attack in float32 whatever
         with undisturbed():
             library = self._library(model, plain.device, target.addresses.noise.seed)

@@ -13,11 +13,26 @@ import torch
 from torch import Tensor
 
 from hetpure.attacks.attack import Target
+from hetpure.defense import Defense
 from hetpure.errors import InputError
 from hetpure.gradients import check_finite
-from hetpure.noise import attack_draw
+from hetpure.noise import Group, attack_draw
 
 SAMPLES = 2**32  # ids that an address has room for
+
+
+def check_needs_no_ids(defense: Defense, known: tuple[Group, ...]) -> None:
+    """InputError where an answer depends on which image it is about."""
+    placement, by_image = defense.attention_mask.placement, ""
+    if known:
+        by_image = "noise that the attacker knows (DW-box)"
+    elif defense.masked and placement in ("random", "shifted"):
+        by_image = f"a mask placed {placement}"
+    if by_image:
+        raise InputError(
+            "AutoAttack does not say which image it asks about, and each image has its own"
+            f" where there is {by_image}: take AutoEOT"
+        )
 
 
 class LibraryModel:
@@ -30,17 +45,7 @@ class LibraryModel:
     """
 
     def __init__(self, target: Target) -> None:
-        mask = target.defense.attention_mask
-        by_image = ""
-        if target.addresses.known:
-            by_image = "noise that the attacker knows (DW-box)"
-        elif target.defense.masked and mask.placement in ("random", "shifted"):
-            by_image = f"a mask placed {mask.placement}"
-        if by_image:
-            raise InputError(
-                "AutoAttack does not say which image it asks about, and each image has its own"
-                f" where there is {by_image}: take AutoEOT"
-            )
+        check_needs_no_ids(target.defense, target.addresses.known)
         self.target = target
         self.calls = 0
 

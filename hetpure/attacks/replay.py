@@ -60,28 +60,37 @@ class Replay(Attack):
     def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
         return Cost()
 
+    def check(self, defense: Defense, samples: Tensor, known: tuple[Group, ...] = ()) -> None:
+        self._places(self._read()[1], samples)
+
+    def _read(self) -> tuple[Tensor, Tensor]:
+        """The saved images and their ids."""
+        if self._is_run:
+            return saved_images(Path(self.path), self.row, self.attack)
+        return read_npz(Path(self.path))
+
+    def _places(self, ids: Tensor, samples: Tensor) -> list[int]:
+        """Where the images of these samples are among the saved ones."""
+        position = {sample: number for number, sample in enumerate(ids.tolist())}
+        if len(position) < len(ids):
+            raise InputError(f"{self.path} holds a sample twice: leave one image of each")
+        missing = [sample for sample in samples.tolist() if sample not in position]
+        if missing:
+            raise InputError(
+                f"{self.path} has no image of sample {missing[0]} ({len(missing)} of {len(samples)}"
+                " are missing): evaluate the samples it was made for"
+            )
+        return [position[sample] for sample in samples.tolist()]
+
     def __call__(self, target: Target) -> Tensor:
         images = target.images
-        if self._is_run:
-            saved, ids = saved_images(Path(self.path), self.row, self.attack)
-        else:
-            saved, ids = read_npz(Path(self.path))
+        saved, ids = self._read()
         if saved.shape[1:] != images.shape[1:]:
             raise InputError(
                 f"{self.path} holds images {tuple(saved.shape[1:])}, the data"
                 f" {tuple(images.shape[1:])}: replay them on the data they were made from"
             )
-        position = {sample: number for number, sample in enumerate(ids.tolist())}
-        if len(position) < len(ids):
-            raise InputError(f"{self.path} holds a sample twice: leave one image of each")
-        samples = target.samples.tolist()
-        missing = [sample for sample in samples if sample not in position]
-        if missing:
-            raise InputError(
-                f"{self.path} has no image of sample {missing[0]} ({len(missing)} of {len(images)}"
-                " are missing): evaluate the samples it was made for"
-            )
-        adversarial = saved[[position[sample] for sample in samples]].to(images)[None]
+        adversarial = saved[self._places(ids, target.samples)].to(images)[None]
         try:
             check_candidates(adversarial, images, target.samples, self.threat)
         except AssertionError as error:

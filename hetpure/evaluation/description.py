@@ -278,6 +278,9 @@ def describe(
         limit = sys.maxsize if name in begun else budget  # it fitted, and is not chosen again
         row.compute(wishes[name], first, config.attack, limit)
         rows[name] = replace(row, cells=_cells(config, row, first, store))
+        for cell in rows[name].cells:
+            samples = images.samples[: cell.images(len(images))]
+            cell.attack.check(row.attacked, samples, cell.known)
     run = Run(
         config, images, rows, networks.weights, size, device, budget, budget if here else host
     )

@@ -86,6 +86,14 @@ def test_a_row_is_computed_as_it_is_asked(place: Path) -> None:
         (["--model.defenses.masked.gradient=adjoint"], "HeterogeneousPurifier"),
         (["--model.defenses.plain.gradient=adjoint"], "a plain classifier"),
         (["--model.acceleration.precision=int8"], "bfloat16"),
+        (
+            ["--model.attack=AutoAttack"],
+            "--model.attack.version is standard, and the defence",
+        ),
+        (
+            ["--model.attacks={a: {attack: {class_path: Replay, init_args: {path: none}}}}"],
+            "none holds no saved images",
+        ),
         (["--model.cosine_bound=much"], "cosine_bound"),
     ],
 )

@@ -1,12 +1,33 @@
 """How processes share the tasks of a run, and what the bar shows of it; in one process."""
 
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from torch.distributed import HashStore
 
 from hetpure.errors import InputError
+from lightning_modules.progress import EvaluationProgress
 from lightning_modules.queue import Queue
+from tests.hetpure.evaluation.runs import CONFIG, begin, small
+
+NAMES = ("[/x]", " :a: ", "[red]é", "a|b")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_terminals_bar_shows_a_name_as_it_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    rows = {name: CONFIG.defenses["plain"]}
+    config = replace(CONFIG, defenses=rows, baseline=None)
+    run, _ = begin(tmp_path, *small(config), defenses=rows, baseline=None)
+    progress = EvaluationProgress(run, queue())
+    with progress.bar:
+        progress.begin(name, "clean")
+        progress.bar.refresh()
+    assert f"{name}, clean: 0/4 images" in capsys.readouterr().err
 
 
 def queue(process: int = 0, processes: int = 1) -> Queue:

@@ -36,7 +36,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--model=lightning_modules.diffusion.Nothing"], "Nothing"),
         (["--model.unknown=1"], "unknown"),
         (["--trainer.accelerator=cpu", "--trainer.devices=0"], "devices"),
-        (["--ckpt_path=nowhere.ckpt"], "No such file or directory: 'nowhere.ckpt'"),
+        (["--ckpt_path=nowhere.ckpt"], "--ckpt_path nowhere.ckpt: there is no such file"),
         (
             [f"--config={ROOT / 'configs' / 'train' / 'variants' / 'clean.yaml'}"],
             "required: data; a --config takes the default's place: lay a partial one over",

@@ -138,6 +138,10 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     some = Replay(npz(tmp_path, ADVERSARIAL[:2], IDS[:2]), epsilon=0.06)
     message = refusal(some, [0, 2, 3])
     assert "no image of sample 100 (2 of 3 are missing): evaluate the samples" in message
+    defense = Defense(linear(torch.ones(2, 64)))
+    some.check(defense, IDS[:2])  # an evaluation asks before it begins
+    with pytest.raises(InputError, match="1 of 3 are missing"):
+        some.check(defense, IDS[:3])
     twice = Replay(npz(tmp_path, ADVERSARIAL, [31, 7, 31, 5]), epsilon=0.06)
     assert "holds a sample twice" in refusal(twice, [0])
     other = Replay(npz(tmp_path, ADVERSARIAL[:, :, :6]), epsilon=0.06)
