@@ -49,6 +49,14 @@ class CLI(LightningCLI):
         if not isinstance(seed, bool) and not 0 <= seed < SEEDS:
             raise InputError(f"--seed_everything must be in [0, {SEEDS}), got {seed}")
 
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except InputError:
+            raise
+        except (TypeError, ValueError) as error:  # names and numbers that Lightning does not know
+            raise InputError(f"--trainer: {error}") from error
+
     def instantiate_classes(self) -> None:
         with naming_options(self.config):
             super().instantiate_classes()

@@ -20,6 +20,10 @@ CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 UNKNOWN = re.compile(r"(?:Group '(.+)' does not accept option|Option) '(.+)'")
 UNRECOGNIZED = "unrecognized arguments: "
 TYPE = "Not of type "
+EXPECTED = "Expected"
+ALTERNATIVE = re.compile(
+    r"Expected (?:a )?(?:typing\.Literal\[(.+?)\]|<class '(\w+)'>)\.?(?:$| Got)", re.MULTILINE
+)
 NEAR = 0.8  # of difflib's ratio
 
 
@@ -66,8 +70,11 @@ def parsing(parser: ArgumentParser) -> Iterator[None]:
         elif unknown := UNKNOWN.match(message):
             name = ".".join(filter(None, (option, *unknown.groups())))
             message, option = f"--{name} is no option{_nearest(name, classes, parser)}", ""
-        message = message.replace("a typing.Literal", "one of ")
-        message = re.sub(r"a <class '([\w.]+)'>", r"\1", message)
+        elif message.startswith(EXPECTED):  # of a union's types the last was tried last
+            _, _, given = message.partition(" Got value: ")
+            kinds = ALTERNATIVE.findall(messages[-2:][0]) or ALTERNATIVE.findall(message)
+            kinds = [words or kind for words, kind in kinds if kind != "NoneType"]
+            message = f"{EXPECTED} {' or '.join(kinds)}, got {given}" if kinds else message
         raise InputError(f"--{option}: {message}" if option else message) from error
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from jsonargparse import ArgumentParser, Namespace, lazy_instance
@@ -179,8 +180,10 @@ def test_an_option_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
          "--trainer.devises is no option: did you mean --trainer.devices?"),
         (["plain"], "plain is no option: did you mean --plan?"),
         (["--model.unknown=1"], "--model.unknown is no option"),
+        (["--trainer.accelerator=foo"], "--trainer: You selected an invalid accelerator name"),
+        (["--trainer.strategy=foo"], "--trainer: You selected an invalid strategy name"),
     ):  # fmt: skip
-        assert refused(capsys, *arguments) == f"error: {message}"
+        assert refused(capsys, *arguments).startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize(
@@ -189,11 +192,12 @@ def test_an_option_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("--attack.stepz=1", "--attack.stepz is no option: did you mean --attack.steps?"),
         ("--rows={a: {attack: {class_path: PGD, init_args: {stepz: 1}}}}",
          "--rows.attack.stepz is no option: did you mean --rows.attack.steps?"),
-        ("--attack.steps=many", "--attack.steps: Expected int. Got value: many"),
+        ("--attack.steps=many", "--attack.steps: Expected int, got many"),
         ("--attack.epsilon=eight", "--attack.epsilon: 'eight' is not a number such as 0.03"),
         ("--attack.loss=ce",
-         "--attack.loss: Expected one of ['cross_entropy', 'dlr', 'margin']. Got value: ce"),
-        ("--epochs=x", "--epochs: Expected int. Got value: x"),
+         "--attack.loss: Expected 'cross_entropy', 'dlr', 'margin', got ce"),
+        ("--epochs=x", "--epochs: Expected int, got x"),
+        ("--precision=foo", "--precision: Expected int or 'bf16', '32', got foo"),
         ("--attacks=[hetpure.attacks.Nothing]",
          "--attacks: module 'hetpure.attacks' has no attribute 'Nothing'"),
         ("--attack=no_module.Mine", "--attack: No module named 'no_module'"),
@@ -207,6 +211,7 @@ def test_the_innermost_reason_is_told(argument: str, message: str) -> None:
     parser.add_argument("--attacks", type=list[Attack] | None)
     parser.add_argument("--rows", type=dict[str, Row], default={})
     parser.add_argument("--epochs", type=int | None)
+    parser.add_argument("--precision", type=Literal[16, 32] | Literal["bf16", "32"] | None)
     with pytest.raises(InputError) as error, parsing(parser):
         parser.parse_args([argument])
     assert str(error.value).startswith(message)
