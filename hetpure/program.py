@@ -40,7 +40,7 @@ def run(main: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
         message = _users_mistake(error) or _of_the_machine(error)
         if message is None:
             raise
-        partial = "arguments are required" in str(message) and any(
+        partial = str(message).startswith("the following arguments are required") and any(
             argument.partition("=")[0] in ("--config", "-c") for argument in arguments
         )
         hint = PARTIAL if partial else ""
