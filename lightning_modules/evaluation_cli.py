@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from rich.text import Text
 
 from hetpure.disk import write_whole
 from hetpure.errors import InputError
@@ -224,7 +225,7 @@ def print_gradient_checks(cli: EvaluationCLI) -> dict[str, dict[str, Any]]:
     checks = {}
     with console.status("gradient checks") as status:
         for name, row in run.rows.items():
-            status.update(f"gradient check: {name}")
+            status.update(Text(f"gradient check: {name}"))  # as it is: names may look like markup
             checks[name] = check_gradients(run, row)
     console.print(gradient_checks_sheet(checks, "Gradient checks").terminal())
     return checks

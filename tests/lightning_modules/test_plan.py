@@ -174,8 +174,16 @@ def test_lightnings_mixed_precision_is_that_of_the_network_calls(
 
 @pytest.mark.parametrize(("bound", "code"), [(1e-5, None), (1e-30, 1)])
 def test_gradients_can_be_checked_alone(
-    bound: float, code: int | None, place: Path, capsys: pytest.CaptureFixture[str]
+    bound: float,
+    code: int | None,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Of a row with any name, on a terminal too."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    config = Path("config.yaml")
+    config.write_text(config.read_text().replace("plain", "'[/x]'"))
     arguments = ["gradcheck", "--config=config.yaml", f"--model.gradient_bound={bound}"]
     try:
         run(hetpure_command, arguments)
@@ -183,7 +191,7 @@ def test_gradients_can_be_checked_alone(
     except SystemExit as stop:
         exit_code = stop.code
     printed = capsys.readouterr().out
-    assert exit_code == code and "masked" in printed
+    assert exit_code == code and "masked" in printed and "[/x]" in printed
     assert ("FAIL" in printed, printed.count("PASS")) == ((True, 0) if code else (False, 2))
     assert not Path("runs").exists()
 
