@@ -48,7 +48,7 @@ from tests.hetpure.attacks.defenses import (
 )
 
 ROOT = Path(__file__).parent.parent.parent.parent
-PAGE = (ROOT / "docs" / "attacks.md").read_text().split("## An attack of your own")[1]
+PAGE = (ROOT / "docs" / "guide" / "attack.md").read_text().split("## An attack of your own")[1]
 SOURCE = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)[0]
 DOCUMENTED: dict[str, Any] = {"__name__": "my_attack"}
 exec(SOURCE, DOCUMENTED)
