@@ -119,11 +119,11 @@ def tune(
     tuned.write_text(yaml.safe_dump(tuned_config(config, chosen.settings), sort_keys=False))
     with only_warned("frontier.png"):
         draw_frontier(trials, chosen, sheet.title, store.path / "frontier.png")
-    console.print(f"On all test images: python evaluate.py --config {tuned}", soft_wrap=True)
+    console.print(f"On all test images: hetpure evaluate --config {tuned}", soft_wrap=True)
 
 
 def tuned_config(config: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """A config for evaluate.py with the chosen settings, on all test images."""
+    """A config of an evaluation with the chosen settings, on all test images."""
     row = copy.deepcopy(config["base"]) | {"denoiser": DENOISER}
     for path, value in settings.items():
         _change(row, path, value)

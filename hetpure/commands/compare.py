@@ -29,7 +29,7 @@ def compare(
     Intervals are not corrected for their number.
 
     Args:
-        runs: folders of runs, as evaluate.py writes them.
+        runs: folders of runs, as hetpure evaluate writes them.
         baseline: defence that all others are compared with, as DEFENCE or RUN:DEFENCE, RUN being
             the folder's name; by default the first defence of the first run.
         attack: robust, for each sample the worst over the attacks of its run, or an attack's name.

@@ -50,7 +50,7 @@ def read_run(path: Path) -> RecordedRun:
         if not files:
             raise InputError(
                 f"RUN {path}: there is no {RUN} and no {RECORDS} in it; a run is a folder that"
-                " evaluate.py wrote"
+                " hetpure evaluate wrote"
             )
         records = parse_records({str(file): file.read_text("utf-8", "replace") for file in files})
         about = _earlier_results(path)

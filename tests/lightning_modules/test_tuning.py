@@ -83,7 +83,7 @@ def test_tune_prints_a_frontier_goes_on_and_writes_a_config(
     main([*SMALL, f"--folder={tmp_path}"])
     printed = capsys.readouterr().out
     assert "1/2 purifier.t_large=0.2 mask.threshold=0.5: clean " in printed
-    assert printed.rstrip().endswith(f"python evaluate.py --config {tmp_path / 'tuned.yaml'}")
+    assert printed.rstrip().endswith(f"hetpure evaluate --config {tmp_path / 'tuned.yaml'}")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "blocks").iterdir()}
     page = (tmp_path / "frontier.md").read_text()
     assert "2 settings tried" in page and "`fashion_mnist_wrn@" in page
