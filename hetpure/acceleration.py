@@ -113,6 +113,12 @@ def unaccelerated(defense: Defense) -> Defense:
     return defense.copy(_with_network(denoiser, denoiser.network.plain))
 
 
+def compiled(defense: Defense) -> bool:
+    """Whether the defence calls its diffusion network by code that was compiled for a shape."""
+    network = None if defense.denoiser is None else defense.denoiser.network
+    return isinstance(network, FastNetwork) and network.compiled
+
+
 def _with_network(denoiser: Denoiser, network: nn.Module) -> Denoiser:
     return Denoiser(network, denoiser.schedule, denoiser.prediction_type, denoiser.sigma_data)
 
@@ -159,7 +165,8 @@ class FastNetwork(nn.Module):
                     module.to(self.dtype)
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if acceleration.compile != "off":
+        self.compiled = acceleration.compile != "off"
+        if self.compiled:
             # Static: what a shape is checked with is what it is attacked with.
             self.network.compile(mode=acceleration.compile, dynamic=False)
         # float16 has no numbers for the small gradients of a sure classifier; and what CUDA graphs

@@ -4,6 +4,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from torch import Tensor
+
 PIECE = 2**20  # bytes read at once
 
 
@@ -14,6 +16,11 @@ def file_hash(path: Path, kind: str = "sha256") -> str:
         while piece := file.read(PIECE):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def tensor_hash(values: Tensor) -> str:
+    """SHA-256 of a tensor's content."""
+    return hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def make_folder(path: Path) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hetpure.defense import Defense
-from hetpure.gradients import Execution, check_finite, check_gradient, differentiate
+from hetpure.gradients import Execution, check_finite, require_gradient, differentiate
 from hetpure.noise import BatchNoise, Noise
 
 Average = Literal["gradients", "probabilities", "logits"]
@@ -134,7 +134,7 @@ def expected_gradient(
         )
     loss = expected_loss(answers, criterion, average)
     flat = None if labels is None else (answers.argmax(2) != labels).any(0)
-    return Answer(check_gradient(torch.stack(halves).sum(0), flat), loss, answers, agreement)
+    return Answer(require_gradient(torch.stack(halves).sum(0), flat), loss, answers, agreement)
 
 
 @torch.no_grad()

@@ -156,8 +156,8 @@ class _Recomputed(torch.autograd.Function):
 
 
 def input_gradient(loss: Tensor, images: Tensor) -> Tensor:
-    """d loss / d images (B, ...), checked: see `check_gradient`."""
-    return check_gradient(differentiate(loss, [images])[0])
+    """d loss / d images (B, ...), checked: see `require_gradient`."""
+    return require_gradient(differentiate(loss, [images])[0])
 
 
 def differentiate(
@@ -186,7 +186,7 @@ def check_finite(values: Tensor, what: str) -> Tensor:
     return values
 
 
-def check_gradient(gradient: Tensor, flat: Tensor | None = None) -> Tensor:
+def require_gradient(gradient: Tensor, flat: Tensor | None = None) -> Tensor:
     """The gradient (B, ...) itself; not finite, or zero for an image, it is an error: an attack
     would leave that image where it is, and it would count as robust. `flat` are images (B,) whose
     gradient may be zero: those that do not count as robust anyway."""

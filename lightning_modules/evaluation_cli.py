@@ -173,7 +173,6 @@ def describer(
 ) -> Describe:
     """What describes a run, in the store that it is given, on the data's test images; networks and
     images are on the device from now on."""
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32
     networks.modules().to(device)
     lock = Path(tempfile.gettempdir()) / f"hetpure-{os.getuid()}.lock"
     with FileLock(lock):  # what one process makes, the user's others here find

@@ -247,7 +247,7 @@ def test_bounds_are_those_of_the_program(bound: Bound) -> None:
     for value in bound.inside:
         config = parser.parse_object({"it": needed | {bound.key: value}})
         if not bound.path.startswith(READ) and (owner, bound.key) not in HALF:
-            parser.instantiate_classes(config)
+            parser.instantiate(config)
     for value in bound.outside:
         with pytest.raises((ArgumentError, InputError), match=bound.key):
             parser.instantiate_classes(parser.parse_object({"it": needed | {bound.key: value}}))

@@ -172,6 +172,10 @@ class Attack(ABC):
         the groups of its noise that are known: asked before anything is computed."""
         return  # most can attack all
 
+    def content(self) -> str:
+        """A hash of what it reads from files, which makes its candidates; empty for most."""
+        return ""
+
     @abstractmethod
     def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
         """What it asks of this defence, where the attacker knows these groups of its noise."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hetpure.attacks.attack import Attack, Cost, Target, Threat, check_ball, check_candidates
 from hetpure.defense import Defense
+from hetpure.disk import tensor_hash
 from hetpure.errors import InputError
 from hetpure.geometry import Norm
 from hetpure.noise import Group
@@ -56,6 +57,10 @@ class Replay(Attack):
 
     def weaker_than_full(self) -> list[str]:
         return [f"{self.name}: saved images, not adapted to the defence"]
+
+    def content(self) -> str:
+        images, ids = self._read()
+        return tensor_hash(images) + tensor_hash(ids)
 
     def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
         return Cost()

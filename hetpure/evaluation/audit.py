@@ -100,10 +100,13 @@ def saved_check(
     saved: Mapping[str, tuple[tuple[Tensor, Tensor], Threat | None]],
 ) -> Check:
     """Whether what lies on the disk is in [0, 1] and in each attack's ball around the clean images;
-    of each attack and of the clean images (B, C, H, W) with their sample ids (B,)."""
+    of each attack and of the clean images (B, C, H, W) with their sample ids (B,). Of an unfinished
+    run some clean images may be gone, and what was made of them is not looked at."""
     place = {sample: position for position, sample in enumerate(clean[1].tolist())}
     count = 0
     for name, ((images, samples), threat) in saved.items():
+        here = [number for number, sample in enumerate(samples.tolist()) if sample in place]
+        images, samples = images[here], samples[here]
         around = clean[0][[place[sample] for sample in samples.tolist()]]
         try:
             check_candidates(images[None], around, samples, threat)

@@ -67,7 +67,8 @@ class CellCost:
     def seconds(self, evaluated: Stopwatch, attacked: Stopwatch) -> float:
         """Of the cell, by stopwatches of the two defences."""
         seconds = self.masks * evaluated.mask + self.answers * answer_seconds(evaluated)
-        seconds += self.attack.queries * answer_seconds(attacked)
+        asked = attacked if self.attack.gradients else evaluated
+        seconds += self.attack.queries * answer_seconds(asked)
         if self.attack.gradients:
             seconds += self.attack.gradients * gradient_seconds(attacked, self)
         return seconds
@@ -76,7 +77,7 @@ class CellCost:
 def cell_cost(row: Row, cell: Cell, protocol: Protocol) -> CellCost:
     """What a cell of a row costs. An attacker who knows noise has the clean image asked on it too,
     and the noise checked."""
-    defense, attacked = row.defense, row.attacked
+    defense, attacked = row.defense, row.asked_by(cell)
     attack = cell.attack.cost(attacked, cell.known)
     known = bool(cell.known)
     candidates = 1 if cell.name == CLEAN else attack.candidates + known

@@ -1,7 +1,6 @@
 """What an evaluation is: its config, and the description of the run that networks, images and a
 device make of it. Nothing changes in a description while the run goes on."""
 
-import hashlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from hetpure.acceleration import Acceleration, resolved
 from hetpure.attacks import PGD, Attack
 from hetpure.compatibility import check_all_answers, check_defense
+from hetpure.disk import tensor_hash
 from hetpure.errors import FieldError, InputError, check_positive
 from hetpure.evaluation.audit import Audit
 from hetpure.evaluation.cells import (
@@ -27,6 +27,7 @@ from hetpure.evaluation.cells import (
 from hetpure.evaluation.cost import cell_cost
 from hetpure.evaluation.identity import device_kind, plain
 from hetpure.evaluation.protocol import Block, Protocol
+from hetpure.evaluation.provenance import versions
 from hetpure.evaluation.rows import DefenseConfig, Row, build_rows, check_names
 from hetpure.evaluation.stopwatch import Stopwatch
 from hetpure.evaluation.store import Store
@@ -136,16 +137,15 @@ class Images:
             part = slice(positions.start, positions.stop)
             return Block(images[part], labels[part], samples[part].to(images.device))
 
-        digest = hashlib.sha256(images.detach().cpu().numpy().tobytes()).hexdigest()
-        return cls(description, class_names, samples.cpu(), read, {"images": digest})
+        files = {"images": tensor_hash(images), "labels": tensor_hash(labels)}
+        return cls(description, class_names, samples.cpu(), read, files)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def identity(self) -> dict[str, Any]:
         """What makes them these images."""
-        ids = hashlib.sha256(self.samples.long().numpy().tobytes()).hexdigest()
-        files = dict(self.files)
+        ids, files = tensor_hash(self.samples.long()), dict(self.files)
         return {"description": self.description, "count": len(self), "ids": ids, "files": files}
 
 
@@ -229,17 +229,26 @@ class Run:
         return {name: row.attacked.execution for name, row in self.rows.items()}
 
     def identity(self) -> dict[str, Any]:
-        """What makes it this run: runs of one identity give the same records."""
-        config = plain(self.config)
-        for name in ("memory_budget", "classifier", "denoisers"):  # weights stand for themselves
+        """What makes it this run: runs of one identity give the same records on one build of torch
+        with one number of threads. Weights stand for their paths."""
+        config, weights = plain(self.config), dict(self.weights)
+        for name in ("memory_budget", "classifier", "denoisers"):
             del config[name]
         config["denoisers"] = sorted(self.config.denoisers)
         config["execution"] = plain(self.execution)
+        for row in config["defenses"].values():
+            if row["classifier"] is not None:
+                row["classifier"] = weights.pop(f"classifier {row['classifier']}", "-")
+        attacks = {"attack": self.config.attack}
+        attacks |= {name: further.attack for name, further in self.config.attacks.items()}
+        replayed = {name: content for name, a in attacks.items() if (content := a.content())}
         return {
             "config": config,
-            "weights": dict(self.weights),
+            "weights": weights,
             "data": self.images.identity(),
-            "torch": torch.__version__,
+            "replayed": replayed,
+            "block": self.block,
+            "versions": versions(),
             "device": device_kind(self.device),
         }
 
@@ -266,6 +275,7 @@ def describe(
     before = store.read_run() or {}
     host = config.memory_budget or budget_bytes(torch.device("cpu")) // sharing
     budget = host if device.type == "cpu" else config.memory_budget or budget_bytes(device)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32
     here = float64_device(device) == device
     size = min(before.get("block", largest), len(images))
     first = images.read(range(size)).images

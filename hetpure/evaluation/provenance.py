@@ -12,7 +12,18 @@ import torch
 
 from hetpure.evaluation.identity import device_kind
 
-PACKAGES = ("lightning", "diffusers", "numpy", "scipy", "pyautoattack")
+COMPUTING = (
+    "hetpure",
+    "diffusers",
+    "pyautoattack",
+)  # beside torch: another version may round otherwise
+PACKAGES = ("lightning", "numpy", "scipy")
+
+
+def versions() -> dict[str, str]:
+    """Of what computes records. torch's own string names its build (+cpu, +cu130), which its
+    metadata may not."""
+    return {"torch": torch.__version__} | {name: version(name) for name in COMPUTING}
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -20,8 +31,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     return {
         "commit": commit(),
         "python": platform.python_version(),
-        # torch's own string names its build (+cpu, +cu130), which its metadata may not.
-        "packages": {"torch": torch.__version__} | {name: version(name) for name in PACKAGES},
+        "packages": versions() | {name: version(name) for name in PACKAGES},
         "device": device_kind(device),
         "threads": torch.get_num_threads(),
     }

@@ -66,6 +66,12 @@ class Row:
         """What the attack differentiates."""
         return self.surrogate or self.defense
 
+    def asked_by(self, cell: Cell) -> Defense:
+        """What an attack asks: the surrogate for gradients, and for answers beside them. An attack
+        without gradients asks the defence itself."""
+        follows = cell.attack.cost(self.attacked, cell.known).gradients > 0
+        return self.attacked if follows else self.defense
+
     def copy(self) -> "Row":
         """The same row on the same networks, which can be computed in another way."""
         return replace(self, defense=copy(self.defense), surrogate=copy(self.surrogate))

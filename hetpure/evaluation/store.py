@@ -17,7 +17,14 @@ from hetpure.disk import make_folder, write_whole
 from hetpure.errors import InputError
 from hetpure.evaluation.identity import differences
 from hetpure.evaluation.protocol import Record
-from hetpure.saved_images import block_path, file_stem, read_header, save_images, saved_images
+from hetpure.saved_images import (
+    BLOCKS,
+    block_path,
+    file_stem,
+    read_header,
+    save_images,
+    saved_images,
+)
 
 SCHEMA = 4
 RUN, CONFIG, LOCK, MEASURED = "run.json", "config.yaml", "lock", "measured.json"
@@ -84,6 +91,11 @@ class Store:
                 raise InputError(
                     f"{self.path} holds a run of an earlier version, which can be reported and"
                     " compared but not gone on with: give a run another name"
+                )
+            if any((self.path / BLOCKS).glob("*.safetensors")):
+                raise InputError(
+                    f"{self.path} holds blocks of a run whose {RUN} is gone: restore it, or give a"
+                    " run another name"
                 )
             return None
         if run["schema"] != SCHEMA:
@@ -159,9 +171,13 @@ class Store:
         write_whole(self._path(STRUCK, row), json_bytes({"row": row, "reason": reason}))
 
     def struck(self, row: str) -> str | None:
-        """Why a row is not evaluated any more; None where it is."""
+        """Why a row is not evaluated any more: it was struck out, or the check of its gradients
+        failed. None where it is evaluated."""
         content = _read_json(self._path(STRUCK, row), "reason")
-        return None if content is None else str(content["reason"])
+        if content is not None:
+            return str(content["reason"])
+        checks = (self.get_check(row) or {}).get("gradient_checks", {})
+        return "; ".join(c["failure"] for c in checks.values() if c.get("failure")) or None
 
     def put_measured(self, measured: Mapping[str, Any]) -> None:
         """Latency and memory, which differ each time and are in no record."""

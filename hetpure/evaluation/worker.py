@@ -150,7 +150,7 @@ def _compute(
             run.config.protocol,
             run.config.seed,
             clean=clean,
-            attacked=row.attacked,
+            attacked=row.asked_by(cell),
             monitor=monitor,
         )
     except GradientError as error:
@@ -205,8 +205,8 @@ def _check(run: Run, store: Store, row: Row, watch: Watch) -> None:
     seconds = time.perf_counter() - start
     content = {"gradient": asdict(gradients), "gradient_checks": checks, "seconds": seconds}
     store.put_check(row.name, content)
-    if reasons := [check["failure"] for check in checks.values() if check["failure"]]:
-        _strike(store, row, "; ".join(reasons), watch)
+    if (reason := store.struck(row.name)) is not None:
+        watch.strike(row.name, reason)
 
 
 def follows_gradient(attack: Attack, row: Row) -> bool:

@@ -113,11 +113,18 @@ def test_another_blocks_file_under_a_jobs_name_is_one_line(store: Store) -> None
         store.get(Job(JOB.row, JOB.attack, 4))
 
 
+def test_blocks_without_their_run_are_nobodys(store: Store) -> None:
+    """Whose they are only `run.json` says."""
+    put(store)
+    with pytest.raises(InputError, match=r"holds blocks of a run whose run\.json is gone"):
+        store.begin(RUN)
+
+
 def test_one_run_goes_on_and_another_is_told_the_difference(store: Store) -> None:
     store.begin(RUN)
-    store.begin(RUN | {"block": 5})
+    store.begin(RUN | {"facts": {"a": 5}})
     run = store.read_run()
-    assert run is not None and run["block"] == 5
+    assert run is not None and run["facts"] == {"a": 5}
     identity = {"config": {"seed": 1, "attack": {"steps": 3}}, "weights": {"classifier": "c"}}
     with pytest.raises(InputError, match="config.seed: 0, now 1; config.attack.steps: 2, now 3"):
         store.begin(RUN | {"identity": identity})

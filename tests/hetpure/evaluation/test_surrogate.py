@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hetpure.attacks import PGD, Addresses
+from hetpure.attacks import PGD, Addresses, Square
 from hetpure.attacks.attack import Target
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
-from hetpure.evaluation.protocol import Block, Protocol, evaluate_block
+from hetpure.evaluation.cost import cell_cost
+from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_block
+from hetpure.evaluation.rows import Row
 from hetpure.expectation import Query, answers
 from hetpure.noise import Noise, Stream
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
@@ -50,6 +52,15 @@ def test_gradients_go_through_the_surrogate_and_answers_through_the_defence(
     answered = 2 * (2 * 4 + 5 * 3)  # two reports of 4 draws, 4 candidates and the image on 3
     assert seen == {True: 2 * differentiated, False: 6 * answered}
     assert sum(record.network_calls for record in outcome.records) == sum(seen.values())
+
+
+def test_an_attack_without_gradients_asks_the_defence(defense: Defense, surrogate: Defense) -> None:
+    """What is to expose a surrogate's gradient must not look at the surrogate."""
+    row, protocol = Row("d", defense, surrogate), PROTOCOL
+    square = Cell("square", Square(epsilon=0.1, steps=5, eot_samples=1))
+    followed, asked = row.asked_by(Cell("pgd", ATTACK)), row.asked_by(square)
+    assert followed is surrogate and asked is defense
+    assert cell_cost(row, square, protocol).calls_of_query == defense.network_calls
 
 
 def test_records_equal_a_run_by_hand(defense: Defense, surrogate: Defense, block: Block) -> None:

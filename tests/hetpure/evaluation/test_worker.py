@@ -8,17 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hetpure.attacks import PGD, Square
+from hetpure.attacks import PGD, Replay, Square
 from hetpure.attacks.attack import Target
 from hetpure.classifiers import Classifier
 from hetpure.errors import InputError
 from hetpure.evaluation.cells import AttackConfig
 from hetpure.evaluation.description import Images, Networks
+from hetpure.evaluation.identity import differences
 from hetpure.evaluation.protocol import Record
+from hetpure.evaluation.rows import DefenseConfig
 from hetpure.evaluation.run_results import Contents, write_results
 from hetpure.evaluation.store import Job, Store
 from hetpure.evaluation.worker import Task, Watch, evaluate, jobs_of, task_work, tasks_of, work
@@ -239,6 +242,29 @@ def test_a_run_is_reported_whatever_is_missing(
         assert row["audit"][-1]["name"] == "saved images"
 
 
+def test_a_failed_check_strikes_its_row_out_by_itself(built: Built, tmp_path: Path) -> None:
+    """A kill right after the check's file was written loses nothing: no second file says it."""
+    store = whole(tmp_path, built, gradient_bound=1e-30)
+    assert not (store.path / "struck").exists()
+    run, _ = begin(store.path, *built, gradient_bound=1e-30)
+    evaluate(run, store)
+    assert records(store) == [] and set(write_results(store)["struck"]) == {"plain", "purified"}
+
+
+def test_a_clean_block_that_was_deleted_is_missing(
+    built: Built, expected: Store, tmp_path: Path
+) -> None:
+    """As the error of a damaged file advises: it is reported without, and computed anew."""
+    store = Store(Path(shutil.copytree(expected.path, tmp_path / "copy")))
+    before = write_results(store)
+    (path,) = (store.path / "blocks").glob("00001-plain-clean-*")
+    path.unlink()
+    assert write_results(store)["missing"] == 1
+    run, _ = begin(store.path, *built)
+    evaluate(run, store)
+    assert without_clocks(write_results(store)) == without_clocks(before)
+
+
 class Raising(PGD):
     """Finds no gradient."""
 
@@ -260,6 +286,30 @@ def test_two_descriptions_of_the_same_networks_are_two(built: Built, tmp_path: P
     execution = {"purified": Execution("tape", micro_batch=1)}
     other, _ = begin(tmp_path / "b", *built, execution=execution)
     assert run.identity() == before != other.identity()
+
+
+def test_what_a_run_is_made_of_is_in_its_identity(built: Built, tmp_path: Path) -> None:
+    """Labels, the block, and what an attack reads; a row's classifier by its weights alone."""
+    run, _ = begin(tmp_path / "a", *built)
+    images, ids, classes = torch.zeros(2, 1, 8, 8), torch.tensor([11, 3]), ("a", "b")
+    labelled = [Images.of(images, torch.tensor(labels), classes) for labels in ([0, 1], [1, 0])]
+    assert labelled[0].identity() != labelled[1].identity()
+    assert list(differences(run.identity(), replace(run, block=1).identity())) == [
+        "block: 2, now 1"
+    ]
+    found = []
+    for value in (0.25, 0.5):
+        np.savez(tmp_path / "r.npz", images=(images + value).numpy(), samples=ids.numpy())
+        replay = {"replay": AttackConfig(Replay(str(tmp_path / "r.npz")))}
+        found.append(replace(run, config=replace(run.config, attacks=replay)).identity())
+    assert len(differences(*found)) == 1 and "replayed.replay" in differences(*found)[0]
+    rows = [{"plain": DefenseConfig(classifier=path)} for path in ("old/place", "new/place")]
+    moved = [
+        replace(run, config=replace(run.config, defenses=row, baseline=None, attacks={}),
+                weights={f"classifier {row['plain'].classifier}": "c0ffee"}).identity()
+        for row in rows
+    ]  # fmt: skip
+    assert moved[0] == moved[1] and "c0ffee" in str(moved[0])
 
 
 def test_fewer_images_are_another_run(built: Built, tmp_path: Path) -> None:
