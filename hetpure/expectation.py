@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hetpure.defense import Defense
-from hetpure.gradients import Execution, check_finite, require_gradient, differentiate
+from hetpure.gradients import Execution, check_finite, differentiate, require_gradient
 from hetpure.noise import BatchNoise, Noise
 
 Average = Literal["gradients", "probabilities", "logits"]
