@@ -28,6 +28,8 @@ def read_arrays(path: Path) -> dict[str, "np.ndarray[Any, Any]"]:
             return {name: file[name] for name in names}
     except Exception as error:  # of whatever kind: a damaged file says anything
         why = str(error) or type(error).__name__
+        if "allow_pickle" in why:  # numpy's advice is to run what it holds
+            why = "it holds objects, or is no .npz file"
         raise InputError(
             f"{path} cannot be read ({why}): give an .npz file with the arrays images, labels"
             " and, if need be, ids"

@@ -64,17 +64,15 @@ def accelerate(denoiser: Denoiser, acceleration: Acceleration) -> Denoiser:
     return _with_network(denoiser, FastNetwork(denoiser.network, acceleration))
 
 
-def resolved(
-    acceleration: Acceleration, denoisers: Iterable[Denoiser], bound: float
-) -> Acceleration:
-    """What `auto` stands for on this machine, for networks whose weights are on the CPU. A gradient
-    is as good where its mean cosine to float32's is at least `bound`."""
-    if acceleration.precision != "auto":
-        return acceleration
-    pays = not torch.cuda.is_available() and all(
+def best_precision(
+    acceleration: Acceleration, denoisers: Iterable[Denoiser], device: torch.device, bound: float
+) -> Precision:
+    """What `auto` stands for on this machine, for networks on the device. A gradient is as good
+    where its mean cosine to float32's is at least `bound`."""
+    pays = device.type == "cpu" and all(
         _bfloat16_pays(denoiser, acceleration, bound) for denoiser in denoisers
     )
-    return replace(acceleration, precision="bfloat16" if pays else "float32")
+    return "bfloat16" if pays else "float32"
 
 
 def _bfloat16_pays(denoiser: Denoiser, acceleration: Acceleration, bound: float) -> bool:

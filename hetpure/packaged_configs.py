@@ -1,5 +1,6 @@
 """The configs that come along: `configs/` of a clone, `hetpure/configs` in a wheel."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def find(kind: str, name: str) -> str:
     """Path of a config that is given by its path or its name. InputError where a plain word is
     neither."""
     path, packaged = Path(name).expanduser(), names(kind)
-    if path.exists() or path.suffix:
+    if path.is_file() or path.suffix:
         return str(path)
     if name not in packaged:
         raise InputError(
@@ -34,7 +35,9 @@ def find(kind: str, name: str) -> str:
 def with_paths(kind: str, arguments: Sequence[str], default: str | None = None) -> list[str]:
     """Arguments with the paths of the configs that they name, led by the default's where they name
     none."""
-    given, options = list(arguments), {"--config": kind, "-c": kind, **OPTIONS}
+    options = {"--config": kind, **OPTIONS}
+    given = [re.sub(r"^-c=?", "--config=", a) if re.match("-c.", a) else a for a in arguments]
+    given = ["--config" if argument == "-c" else argument for argument in given]
     for place, argument in enumerate(given):
         option, equals, value = argument.partition("=")
         if option not in options:
@@ -46,5 +49,5 @@ def with_paths(kind: str, arguments: Sequence[str], default: str | None = None) 
         if value:
             path = find(options[option], value)
             given[where] = f"{option}={path}" if equals else path
-    named = any(argument.partition("=")[0] in ("--config", "-c") for argument in given)
+    named = any(argument.partition("=")[0] == "--config" for argument in given)
     return given if named or default is None else ["--config", find(kind, default), *given]

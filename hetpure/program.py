@@ -13,12 +13,14 @@ from hetpure.errors import InputError, causes
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 PARTIAL = (
-    "; a --config takes the default's place: lay a partial one over a whole one, as --config quick"
-    " --config my.yaml"
+    "; a --config takes the default's place: lay a partial one over a whole one, by naming both"
+    " (`hetpure configs` lists those that come along)"
 )
 # What a disk, its permissions or a network's file system can refuse.
 WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 WRITING |= {errno.ENOTDIR, errno.EEXIST, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+WRITING |= {errno.ENAMETOOLONG}
+UNREAD = 128 + 13  # a shell's exit code of what SIGPIPE ends
 
 
 def run(main: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
@@ -30,6 +32,10 @@ def run(main: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
     sys.path.append("")  # last: no file there hides an installed package
     try:
         main(list(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # as where `head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to flush
+        sys.exit(UNREAD)
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning's trainer makes an exit of an interrupt.
         if not any(isinstance(e, KeyboardInterrupt) for e in (error, error.__context__)):

@@ -1,6 +1,7 @@
 """What jsonargparse reads for our command lines: types of ours, no key twice, and what a class that
 takes another's place keeps."""
 
+import locale
 from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
@@ -44,13 +45,19 @@ def check_files(arguments: Sequence[str]) -> None:
             continue
         advice = "write `model: ...`, or give a packaged config (`hetpure configs` lists them)"
         try:
-            content = load(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            content = load(text)
         except UnicodeDecodeError:
             raise InputError(f"{path} is no text in UTF-8: save it in that encoding") from None
         except InputError as error:  # a key twice
             raise InputError(f"{path}: {error}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise InputError(f"{path} is no YAML: {error}") from None
+        if not text.isascii() and locale.getencoding().lower() != "utf-8":  # the parser's
+            raise InputError(
+                f"{path} has letters that this terminal's {locale.getencoding()} has not: set"
+                " PYTHONUTF8=1"
+            )
         if content is None:
             raise InputError(f"{path} is empty: {advice}")
         if not isinstance(content, dict):

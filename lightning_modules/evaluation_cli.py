@@ -7,7 +7,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -158,13 +158,14 @@ class EvaluationCLI(CLI):
             config = self.config.clone()
             config.resume = "same"  # it is about this start alone
             config.model.run = model.store.path.name
-            config.model.acceleration.precision = model.loaded.acceleration.precision
+            config.model.acceleration.precision = model.described.config.acceleration.precision
             config.model.execution = {
                 name: asdict(execution) for name, execution in model.described.execution.items()
             }
             text: str = self.parser.dump(config, skip_none=False)
             write_whole(model.store.path / CONFIG, text.encode())
-            print(f"run: {model.store.path}", flush=True)
+            with suppress(BrokenPipeError):  # nobody reads it, and the evaluation goes on
+                print(f"run: {model.store.path}", flush=True)
             yield
 
 

@@ -79,10 +79,10 @@ def parsing(parser: ArgumentParser) -> Iterator[None]:
 
 
 def home_expanded(value: Any) -> Any:
-    """A parsed config, or a part of it, in which texts that begin with `~/` begin with the home
+    """A parsed config, or a part of it, in which `~`, alone or before a slash, is the home
     folder, as a shell makes them where it sees the `~`."""
     if isinstance(value, str):
-        return expanduser(value) if value.startswith("~/") else value
+        return expanduser(value) if value == "~" or value.startswith("~/") else value
     if isinstance(value, list | tuple):
         return type(value)(map(home_expanded, value))
     if isinstance(value, dict):

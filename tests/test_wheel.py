@@ -34,8 +34,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hetpure(site: Path, place: Path, *arguments: str) -> str:
+    """The console script of the unpacked wheel, as pip would write it."""
     environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "hetpure", *arguments]
+    script = (
+        "import sys; from importlib.metadata import distributions;"
+        f" (wheel,) = distributions(path=[{str(site)!r}]);"
+        " (entry,) = wheel.entry_points; sys.argv[0] = entry.name; sys.exit(entry.load()())"
+    )
+    command = [sys.executable, "-c", script, *arguments]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

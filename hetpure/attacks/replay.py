@@ -116,8 +116,9 @@ def read_npz(path: Path) -> tuple[Tensor, Tensor]:
         if samples.shape != images.shape[:1] or samples.dtype.kind not in "iu":
             raise ValueError(f"samples are {samples.shape} {samples.dtype}")
     except Exception as error:  # of whatever kind: a damaged file says anything
+        why = "it holds objects, or is no .npz file" if "allow_pickle" in str(error) else error
         raise InputError(
-            f"{path} cannot be read ({error}): give an .npz file with images (N, C, H, W), float32"
+            f"{path} cannot be read ({why}): give an .npz file with images (N, C, H, W), float32"
             " or uint8, and samples (N,), integers; or the folder of a run"
         ) from None
     pixels = torch.from_numpy(images)

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hetpure.acceleration import Acceleration, resolved
+from hetpure.acceleration import Acceleration, accelerate, best_precision
 from hetpure.attacks import PGD, Attack
 from hetpure.compatibility import check_all_answers, check_defense
+from hetpure.defense import Defense
+from hetpure.denoiser import Denoiser
 from hetpure.disk import tensor_hash
 from hetpure.errors import FieldError, InputError, check_positive
 from hetpure.evaluation.audit import Audit
@@ -151,33 +153,52 @@ class Images:
 
 @dataclass(frozen=True)
 class Networks:
-    """The rows of a config with their weights, the weights' hashes, and how the diffusion networks
-    are called."""
+    """The rows of a config with their weights, and the weights' hashes."""
 
     rows: Mapping[str, Row]
     weights: Mapping[str, str]
-    acceleration: Acceleration = field(default_factory=Acceleration)
 
     @classmethod
     def load(cls, config: Evaluation) -> "Networks":
-        """Reads the weights that the rows need."""
+        """Reads the weights that the rows need. What calls them in a precision that is to be chosen
+        is still plain."""
         wanted = config.defenses.values()
         others = [row.classifier for row in wanted if row.classifier is not None]
         keys = [key for key in config.denoisers if key in {row.denoiser for row in wanted}]
-        denoisers = {key: load_denoiser(config.denoisers[key]) for key in keys}
-        acceleration = resolved(config.acceleration, denoisers.values(), config.cosine_bound)
+        auto = config.acceleration.precision == "auto"
         rows = build_rows(
             config.defenses,
             load_classifier(config.classifier),
             {name: load_classifier(name) for name in others},
-            denoisers,
-            acceleration,
+            {key: load_denoiser(config.denoisers[key]) for key in keys},
+            Acceleration() if auto else config.acceleration,
         )
         folders = {"classifier": config.classifier}
         folders |= {f"classifier {name}": name for name in others}
         folders |= {f"denoiser {key}": config.denoisers[key] for key in keys}
-        hashes = {name: folder_hash(resolve(path)) for name, path in folders.items()}
-        return cls(rows, hashes, acceleration)
+        return cls(rows, {name: folder_hash(resolve(path)) for name, path in folders.items()})
+
+    def denoisers(self) -> list[Denoiser]:
+        """Those of all rows, each once."""
+        defenses = [
+            defense for row in self.rows.values() for defense in (row.defense, row.attacked)
+        ]
+        return list(dict.fromkeys(d.denoiser for d in defenses if d.denoiser is not None))
+
+    def accelerated(self, acceleration: Acceleration) -> "Networks":
+        """The same rows with their plain diffusion networks called so."""
+        fast = {denoiser: accelerate(denoiser, acceleration) for denoiser in self.denoisers()}
+
+        def called(defense: Defense) -> Defense:
+            return defense if defense.denoiser is None else defense.copy(fast[defense.denoiser])
+
+        rows = {
+            name: replace(
+                row, defense=called(row.defense), surrogate=row.surrogate and called(row.surrogate)
+            )
+            for name, row in self.rows.items()
+        }
+        return replace(self, rows=rows)
 
     def modules(self) -> nn.ModuleList:
         """All networks, to be moved to a device."""
@@ -270,9 +291,19 @@ def describe(
     at most `largest` images, so small that no file of the store stands for more than ten minutes.
     InputError where networks and images do not belong together.
     """
-    if config.acceleration.precision == "auto":
-        config = replace(config, acceleration=networks.acceleration)
     before = store.read_run() or {}
+    if config.acceleration.precision == "auto":  # a run that goes on keeps what it began with
+        chosen = (
+            before["identity"]["config"]["acceleration"]["precision"]
+            if before
+            else (
+                best_precision(
+                    config.acceleration, networks.denoisers(), device, config.cosine_bound
+                )
+            )
+        )
+        config = replace(config, acceleration=replace(config.acceleration, precision=chosen))
+        networks = networks.accelerated(config.acceleration)
     host = config.memory_budget or budget_bytes(torch.device("cpu")) // sharing
     budget = host if device.type == "cpu" else config.memory_budget or budget_bytes(device)
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32

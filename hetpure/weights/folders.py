@@ -96,7 +96,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"), object_pairs_hook=once)
     except FileNotFoundError:
-        raise InputError(f"{path.parent} holds no {path.name}") from None
+        raise InputError(
+            f"{path.parent} holds no {path.name}: give a folder of weights, as hetpure convert and"
+            " hetpure train write them"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hetpure.acceleration import Acceleration, FastNetwork, Precision, accelerate, resolved
+from hetpure.acceleration import Acceleration, FastNetwork, Precision, accelerate, best_precision
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser, to_model
@@ -203,7 +203,8 @@ class Sleepy(Tiny):
 def test_auto_is_bfloat16_where_it_is_faster_and_as_good() -> None:
     auto, schedule = Acceleration(precision="auto", channels_last=True), linear_schedule()
     quick, slow = (Denoiser(Sleepy(slow), schedule) for slow in (False, True))
-    assert resolved(auto, [quick], 0.9) == Acceleration("bfloat16", channels_last=True)
-    assert resolved(auto, [quick, slow], 0.9).precision == "float32"
-    assert resolved(auto, [quick], 1.01).precision == "float32"  # no cosine is so good
-    assert resolved(Acceleration("float16"), [slow], 2) == Acceleration("float16")
+    cpu = torch.device("cpu")
+    assert best_precision(auto, [quick], cpu, 0.9) == "bfloat16"
+    assert best_precision(auto, [quick, slow], cpu, 0.9) == "float32"
+    assert best_precision(auto, [quick], cpu, 1.01) == "float32", "no cosine is so good"
+    assert best_precision(auto, [quick], torch.device("cuda"), 0.9) == "float32", "it is for CPUs"

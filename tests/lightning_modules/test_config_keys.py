@@ -1,6 +1,8 @@
 """What jsonargparse reads for us: no key of a config stands twice, and a class in another's place
 keeps what was set."""
 
+import importlib.metadata
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,3 +128,21 @@ def test_the_last_config_counts_and_a_class_keeps_what_was_set_for_another(
         "class_path": "hetpure.addt_variants.RandomOrder",
         "init_args": {"scale": 0.24, "cap": 0.9, "ranks": "channel"},
     }
+
+
+def test_the_private_names_of_jsonargparse_are_there() -> None:
+    """`adapt_parser` changes one and asks another: setup.cfg bounds the versions for these two."""
+    module = importlib.import_module("jsonargparse._typehints")
+    adapted = module.discard_init_args_on_class_path_change
+    assert adapted.__module__ == "lightning_modules.config_keys"
+    assert callable(module.ActionTypeHint.get_class_parser)
+    required = importlib.metadata.requires("hetpure") or []
+    assert any(re.match(r"jsonargparse.*<4\.54", line) for line in required)
+
+
+@pytest.mark.parametrize("text", ["2024-13-45: x", "a: [1", "a: 1\na: 2"])
+def test_a_config_that_yaml_cannot_read_is_named(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "odd.yaml").write_text(text)
+    assert "odd.yaml" in refused(capsys, f"--config={tmp_path / 'odd.yaml'}")

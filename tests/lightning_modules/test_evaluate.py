@@ -5,14 +5,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.trainer.states import TrainerFn
 
 from hetpure.evaluation.store import Store
 from hetpure.numbers import Number
+from lightning_modules.evaluation import RobustnessEvaluation
 from tests.lightning_modules import foreign
 from tests.lightning_modules.conftest import Finished
 from tests.lightning_modules.runs import (
     ALONE,
     PLAIN,
+    command,
     main,
     records,
     refused,
@@ -186,3 +190,11 @@ def test_an_attack_without_gradients_goes_on_and_the_audit_fails(place: Path) ->
     assert row["attacks"]["square_linf"]["single"]["n"] == 4
     assert "hiding: its gradient has no check" in results(place)["weaker_than_full"]
     assert "| gradient | FAIL |" in (place / "runs/one/report.md").read_text()
+
+
+def test_an_evaluation_is_a_test_of_lightnings_trainer(place: Path) -> None:
+    cli = command(*ALONE, PLAIN, "--data.limit=2")
+    cli.evaluate()
+    assert isinstance(cli, LightningCLI) and isinstance(cli.model, RobustnessEvaluation)
+    assert cli.trainer.state.fn == TrainerFn.TESTING and cli.trainer.state.finished
+    assert results(place)["samples"] == 2

@@ -45,10 +45,16 @@ def test_a_command_line_names_the_option(
 def test_a_home_folder_is_meant_wherever_a_path_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     before = Namespace(
-        run="~/x", b=Namespace(c=["~/y", 1]), rows={"~/k": {"classifier": "~/z"}}, d=("~/u", "a~/b")
+        run="~/x",
+        home="~",
+        b=Namespace(c=["~/y", 1]),
+        rows={"~/k": {"classifier": "~/z"}},
+        d=("~/u", "a~/b"),
     )
     after = home_expanded(before)
-    assert after.run == "/home/me/x" and after.b.c == ["/home/me/y", 1]
+    assert (
+        after.folder == "/home/me" and after.run == "/home/me/x" and after.b.c == ["/home/me/y", 1]
+    )
     assert after.rows == {"~/k": {"classifier": "/home/me/z"}}
     assert after.d == ("/home/me/u", "a~/b")
 

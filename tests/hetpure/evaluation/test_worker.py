@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hetpure.acceleration import Acceleration, FastNetwork
 from hetpure.attacks import PGD, Replay, Square
 from hetpure.attacks.attack import Target
 from hetpure.classifiers import Classifier
@@ -278,6 +279,21 @@ def test_a_further_attack_without_a_gradient_is_named(built: Built, tmp_path: Pa
     evaluate(run, store)
     assert store.struck("plain") == "under mine, the gradient is zero for sample 3"
     assert store.struck("purified") is None
+
+
+def test_what_auto_chose_is_not_chosen_again(built: Built, tmp_path: Path) -> None:
+    """A clock may say otherwise the next time."""
+    auto = Acceleration(precision="auto")
+    run, store = begin(tmp_path, *built, acceleration=auto)
+    chosen = run.config.acceleration.precision
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[chosen]
+    path = store.path / "run.json"
+    path.write_text(path.read_text().replace(f'"precision": "{chosen}"', f'"precision": "{other}"'))
+    again, _ = begin(tmp_path, *built, acceleration=auto)
+    assert again.config.acceleration.precision == other
+    denoiser = again.rows["purified"].defense.denoiser
+    assert denoiser is not None
+    assert isinstance(denoiser.network, FastNetwork) == (other == "bfloat16")
 
 
 def test_two_descriptions_of_the_same_networks_are_two(built: Built, tmp_path: Path) -> None:
