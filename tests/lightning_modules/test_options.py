@@ -52,9 +52,7 @@ def test_a_home_folder_is_meant_wherever_a_path_stands(monkeypatch: pytest.Monke
         d=("~/u", "a~/b"),
     )
     after = home_expanded(before)
-    assert (
-        after.folder == "/home/me" and after.run == "/home/me/x" and after.b.c == ["/home/me/y", 1]
-    )
+    assert after.home == "/home/me" and after.run == "/home/me/x" and after.b.c == ["/home/me/y", 1]
     assert after.rows == {"~/k": {"classifier": "/home/me/z"}}
     assert after.d == ("/home/me/u", "a~/b")
 
