@@ -275,9 +275,14 @@ def test_a_sharded_network_skips_no_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # the compiler's time
-def test_compiled_networks_train_alike(tmp_path: Path) -> None:
+def test_compiled_networks_train_alike_or_not_at_all(tmp_path: Path) -> None:
+    """torch's compiler is wrong on some CPUs: a training there is refused."""
     (plain,) = fit(tmp_path / "plain", 3)
-    (compiled,) = fit(tmp_path / "compiled", 3, settings={"compile": True})
+    try:
+        (compiled,) = fit(tmp_path / "compiled", 3, settings={"compile": True})
+    except InputError as error:
+        assert "network's weights wrong" in str(error)
+        return
     # A perturbation is ranked: another order of sums may swap neighbours.
     assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-2)
     assert compiled["names"] == plain["names"]
