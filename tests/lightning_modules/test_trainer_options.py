@@ -277,11 +277,13 @@ def test_a_sharded_network_skips_no_images(tmp_path: Path) -> None:
 @pytest.mark.slow  # the compiler's time
 def test_compiled_networks_train_alike_or_not_at_all(tmp_path: Path) -> None:
     """torch's compiler is wrong on some CPUs: a training there is refused."""
-    (plain,) = fit(tmp_path / "plain", 3)
+    (plain,), refusal = fit(tmp_path / "plain", 3), None
     try:
         (compiled,) = fit(tmp_path / "compiled", 3, settings={"compile": True})
     except InputError as error:
-        assert "network's weights wrong" in str(error)
+        refusal = str(error)
+    if refusal is not None:
+        assert "network's weights wrong" in refusal
         return
     # A perturbation is ranked: another order of sums may swap neighbours.
     assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-2)
