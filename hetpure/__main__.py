@@ -2,6 +2,7 @@
 
 import sys
 from importlib import import_module
+from importlib.metadata import version
 
 from hetpure.errors import InputError
 from hetpure.program import run
@@ -32,6 +33,9 @@ def main(arguments: list[str]) -> None:
         print(
             *(f"  {command:10} {purpose}" for command, (purpose, _) in COMMANDS.items()), sep="\n"
         )
+        return
+    if name == "--version":
+        print(version("hetpure"))
         return
     if name not in COMMANDS:
         raise InputError(f"{name!r} is no command; these are: {', '.join(COMMANDS)}")

@@ -67,6 +67,8 @@ def parsing(parser: ArgumentParser) -> Iterator[None]:
         if message.startswith(UNRECOGNIZED):
             name = message.removeprefix(UNRECOGNIZED).partition("=")[0]
             message = f"{name} is no option{_nearest(name.lstrip('-'), [], parser)}"
+            if name.endswith((".yaml", ".yml")):
+                message = f"{name} is no option: a config is given as --config {name}"
         elif unknown := UNKNOWN.match(message):
             name = ".".join(filter(None, (option, *unknown.groups())))
             message, option = f"--{name} is no option{_nearest(name, classes, parser)}", ""

@@ -20,7 +20,8 @@ def configs(name: str | None = None) -> None:
     elif name in files:
         print(files[name].read_text("utf-8"), end="")
     else:
-        raise InputError(f"there is no packaged config {name!r}; these are: {', '.join(files)}")
+        near = [file for file in files if file.endswith(f"/{name}")] or list(files)
+        raise InputError(f"there is no packaged config {name!r}; these are: {', '.join(near)}")
 
 
 def main(arguments: list[str]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from datamodules.fashion_mnist import FashionMNIST
 from hetpure.commands.parsing import call
-from hetpure.errors import only_warned
+from hetpure.errors import InputError, only_warned
 from hetpure.images import read_image, write_image
 from hetpure.noise import noise_for
 from hetpure.presets import load_defense
@@ -28,6 +28,8 @@ def purify(
         seed: of the noise; another seed is another purification.
         figure: where to draw the steps between, as PNG.
     """
+    if Path(target).resolve() == Path(source).resolve():
+        raise InputError(f"{target} is the image itself: name another file to write")
     loaded = load_defense(defense)
     image = read_image(source, loaded.image_shape)
     noise = noise_for(image, seed)

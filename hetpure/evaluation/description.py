@@ -99,6 +99,12 @@ class Evaluation:
             raise InputError(
                 f"baseline {self.baseline!r} is not among the defences: {', '.join(self.defenses)}"
             )
+        for name, row in self.defenses.items():
+            if row.denoiser is not None and row.denoiser not in self.denoisers:
+                raise InputError(
+                    f"defenses.{name}.denoiser {row.denoiser!r} is not among the denoisers"
+                    f" ({', '.join(self.denoisers)})"
+                )
         check_attacks(self.attacks, self.defenses, self.attack)
         if unknown := set(self.execution or {}) - set(self.defenses):
             raise InputError(f"execution names no row of the table: {', '.join(unknown)}")

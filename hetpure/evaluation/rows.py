@@ -136,11 +136,6 @@ def build_rows(
     rows = {}
     for name, config in configs.items():
         key = config.denoiser
-        if key is not None and key not in denoisers:
-            raise InputError(
-                f"defenses.{name}.denoiser {key!r} is not among the denoisers"
-                f" ({', '.join(denoisers)})"
-            )
         build = partial(
             Defense,
             classifier if config.classifier is None else classifiers[config.classifier],

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,19 @@ def test_purify_writes_what_the_library_gives(
 def test_purify_refuses_in_one_line(picture: Path, tmp_path: Path, refused: Refused) -> None:
     out = str(tmp_path / "out.png")
     assert "missing.png" in refused("purify", "missing.png", out)
+    assert "is the image itself" in refused("purify", str(picture), str(picture))
     assert "'mnist'" in refused("purify", str(picture), out, "--defense=mnist")
     assert "required" in refused("purify", str(picture))
     assert "purify, convert, compare" in refused("purfy")
+
+
+def test_configs_and_the_version_are_told(
+    capsys: pytest.CaptureFixture[str], refused: Refused
+) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == version("hetpure")
+    assert "these are: evaluate/quick, train/quick" in refused("configs", "quick")
+    assert "a config is given as --config my.yaml" in refused("evaluate", "my.yaml")
 
 
 def test_report_reads_any_run(
