@@ -10,6 +10,7 @@ from datamodules.base import ImageDataModule
 from datamodules.dataset import ImageDataset
 from datamodules.idx import read_idx
 from hetpure.errors import FieldError, InputError
+from hetpure.presets import FASHION_MNIST_CLASSES
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 PACKAGED = Path(__file__).parent / "assets" / "fashion_mnist"
@@ -108,18 +109,7 @@ class FashionMNIST(ImageDataModule):
     title = "Fashion-MNIST"
     channels = 1
     image_size = 28
-    class_names = (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    )
+    class_names = FASHION_MNIST_CLASSES
 
     def __init__(
         self,

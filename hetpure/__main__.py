@@ -16,7 +16,7 @@ COMMANDS = {
         "are an evaluation's gradients the gradients?",
         "lightning_modules.evaluation_cli:gradcheck",
     ),
-    "tune": ("search a defence's settings on validation images", "hetpure.commands.tune:main"),
+    "tune": ("search a defence's settings on validation images", "lightning_modules.tuning:main"),
     "purify": ("look at one purification", "hetpure.commands.purify:main"),
     "convert": ("make a folder of a published file of weights", "hetpure.commands.convert:main"),
     "compare": ("compare the defences of several runs", "hetpure.commands.compare:main"),

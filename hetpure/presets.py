@@ -6,6 +6,11 @@ from hetpure.errors import InputError
 from hetpure.purifiers import HeterogeneousPurifier
 from hetpure.weights import load_classifier, load_denoiser
 
+FASHION_MNIST_CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker"),
+    *("Bag", "Ankle boot"),
+)
+
 
 def fashion_mnist() -> Defense:
     """The heterogeneous + ADDT row of configs/evaluate/quick.yaml."""

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 from lightning import LightningDataModule
 from lightning.pytorch.cli import LightningCLI
 
+from hetpure.commands.config_keys import adapt_parser, check_files
+from hetpure.commands.options import home_expanded, naming_options, parsing
 from hetpure.errors import InputError
 from hetpure.packaged_configs import with_paths
-from lightning_modules.config_keys import adapt_parser, check_files
-from lightning_modules.options import home_expanded, naming_options, parsing
 
 SEEDS = 2**32  # numpy's, which Lightning seeds too
 

@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.text import Text
 
+from hetpure.commands.options import naming_options
 from hetpure.disk import write_whole
 from hetpure.errors import InputError
 from hetpure.evaluation.description import Evaluation, Networks, describe
@@ -35,7 +36,6 @@ from hetpure.report.sheet import wide_console
 from lightning_modules.cli import CLI, make_cli
 from lightning_modules.evaluation import Describe, RobustnessEvaluation
 from lightning_modules.images import images_of
-from lightning_modules.options import naming_options
 from lightning_modules.signals import check_nothing_is_loaded_unasked
 
 MIXED = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}  # of the network's calls alone

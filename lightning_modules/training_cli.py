@@ -7,10 +7,10 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
+from hetpure.commands.options import naming_options
 from hetpure.errors import InputError
 from hetpure.weights.folders import in_one_line
 from lightning_modules.cli import CLI, make_cli
-from lightning_modules.options import naming_options
 from lightning_modules.processes import run_folder
 from lightning_modules.signals import SaveWhenStopped, check_nothing_is_loaded_unasked
 

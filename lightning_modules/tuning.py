@@ -12,6 +12,7 @@ from lightning import LightningDataModule
 from rich.text import Text
 
 from hetpure.attacks import Attack
+from hetpure.commands.parsing import parser_of, settings_of
 from hetpure.errors import InputError, only_warned
 from hetpure.evaluation.description import Evaluation, Networks
 from hetpure.evaluation.protocol import Protocol
@@ -20,9 +21,10 @@ from hetpure.evaluation.search import Settings, choose, search
 from hetpure.evaluation.store import Store
 from hetpure.gradients import APPROXIMATIONS
 from hetpure.noise import SEEDS
-from hetpure.packaged_configs import CONFIGS
+from hetpure.packaged_configs import CONFIGS, with_paths
 from hetpure.report.frontier import draw_frontier, frontier_page
 from hetpure.report.sheet import wide_console
+from lightning_modules.cli import quiet
 from lightning_modules.evaluation_cli import describer
 from lightning_modules.sweep import combinations
 
@@ -120,6 +122,16 @@ def tune(
     with only_warned("frontier.png"):
         draw_frontier(trials, chosen, sheet.title, store.path / "frontier.png")
     console.print(f"On all test images: hetpure evaluate --config {tuned}", soft_wrap=True)
+
+
+def main(arguments: list[str]) -> None:
+    """`hetpure tune`: parses the arguments and searches."""
+    quiet()
+    parser = parser_of(tune, "config", positional=False)
+    parser.add_argument("--config", action="config", help="a YAML file with what follows")
+    options, settings = settings_of(parser, with_paths("tune", arguments))
+    del settings["config"]  # the files, whose settings are read
+    tune(yaml.safe_load(parser.dump(options)), **settings)
 
 
 def tuned_config(config: Mapping[str, Any], settings: Settings) -> dict[str, Any]:

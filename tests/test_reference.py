@@ -250,7 +250,7 @@ def test_bounds_are_those_of_the_program(bound: Bound) -> None:
             parser.instantiate(config)
     for value in bound.outside:
         with pytest.raises((ArgumentError, InputError), match=bound.key):
-            parser.instantiate_classes(parser.parse_object({"it": needed | {bound.key: value}}))
+            parser.instantiate(parser.parse_object({"it": needed | {bound.key: value}}))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_modules.config_keys import adapt_parser, check_files
-from lightning_modules.options import home_expanded, naming_options, parsing
+from hetpure.commands.config_keys import adapt_parser, check_files
+from hetpure.commands.options import home_expanded, naming_options, parsing
 
 adapt_parser()
 

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from datamodules.fashion_mnist import FashionMNIST
 from hetpure.commands.parsing import call
 from hetpure.errors import InputError, only_warned
 from hetpure.images import read_image, write_image
 from hetpure.noise import noise_for
-from hetpure.presets import load_defense
+from hetpure.presets import FASHION_MNIST_CLASSES, load_defense
 from hetpure.report.figure import draw
 from hetpure.report.purification import purification_panels
 
@@ -35,7 +34,7 @@ def purify(
     noise = noise_for(image, seed)
     purified = loaded.purify(image, noise)
     write_image(target, purified)
-    names = FashionMNIST.class_names  # of every packaged defence
+    names = FASHION_MNIST_CLASSES  # of every packaged defence
     before, after = (names[loaded.classifier(p).argmax(1)] for p in (image, purified))
     print(f"{target}: classified as {after}, {before} before; {loaded.network_calls} network calls")
     if figure is not None:

@@ -11,9 +11,9 @@ import yaml
 
 import evaluate
 import train
-from hetpure.commands.tune import main as tune
+from hetpure.commands.config_keys import check_files, load
 from hetpure.errors import InputError
-from lightning_modules.config_keys import check_files, load
+from lightning_modules.tuning import main as tune
 from tests.lightning_modules.runs import refused
 
 
@@ -134,7 +134,7 @@ def test_the_private_names_of_jsonargparse_are_there() -> None:
     """`adapt_parser` changes one and asks another: setup.cfg bounds the versions for these two."""
     module = importlib.import_module("jsonargparse._typehints")
     adapted = module.discard_init_args_on_class_path_change
-    assert adapted.__module__ == "lightning_modules.config_keys"
+    assert adapted.__module__ == "hetpure.commands.config_keys"
     assert callable(module.ActionTypeHint.get_class_parser)
     required = importlib.metadata.requires("hetpure") or []
     assert any(re.match(r"jsonargparse.*<4\.54", line) for line in required)

@@ -14,9 +14,9 @@ import train
 from hetpure.__main__ import main as hetpure_main
 from hetpure.adversarial_training import AdversarialTraining
 from hetpure.attacks import PGD, Attack
+from hetpure.commands.config_keys import adapt_parser
+from hetpure.commands.options import home_expanded, naming_options, parsing
 from hetpure.errors import FieldError, InputError, check_at_least
-from lightning_modules.config_keys import adapt_parser
-from lightning_modules.options import home_expanded, naming_options, parsing
 from tests.lightning_modules.runs import refused
 
 PROBE = "--trainer.callbacks=lightning_modules.monitor.RobustProbe"
