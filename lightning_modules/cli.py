@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from lightning import LightningDataModule
 from lightning.pytorch.cli import LightningCLI
 
-from hetpure.commands.config_keys import adapt_parser, check_files
+from hetpure.commands.config_keys import check_files
 from hetpure.commands.options import home_expanded, naming_options, parsing
 from hetpure.errors import InputError
 from hetpure.packaged_configs import with_paths
@@ -16,7 +16,6 @@ from hetpure.packaged_configs import with_paths
 SEEDS = 2**32  # numpy's, which Lightning seeds too
 
 AnyCLI = TypeVar("AnyCLI", bound=LightningCLI)
-adapt_parser()
 
 
 def quiet() -> None:

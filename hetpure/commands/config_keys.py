@@ -19,8 +19,8 @@ _load = get_loader("yaml")
 LONGEST_PATH = 1000  # characters: values may be longer, and systems refuse to look for them
 
 
-def adapt_parser() -> None:
-    """Settings of jsonargparse, for all parsers of the program."""
+def _adapt_parser() -> None:
+    """Settings of jsonargparse, for all parsers of the program: once, when this is imported."""
     register_type(Number, serializer=str, deserializer=Number)
     register_type(Bytes, serializer=str, deserializer=Bytes)
     set_loader("yaml", load, (yaml.YAMLError,))
@@ -107,3 +107,6 @@ def _keep_what_was_set(discard: Callable[[Any, Any, Any], None]) -> Callable[...
         discard(parser_or_action, previous, value)
 
     return keep
+
+
+_adapt_parser()

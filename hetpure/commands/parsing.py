@@ -5,10 +5,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from hetpure.commands.config_keys import adapt_parser, check_files
+from hetpure.commands.config_keys import check_files
 from hetpure.commands.options import home_expanded, naming_options, parsing
-
-adapt_parser()
 
 
 def parser_of(command: Callable[..., None], *skip: str, positional: bool = True) -> ArgumentParser:

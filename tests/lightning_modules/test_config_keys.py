@@ -131,7 +131,7 @@ def test_the_last_config_counts_and_a_class_keeps_what_was_set_for_another(
 
 
 def test_the_private_names_of_jsonargparse_are_there() -> None:
-    """`adapt_parser` changes one and asks another: setup.cfg bounds the versions for these two."""
+    """`config_keys` changes one and asks another: setup.cfg bounds the versions for these two."""
     module = importlib.import_module("jsonargparse._typehints")
     adapted = module.discard_init_args_on_class_path_change
     assert adapted.__module__ == "hetpure.commands.config_keys"
