@@ -14,7 +14,6 @@ import train
 from hetpure.__main__ import main as hetpure_main
 from hetpure.adversarial_training import AdversarialTraining
 from hetpure.attacks import PGD, Attack
-from hetpure.commands.config_keys import adapt_parser
 from hetpure.commands.options import home_expanded, naming_options, parsing
 from hetpure.errors import FieldError, InputError, check_at_least
 from tests.lightning_modules.runs import refused
@@ -209,7 +208,6 @@ def test_an_option_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ],
 )  # fmt: skip
 def test_the_innermost_reason_is_told(argument: str, message: str) -> None:
-    adapt_parser()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--attack", type=Attack, default=lazy_instance(PGD))
     parser.add_argument("--attacks", type=list[Attack] | None)
