@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
-from hetpure.noise import BatchNoise, Purpose
+from hetpure.noise import Purpose, Randomness
 from hetpure.purifiers import Plan, Purifier, UniformPurifier
 from hetpure.samplers import ContinuousSampler
 from hetpure.schedule import NO_NOISE
@@ -33,7 +33,7 @@ def solved(plan: Plan) -> Plan:
 
 
 def solve(
-    purifier: UniformPurifier, denoiser: Denoiser, plan: Plan, state: Tensor, noise: BatchNoise
+    purifier: UniformPurifier, denoiser: Denoiser, plan: Plan, state: Tensor, noise: Randomness
 ) -> Tensor:
     """The plan's last state (B, C, H, W), differentiable in the first by the continuous adjoint.
 
@@ -56,7 +56,7 @@ class _Adjoint(torch.autograd.Function):
         purifier: UniformPurifier,
         denoiser: Denoiser,
         plan: Plan,
-        noise: BatchNoise,
+        noise: Randomness,
         state: Tensor,
     ) -> Tensor:
         for step in plan:

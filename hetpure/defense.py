@@ -14,7 +14,7 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.gradients import Advance, Execution, Policy, check_finite, run_plan
 from hetpure.memory import Footprint, budget_bytes, saved_bytes
-from hetpure.noise import BatchNoise, Group, noise_for
+from hetpure.noise import BatchNoise, Group, noise_for, unsigned
 from hetpure.purifiers import Plan, Purifier, Step
 
 
@@ -151,8 +151,10 @@ class Defense(nn.Module):
         if not _differentiated(images, mask):
             execution = Execution("tape")  # keeps nothing where nothing is differentiated
 
+        numbers = unsigned(noise)
+
         def advance(step: Step, state: Tensor, known: Tensor, mask: Tensor | None) -> Tensor:
-            return purifier.advance(denoiser, step, state, known, mask, noise)
+            return purifier.advance(denoiser, step, state, known, mask, numbers)
 
         if execution.policy == "classifier_only":
             return images
@@ -161,10 +163,10 @@ class Defense(nn.Module):
                 purified = self.purify(images, noise, mask)
             return purified + (images - images.detach())  # the identity's derivative, and plus 0
         known = self.resized(images)
-        state = purifier.start(denoiser, known, noise)
+        state = purifier.start(denoiser, known, numbers)
         if execution.policy == "adjoint":
             equation = adjoint.equation(purifier)
-            state = adjoint.solve(equation, denoiser, self.plan, state, noise)
+            state = adjoint.solve(equation, denoiser, self.plan, state, numbers)
             state = check_finite(state, "the purifier's result")
         else:
             execution = self.resolved(execution, images)

@@ -12,10 +12,10 @@ way of cutting a data set into batches.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -143,6 +143,47 @@ class Noise:
     def on(self, samples: Tensor) -> "BatchNoise":
         """This noise for the images with these sample ids, (B,) int64."""
         return BatchNoise.stack([self], samples)
+
+
+class Randomness(Protocol):
+    """What a purifier asks for its noise: numbers by purpose, step and repeat, an entry of the
+    batch each. `BatchNoise` is one; purifiers of a defence get the one of `unsigned`."""
+
+    def __len__(self) -> int: ...
+
+    def uniform(
+        self, purpose: Purpose, like: Tensor, *, step: int = 0, repeat: int = 0
+    ) -> Tensor: ...
+
+    def normal(
+        self, purpose: Purpose, like: Tensor, *, step: int = 0, repeat: int = 0
+    ) -> Tensor: ...
+
+    def integers(
+        self, purpose: Purpose, high: int, *, step: int = 0, repeat: int = 0
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class _Unsigned:
+    count: int
+    uniform: Callable[..., Tensor]
+    normal: Callable[..., Tensor]
+    integers: Callable[..., Tensor]
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def unsigned(noise: "BatchNoise") -> Randomness:
+    """The same numbers without their address: neither stream, nor draw, nor sample ids are shown. A
+    purifier must not know who asks, nor whose image it is."""
+
+    def without_owner(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *asked, **place: method(*asked, **place)  # a bound method shows its object
+
+    methods = (noise.uniform, noise.normal, noise.integers)
+    return _Unsigned(len(noise), *map(without_owner, methods))
 
 
 def noise_for(images: Tensor, seed: int = 0) -> "BatchNoise":

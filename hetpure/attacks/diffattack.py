@@ -12,7 +12,7 @@ from hetpure.denoiser import to_model
 from hetpure.errors import FieldError, InputError, check_at_least
 from hetpure.expectation import Answer, expected_loss
 from hetpure.gradients import EXACT, Execution, Policy
-from hetpure.noise import BatchNoise
+from hetpure.noise import BatchNoise, unsigned
 from hetpure.numbers import Number
 from hetpure.purifiers import Step
 from hetpure.purifiers.purifier import diffuse
@@ -52,19 +52,21 @@ class Deviated(Defense):
             )
         if self.masked and mask is None:
             mask = self.mask(images, noise.samples)
-        alpha = 1 / len(self.plan)
+        alpha, numbers = 1 / len(self.plan), unsigned(noise)
 
         def advance(step: Step, state: Tensor, known: Tensor, mask: Tensor | None) -> Tensor:
             before, deviation = state[:, :-1].reshape(known.shape), state[:, -1:]
-            after = purifier.advance(denoiser, step, before, known, mask, noise)
+            after = purifier.advance(denoiser, step, before, known, mask, numbers)
             diffused = (
-                to_model(known) if step.to == NO_NOISE else diffuse(denoiser, known, noise, step.to)
+                to_model(known)
+                if step.to == NO_NOISE
+                else diffuse(denoiser, known, numbers, step.to)
             )
             distance = (after - diffused).square().flatten(1).mean(1, keepdim=True)
             return torch.cat([after.flatten(1), deviation + alpha * distance], 1)
 
         known = self.resized(images)
-        state = purifier.start(denoiser, known, noise).flatten(1)
+        state = purifier.start(denoiser, known, numbers).flatten(1)
         state = torch.cat([state, state.new_zeros(len(state), 1)], 1)
         execution = self.resolved(execution, images)
         state = self.run_steps(advance, state, known, mask, execution)

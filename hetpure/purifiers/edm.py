@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hetpure.denoiser import Denoiser
 from hetpure.errors import FieldError, check_at_least, check_fraction, check_positive
-from hetpure.noise import BatchNoise, Group, Purpose
+from hetpure.noise import Group, Purpose, Randomness
 from hetpure.purifiers.purifier import Plan, Purifier, Step, strength_index
 from hetpure.samplers import jump_forward
 from hetpure.schedule import NO_NOISE, Schedule
@@ -80,7 +80,7 @@ class EDMPurifier(Purifier):
         state: Tensor,
         images: Tensor,
         mask: Tensor | None,
-        noise: BatchNoise,
+        noise: Randomness,
     ) -> Tensor:
         """One Heun step. The slope of x / sqrt(abar) in sigma is the predicted noise."""
         schedule = denoiser.schedule

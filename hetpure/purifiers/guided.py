@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hetpure.denoiser import Denoiser
 from hetpure.errors import FieldError, check_at_least, check_at_most, check_fraction
-from hetpure.noise import MOST_REPEATS, BatchNoise
+from hetpure.noise import MOST_REPEATS, Randomness
 from hetpure.purifiers.purifier import GridPurifier, Plan, Step, diffuse, strength_index
 from hetpure.samplers import DDPM, Sampler
 from hetpure.schedule import NO_NOISE, Schedule
@@ -80,7 +80,7 @@ class GuidedPurifier(GridPurifier):
         state: Tensor,
         images: Tensor,
         mask: Tensor | None,
-        noise: BatchNoise,
+        noise: Randomness,
     ) -> Tensor:
         """One network call, and the pull towards the input."""
         state = self._jump(denoiser, step, state, noise)

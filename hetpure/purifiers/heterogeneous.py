@@ -14,7 +14,7 @@ from hetpure.errors import (
     check_choice,
     check_fraction,
 )
-from hetpure.noise import MOST_REPEATS, BatchNoise
+from hetpure.noise import MOST_REPEATS, Randomness
 from hetpure.purifiers.purifier import GridPurifier, Plan, Step, diffuse, strength_index
 from hetpure.schedule import Schedule
 
@@ -93,7 +93,7 @@ class HeterogeneousPurifier(GridPurifier):
         state: Tensor,
         images: Tensor,
         mask: Tensor | None,
-        noise: BatchNoise,
+        noise: Randomness,
     ) -> Tensor:
         """One network call; then, if the step says so, the known pixels are re-imposed."""
         state = super().advance(denoiser, step, state, images, mask, noise)
@@ -105,7 +105,7 @@ class HeterogeneousPurifier(GridPurifier):
 
 
 def heterogeneous_state(
-    denoiser: Denoiser, images: Tensor, mask: Tensor, noise: BatchNoise, large: int, small: int
+    denoiser: Denoiser, images: Tensor, mask: Tensor, noise: Randomness, large: int, small: int
 ) -> Tensor:
     """x(t_l, t_s) = q(x, t_l) M + q(x, t_s) (1 - M) in model units, for two indices: the paper's
     forward process, which the plan never holds as a state."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hetpure.denoiser import Denoiser, to_model, to_pixels
 from hetpure.errors import FieldError, InputError, check_choice
-from hetpure.noise import BatchNoise, Group, Purpose
+from hetpure.noise import Group, Purpose, Randomness
 from hetpure.samplers import DDIM, Sampler, add_noise, jump_forward
 from hetpure.schedule import NO_NOISE, Schedule
 
@@ -56,7 +56,7 @@ class Purifier(ABC):
         """Which groups of noise the plan asks for; a purifier that does not know names both."""
         return frozenset(("forward", "reverse"))
 
-    def start(self, denoiser: Denoiser, images: Tensor, noise: BatchNoise) -> Tensor:
+    def start(self, denoiser: Denoiser, images: Tensor, noise: Randomness) -> Tensor:
         """Images (B, C, H, W) diffused to the first index of the plan."""
         return diffuse(denoiser, images, noise, self.plan(denoiser.schedule)[0].at)
 
@@ -68,7 +68,7 @@ class Purifier(ABC):
         state: Tensor,
         images: Tensor,
         mask: Tensor | None,
-        noise: BatchNoise,
+        noise: Randomness,
     ) -> Tensor:
         """The next state (B, C, H, W); images are the ones to purify, mask is (B, 1, H, W)."""
 
@@ -120,12 +120,12 @@ class GridPurifier(Purifier):
         state: Tensor,
         images: Tensor,
         mask: Tensor | None,
-        noise: BatchNoise,
+        noise: Randomness,
     ) -> Tensor:
         """One network call: jump up where the step says so, then denoise."""
         return self._denoise(denoiser, step, self._jump(denoiser, step, state, noise), noise)
 
-    def _jump(self, denoiser: Denoiser, step: Step, state: Tensor, noise: BatchNoise) -> Tensor:
+    def _jump(self, denoiser: Denoiser, step: Step, state: Tensor, noise: Randomness) -> Tensor:
         """The state diffused from `at` up to `via`."""
         if step.via <= step.at:
             return state
@@ -133,7 +133,7 @@ class GridPurifier(Purifier):
         fresh = noise.normal(Purpose.RESAMPLE, state, step=max(step.at, 0), repeat=step.repeat)
         return jump_forward(state, level(step.at), level(step.via), fresh)
 
-    def _denoise(self, denoiser: Denoiser, step: Step, state: Tensor, noise: BatchNoise) -> Tensor:
+    def _denoise(self, denoiser: Denoiser, step: Step, state: Tensor, noise: Randomness) -> Tensor:
         """The state taken from `via` down to `to`."""
         level = denoiser.schedule.alpha_cumprod
         x0, predicted_noise = denoiser.predict(state, step.via)
@@ -171,7 +171,7 @@ class GridPurifier(Purifier):
 
 
 def diffuse(
-    denoiser: Denoiser, images: Tensor, noise: BatchNoise, index: int, repeat: int = 0
+    denoiser: Denoiser, images: Tensor, noise: Randomness, index: int, repeat: int = 0
 ) -> Tensor:
     """q(x, t, n) in model units for images in pixel [0, 1], with the known noise of that index."""
     draw = noise.normal(Purpose.FORWARD, images, step=index, repeat=repeat)
