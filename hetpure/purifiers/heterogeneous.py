@@ -19,6 +19,7 @@ from hetpure.purifiers.purifier import GridPurifier, Plan, Step, diffuse, streng
 from hetpure.schedule import Schedule
 
 Resampling = Literal["none", "single_step", "fused", "multi_step"]
+Known = Literal["landing", "departure"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class HeterogeneousPurifier(GridPurifier):
     t_small, unattended pixels are exactly q(x, t_small), and resampling follows. The grid always
     holds t_small: where its points miss it, it is put in as a point of its own.
 
+    The published code has another order (`known: departure`): a stage-1 step from t to s begins
+    with M x_t + (1 - M) q(x, t), goes up by U, and then down to s. Nothing is put back at t_small.
+    All pixels start at q(x, t_large), so in a stage 1 of one step the mask does nothing. U single
+    steps upwards are here one draw, which has the same law.
+
     Args:
         t_large: noise level of attended pixels, a fraction of T.
         t_small: noise level of the others.
@@ -41,6 +47,8 @@ class HeterogeneousPurifier(GridPurifier):
         resample_jump: U; a jump ends at the last index of the schedule.
         recombine: re-impose the known pixels after a single-step resampling too, with fresh noise
             of the same level. RePaint's resampling always does, a fused jump does at its next step.
+        known: when a stage-1 step re-imposes the known pixels: `landing`, after it; or
+            `departure`, before it (published code), with resampling `fused` or `none`.
     """
 
     t_large: float = 0.2
@@ -48,12 +56,14 @@ class HeterogeneousPurifier(GridPurifier):
     resampling: Resampling = "single_step"
     resample_jump: int = 10
     recombine: bool = False
+    known: Known = "landing"
 
     needs_mask = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(self, "resampling", Resampling)
+        check_choice(self, "known", Known)
         check_at_least(self, 1, "resample_jump")
         check_at_most(self, MOST_REPEATS - 1, "resample_jump")  # repeats 1 to U
         check_fraction(self, "t_large", "t_small")
@@ -63,22 +73,32 @@ class HeterogeneousPurifier(GridPurifier):
             raise FieldError(
                 self, "recombine", f"belongs to resampling single_step, not to {self.resampling}"
             )
+        if self.known == "departure" and self.resampling not in ("fused", "none"):
+            raise FieldError(
+                self,
+                "known",
+                f"departure goes with resampling fused or none, not with {self.resampling}",
+            )
 
     def plan(self, schedule: Schedule) -> Plan:
         small = strength_index(schedule, self.t_small)
         grid = self.grid(schedule, strength_index(schedule, self.t_large), include=small)
         last = len(schedule) - 1
+        departs = self.known == "departure"
         plan: list[Step] = []
-        jump = 0  # the fused jump that the next step starts with
+        landed = False  # whether the step before was one of stage 1
         for t, s in pairwise(grid):
             stage_1 = s >= small
-            plan.append(Step(at=t, via=min(t + jump, last), to=s, known=stage_1))
-            jump = 0
+            # A fused jump follows the known pixels: those of this departure, or of a landing on t.
+            jumps = self.resampling == "fused" and (stage_1 if departs else landed)
+            up = min(t + self.resample_jump, last) if jumps else t
+            # They are in place at the start: initial and known noise of an index are one draw.
+            known = stage_1 and (landed or not departs)
+            plan.append(Step(at=t, via=up, to=s, known=known))
+            landed = stage_1
             if stage_1 and self.resampling == "single_step":
                 up = min(s + self.resample_jump, last)
                 plan.append(Step(at=s, via=up, to=s, known=self.recombine, repeat=1))
-            elif stage_1 and self.resampling == "fused":
-                jump = self.resample_jump
             elif stage_1 and self.resampling == "multi_step":
                 plan.extend(
                     Step(at=s, via=t, to=s, known=True, repeat=repeat)
@@ -95,13 +115,17 @@ class HeterogeneousPurifier(GridPurifier):
         mask: Tensor | None,
         noise: Randomness,
     ) -> Tensor:
-        """One network call; then, if the step says so, the known pixels are re-imposed."""
-        state = super().advance(denoiser, step, state, images, mask, noise)
-        if step.known:
-            assert mask is not None, "a heterogeneous step needs a mask"
-            known = diffuse(denoiser, images, noise, step.to, step.repeat)
+        """One network call; where the step says so, the known pixels are re-imposed before it or
+        after it."""
+        if not step.known:
+            return super().advance(denoiser, step, state, images, mask, noise)
+        assert mask is not None, "a heterogeneous step needs a mask"
+        departs = self.known == "departure"
+        known = diffuse(denoiser, images, noise, step.at if departs else step.to, step.repeat)
+        if departs:
             state = mask * state + (1 - mask) * known
-        return state
+        state = super().advance(denoiser, step, state, images, mask, noise)
+        return state if departs else mask * state + (1 - mask) * known
 
 
 def heterogeneous_state(
