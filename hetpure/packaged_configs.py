@@ -20,16 +20,20 @@ def names(kind: str) -> dict[str, Path]:
 
 def find(kind: str, name: str) -> str:
     """Path of a config that is given by its path or its name. InputError where a plain word is
-    neither."""
+    neither, and of a folder."""
     path, packaged = Path(name).expanduser(), names(kind)
-    if path.is_file() or path.suffix:
+    if path.is_file():
         return str(path)
-    if name not in packaged:
-        raise InputError(
-            f"--config {name}: there is no such file, and no packaged config of that name:"
-            f" {', '.join(packaged)}"
-        )
-    return str(packaged[name])
+    if name in packaged:
+        return str(packaged[name])
+    if path.is_dir():
+        raise InputError(f"--config {name} is a folder: give a file, as {path / 'my.yaml'}")
+    if path.suffix:
+        return str(path)
+    raise InputError(
+        f"--config {name}: there is no such file, and no packaged config of that name:"
+        f" {', '.join(packaged)}"
+    )
 
 
 def with_paths(kind: str, arguments: Sequence[str], default: str | None = None) -> list[str]:

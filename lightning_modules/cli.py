@@ -41,6 +41,7 @@ class CLI(LightningCLI):
     """A LightningCLI that names the options of what a class refuses while it is built."""
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
+        check_files(args, parser)
         with parsing(parser):
             super().parse_arguments(parser, args)
         self.config = home_expanded(self.config)
@@ -65,11 +66,9 @@ def make_cli(program: type[AnyCLI], kind: str, arguments: Sequence[str], **setti
     """A LightningCLI that only parses the arguments, led by the quick config of their kind
     (evaluate, train) where they name none, and builds; parse errors are raised, not printed."""
     quiet()
-    given = with_paths(kind, arguments, default="quick")
-    check_files(given)
     return program(
         run=False,
-        args=given,
+        args=with_paths(kind, arguments, default="quick"),
         datamodule_class=LightningDataModule,
         subclass_mode_data=True,
         parser_kwargs={"prog": f"hetpure {kind}", "exit_on_error": False},

@@ -4,27 +4,28 @@ what it tried; a user is told the option and what is wrong with it, in one line.
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
-from inspect import signature
+from inspect import isclass, signature
+from itertools import accumulate
 from os.path import expanduser
 from pydoc import locate
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from hetpure import packaged_configs
+from hetpure.commands.config_keys import UnknownClass, meant
 from hetpure.errors import FieldError, InputError, causes
 
 # What jsonargparse's errors say, from the outermost to the innermost.
 KEY = re.compile(r'Parser key "([^"]+)":')
 CLASS = re.compile(r"Problem with given class_path '([^']+)'")
-UNKNOWN = re.compile(r"(?:Group '(.+)' does not accept option|Option) '(.+)'")
+NO_OPTION = re.compile(r"(?:Group '(.+)' does not accept option|Option) '(.+)'")
 UNRECOGNIZED = "unrecognized arguments: "
 TYPE = "Not of type "
 EXPECTED = "Expected"
 ALTERNATIVE = re.compile(
     r"Expected (?:a )?(?:typing\.Literal\[(.+?)\]|<class '(\w+)'>)\.?(?:$| Got)", re.MULTILINE
 )
-NEAR = 0.8  # of difflib's ratio
 
 
 @contextmanager
@@ -61,17 +62,26 @@ def parsing(parser: ArgumentParser) -> Iterator[None]:
         messages = list(dict.fromkeys(str(cause) for cause in chain))
         option = ".".join(match[1] for text in messages if (match := KEY.match(text)))
         classes = [match[1] for text in messages for match in CLASS.finditer(text)]
-        message = next((str(cause) for cause in chain if isinstance(cause, InputError)), "")
+        ours = [cause for cause in chain if isinstance(cause, InputError)]
+        message = str(ours[-1]) if ours else ""
         of_type = [text.partition(": ")[2] for text in messages if text.startswith(TYPE)]
         message = (message or next(iter(of_type), messages[-1])).strip().partition("\n")[0]
-        if message.startswith(UNRECOGNIZED):
+        if ours and isinstance(ours[-1], UnknownClass):
+            message += _choices(ours[-1], f"--{option}")
+        elif message.startswith(UNRECOGNIZED):
             name = message.removeprefix(UNRECOGNIZED).partition("=")[0]
-            message = f"{name} is no option{_nearest(name.lstrip('-'), [], parser)}"
             if name.endswith((".yaml", ".yml")):
                 message = f"{name} is no option: a config is given as --config {name}"
-        elif unknown := UNKNOWN.match(message):
-            name = ".".join(filter(None, (option, *unknown.groups())))
-            message, option = f"--{name} is no option{_nearest(name, classes, parser)}", ""
+            else:
+                dashes = "--" if name.startswith("-") else ""
+                message = dashes + _no_option(name.lstrip("-"), parser)
+        elif unknown := NO_OPTION.match(message):
+            if classes and isclass(innermost := locate(classes[-1])):
+                parser = ArgumentParser(exit_on_error=False)
+                parser.add_class_arguments(innermost, fail_untyped=False)
+            name = ".".join(filter(None, unknown.groups()))
+            message = "--" + _no_option(name, parser, f"{option}." if option else "")
+            option = ""
         elif message.startswith(EXPECTED):  # of a union's types the last was tried last
             _, _, given = message.partition(" Got value: ")
             kinds = ALTERNATIVE.findall(messages[-2:][0]) or ALTERNATIVE.findall(message)
@@ -95,16 +105,27 @@ def home_expanded(value: Any) -> Any:
     return value
 
 
-def _nearest(name: str, classes: list[str], parser: ArgumentParser) -> str:
-    """Which option may be meant, of the innermost class or of the whole parser."""
-    place, _, last = name.rpartition(".")
+def _no_option(name: str, parser: ArgumentParser, place: str = "") -> str:
+    """That a parser, whose options stand at a place of the command line, has no such one, and which
+    one may be meant. Of a name in parts the first that is unknown is to blame."""
     known = list(parser.get_defaults().keys(branches=True))
-    if classes:
-        accepted = signature(locate(classes[-1])).parameters  # type: ignore[arg-type]
-        near = [f"{place}.{match}" for match in get_close_matches(last, accepted, n=1)]
-    else:
-        near = get_close_matches(name, known, n=1, cutoff=NEAR)
-    return f": did you mean --{near[0]}?" if near else ""
+    parts = accumulate(name.split("."), "{}.{}".format)
+    unknown = next((part for part in parts if part not in known), name)
+    parent, dot, last = unknown.rpartition(".")
+    beside = [key.removeprefix(parent + dot) for key in known if key.startswith(parent + dot)]
+    return f"{place}{unknown} is no option{meant(last, beside, f'--{place}{parent}{dot}')}"
+
+
+def _choices(error: UnknownClass, option: str) -> str:
+    """Which class may be meant, or which packaged config where the option takes one; and all."""
+    kind = packaged_configs.OPTIONS.get(option)
+    configs = list(packaged_configs.names(kind)) if kind else []
+    near = meant(error.name, [*error.known, *configs]) or "."
+    also = f"; packaged configs: {', '.join(configs)}" if configs else ""
+    return (
+        f"{near} Classes that are known by name: {', '.join(error.known)}{also}; any other class is"
+        " given by its import path"
+    )
 
 
 def _places(class_path: str, value: Any, path: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ def parser_of(command: Callable[..., None], *skip: str, positional: bool = True)
 
 def settings_of(parser: ArgumentParser, arguments: list[str]) -> tuple[Namespace, dict[str, Any]]:
     """What the arguments say, as it was parsed and as the function takes it."""
-    check_files(arguments)
+    check_files(arguments, parser)
     with parsing(parser):
         options: Namespace = home_expanded(parser.parse_args(arguments))
     with naming_options(options):

@@ -26,6 +26,10 @@ def test_a_file_goes_first_and_a_folder_hides_nothing(
     assert find("evaluate", "quick") == QUICK
     (tmp_path / "tour").touch()
     assert find("evaluate", "tour") == "tour"
+    for folder in ("mine", "mine.yaml"):
+        (tmp_path / folder).mkdir()
+        with pytest.raises(InputError, match=f"--config {folder} is a folder: give a file, as"):
+            find("evaluate", folder)
 
 
 @pytest.mark.parametrize(

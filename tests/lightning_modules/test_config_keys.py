@@ -7,14 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from jsonargparse import ArgumentParser
 
 import evaluate
 import train
 from hetpure.commands.config_keys import check_files, load
 from hetpure.errors import InputError
+from hetpure.images import write_image
 from lightning_modules.tuning import main as tune
 from tests.lightning_modules.runs import refused
+
+PARSER = ArgumentParser(prog="hetpure evaluate")
+PARSER.add_argument("--config", action="config")
+PARSER.add_argument("--model.attack.steps", type=int)
+PARSER.add_argument("--trainer.devices", type=int)
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +64,7 @@ def test_a_file_that_holds_no_config_is_named(content: bytes, message: str) -> N
     Path("my.yaml").write_bytes(content)
     for arguments in (["--config=my.yaml"], ["-c", "my.yaml"], ["--model.attack=my.yaml"]):
         with pytest.raises(InputError) as error:
-            check_files(arguments)
+            check_files(arguments, PARSER)
         assert str(error.value).startswith(message)
 
 
@@ -71,14 +79,61 @@ def test_every_program_asks_its_config(
 
 
 @pytest.mark.parametrize(
-    ("path", "message"), [("folder.yaml", "not a file"), ("none.yaml", "does not exist")]
+    ("path", "message"),
+    [
+        ("folder.yaml", "error: --config folder.yaml is a folder: give a file"),
+        ("folder", "error: --config folder is a folder: give a file"),
+        ("none.yaml", "error: --config: "),
+        ("picture.png", "error: picture.png is no text in UTF-8, as a config is: "),
+        ("package.json", "error: package.json: name is no setting of hetpure "),
+    ],
 )
-def test_a_config_that_is_no_file_is_named(
-    path: str, message: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "program", [train.main, evaluate.main, tune], ids=["train", "evaluate", "tune"]
+)
+def test_what_is_no_config_is_named(
+    program: Callable[[list[str]], None],
+    path: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    Path("folder.yaml").mkdir()
-    error = refused(capsys, f"--config={path}", program=train.main)
-    assert error.startswith("error: --config: ") and path in error and message in error
+    for folder in ("folder", "folder.yaml"):
+        Path(folder).mkdir()
+    write_image("picture.png", torch.rand(1, 4, 4))
+    Path("package.json").write_text('{"name": "app", "scripts": {"test": "jest"}}')
+    error = refused(capsys, "--config", path, program=program)
+    assert error.startswith(message) and path in error
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "near"),
+    [
+        ("modell: {attack: {steps: 1}}", "modell", ": did you mean model?"),
+        ("model: {}\nModel: {}", "Model", ": did you mean model?"),
+        ("modell:\ntrainer: {}", "modell", ": did you mean model?"),
+        ("trainer.devices: 1\ntrianer.devices: 1", "trianer", ": did you mean trainer?"),
+        ("0: 1", "0", "."),
+    ],
+)
+def test_a_misspelt_key_at_the_top_is_told_and_not_what_stands_below_it(
+    content: str, key: str, near: str
+) -> None:
+    Path("my.yaml").write_text(content)
+    with pytest.raises(InputError) as error:
+        check_files(["--config=my.yaml"], PARSER)
+    assert str(error.value) == (
+        f"my.yaml: {key} is no setting of hetpure evaluate{near} At the top of a config are model,"
+        " trainer"
+    )
+
+
+def test_settings_in_every_form_are_known_at_the_top() -> None:
+    forms = ("model.attack.steps: 1", "trainer+: 1", "$schema: a", "config: b.yaml", "model: {}")
+    for content in forms:
+        Path("my.yaml").write_text(content)
+        check_files(["--config=my.yaml"], PARSER)
+    Path("my.yaml").write_text("class_path: PGD")
+    check_files(["--model.attack=my.yaml"], PARSER)  # a class is no config
 
 
 @pytest.mark.parametrize(
@@ -131,11 +186,13 @@ def test_the_last_config_counts_and_a_class_keeps_what_was_set_for_another(
 
 
 def test_the_private_names_of_jsonargparse_are_there() -> None:
-    """`config_keys` changes one and asks another: setup.cfg bounds the versions for these two."""
+    """`config_keys` changes two and asks two others: setup.cfg bounds the versions for these."""
     module = importlib.import_module("jsonargparse._typehints")
-    adapted = module.discard_init_args_on_class_path_change
-    assert adapted.__module__ == "hetpure.commands.config_keys"
+    for adapted in (module.discard_init_args_on_class_path_change, module.adapt_typehints):
+        assert adapted.__module__ == "hetpure.commands.config_keys"
     assert callable(module.ActionTypeHint.get_class_parser)
+    nested = importlib.import_module("jsonargparse._util").NestedArg
+    assert nested._fields == ("key", "val")
     required = importlib.metadata.requires("hetpure") or []
     assert any(re.match(r"jsonargparse.*<4\.54", line) for line in required)
 

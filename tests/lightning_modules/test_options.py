@@ -99,9 +99,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Row:
-    """Holds an attack."""
+    """Holds an attack, and numbers."""
 
     attack: Attack | None = None
+    counts: Counts = Counts()
 
 
 @pytest.mark.parametrize(
@@ -183,10 +184,49 @@ def test_an_option_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
          "--trainer.devises is no option: did you mean --trainer.devices?"),
         (["plain"], "plain is no option: did you mean --plan?"),
         (["--model.unknown=1"], "--model.unknown is no option"),
+        (["--modell.attack.steps=1"], "--modell is no option: did you mean --model?"),
+        (["--model.atack.steps=1"], "--model.atack is no option: did you mean --model.attack?"),
         (["--trainer.accelerator=foo"], "--trainer: You selected an invalid accelerator name"),
         (["--trainer.strategy=foo"], "--trainer: You selected an invalid strategy name"),
     ):  # fmt: skip
         assert refused(capsys, *arguments).startswith(f"error: {message}")
+
+
+def test_an_attack_that_is_none_is_told_with_those_that_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Classes and packaged configs, the nearest first."""
+    for given, near in (("pgd", "PGD"), ("hetpure-linf", "hetpure_linf")):
+        error = refused(capsys, "--model.attack", given)
+        assert error.startswith(
+            f"error: --model.attack: {given!r} is no Attack: did you mean {near}? Classes that are"
+            " known by name: "
+        )
+        classes, _, configs = error.partition("; packaged configs: ")
+        assert all(f" {name}," in classes for name in ("APGD", "PGD", "Square"))
+        assert "GradientAttack" not in classes, "abstract"
+        assert configs.startswith("addt_l2, addt_linf, hetpure_l2, hetpure_linf;")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("denoiser: 3", "--model.defenses.mine.denoiser: Expected str, got 3"),
+        ("gradient: exact", "--model.defenses.mine.gradient: Expected "),
+        ("mask: {treshold: 0.5}", "--model.defenses.mine.mask.treshold is no option: did you mean"
+         " --model.defenses.mine.mask.threshold?"),
+        ("purifier: {class_path: UniformPurifier, init_args: {strength: much}}",
+         "--model.defenses.mine.purifier.strength: "),
+        ("purifier: uniform", "--model.defenses.mine.purifier: 'uniform' is no Purifier"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_row_names_the_row(
+    row: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "rows.yaml"
+    config.write_text(f"model: {{defenses: {{plain classifier: {{}}, mine: {{{row}}}}}}}\n")
+    error = refused(capsys, "--config=quick", f"--config={config}")
+    assert error.startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +234,17 @@ def test_an_option_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         ("--attack.stepz=1", "--attack.stepz is no option: did you mean --attack.steps?"),
         ("--rows={a: {attack: {class_path: PGD, init_args: {stepz: 1}}}}",
-         "--rows.attack.stepz is no option: did you mean --rows.attack.steps?"),
+         "--rows.a.attack.stepz is no option: did you mean --rows.a.attack.steps?"),
+        ("--rows={a: {}, b c: {attack: {class_path: PGD, init_args: {steps: x}}}, d: 3}",
+         "--rows.b c.attack.steps: Expected int, got x"),
+        ("--rows={a: {}, b: {counts: {imags: 1}}}",
+         "--rows.b.counts.imags is no option: did you mean --rows.b.counts.images?"),
+        ("--rows={a: {}, b: {atack: {class_path: PGD}}}",
+         "--rows.b.atack is no option: did you mean --rows.b.attack?"),
+        ("--rows={a: 3}", "--rows.a: "),
+        ("--rows.a.attack=Pgd", "--rows.a.attack: 'Pgd' is no Attack: did you mean PGD?"),
+        ("--attack=xyz", "--attack: 'xyz' is no Attack. Classes that are known by name: "),
+        ("--attack={class_path: pgd}", "--attack: 'pgd' is no Attack: did you mean PGD? Classes"),
         ("--attack.steps=many", "--attack.steps: Expected int, got many"),
         ("--attack.epsilon=eight", "--attack.epsilon: 'eight' is not a number such as 0.03"),
         ("--attack.loss=ce",
