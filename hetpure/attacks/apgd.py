@@ -43,7 +43,7 @@ class APGD(BallAttack):
         return super().weaker_than_full() + self.below("steps", FULL_STEPS, "AutoAttack")
 
     def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
-        return self._cost(defense, known, gradients=self.steps + 1, candidates=1)
+        return self._cost(defense, known, iterates=self.steps + 1, candidates=1)
 
     def ascend(self, run: Ascent) -> list[Tensor]:
         """Algorithm 1 in the paper's letters; the best adversarial images. `top` is x_max: it goes
@@ -51,7 +51,7 @@ class APGD(BallAttack):
         images, labels = run.target.images, run.target.labels
         noise = run.target.addresses.own_noise(run.number)
         x = uniform_in_ball(noise, images, self.epsilon, self.norm)
-        best, top = Best(images, certain=run.target.certain), Best(images, certain=False)
+        best, top = Best(images), Best(images)
         w = checkpoints(self.steps)
         since = {after: before for before, after in pairwise(w)}
         eta = images.new_full((len(images), 1, 1, 1), 2 * self.epsilon)
@@ -62,8 +62,8 @@ class APGD(BallAttack):
         for k in range(self.steps + 1):
             answer = self.ask(run, x, k)
             gradient = answer.gradient
-            best.consider(x, answer, labels)
-            better = top.consider(x, answer, labels)
+            best.consider(x, answer.loss, self.wrong(run, x, answer, k))
+            better = top.consider(x, answer.loss, torch.zeros_like(labels))
             top_gradient = torch.where(better[:, None, None, None], gradient, top_gradient)
             f.append(answer.loss)
             f_max.append(answer.loss if k == 0 else torch.maximum(f_max[-1], answer.loss))

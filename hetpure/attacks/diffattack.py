@@ -1,5 +1,6 @@
 """DiffAttack (Kang, Song & Li, NeurIPS 2023, arXiv 2311.16124): deviated reconstruction."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +13,7 @@ from hetpure.denoiser import to_model
 from hetpure.errors import FieldError, InputError, check_at_least
 from hetpure.expectation import Answer, expected_loss
 from hetpure.gradients import EXACT, Execution, Policy
-from hetpure.noise import BatchNoise, unsigned
+from hetpure.noise import BatchNoise, Noise, unsigned
 from hetpure.numbers import Number
 from hetpure.purifiers import Step
 from hetpure.purifiers.purifier import diffuse
@@ -97,7 +98,7 @@ class DiffAttack(PGD):
         if self.approximation == "bpda":
             raise FieldError(self, "approximation", "must be none or classifier_only, got bpda")
 
-    def ask(self, run: Ascent, adversarial: Tensor, iteration: int) -> Answer:
+    def gradient_at(self, run: Ascent, adversarial: Tensor, noises: Sequence[Noise]) -> Answer:
         defense, losses = run.target.defense, run.criterion
 
         def both(answers: Tensor, index: Tensor) -> Tensor:
@@ -108,6 +109,6 @@ class DiffAttack(PGD):
         if defense.purifier is not None and self.approximation != "classifier_only":
             target = replace(run.target, defense=Deviated(defense))
             run = replace(run, target=target, criterion=both)
-        answer = super().ask(run, adversarial, iteration)
+        answer = super().gradient_at(run, adversarial, noises)
         logits = answer.logits[..., : defense.classifier.num_classes]
         return replace(answer, logits=logits, loss=expected_loss(logits, losses, self.average))

@@ -1,7 +1,7 @@
 """What attacks with gradients share: what they ask a defence, how they climb, what they keep."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -14,7 +14,7 @@ from hetpure.defense import Defense
 from hetpure.errors import FieldError, check_at_least, check_at_most, check_choice
 from hetpure.expectation import Answer, Average, Criterion, Query, expected_gradient
 from hetpure.gradients import Execution
-from hetpure.noise import MOST_EOT_SAMPLES, MOST_RUNS, MOST_STEPS, Group
+from hetpure.noise import MOST_EOT_SAMPLES, MOST_RUNS, MOST_STEPS, Group, Noise
 from hetpure.numbers import Number
 
 MaskPolicy = Literal["frozen", "recomputed", "soft", "all"]
@@ -60,6 +60,9 @@ class GradientAttack(Attack):
         targets: attack towards so many of the most likely wrong classes in turn, each in a run of
             its own; 0 is untargeted.
         restarts: independent runs, of each target.
+        resubmissions: ask for every iterate on so many further draws, without a gradient: the best
+            iterate is then the one that is wrong on most of them, and of those the one with the
+            largest loss. DiffHammer (Wang et al. 2024) and DiffBreak (Kassis et al. 2024) take 10.
         approximation: a gradient that is not the defence's: `bpda` takes the purifier's derivative
             for the identity, `classifier_only` attacks the classifier alone (a transfer attack).
     """
@@ -72,6 +75,7 @@ class GradientAttack(Attack):
     mask: MaskPolicy = "all"
     targets: int = 0
     restarts: int = 1
+    resubmissions: int = 0
     approximation: Approximation = "none"
 
     def __post_init__(self) -> None:
@@ -80,12 +84,19 @@ class GradientAttack(Attack):
         check_choice(self, "mask", MaskPolicy)
         check_choice(self, "approximation", Approximation)
         check_at_least(self, 1, "steps", "eot_samples", "restarts")
-        check_at_least(self, 0, "targets")
+        check_at_least(self, 0, "targets", "resubmissions")
         check_at_most(self, MOST_STEPS, "steps")
         check_at_most(self, MOST_EOT_SAMPLES, "eot_samples")
         if self.restarts * max(self.targets, 1) > MOST_RUNS:
             runs = f"{self.restarts} x {max(self.targets, 1)}"
             raise FieldError(self, "restarts", f"x targets must be <= {MOST_RUNS}, got {runs}")
+        if self.eot_samples + self.resubmissions > MOST_EOT_SAMPLES:
+            draws = f"{self.resubmissions} + {self.eot_samples}"
+            most = f"plus eot_samples must be <= {MOST_EOT_SAMPLES}, got {draws}"
+            raise FieldError(self, "resubmissions", most)
+        if self.resubmissions and self.approximation == "classifier_only":
+            asked = f"must be 0 for a transfer attack, which asks no defence: {self.resubmissions}"
+            raise FieldError(self, "resubmissions", asked)
         if self.antithetic and self.eot_samples % 2:
             even = f"must be even for antithetic pairs, got {self.eot_samples}"
             raise FieldError(self, "eot_samples", even)
@@ -105,16 +116,16 @@ class GradientAttack(Attack):
             )
         return weaknesses
 
-    def stronger(self) -> dict[str, Attack]:
+    def stronger(self) -> Mapping[str, Attack]:
         more: dict[str, Attack] = {}
         if 2 * self.steps <= MOST_STEPS:
             more["more steps"] = replace(self, steps=2 * self.steps)
-        if 2 * self.eot_samples <= MOST_EOT_SAMPLES:
+        if 2 * self.eot_samples + self.resubmissions <= MOST_EOT_SAMPLES:
             more["more EOT draws"] = replace(self, eot_samples=2 * self.eot_samples)
         return more
 
     def transferred(self) -> Attack | None:
-        return replace(self, approximation="classifier_only")
+        return replace(self, approximation="classifier_only", resubmissions=0)
 
     def execution(self, defense: Defense) -> Execution | None:
         if self.approximation == "none" or defense.purifier is None:
@@ -130,18 +141,20 @@ class GradientAttack(Attack):
 
     def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
         """That of `climb`: a gradient a step, the last iterate of each run and the best."""
-        return self._cost(defense, known, gradients=self.steps, candidates=2)
+        return self._cost(defense, known, iterates=self.steps, candidates=2)
 
     def _cost(
-        self, defense: Defense, known: tuple[Group, ...], *, gradients: int, candidates: int
+        self, defense: Defense, known: tuple[Group, ...], *, iterates: int, candidates: int
     ) -> Cost:
-        """Of an attack that takes so many gradients and gives so many candidates in each run."""
+        """Of an attack that asks for so many iterates and gives so many candidates in each run."""
         draws, parts = self._draws(defense, known), len(unfolded(self, defense))
         targets = min(self.targets, defense.classifier.num_classes - 1)  # all the wrong classes
         runs = parts * self.restarts * max(targets, 1)
+        chosen = parts * draws if self.targets else 0  # queries that say which classes are likely
+        resubmitted = runs * iterates * self._resubmissions(defense, known)
         return Cost(
-            gradients=runs * gradients * draws,
-            queries=parts * draws if self.targets else 0,
+            gradients=runs * iterates * draws,
+            queries=chosen + resubmitted,
             candidates=runs * candidates,
             draws=draws,
         )
@@ -150,6 +163,11 @@ class GradientAttack(Attack):
         """Noise draws of each gradient: where nothing unknown is drawn one is all."""
         drawn = unknown_groups(defense, known) and self.approximation != "classifier_only"
         return self.eot_samples if drawn else 1
+
+    def _resubmissions(self, defense: Defense, known: tuple[Group, ...]) -> int:
+        """Draws on which an iterate is submitted once more."""
+        drawn = unknown_groups(defense, known)
+        return self.resubmissions if drawn else min(self.resubmissions, 1)
 
     def __call__(self, target: Target) -> Tensor:
         if self.mask == "all":
@@ -189,22 +207,49 @@ class GradientAttack(Attack):
         """
         state = start
         adversarial = images_of(state)
-        best = Best(run.target.images, certain=run.target.certain)
+        best = Best(run.target.images)
         for iteration in range(self.steps):
             answer = self.ask(run, adversarial, iteration)
-            best.consider(adversarial, answer, run.target.labels)
+            best.consider(adversarial, answer.loss, self.wrong(run, adversarial, answer, iteration))
             state = step(state, answer.gradient)
             adversarial = images_of(state)
         return [adversarial, best.images]
 
     def ask(self, run: Ascent, adversarial: Tensor, iteration: int) -> Answer:
         """The gradient at adversarial images (B, C, H, W), and what they are worth on the same
-        draws."""
+        draws.
+
+        The monitor hears the number of the run, the mean loss, and `right`, the share of images and
+        draws that are classified as their labels. No iterate before depends on these draws, so
+        `right` says without bias how accuracy falls from iterate to iterate.
+        """
+        noises = self.noises(run, iteration)
+        answer = self.gradient_at(run, adversarial, noises)
+        right = answer.logits.argmax(-1) == run.target.labels
+        values: dict[str, float] = {
+            "run": run.number,
+            "loss": float(answer.loss.mean()),
+            "right": float(right.double().mean()),
+        }
+        # Where a half ends inside an antithetic pair, both halves share its noise.
+        whole = not self.antithetic or len(noises) % 4 == 0
+        if answer.agreement is not None and whole:
+            values["agreement"] = float(answer.agreement.mean())
+        run.target.monitor.iteration(iteration, **values)
+        return answer
+
+    def noises(self, run: Ascent, iteration: int) -> list[Noise]:
+        """On which the gradient of an iteration is taken."""
+        addresses = run.target.addresses
+        draws = self._draws(run.target.defense, addresses.known)
+        return addresses.draws(run.number, iteration, draws, antithetic=self.antithetic)
+
+    def gradient_at(self, run: Ascent, adversarial: Tensor, noises: Sequence[Noise]) -> Answer:
+        """What the defence says of adversarial images (B, C, H, W) on these draws, and the gradient
+        that the attack follows."""
         target = run.target
-        defense, addresses = target.defense, target.addresses
-        draws = self._draws(defense, addresses.known)
-        noises = addresses.draws(run.number, iteration, draws, antithetic=self.antithetic)
-        answer = expected_gradient(
+        defense = target.defense
+        return expected_gradient(
             defense,
             self.query(defense, Query(adversarial, target.samples, run.mask, noises)),
             run.criterion,
@@ -213,13 +258,21 @@ class GradientAttack(Attack):
             execution=self.execution(defense),
             labels=target.labels,
         )
-        values = {"loss": float(answer.loss.mean())}
-        # Where a half ends inside an antithetic pair, both halves share its noise.
-        whole = not self.antithetic or len(noises) % 4 == 0
-        if answer.agreement is not None and whole:
-            values["agreement"] = float(answer.agreement.mean())
-        target.monitor.iteration(iteration, **values)
-        return answer
+
+    def wrong(self, run: Ascent, adversarial: Tensor, answer: Answer, iteration: int) -> Tensor:
+        """How often the answers for an iterate (B, C, H, W) are wrong, (B,).
+
+        With resubmissions these are fresh draws, beyond those of the gradient's addresses. Without,
+        a certain answer counts as it is; a few draws of an uncertain one that happen to be wrong
+        say little, and none counts.
+        """
+        target = run.target
+        addresses, labels = target.addresses, target.labels
+        if count := self._resubmissions(target.defense, addresses.known):
+            noises = addresses.draws(run.number, iteration, self.eot_samples + count)[-count:]
+            logits = replace(target, images=adversarial.detach()).answers(noises)
+            return (logits.argmax(-1) != labels).sum(0)
+        return ((answer.logits.argmax(-1) != labels).all(0) & target.certain).long()
 
     def query(self, defense: Defense, query: Query) -> Query:
         """The same question with the mask that the policy takes, in place of the clean images'."""
@@ -259,23 +312,19 @@ def unfolded(attack: Attack, defense: Defense) -> dict[str, Attack]:
 
 
 class Best:
-    """The best of the iterates seen so far, by image.
+    """The best of the iterates seen so far, by image: the one that is wrong most often, and of
+    those the one with the largest expected loss."""
 
-    Where the defence's answer is certain, one that is wrong beats one that is right. Where it is
-    not, a few draws that happen to be wrong say little, and the expected loss decides alone.
-    """
-
-    def __init__(self, images: Tensor, *, certain: bool) -> None:
+    def __init__(self, images: Tensor) -> None:
         self.images = images
-        self.certain = certain
-        self.wrong = images.new_zeros(len(images), dtype=torch.bool)
+        self.wrong = images.new_zeros(len(images), dtype=torch.int64)
         self.loss = images.new_full((len(images),), -torch.inf, dtype=torch.float64)
 
-    def consider(self, adversarial: Tensor, answer: Answer, labels: Tensor) -> Tensor:
-        """Takes better iterates; which were taken (B,)."""
-        wrong = (answer.logits.argmax(-1) != labels).all(0) & self.certain
-        better = (wrong > self.wrong) | ((wrong == self.wrong) & (answer.loss > self.loss))
+    def consider(self, adversarial: Tensor, loss: Tensor, wrong: Tensor) -> Tensor:
+        """Takes better iterates (B, C, H, W), by their expected losses (B,) and how often they are
+        wrong (B,); which were taken (B,)."""
+        better = (wrong > self.wrong) | ((wrong == self.wrong) & (loss > self.loss))
         self.wrong = torch.where(better, wrong, self.wrong)
-        self.loss = torch.where(better, answer.loss, self.loss)
+        self.loss = torch.where(better, loss, self.loss)
         self.images = torch.where(better[:, None, None, None], adversarial.detach(), self.images)
         return better

@@ -8,16 +8,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hetpure.attacks import PGD
-from hetpure.attacks.gradient import Ascent, Best
+from hetpure.attacks import (
+    APGD,
+    PGD,
+    DiffAttack,
+    DiffHammer,
+    FilterAttack,
+    LowFrequency,
+    StAdv,
+)
+from hetpure.attacks.gradient import Ascent, Best, GradientAttack
 from hetpure.attacks.losses import criterion, cross_entropy
 from hetpure.attention import AttentionMask
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
+from hetpure.errors import FieldError
 from hetpure.expectation import Answer, Average, Query, expected_gradient, expected_loss
 from hetpure.gradients import Execution
-from hetpure.noise import BatchNoise, Noise, Purpose, Stream
+from hetpure.noise import BatchNoise, Noise, Purpose, Stream, attack_draw
 from hetpure.purifiers import (
     EDMPurifier,
     GuidedPurifier,
@@ -26,7 +35,15 @@ from hetpure.purifiers import (
     UniformPurifier,
 )
 from hetpure.samplers import DDIM, DDPM, VPSDE
-from tests.hetpure.attacks.defenses import ADDRESSES, SAMPLES, Counter, Spy, linear, target_of
+from tests.hetpure.attacks.defenses import (
+    ADDRESSES,
+    SAMPLES,
+    Counter,
+    Noisy,
+    Spy,
+    linear,
+    target_of,
+)
 
 LABELS = torch.tensor([0, 1, 2, 3])
 NOISES = [Noise.of(7, Stream.PROBE, k) for k in range(4)]
@@ -150,7 +167,8 @@ def test_agreement_is_the_cosine_between_the_halves(defense: Defense, images: Te
     attack(target_of(defense, images, LABELS, ADDRESSES, counter))
     assert [number for number, _ in counter.iterations] == [0, 1, 2]
     for _, values in counter.iterations:
-        assert set(values) == {"loss", "agreement"} and -1 <= values["agreement"] <= 1
+        assert set(values) == {"run", "loss", "right", "agreement"}
+        assert -1 <= values["agreement"] <= 1
 
 
 def test_antithetic_draws_are_pairs_whose_normals_have_opposite_signs() -> None:
@@ -191,21 +209,123 @@ def test_antithetic_pairs_of_a_linear_answer_cancel_its_noise(images: Tensor) ->
     assert not torch.isclose(other.loss, expected).any()
 
 
-def test_the_best_iterate_counts_what_is_certain(images: Tensor) -> None:
-    """A wrong answer beats a larger loss only where the answer is certain."""
+KINDS: dict[str, type[GradientAttack]] = {
+    "pgd": PGD,
+    "apgd": APGD,
+    "diffattack": DiffAttack,
+    "diffhammer": DiffHammer,
+    "low_frequency": LowFrequency,
+    "stadv": StAdv,
+    "filter": FilterAttack,
+}
 
-    def answer(loss: float, wrong: bool) -> Answer:
-        logits = torch.zeros(1, 4, 4).scatter(2, (LABELS + wrong)[None, :, None] % 4, 1.0)
-        return Answer(images, torch.full((4,), loss, dtype=torch.float64), logits, None)
 
-    for certain in (True, False):
-        best = Best(images, certain=certain)
-        best.consider(images + 1, answer(1.0, True), LABELS)
-        assert torch.equal(best.images, images + 1)
-        taken = best.consider(images + 2, answer(5.0, False), LABELS)
-        assert taken.all() != certain
-        best.consider(images + 3, answer(2.0, True), LABELS)
-        assert torch.equal(best.images, images + (3 if certain else 2))
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_iteration_says_its_run_and_how_often_it_is_right(
+    kind: str, classifier: Classifier, images: Tensor
+) -> None:
+    """As the defence itself answers that iterate on that iteration's draws, restart by restart."""
+    defense, counter = Noisy(classifier), Counter()
+    labels = classifier(images).argmax(1)
+    attack: Any = KINDS[kind](steps=3, eot_samples=4, restarts=2, mask="frozen")
+    attack(target_of(defense, images, labels, ADDRESSES, counter))
+    asked = 4 if kind == "apgd" else 3
+    said = [(number, values["run"], values["right"]) for number, values in counter.iterations]
+    calls = list(defense.calls)  # one an iteration, of all images and draws
+    assert len(said) == len(calls) == 2 * asked
+    shares = []
+    for (number, run, right), call, place in zip(said, calls, range(2 * asked), strict=True):
+        assert (run, number) == divmod(place, asked)
+        assert len(call.images) == 16
+        answers = defense(call.images, call.noise).argmax(1)
+        shares.append(float((answers == labels.repeat(4)).double().mean()))
+        assert right == pytest.approx(shares[-1], abs=1e-12)
+    assert len(set(shares)) > 1, "there is something to tell"
+
+
+def test_each_target_class_is_a_run(classifier: Classifier, images: Tensor) -> None:
+    counter = Counter()
+    attack = PGD(steps=2, eot_samples=2, targets=2, restarts=2, mask="frozen")
+    attack(target_of(Noisy(classifier), images, LABELS, ADDRESSES, counter))
+    runs = [values["run"] for _, values in counter.iterations]
+    assert runs == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_the_best_iterate_is_wrong_most_often_and_then_has_the_largest_loss(
+    images: Tensor,
+) -> None:
+    best = Best(images)
+
+    def consider(number: int, loss: float, wrong: int) -> bool:
+        losses = torch.full((4,), loss, dtype=torch.float64)
+        return bool(best.consider(images + number, losses, torch.full((4,), wrong)).all())
+
+    assert consider(1, -3.0, 0)
+    assert consider(2, -5.0, 2)
+    assert not consider(3, 9.0, 1)
+    assert not consider(4, -6.0, 2)
+    assert torch.equal(best.images, images + 2)
+    assert consider(5, -4.0, 2)
+    assert torch.equal(best.images, images + 5)
+
+
+def test_one_draw_counts_where_it_is_certain(classifier: Classifier, images: Tensor) -> None:
+    """A wrong answer beats a larger loss there; a few draws that are wrong by chance do not."""
+    logits = F.one_hot(torch.tensor([[1, 1, 2, 3]]), 4).double()
+    answer = Answer(images, torch.zeros(4, dtype=torch.float64), logits, None)
+    attack = PGD(mask="recomputed")
+    for defense, expected in ((Defense(classifier), [1, 0, 0, 0]), (Noisy(classifier), [0] * 4)):
+        run = Ascent(target_of(defense, images, LABELS), 0, criterion("margin", LABELS), None)
+        assert attack.wrong(run, images, answer, 0).tolist() == expected
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_resubmissions_are_fresh_draws_that_choose_the_best_iterate(
+    antithetic: bool, classifier: Classifier, images: Tensor
+) -> None:
+    """Of addresses that no gradient has. They do not move the attack, and the best image is the
+    iterate that is wrong on most of them."""
+    defense = Noisy(classifier)
+    labels = classifier(images).argmax(1)
+    settings: Any = {"epsilon": 0.3, "steps": 4, "step_size": 0.1, "eot_samples": 2}
+    attack = PGD(**settings, antithetic=antithetic, mask="recomputed", resubmissions=5)
+    last, best = attack(target_of(defense, images, labels))
+    calls = list(defense.calls)  # of each iterate that of the gradient, and five of one draw
+    gradients, further = calls[::6], [calls[place + 1 : place + 6] for place in range(0, 24, 6)]
+    assert [len(call.images) for call in calls] == [8, 4, 4, 4, 4, 4] * 4
+    used: set[int] = set()
+    for iteration, (asked, again) in enumerate(zip(gradients, further, strict=True)):
+        assert all(torch.equal(call.images, asked.images[:4]) for call in again)
+        fresh = [int(call.noise.reverse[0, 1]) for call in again]
+        assert fresh == [attack_draw(0, 0, iteration, 2 + k).index for k in range(5)]
+        used |= set(asked.noise.reverse[:, 1].tolist())
+        assert not used & set(fresh)
+    wrong = torch.stack(
+        [
+            torch.stack([defense(call.images, call.noise).argmax(1) != labels for call in again])
+            for again in further
+        ]
+    ).sum(1)
+    for image in range(4):
+        chosen = [k for k in range(4) if torch.equal(further[k][0].images[image], best[image])]
+        assert len(chosen) == 1 and wrong[chosen[0], image] == wrong[:, image].max()
+    assert (wrong.amax(0) > wrong.amin(0)).any(), "there is something to choose"
+    plain = replace(attack, resubmissions=0)(target_of(defense, images, labels))
+    assert torch.equal(plain[0], last)
+
+
+def test_resubmissions_beyond_the_address_space_are_refused() -> None:
+    assert PGD(eot_samples=10, resubmissions=65526).resubmissions == 65526
+    with pytest.raises(FieldError, match=r"PGD.resubmissions .* <= 65536, got 65527 \+ 10"):
+        PGD(eot_samples=10, resubmissions=65527)
+    assert "more EOT draws" not in PGD(eot_samples=10, resubmissions=65520).stronger()
+
+
+def test_a_transfer_attack_asks_no_defence() -> None:
+    with pytest.raises(FieldError, match="resubmissions must be 0 for a transfer attack"):
+        PGD(approximation="classifier_only", resubmissions=1)
+    transferred = PGD(resubmissions=3).transferred()
+    assert transferred == PGD(approximation="classifier_only")
 
 
 @pytest.mark.parametrize("approximation", ["bpda", "classifier_only"])

@@ -1,7 +1,8 @@
 """PGD and BPDA against answers in closed form; their random starts and draws."""
 
+from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import pytest
@@ -11,16 +12,20 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from hetpure.attacks import BPDA, PGD, Addresses
+from hetpure.attacks.pgd import accumulated, neighbour
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
-from hetpure.noise import Stream, attack_draw
+from hetpure.noise import BatchNoise, Purpose, Stream, attack_draw
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
 from tests.hetpure.attacks.defenses import (
+    ADDRESSES,
     LABELS,
     NOISE,
     SAMPLES,
+    Counter,
     Spy,
+    linear,
     size,
     target_of,
     unit,
@@ -126,3 +131,105 @@ def test_eot_gradient_is_the_mean_of_single_draws(
     assert sum(calls) == 4 * 3 * defense.network_calls
     cosine = F.cosine_similarity(singles[0].flatten(1), mean.flatten(1))
     assert (cosine < 0.999).all()  # the draws differ enough to tell a mean from one of them
+
+
+class Quadratic(Defense):
+    """Two classes: the second one's logit is -a |x - c|^2, the first one's is 0. Labels of 0 make
+    that the margin, whose gradient -2 a (x - c) differs from place to place."""
+
+    def __init__(self, a: Tensor, c: Tensor) -> None:
+        super().__init__(linear(torch.zeros(2, 64, dtype=torch.float64)))
+        self.a, self.c = a, c
+
+    def forward(
+        self, images: Tensor, noise: BatchNoise, mask: Any = None, policy: Any = None
+    ) -> Tensor:
+        height = -(self.a * (images - self.c).square()).sum((1, 2, 3))
+        return torch.stack([0 * height, height], 1)
+
+
+@pytest.fixture
+def quadratic() -> Quadratic:
+    generator = torch.Generator().manual_seed(5)
+    a, c = torch.rand(2, 1, 8, 8, generator=generator, dtype=torch.float64)
+    return Quadratic(1 + 4 * a, c)
+
+
+@pytest.mark.parametrize("neighbours", [0, 1, 3])
+@pytest.mark.parametrize("momentum", [0.0, 0.7, 1.0])
+@norms
+def test_momentum_and_variance_by_their_algorithms(
+    norm: str, momentum: float, neighbours: int, quadratic: Quadratic, images: Tensor
+) -> None:
+    """Wang & He's Algorithm 1, and Dong et al.'s where there are no neighbours, written out."""
+    labels = torch.zeros(4, dtype=torch.int64)
+    attack = pgd(
+        norm=norm, epsilon=0.5, steps=4, step_size=0.03, random_start=False, loss="margin",
+        momentum=momentum, neighbours=neighbours, neighbourhood=0.2,
+    )  # fmt: skip
+    counter = Counter()
+    last, _ = attack(target_of(quadratic, images, labels, ADDRESSES, counter))
+
+    def slope(x: Tensor) -> Tensor:
+        return -2 * quadratic.a * (x - quadratic.c)
+
+    x, g, v = images, torch.zeros_like(images), torch.zeros_like(images)
+    for t in range(4):
+        total = slope(x) + v
+        g = momentum * g + total / total.abs().sum((1, 2, 3), keepdim=True)
+        if neighbours:
+            noise, around = ADDRESSES.own_noise(0, t), []
+            for k in range(neighbours):
+                if norm == "linf":
+                    r = 2 * noise.uniform(Purpose.PERTURBATION, x, step=k) - 1
+                else:
+                    r = unit(noise.normal(Purpose.PERTURBATION, x, step=k))
+                around.append(slope((x + 0.1 * r).clamp(0, 1)))
+            v = torch.stack(around).mean(0) - slope(x)
+        x = x + 0.03 * (g.sign() if norm == "linf" else unit(g))
+    torch.testing.assert_close(last, x, rtol=0, atol=1e-12)
+    assert sum(counter.gradients) == 4 * (4 + 3 * neighbours)
+    assert len(counter.iterations) == 4, "neighbours are no iterates"
+    if norm == "l2" and (momentum or neighbours):
+        usual, _ = replace(attack, momentum=0.0, neighbours=0)(target_of(quadratic, images, labels))
+        assert (last - usual).abs().max() > 1e-5
+
+
+def test_neighbours_are_drawn_anew_for_every_iterate_run_and_number(images: Tensor) -> None:
+    """Uniform in the ball; on the draws of the iterate itself."""
+    addresses = Addresses(torch.arange(512), NOISE)
+    many = torch.full((512, 1, 8, 8), 0.5, dtype=torch.float64)
+    offsets = [
+        neighbour(addresses.own_noise(run, iteration), many, 0.2, "linf", number) - many
+        for run, iteration, number in product(range(2), range(2), range(2))
+    ]
+    for offset in offsets:
+        uniform = (offset.flatten() / 0.2 + 1) / 2
+        assert kstest(uniform.numpy(), "uniform").pvalue > 1e-3
+    for first, second in combinations(offsets, 2):
+        correlation = F.cosine_similarity(first.flatten(), second.flatten(), dim=0)
+        assert abs(correlation) < 5 / first.numel() ** 0.5
+    sphere = neighbour(addresses.own_noise(0), many, 0.2, "l2", 0) - many
+    torch.testing.assert_close(size(sphere, "l2"), torch.full((512,), 0.2).double())
+
+
+def test_neighbours_are_asked_on_the_iterates_draws(
+    denoiser: Denoiser, smooth_classifier: Classifier, images: Tensor
+) -> None:
+    """So the variance is that of the images alone."""
+    defense = Spy(smooth_classifier, UniformPurifier(steps=2), denoiser)
+    pgd(steps=2, eot_samples=2, neighbours=2)(target_of(defense, images))
+    draws = [call.noise.forward[:, 1].tolist() for call in defense.calls]
+    assert draws[0] == draws[1] == draws[2] != draws[3]
+    assert len(defense.calls) == 4
+    assert not torch.equal(defense.calls[1].images, defense.calls[2].images)
+
+
+def test_accumulated_gradients_of_any_scale_by_hand() -> None:
+    g = torch.tensor([[3.0, -1.0], [0.0, 0.0]], dtype=torch.float64).reshape(2, 1, 1, 2)
+    total = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64).reshape(2, 1, 1, 2)
+    expected = torch.tensor([[1.25, 0.25], [0.5, -0.5]], dtype=torch.float64)
+    for scale in (1.0, 1e-200, 1e200):
+        torch.testing.assert_close(
+            accumulated(total, scale * g, 0.5), expected.reshape(2, 1, 1, 2), rtol=0, atol=1e-15
+        )
