@@ -6,6 +6,8 @@ from hetpure.attacks.auto_eot import AutoEOT
 from hetpure.attacks.autoattack import AutoAttack
 from hetpure.attacks.bpda import BPDA
 from hetpure.attacks.diffattack import DiffAttack
+from hetpure.attacks.diffhammer import DiffHammer
+from hetpure.attacks.filters import FilterAttack
 from hetpure.attacks.gradient import unfolded
 from hetpure.attacks.low_frequency import LowFrequency
 from hetpure.attacks.pgd import PGD
@@ -23,6 +25,8 @@ __all__ = [
     "AutoEOT",
     "Cost",
     "DiffAttack",
+    "DiffHammer",
+    "FilterAttack",
     "LowFrequency",
     "Monitor",
     "Replay",

@@ -20,6 +20,8 @@ from hetpure.attacks import (
     AutoAttack,
     AutoEOT,
     DiffAttack,
+    DiffHammer,
+    FilterAttack,
     LowFrequency,
     Replay,
     Square,
@@ -52,18 +54,25 @@ PAGE = (ROOT / "docs" / "guide" / "attack.md").read_text().split("## An attack o
 SOURCE = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)[0]
 DOCUMENTED: dict[str, Any] = {"__name__": "my_attack"}
 exec(SOURCE, DOCUMENTED)
+DISTANCE = "tests.hetpure.attacks.defenses.root_mean_square"
 FEW: dict[str, Any] = {"epsilon": 0.1, "steps": 2, "eot_samples": 2}
 IN_A_BALL: dict[str, Attack] = {
     "pgd_linf": PGD(**FEW, restarts=2),
     "pgd_l2": PGD(**FEW, norm="l2", random_start=False),
     "pgd_targeted": PGD(**FEW, targets=2, loss="dlr"),
+    "pgd_variance": PGD(**FEW, momentum=1.0, neighbours=2),
+    "pgd_resubmitted": PGD(**FEW, resubmissions=3, targets=1, restarts=2),
     "low_frequency_linf": LowFrequency(**FEW),
+    "low_frequency_momentum": LowFrequency(**FEW, momentum=1.0, neighbours=1),
     "low_frequency_l2": LowFrequency(**FEW, norm="l2"),
     "diffattack": DiffAttack(**FEW),
+    "diffhammer": DiffHammer(**FEW, resubmissions=1),
+    "diffhammer_l2": DiffHammer(**FEW, norm="l2", loss="dlr", targets=1, neighbours=1),
+    "diffhammer_grafted": DiffHammer(**FEW, grafted=True, random_start=False),
     "bpda": BPDA(**FEW),
     "transfer": PGD(**FEW, approximation="classifier_only"),
     "apgd_linf": APGD(**FEW),
-    "apgd_l2": APGD(**FEW, norm="l2", targets=2, loss="margin"),
+    "apgd_l2": APGD(**FEW, norm="l2", targets=2, loss="margin", resubmissions=2),
     "square_linf": Square(**{**FEW, "steps": 5}),
     "square_l2": Square(**{**FEW, "steps": 5, "norm": "l2"}),
     "auto_eot": AutoEOT(**FEW, square_steps=2, targets=2, check_draws=3),
@@ -71,7 +80,12 @@ IN_A_BALL: dict[str, Attack] = {
     "rand": AutoAttack(**FEW, version="rand"),
     "documented": DOCUMENTED["Momentum"](**FEW),
 }
-ATTACKS = {**IN_A_BALL, "stadv": StAdv(steps=2, eot_samples=2), "null": NullAttack()}
+ATTACKS = {
+    **IN_A_BALL,
+    "stadv": StAdv(steps=2, eot_samples=2),
+    "filter": FilterAttack(steps=2, eot_samples=2, distance=DISTANCE),
+    "null": NullAttack(),
+}
 BY_PLACE = ("standard", "rand")  # AutoAttack, whose noise and starts are no image's own
 
 
@@ -226,6 +240,18 @@ UNUSABLE: list[tuple[type[Attack], str, Any]] = [
     *((PGD, field, 0) for field in ("steps", "eot_samples", "restarts", "step_size")),
     (PGD, "targets", -1),
     *((PGD, field, "other") for field in ("loss", "average", "mask", "approximation")),
+    *((PGD, field, -1) for field in ("momentum", "neighbours", "resubmissions")),
+    (PGD, "neighbours", 65537),
+    (PGD, "neighbourhood", 0.0),
+    (DiffHammer, "eot_samples", 1),
+    (DiffHammer, "loss", "cross_entropy"),
+    (DiffHammer, "average", "logits"),
+    (DiffHammer, "rounds", 0),
+    (DiffHammer, "sharpness", 0.0),
+    *((FilterAttack, field, -0.1) for field in ("bound", "penalty", "offset_step_size")),
+    *((FilterAttack, field, 0.0) for field in ("colour", "step_size")),
+    *((FilterAttack, "sizes", sizes) for sizes in ([], [4], [1], [3, 5, 6])),
+    *((FilterAttack, "distance", path) for path in ("no.such.function", "math.pi", "other")),
     (LowFrequency, "ratio", 0.0),
     (LowFrequency, "ratio", float("nan")),
     (StAdv, "max_flow", float("inf")),
@@ -275,7 +301,7 @@ def test_names_that_records_hold() -> None:
         "pgd_linf", "pgd_l2", "low_frequency_linf", "low_frequency_l2", "diffattack_linf",
         "bpda_linf", "apgd_ce_linf", "apgd_margin_l2_targeted", "square_linf", "square_l2",
         "auto_eot_linf", "autoattack_standard_linf", "autoattack_rand_linf", "stadv", "null",
-        "momentum_linf",
+        "momentum_linf", "diffhammer_linf", "diffhammer_l2", "filter",
     }  # fmt: skip
 
 
