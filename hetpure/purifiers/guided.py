@@ -1,7 +1,6 @@
 """Guided purification: GDMP (Wang et al. 2022, arXiv 2205.14969), squared-error guidance."""
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from math import sqrt
 from typing import ClassVar
 
@@ -49,13 +48,7 @@ class GuidedPurifier(GridPurifier):
         check_at_least(self, 0, "guidance")
 
     def plan(self, schedule: Schedule) -> Plan:
-        grid = self.grid(schedule, strength_index(schedule, self.strength))
-        plan: list[Step] = []
-        for number in range(self.rounds):
-            steps = [Step(at=t, via=t, to=s, repeat=number) for t, s in pairwise(grid)]
-            if number:  # starts where the round before it ended
-                steps[0] = Step(at=grid[-1], via=grid[0], to=grid[1], repeat=number)
-            plan.extend(steps)
+        plan = self.rounds_from(schedule, [strength_index(schedule, self.strength)] * self.rounds)
         for step in plan:
             if step.to != NO_NOISE and self._pull(schedule, step) >= 1:
                 raise FieldError(
@@ -64,7 +57,7 @@ class GuidedPurifier(GridPurifier):
                     f"{self.guidance} overshoots its target on the step from {step.via} to"
                     f" {step.to}: lower it, or give a finer grid",
                 )
-        return tuple(plan)
+        return plan
 
     def _pull(self, schedule: Schedule, step: Step) -> float:
         """Which share of its distance to the target a step takes back: 2 s_t Sigma_t."""

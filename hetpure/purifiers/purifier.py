@@ -7,6 +7,7 @@ The image is in pixel [0, 1], the state in model units [-1, 1].
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -24,8 +25,9 @@ Output = Literal["x0", "state"]
 class Step:
     """The state stands at index `at`; it is diffused up to `via` where that is above, denoised from
     there to index `to`, and, if `known`, its unattended pixels are replaced by the image at the
-    noise level of `to`. `repeat` tells steps at one index apart. A step is one network call, or
-    two where a Heun step is `corrected` with the slope at its end."""
+    noise level of `to` (or, before all else, at that of `at`: the purifier says which). `repeat`
+    tells steps at one index apart. A step is one network call, or two where a Heun step is
+    `corrected` with the slope at its end."""
 
     at: int
     via: int
@@ -168,6 +170,18 @@ class GridPurifier(Purifier):
         wanted = {*points, start, 0} | ({include} if include is not None else set())
         grid = sorted((t for t in wanted if t <= start), reverse=True)
         return [*grid[:-1], NO_NOISE if self.output == "x0" else 0]
+
+    def rounds_from(self, schedule: Schedule, starts: Sequence[int]) -> Plan:
+        """Down the grid from each start, one purification after another: the first from the image,
+        the others from what came out of the one before them."""
+        plan: list[Step] = []
+        for number, start in enumerate(starts):
+            grid = self.grid(schedule, start)
+            first, *others = pairwise(grid)
+            at = grid[-1] if number else start  # every round ends at the same index
+            plan.append(Step(at=at, via=start, to=first[1], repeat=number))
+            plan.extend(Step(at=t, via=t, to=s, repeat=number) for t, s in others)
+        return tuple(plan)
 
 
 def diffuse(

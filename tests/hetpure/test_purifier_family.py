@@ -22,16 +22,19 @@ from hetpure.noise import (
     Stream,
     attack_draw,
 )
+from hetpure.numbers import Number
 from hetpure.purifiers import (
     EDMPurifier,
+    GradualPurifier,
     GuidedPurifier,
     HeterogeneousPurifier,
+    LikelihoodPurifier,
     Purifier,
     Resampling,
     UniformPurifier,
 )
 from hetpure.samplers import DDIM, DDPM, VPODE, VPSDE, Sampler
-from hetpure.schedule import linear_schedule
+from hetpure.schedule import NO_NOISE, linear_schedule
 from tests.hetpure.networks import states
 
 SCHEDULE = linear_schedule()
@@ -46,6 +49,7 @@ SAMPLERS: dict[str, Sampler] = {
     "vp-sde": VPSDE(),
     "vp-ode": VPODE(),
 }
+DEPARTING: tuple[Resampling, ...] = ("none", "fused")
 FAMILY: dict[str, Purifier] = {
     **{
         f"uniform {name}": UniformPurifier(steps=20, strength=0.2, sampler=sampler)
@@ -66,6 +70,17 @@ FAMILY: dict[str, Purifier] = {
     "heterogeneous ddim recombine": HeterogeneousPurifier(steps=20, recombine=True),
     "heterogeneous ddpm recombine": HeterogeneousPurifier(20, ANCESTRAL, recombine=True),
     "heterogeneous state": HeterogeneousPurifier(steps=20, output="state"),
+    **{
+        f"heterogeneous {name} {how} departing": HeterogeneousPurifier(
+            20, SAMPLERS[name], resampling=how, resample_jump=2, known="departure"
+        )
+        for name in ("ddim", "ddpm")
+        for how in DEPARTING
+    },
+    "gradual ddpm": GradualPurifier(steps=20, strengths=(0.05, 0.05, 0.15)),
+    "gradual ddim": GradualPurifier(steps=20, sampler=DDIM(), strengths=(0.05, 0.15)),
+    "likelihood": LikelihoodPurifier(steps=2),
+    "likelihood ball": LikelihoodPurifier(steps=2, radius=Number("8/255")),
 }
 FROM_THE_LAST_INDEX = [  # jumps are cut off there
     HeterogeneousPurifier(
@@ -74,7 +89,9 @@ FROM_THE_LAST_INDEX = [  # jumps are cut off there
     for how in ("single_step", "fused")
 ]
 REVERSE_NOISE = {
-    name for name in FAMILY if {"eta", "ddpm", "vp-sde", "churn", "guided"} & set(name.split())
+    name
+    for name in FAMILY
+    if {"eta", "ddpm", "vp-sde", "churn", "guided", "likelihood"} & set(name.split())
 }
 every_purifier = pytest.mark.parametrize("purifier", FAMILY.values(), ids=FAMILY.keys())
 Asked = list[tuple[Purpose, int, int]]
@@ -192,7 +209,8 @@ def test_no_address_is_used_twice(
     purifier: Purifier, denoiser: Denoiser, images: Tensor, half_mask: Tensor, asked: Asked
 ) -> None:
     states(purifier, denoiser, images, half_mask, REPORT.on(IDS))[-1]
-    assert asked[0] == (Purpose.FORWARD, purifier.plan(SCHEDULE)[0].at, 0)
+    start = purifier.plan(SCHEDULE)[0].at
+    assert start == NO_NOISE or asked[0] == (Purpose.FORWARD, start, 0)
     assert len(asked) == len(set(asked))
 
 
