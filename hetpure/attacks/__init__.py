@@ -11,6 +11,7 @@ from hetpure.attacks.filters import FilterAttack
 from hetpure.attacks.gradient import unfolded
 from hetpure.attacks.low_frequency import LowFrequency
 from hetpure.attacks.pgd import PGD
+from hetpure.attacks.progressive import Progressive
 from hetpure.attacks.replay import Replay
 from hetpure.attacks.square import Square
 from hetpure.attacks.stadv import StAdv
@@ -29,6 +30,7 @@ __all__ = [
     "FilterAttack",
     "LowFrequency",
     "Monitor",
+    "Progressive",
     "Replay",
     "Square",
     "StAdv",

@@ -139,6 +139,11 @@ class GradientAttack(Attack):
             return self.approximation
         return "soft mask" if self.mask == "soft" and defense.masked else None
 
+    def followed(self, defense: Defense) -> Defense:
+        """What it differentiates where `substitute` names something: the defence itself, or one
+        that is cheaper."""
+        return defense
+
     def cost(self, defense: Defense, known: tuple[Group, ...] = ()) -> Cost:
         """That of `climb`: a gradient a step, the last iterate of each run and the best."""
         return self._cost(defense, known, iterates=self.steps, candidates=2)
