@@ -150,6 +150,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
             details.append(f"the ids of {self.ids.name}")
         if self.skip:
             details.append(f"after the first {self.skip}")
+        if self.limit is not None:
+            details.append(f"limit {self.limit}")
         suffix = f" ({', '.join(details)})" if details else ""
         return f"{self.title} {self.test_split} images{suffix}"
 

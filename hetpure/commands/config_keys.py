@@ -187,8 +187,9 @@ def _concrete(kind: type) -> Iterator[type]:
     matter."""
     if not isabstract(kind) and not kind.__name__.startswith(("_", "LazyInstance_")):
         yield kind
-    for below in kind.__subclasses__():
-        yield from _concrete(below)
+    below: list[type] = kind.__subclasses__()
+    for each in below:
+        yield from _concrete(each)
 
 
 _adapt_parser()

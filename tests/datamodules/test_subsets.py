@@ -69,6 +69,12 @@ def test_published_512(count: int, first_and_last: tuple[int, ...], digest: str)
     assert hashlib.sha256(",".join(map(str, indices.tolist())).encode()).hexdigest() == digest
 
 
+def test_titles_say_what_limits_the_images() -> None:
+    assert Squares(limit=32).description == "squares test images (limit 32)"
+    said = Squares(subset="balanced", limit=20).description
+    assert said == "squares test images (as many of each class, limit 20)"
+
+
 def test_the_512_are_evaluated_by_ascending_ids_and_named() -> None:
     expected = published_512(600).tolist()
     assert evaluated(subset="published_512") == expected
