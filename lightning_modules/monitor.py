@@ -166,7 +166,7 @@ class RobustProbe(EveryUpdates):
         check_seed(self)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if isinstance(pl_module, DiffusionTraining):
+        if isinstance(pl_module, DiffusionTraining) and trainer.global_step == 0:
             rank_zero_info(f"RobustProbe: attacking {self.images} images before the first update")
             # Not to `callback_metrics`: what is logged here counts for the whole epoch.
             values = self.measure(trainer, pl_module)

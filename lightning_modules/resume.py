@@ -4,9 +4,11 @@ batches than it began."""
 import json
 from collections.abc import Mapping
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hetpure.errors import InputError
 from hetpure.evaluation.identity import changes
@@ -73,6 +75,18 @@ def count_anew(loop: dict[str, Any], trainer: L.Trainer) -> None:
             f" updates of {window} batches (--trainer.accumulate_grad_batches) cannot begin there;"
             " go on with as many as it began with, or from an epoch's end"
         )
+
+
+def keep_the_best(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
+    """A training that goes on writes to a folder of its own, and Lightning then forgets which
+    checkpoints were the best so far, and their scores. They are kept where all of them are still
+    there: Lightning calls them by their paths, and deletes none of another folder."""
+    states = checkpoint.get("callbacks", {})
+    for callback in trainer.checkpoint_callbacks:
+        state = states.get(callback.state_key, {})
+        best = state.get("best_k_models", {})
+        if isinstance(callback, ModelCheckpoint) and all(Path(path).exists() for path in best):
+            state["dirpath"] = callback.dirpath
 
 
 def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,13 @@ from hetpure.compatibility import check_answers
 from hetpure.errors import InputError
 from lightning_modules.batches import checked
 from lightning_modules.processes import everyones, run_folder, whole
-from lightning_modules.resume import check_same, count_anew, reopen_epoch, take_back
+from lightning_modules.resume import (
+    check_same,
+    count_anew,
+    keep_the_best,
+    reopen_epoch,
+    take_back,
+)
 from lightning_modules.updates import count_updates
 
 
@@ -122,3 +128,4 @@ class Training(L.LightningModule):
             loop = checkpoint["loops"]["fit_loop"]
             reopen_epoch(loop)
             count_anew(loop, self._trainer)
+            keep_the_best(checkpoint, self._trainer)

@@ -1,10 +1,12 @@
 """The command line of trainings: the folder they write to and the checkpoint they go on from."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from hetpure.commands.options import naming_options
@@ -13,6 +15,7 @@ from hetpure.weights.folders import in_one_line
 from lightning_modules.cli import CLI, make_cli
 from lightning_modules.processes import run_folder
 from lightning_modules.signals import SaveWhenStopped, check_nothing_is_loaded_unasked
+from lightning_modules.training_progress import TrainingProgress
 
 DISTRIBUTED = "init_args.save_distributed_checkpoint"
 CHECKPOINT = {"pytorch-lightning_version", "state_dict", "loops"}  # what every one of them holds
@@ -36,7 +39,8 @@ class KeepConfig(SaveConfigCallback):
 
 
 class TrainingCLI(CLI):
-    """Adds the checkpoint to go on from."""
+    """Adds the checkpoint to go on from, and a progress bar that knows of trainings without a last
+    epoch."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -52,6 +56,15 @@ class TrainingCLI(CLI):
                 "--trainer.strategy.save_distributed_checkpoint must be false: the index of a"
                 " distributed checkpoint is a pickle, which no training would go on from"
             )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        given = self.config_init.trainer
+        callbacks = given.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        another = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if given.enable_progress_bar is not False and not another:
+            kwargs["callbacks"] = [*callbacks, TrainingProgress()]
+        return super().instantiate_trainer(**kwargs)
 
 
 def check_checkpoint(path: Path) -> None:

@@ -18,6 +18,7 @@ from hetpure.numbers import Number
 from hetpure.weights import load_denoiser
 from lightning_modules.callbacks import ExportWeights
 from lightning_modules.diffusion import DiffusionTraining
+from lightning_modules.resume import keep_the_best
 from lightning_modules.training import Training
 from tests.lightning_modules.trainings import (
     LABEL_FREE,
@@ -292,3 +293,15 @@ def test_a_classifier_without_numbers_stops_and_is_not_exported(tmp_path: Path) 
     with pytest.raises(InputError, match=r"update \d: the loss is nan, of samples"):
         fitting.fit(classifier(learning_rate=1e30), FewImages(20, 4))
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_best_checkpoints_are_kept_where_they_are_still_there(tmp_path: Path) -> None:
+    """Else Lightning begins to count anew, and says so."""
+    (tmp_path / "best.ckpt").touch()
+    own = ModelCheckpoint(tmp_path / "second", monitor="score")
+    fitting = trainer(tmp_path, own)
+    for name, expected in (("best.ckpt", own.dirpath), ("gone.ckpt", "first")):
+        states = {own.state_key: {"dirpath": "first", "best_k_models": {str(tmp_path / name): 1.0}}}
+        keep_the_best({"callbacks": states}, fitting)
+        assert states[own.state_key]["dirpath"] == expected
+    keep_the_best({}, fitting)

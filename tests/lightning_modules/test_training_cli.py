@@ -1,10 +1,14 @@
 """`train.py` as a user meets it: what works, mistakes in one line, checkpoints to go on from."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from rich.progress import ProgressColumn
 from safetensors.torch import save_file
 
 import train
@@ -102,6 +106,83 @@ def test_a_training_goes_on_from_its_checkpoint(
     assert after["ema"]["optimization_step"] == 3
     steps = {float(state["step"]) for state in after["optimizer_states"][0]["state"].values()}
     assert steps == {3.0}
+
+
+class Shown(Callback):
+    """What the progress bar says beside itself."""
+
+    said: ClassVar[list[str]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
+        bar = trainer.progress_bar_callback
+        assert isinstance(bar, RichProgressBar) and bar.progress is not None
+        text = bar.progress.columns[0]
+        assert isinstance(text, ProgressColumn)
+        self.said.append(str(text.render(bar.train_progress_bar)))
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(-1, "Epoch 0"), (3, "Epoch 0/2")])
+def test_the_progress_bar_tells_the_last_epoch_where_there_is_one(epochs: int, said: str) -> None:
+    Shown.said.clear()
+    train.main(
+        [
+            *(*PLAIN, "--trainer.enable_progress_bar=true", f"--trainer.max_epochs={epochs}"),
+            f"--trainer.callbacks+={__name__}.Shown",
+        ]
+    )
+    assert [text.strip() for text in Shown.said] == [said] * 2
+
+
+def test_a_progress_bar_of_ones_own_stays() -> None:
+    train.main(
+        [
+            *(*PLAIN, "--trainer.max_steps=1", "--trainer.enable_progress_bar=true"),
+            "--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar",
+        ]
+    )
+
+
+def test_a_training_that_goes_on_elsewhere_keeps_its_best_and_does_not_begin_anew(
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """In a folder of its own it knows the best checkpoint so far and its score, which Lightning
+    would forget; the probe's look before the first update is not repeated."""
+    probe = {
+        "class_path": "lightning_modules.monitor.RobustProbe",
+        "init_args": {
+            "images": 2,
+            "every_n_steps": 1,
+            "purifier": {"class_path": "UniformPurifier", "init_args": {"steps": 20}},
+            "attack": {"class_path": "PGD", "init_args": {"steps": 1, "eot_samples": 1}},
+        },
+    }
+    best = {
+        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "init_args": {"monitor": "probe/clean", "mode": "max", "every_n_train_steps": 1},
+    }
+    options = [*PLAIN, f"--trainer.callbacks+={json.dumps(probe)}"]
+    options += [f"--trainer.callbacks+={json.dumps(best)}"]
+    caplog.set_level("INFO")
+    train.main(options)
+    assert "before the first update" in caplog.text + capsys.readouterr().err
+    (first,) = Path("runs").rglob("end.ckpt")
+    caplog.clear()
+    train.main([*options, "--trainer.max_steps=3", f"--ckpt_path={first}"])
+    assert "before the first update" not in caplog.text + capsys.readouterr().err
+    assert not [warning for warning in recwarn if "dirpath" in str(warning.message)]
+    before, after = (
+        next(
+            state
+            for name, state in torch.load(path, weights_only=True)["callbacks"].items()
+            if name.startswith("ModelCheckpoint")
+        )
+        for path in (first, *(path for path in Path("runs").rglob("end.ckpt") if path != first))
+    )
+    assert before["dirpath"] != after["dirpath"]
+    assert after["best_model_score"] >= before["best_model_score"]
+    assert Path(before["best_model_path"]).is_file(), "none of another folder is deleted"
 
 
 def test_a_program_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
