@@ -23,6 +23,7 @@ import yaml
 from committed import saved_results, unpacked
 
 from hetpure.errors import InputError
+from hetpure.evaluation.protocol import AUDIT
 from hetpure.evaluation.run_results import Contents
 from hetpure.evaluation.store import Store
 from hetpure.evaluation.worker import Task, in_order
@@ -72,7 +73,8 @@ def timing_of(folder: Path) -> Timing:
         raise InputError(f"{folder} is not finished: {counted(contents.missing, 'part')} missing")
     seconds: Seconds = defaultdict(float)
     for job, finished in contents.finished.items():
-        seconds[Task(job.row, job.block)] += finished.seconds
+        audit = job.attack if job.attack.startswith(AUDIT) else None
+        seconds[Task(job.row, None if audit else job.block, audit)] += finished.seconds
     checks = {Task(row, None): check["seconds"] for row, check in contents.checks.items()}
     images = contents.facts["images"]
     cells = [cell for row in contents.facts["rows"].values() for cell in row["cells"].values()]
@@ -98,15 +100,18 @@ def committed() -> Timing:
 
 def queue(seconds: Seconds, workers: int) -> float:
     """Time until the last worker ends, each taking the next task when it is free."""
-    rows = list(dict.fromkeys(task.row for task in seconds))
+    audits: dict[str, dict[str, int]] = {task.row: {} for task in seconds}
+    for task in seconds:
+        if task.audit is not None:
+            audits[task.row][task.audit] = 0
     blocks = len({task.block for task in seconds} - {None})
     # The program foresees a task by its network calls, no better than by its row's mean here.
     means = {
         row: statistics.mean(seconds[t] for t in seconds if t.row == row and t.block is not None)
-        for row in rows
+        for row in audits
     }
     free = [0.0] * workers
-    for task in in_order(rows, blocks, lambda task: means[task.row], workers):
+    for task in in_order(audits, blocks, lambda task: means[task.row], workers):
         heapq.heapreplace(free, free[0] + seconds.get(task, 0.0))
     return max(free)
 

@@ -107,6 +107,9 @@ def normalise(maps: Tensor, how: Normalisation) -> Tensor:
     return torch.where(constant, torch.zeros_like(flat), scaled).reshape(maps.shape)
 
 
+CONTROLS = ("random", "shifted")  # placements that go by the image's sample id
+
+
 @dataclass(frozen=True)
 class AttentionMask:
     """Which pixels a classifier attends to.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 
 import torch
 import torch.nn.functional as F
@@ -52,17 +53,11 @@ class Defense(nn.Module):
         self.eval().requires_grad_(False)
 
     def copy(self, denoiser: Denoiser | None = None) -> "Defense":
-        """Another defence of the same networks, plan and execution; of another denoiser where one
-        is given."""
-        other = Defense(
-            self.classifier,
-            self.purifier,
-            denoiser or self.denoiser,
-            self.attention_mask,
-            self.execution,
-            self.purified_size,
-        )
-        other.plan = self.plan
+        """Another defence of the same class, networks, plan and execution; of another denoiser
+        where one is given."""
+        other = copy(self)
+        other._modules, other._chosen = dict(self._modules), {}
+        other.denoiser = denoiser or self.denoiser
         return other
 
     @property

@@ -25,7 +25,7 @@ class EvaluationProgress(Watch):
         self.images = {
             (row.name, cell.name): cell.images(len(run.images))
             for row in run.rows.values()
-            for cell in row.cells
+            for cell in row.cells + row.audit
         }
         self.correct: dict[tuple[str, str], list[float]] = {}
         self._looked = 0.0

@@ -35,7 +35,7 @@ PAGE = (ROOT / "docs" / "reference" / "config.md").read_text()
 PACKAGES = ("hetpure.", "lightning_modules.", "datamodules.")
 REQUIRED = "*required*"
 FAMILIES = (Attack, Purifier, Sampler, Perturbation, Levels, ImageDataModule, Training, Callback)
-NO_CONFIG = {"NullAttack", "EightBit", "CIFAR", "KeepConfig"}  # which the program itself builds
+NO_CONFIG = {"NullAttack", "EightBit", "Reference", "CIFAR", "KeepConfig"}  # which the program itself builds
 Owner = Callable[..., Any]
 
 
@@ -185,6 +185,9 @@ NEEDED: dict[str, dict[str, Any]] = {  # of classes that require something
     },
     "hetpure.evaluation.cells.AttackConfig": {"attack": {"class_path": "hetpure.attacks.PGD"}},
     "hetpure.attacks.Replay": {"path": "images.npz"},
+    "hetpure.attacks.Progressive": {
+        "coarse": {"class_path": "hetpure.purifiers.UniformPurifier", "init_args": {"steps": 5}}
+    },
     "lightning_modules.monitor.FeatureFID": {"classifier": "fashion_mnist_wrn"},
     "datamodules.npz.NPZ": {"num_classes": 2},
     "lightning_modules.diffusion.DiffusionTraining": {"diffusion": "fashion_mnist_ddpm"},

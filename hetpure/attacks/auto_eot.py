@@ -92,7 +92,8 @@ class AutoEOT(InBall):
     def __call__(self, target: Target) -> Tensor:
         defense, addresses = target.defense, target.addresses
         draws = 1 if target.certain else self.check_draws
-        noises = replace(addresses, member=CHECK).draws(0, 0, draws)
+        # A restart of its own for every attack of an evaluation: no two rate on the same draws.
+        noises = replace(addresses, member=CHECK).draws(addresses.member, 0, draws)
         best = target.images
         wrong = wrong_draws(target, noises)
         candidates = []

@@ -1,40 +1,82 @@
 """Sanity checks of an evaluation: what must hold if the attack works and the counting is honest.
 
 The attacks that the checks need are cells like any other, on the first images only; every verdict
-is a function of records. A check with a paired difference fails where its 95% interval excludes
-what must hold, and warns where only the difference itself goes beyond the tolerance: the slice is
-small.
+is a function of records. A check that compares accuracies is certain where the evidence against
+"within the tolerance" is so strong that all checks of a row together are wrong once in a thousand
+audits. The evidence may be looked at as often as one likes, so a slice grows, look by look, until
+its check is settled or the row's budget is spent.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hetpure.attacks.attack import Threat, check_candidates
 from hetpure.errors import FieldError, check_at_least, check_at_most
 from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
-from hetpure.evaluation.results import by_attack, draws_right, paired
-from hetpure.evaluation.statistics import Difference, in_points, mean_accuracy
+from hetpure.evaluation.results import by_attack, draws_right
+from hetpure.evaluation.statistics import (
+    evidence,
+    holm,
+    in_points,
+    mean_accuracy,
+    paired_difference,
+    visible,
+)
 from hetpure.noise import MOST_STEPS
 
-Verdict = Literal["PASS", "WARN", "FAIL"]
-STEPS, DRAWS, RADIUS = "more steps", "more EOT draws", "larger radius"
-WHOLE, BLACK_BOX, TRANSFER = "whole range", "black box", "transfer"
+Verdict = Literal["PASS", "undecided", "WARN", "FAIL"]
+REFERENCE, STEPS, DRAWS = "reference attack", "more steps", "more EOT draws"
+RADIUS, WHOLE = "larger radius", "whole range"
+BLACK_BOX, TRANSFER = "black box", "transfer"
 DW_BOX, EIGHT_BIT = "DW-box", "8-bit images"
-# Attacks that are compared with the main one: name and words, whether higher (1) or lower (-1)
-# accuracy is the bad sign, and the verdict where its interval leaves no doubt.
-COMPARED: tuple[tuple[str, str, int, Verdict | None], ...] = (
-    (STEPS, "under twice the steps", 1, "FAIL"),
-    (DRAWS, "under twice the draws", 1, "FAIL"),
-    (RADIUS, "under twice the radius", 1, "FAIL"),
-    (BLACK_BOX, "under an attack without gradients", -1, "FAIL"),
-    (TRANSFER, "under an attack on the classifier alone", -1, "FAIL"),
-    (EIGHT_BIT, "on adversarial images rounded to 8 bits", 1, "WARN"),
-    (DW_BOX, "with the noise known (DW-box)", -1, None),
-)
+ATTACK_DRAWS, OTHER_IDS = "attacker's draws", "exchanged ids"
+NULL_CHECK, CONVERGENCE = "null attack", "convergence"
+FAMILY_ERROR = 1e-3  # probability that an audit of an honest row fails one of its comparisons
+PASS_ERROR = 0.05  # of a check that passes although its difference is beyond the tolerance
 FEW_DRAWS = 0.1  # cosine between halves of the EOT draws, below which a gradient is mostly noise
+FIRST_LOOK = 16
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two accuracies of a row on the same images.
+
+    Args:
+        words: where the first of them is measured.
+        bad: whether the first must not be the higher one (1), the lower one (-1), or either (0).
+        certain: the verdict where a bad difference is certain.
+        against: the other one: the main attack, or the clean images.
+        falls: the first is of a stronger attack: lower by more than the tolerance, it says that the
+            main attack has not converged.
+        exact: any difference is bad, not only one beyond the tolerance.
+    """
+
+    words: str
+    bad: int
+    certain: Verdict = "FAIL"
+    against: Literal["main", "clean"] = "main"
+    falls: bool = False
+    exact: bool = False
+
+
+COMPARISONS = {
+    REFERENCE: Comparison("under the reference attack", -1),
+    STEPS: Comparison("under twice the steps", 1, falls=True),
+    DRAWS: Comparison("under twice the draws", 1, falls=True),
+    RADIUS: Comparison("under twice the radius", 1),
+    BLACK_BOX: Comparison("under an attack without gradients", -1),
+    TRANSFER: Comparison("under an attack on the classifier alone", -1),
+    EIGHT_BIT: Comparison("on adversarial images rounded to 8 bits", 1, "WARN"),
+    DW_BOX: Comparison("with the noise known (DW-box)", -1, "WARN"),
+    ATTACK_DRAWS: Comparison("on the attacker's draws", 0, against="clean"),
+    OTHER_IDS: Comparison("with sample ids exchanged", 0, against="clean"),
+    NULL_CHECK: Comparison("of strength zero", 0, against="clean", exact=True),
+}
 
 
 @dataclass(frozen=True)
@@ -42,20 +84,27 @@ class Audit:
     """How the audit looks.
 
     Args:
-        images: the first so many samples are its slice.
+        images: the first so many samples, at most, are the slice of a check.
+        purifications: of a row's audit, at most, gradients and answers alike. The reference attack
+            gets what the others leave.
         queries: of the black-box attack, for each image.
-        tolerance: of accuracy differences, beyond which a check warns.
+        tolerance: of accuracy differences, beyond which a check warns, or fails where that is
+            certain.
+        reference: whether an attack of fixed strength is run beside the main one. Without it a weak
+            attack may pass, and the tables say so.
     """
 
-    images: int = 16
+    images: int = 256
+    purifications: int = 51_200
     queries: int = 100
     tolerance: float = 0.05
+    reference: bool = True
 
     def __post_init__(self) -> None:
-        check_at_least(self, 1, "images", "queries")
+        check_at_least(self, 1, "images", "queries", "purifications")
         check_at_most(self, MOST_STEPS, "queries")
-        if not 0 <= self.tolerance < 1:
-            raise FieldError(self, "tolerance", f"must be in [0, 1), got {self.tolerance}")
+        if not 0 < self.tolerance < 1:
+            raise FieldError(self, "tolerance", f"must be in (0, 1), got {self.tolerance}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +116,95 @@ class Check:
     said: str
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a check's records say.
+
+    Args:
+        right: which draws (n, draws) are right where the check measures.
+        before: and where it compares with; None where it does not.
+        difference: of their means, signed so that positive is bad.
+        bound: the largest difference that is allowed.
+        low: the lowest that there is.
+        against: evidence that the difference is beyond the bound.
+        within: evidence that it is not.
+    """
+
+    right: NDArray[np.bool_]
+    before: NDArray[np.bool_] | None
+    difference: float
+    bound: float
+    low: float
+    against: float
+    within: float
+
+    def settled(self, checks: int) -> bool:
+        """Whether more images would change nothing, among so many checks."""
+        return self.against >= checks / FAMILY_ERROR or self.within >= 1 / PASS_ERROR
+
+
+def looks(images: int, most: int) -> list[range]:
+    """The positions of a slice of so many images, in the parts in which it grows: twice as many
+    after each, in parts of at most `most`."""
+    parts, start = [], 0
+    while start < images:
+        stop = min(start + max(start, FIRST_LOOK), start + most, images)
+        parts.append(range(start, stop))
+        start = stop
+    return parts
+
+
+def settled(
+    cell: str,
+    records: Mapping[str, Sequence[Record]],
+    base: str,
+    classes: int,
+    audit: Audit,
+    cells: int,
+) -> bool:
+    """Whether the check that this cell of the audit is for is settled by the row's records, by
+    attack; the audit has so many cells, and the null attack is compared beside them."""
+    name = cell.removeprefix(f"{AUDIT}: ")
+    reading = read_check(name, records, base, classes, audit.tolerance)
+    return reading is not None and reading.settled(cells + 1)
+
+
+def read_check(
+    name: str,
+    records: Mapping[str, Sequence[Record]],
+    base: str,
+    classes: int,
+    tolerance: float,
+) -> Reading | None:
+    """What the records of a row, by attack, say of a check; None where it was not looked at."""
+    key = NULL if name == NULL_CHECK else f"{AUDIT}: {name}"
+    if key not in records or (name == NULL_CHECK and len(records[NULL][0].predictions) < 2):
+        return None  # one draw is always the same
+    if name == WHOLE:
+        return _whole(draws_right(records[key]), 1 / classes, tolerance)
+    comparison = COMPARISONS[name]
+    other = base if comparison.against == "main" else CLEAN
+    others = {record.sample: record for record in records.get(other, ())}
+    both = [record for record in records[key] if record.sample in others]
+    if not both:
+        return None
+    right, before = draws_right(both), draws_right([others[record.sample] for record in both])
+    values = (comparison.bad or 1) * (right.mean(1) - before.mean(1))
+    bound = 0.0 if comparison.exact else tolerance
+    against, within = evidence(values, bound, -1.0), evidence(-values, -tolerance, -1.0)
+    if comparison.bad == 0:
+        against = (against + evidence(-values, bound, -1.0)) / 2
+    if comparison.bad == 0 or comparison.falls:
+        within = min(within, evidence(values, -tolerance, -1.0))
+    return Reading(right, before, float(values.mean()), bound, -1.0, against, within)
+
+
+def _whole(right: NDArray[np.bool_], chance: float, tolerance: float) -> Reading:
+    rates, bound = right.mean(1), chance + tolerance
+    against, within = evidence(rates, bound, 0.0), evidence(-rates, -bound, -1.0)
+    return Reading(right, None, float(rates.mean()) - chance, bound, 0.0, against, within)
+
+
 def verdicts(
     records: Sequence[Record],
     base: str,
@@ -74,25 +212,74 @@ def verdicts(
     audit: Audit,
     gradient_checks: Sequence[Mapping[str, Any]],
     agreement: float | None,
+    right: Sequence[float] = (),
 ) -> list[Check]:
     """The checks of one defence, from its records under the main attack `base` and the audit's, its
-    gradient checks, and the mean cosine between halves of its EOT draws."""
+    gradient checks, the mean cosine between halves of its EOT draws, and the accuracy at each of
+    its iterates."""
     attacks = by_attack(records)
     checks = [_gradient(check) for check in gradient_checks]
-    if NULL in attacks and len(attacks[NULL][0].predictions) > 1:  # one draw is always the same
-        moved = paired(attacks[NULL], attacks[CLEAN])
-        verdict = _verdict(not moved.low <= 0 <= moved.high)
-        checks.append(Check("null attack", verdict, f"clean accuracy {_points(moved)}"))
-    for name, words, sign, certain in COMPARED:
-        if audited := attacks.get(f"{AUDIT}: {name}"):
-            moved = paired(audited, attacks[base])
-            checks.append(_compared(name, words, moved, sign, certain, audit.tolerance))
-    if whole := attacks.get(f"{AUDIT}: {WHOLE}"):
-        checks.append(_chance(whole, classes))
+    readings = {
+        name: reading
+        for name in (NULL_CHECK, *COMPARISONS, WHOLE)
+        if (reading := read_check(name, attacks, base, classes, audit.tolerance)) is not None
+    }
+    certain = holm({name: reading.against for name, reading in readings.items()}, FAMILY_ERROR)
+    for name, reading in readings.items():
+        checks.append(_judged(name, reading, name in certain, len(readings), audit.tolerance))
+    if right:
+        checks.append(convergence(right, audit.tolerance))
     if agreement is not None:
         said = f"mean cosine {agreement:.2f} between halves of the draws"
-        checks.append(Check("EOT draws", _verdict(False, agreement < FEW_DRAWS), said))
+        checks.append(Check("EOT draws", "WARN" if agreement < FEW_DRAWS else "PASS", said))
     return checks
+
+
+def _judged(name: str, reading: Reading, certain: bool, checks: int, tolerance: float) -> Check:
+    """The verdict on a reading, among so many checks."""
+    comparison, said = COMPARISONS.get(name, Comparison("", 1)), _said(name, reading)
+    either, fell = comparison.bad == 0, -reading.difference > tolerance
+    if certain or reading.difference > tolerance or (either and fell):
+        reason = ": robustness by randomness" if name == DW_BOX else ""
+        return Check(name, comparison.certain if certain else "WARN", said + reason)
+    if comparison.falls and fell:
+        return Check(name, "WARN", f"{said}: not converged")
+    if reading.within >= 1 / PASS_ERROR:
+        return Check(name, "PASS", said)
+    seen = visible(len(reading.right), checks / FAMILY_ERROR, reading.bound, reading.low)
+    can = "so few can tell nothing" if seen is None else f"so many can tell {100 * seen:.0f} points"
+    return Check(name, "undecided", f"{said}; {can}")
+
+
+def _said(name: str, reading: Reading) -> str:
+    """A reading in words."""
+    n = len(reading.right)
+    if reading.before is None:
+        share = mean_accuracy(reading.right)
+        low, high = 100 * share.low, 100 * share.high
+        chance = 100 * (share.accuracy - reading.difference)
+        return (
+            f"where any image is allowed: accuracy {100 * share.accuracy:.1f}%"
+            f" [{low:.1f}, {high:.1f}], chance {chance:.0f}%, n = {n}"
+        )
+    comparison = COMPARISONS[name]
+    points = in_points(paired_difference(reading.right, reading.before).as_dict())
+    what = "clean accuracy" if comparison.against == "clean" else "accuracy"
+    return f"{what} {comparison.words} is {points} points, n = {n}"
+
+
+def convergence(right: Sequence[float], tolerance: float) -> Check:
+    """Whether an attack still gained at its end, from the accuracy at each of its iterates: the
+    mean of an eighth of them before the half of its budget, and of the last eighth."""
+    count, part = len(right), max(len(right) // 8, 1)
+    if count < 2 * part + 2:
+        return Check(CONVERGENCE, "WARN", f"{count} iterations are too few to tell")
+    half = float(np.mean(right[count // 2 - part : count // 2]))
+    end = float(np.mean(right[-part:]))
+    said = f"accuracy {100 * half:.1f}% after half of {count} iterations, {100 * end:.1f}% at last"
+    if half - end > tolerance:
+        return Check(CONVERGENCE, "WARN", f"{said}: not converged")
+    return Check(CONVERGENCE, "PASS", said)
 
 
 def saved_check(
@@ -116,39 +303,13 @@ def saved_check(
     return Check("saved images", "PASS", f"{count} images are in [0, 1] and in their balls")
 
 
-def _verdict(fails: bool, warns: bool = False) -> Verdict:
-    return "FAIL" if fails else "WARN" if warns else "PASS"
-
-
 def _gradient(check: Mapping[str, Any]) -> Check:
+    verdict: Verdict = "FAIL" if not check["passed"] else "PASS"
+    if verdict == "PASS" and check["approximation"]:
+        verdict = "WARN"
     return Check(
         "gradient check",
-        _verdict(not check["passed"], check["approximation"]),
+        verdict,
         f"{check['policy']}, {check['finite_difference_error']:.1e} from finite differences,"
         f" cosine {check['cosine_to_exact']:.4f} to the exact gradient",
     )
-
-
-def _compared(
-    name: str, words: str, moved: Difference, sign: int, certain: Verdict | None, tolerance: float
-) -> Check:
-    low = moved.low if sign > 0 else -moved.high
-    verdict = _verdict(False, sign * moved.difference > tolerance)
-    if low > 0 and certain is not None:
-        verdict = certain
-    reason = ": robustness by randomness" if name == DW_BOX and verdict == "WARN" else ""
-    return Check(name, verdict, f"{words} accuracy is {_points(moved)}{reason}")
-
-
-def _chance(records: Sequence[Record], classes: int) -> Check:
-    share = mean_accuracy(draws_right(records))
-    return Check(
-        WHOLE,
-        _verdict(share.low > 1 / classes, share.accuracy > 1 / classes),
-        f"where any image is allowed: accuracy {100 * share.accuracy:.1f}%"
-        f" [{100 * share.low:.1f}, {100 * share.high:.1f}], chance {100 / classes:.0f}%",
-    )
-
-
-def _points(moved: Difference) -> str:
-    return f"{in_points(moved.as_dict())} points, n = {moved.n}"

@@ -1,6 +1,6 @@
 """What is run against each row: clean images, the attack, null attack, further attacks, audit."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -8,26 +8,32 @@ from torch import Tensor
 from hetpure.attacks import Attack
 from hetpure.attacks.gradient import unfolded
 from hetpure.attacks.null import EightBit, NullAttack
+from hetpure.attacks.reference import Reference
 from hetpure.attacks.square import Square
 from hetpure.defense import Defense
 from hetpure.errors import FieldError, InputError, check_at_least
 from hetpure.evaluation.audit import (
+    ATTACK_DRAWS,
     BLACK_BOX,
     DRAWS,
     DW_BOX,
     EIGHT_BIT,
+    OTHER_IDS,
     RADIUS,
+    REFERENCE,
     STEPS,
     TRANSFER,
     WHOLE,
     Audit,
 )
 from hetpure.evaluation.protocol import AUDIT, CLEAN, CLEAN_CELL, NULL, Cell, Protocol
-from hetpure.noise import Group
+from hetpure.noise import Group, Stream
 from hetpure.numbers import Number
 
 MEMBERS = 16  # numbers that one attack has for the members of an ensemble
-MOST_ATTACKS = 14  # further ones: an address has room for no more
+MOST_ATTACKS = 14  # further ones, from number 16 on; the last 16 numbers are of what is no attack
+REFERENCE_MEMBER = 240
+SHARES = 16  # no check but the reference attack takes more of an audit's budget than one of these
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,8 @@ def audit_cells(
     pixels: int,
     read: Callable[[], tuple[Tensor, Tensor]],
 ) -> list[Cell]:
-    """The attacks that the audit runs beside `base` on images of so many values each; `read` gives
-    the images that `base` left. What an attack cannot vary is left out."""
+    """What the audit runs beside `base` on images of so many values each, the reference attack
+    last; `read` gives the images that `base` left. What an attack cannot vary is left out."""
     attack = base.attack
     stronger, threat = attack.stronger(), attack.threat
     varied: dict[str, Attack | None] = {EIGHT_BIT: EightBit(read), STEPS: stronger.get(STEPS)}
@@ -105,14 +111,32 @@ def audit_cells(
     if threat is not None and threat.epsilon > 0:
         varied[RADIUS] = attack.at_radius(2 * threat.epsilon)
         varied[WHOLE] = attack.at_radius(1.0 if threat.norm == "linf" else pixels**0.5)
-    cells = [
-        Cell(f"{AUDIT}: {name}", other, base.known, audit.images)
-        for name, other in varied.items()
-        if other is not None
-    ]
-    if STEPS in stronger and defense.stochastic and not base.known:
-        cells.append(Cell(f"{AUDIT}: {DW_BOX}", attack, ("forward", "reverse"), audit.images))
-    return cells
+    cells = [Cell(name, other, base.known) for name, other in varied.items() if other is not None]
+    if defense.stochastic and not base.known:
+        if STEPS in stronger:
+            cells.append(Cell(DW_BOX, attack, ("forward", "reverse")))
+        clean = Cell(ATTACK_DRAWS, NullAttack(), report_stream=Stream.ATTACK)
+        cells += [clean, Cell(OTHER_IDS, NullAttack(), exchanged=True)]
+    if audit.reference and threat is not None and threat.epsilon > 0:
+        reference = Reference.of(threat)
+        cells.append(Cell(REFERENCE, reference, base.known, member=REFERENCE_MEMBER, itself=True))
+    return [replace(cell, name=f"{AUDIT}: {cell.name}") for cell in cells]
+
+
+def within_budget(
+    cells: Sequence[Cell], audit: Audit, purifications: Callable[[Cell], int]
+) -> list[Cell]:
+    """The audit's cells, each on as many images as the row's budget allows, given its purifications
+    an image: the reference attack gets what the others leave. Those that it allows on no image are
+    left out."""
+    left, sliced = audit.purifications, []
+    for cell in cells:
+        share = left if cell.itself else audit.purifications // SHARES
+        images = min(audit.images, share // max(purifications(cell), 1))
+        left -= images * purifications(cell)
+        if images:
+            sliced.append(replace(cell, limit=images))
+    return sliced
 
 
 def check_attacks(

@@ -42,6 +42,14 @@ class CellCost:
         )
 
     @property
+    def purifications(self) -> int:
+        """Differentiated or not; the classifier's own gradient is of none."""
+        gradients = self.attack.gradients
+        if self.calls_of_answer and not self.calls_of_gradient[0]:
+            gradients = 0
+        return gradients + self.attack.queries + self.answers
+
+    @property
     def differentiated(self) -> int:
         """How many network calls are differentiated."""
         return self.attack.gradients * self.calls_of_gradient[1]

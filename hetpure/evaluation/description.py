@@ -25,6 +25,7 @@ from hetpure.evaluation.cells import (
     audit_cells,
     base_cell,
     check_attacks,
+    within_budget,
 )
 from hetpure.evaluation.cost import cell_cost
 from hetpure.evaluation.identity import device_kind, plain
@@ -56,6 +57,9 @@ class Evaluation:
         attack: the main attack, against every row: the audit varies it, and its ball is the one
             that `robust` is about.
         attacks: further attacks by name.
+        cascade: further attacks in the main attack's ball skip images that an attack before them
+            made wrong on all selection draws. What is `robust` stays the same; a skipped image
+            counts under the later attack as the earlier one left it.
         protocol: how draws are counted.
         audit: sanity checks of the attack on the first images; null leaves them out, which the
             results say.
@@ -77,6 +81,7 @@ class Evaluation:
     baseline: str | None = None
     attack: Attack = field(default_factory=PGD)
     attacks: dict[str, AttackConfig] = field(default_factory=dict)
+    cascade: bool = False
     protocol: Protocol = field(default_factory=Protocol)
     audit: Audit | None = field(default_factory=Audit)
     gradient_bound: float = GRADIENT_BOUND
@@ -246,6 +251,10 @@ class Run:
         """Of the images of a block."""
         return range(block * self.block, min((block + 1) * self.block, len(self.images)))
 
+    def blocks_of(self, positions: range) -> range:
+        """The blocks that images at these positions, one or more, are of."""
+        return range(positions.start // self.block, (positions.stop - 1) // self.block + 1)
+
     def read(self, block: int) -> Block:
         """The images of a block."""
         return self.images.read(self.positions(block))
@@ -324,7 +333,7 @@ def describe(
         row = row.copy()  # of which the run decides how it is computed
         limit = sys.maxsize if name in begun else budget  # it fitted, and is not chosen again
         row.compute(wishes[name], first, config.attack, limit)
-        rows[name] = replace(row, cells=_cells(config, row, first, store))
+        rows[name] = _with_cells(config, row, first, store)
         for cell in rows[name].cells:
             samples = images.samples[: cell.images(len(images))]
             cell.attack.check(row.attacked, samples, cell.known)
@@ -354,13 +363,20 @@ def check_networks(networks: Networks, images: Images, first: Tensor) -> None:
     check_all_answers(defenses, first)
 
 
-def _cells(config: Evaluation, row: Row, first: Tensor, store: Store) -> tuple[Any, ...]:
-    cells = attack_cells(row.name, row.defense, config.attack, config.attacks, config.protocol)
-    if config.audit is not None:
-        base = base_cell(cells)
-        read = partial(store.images, row.name, base.name)
-        cells += audit_cells(base, row.defense, config.audit, first[0].numel(), read)
-    return tuple(cells)
+def _with_cells(config: Evaluation, row: Row, first: Tensor, store: Store) -> Row:
+    """The row with what is run against it."""
+    protocol = config.protocol
+    cells = attack_cells(row.name, row.defense, config.attack, config.attacks, protocol)
+    row = replace(row, cells=tuple(cells))
+    if config.audit is None:
+        return row
+    base = base_cell(cells)
+    read = partial(store.images, row.name, base.name)
+    audit = audit_cells(base, row.defense, config.audit, first[0].numel(), read)
+    audit = within_budget(
+        audit, config.audit, lambda cell: cell_cost(row, cell, protocol).purifications
+    )
+    return replace(row, audit=tuple(audit))
 
 
 def _slowest(row: Row, run: Run, first: Tensor) -> float:
@@ -368,7 +384,7 @@ def _slowest(row: Row, run: Run, first: Tensor) -> float:
     attacked = evaluated = Stopwatch(row.defense, first, repeats=1)
     if row.surrogate is not None:
         attacked = Stopwatch(row.surrogate, first, repeats=1)
-    costs = (cell_cost(row, cell, run.config.protocol) for cell in row.cells)
+    costs = (cell_cost(row, cell, run.config.protocol) for cell in row.cells + row.audit)
     return max(cost.seconds(evaluated, attacked) for cost in costs)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from hetpure.evaluation.cells import base_cell
 from hetpure.evaluation.description import COSINE_BOUND, GRADIENT_BOUND, Run
+from hetpure.evaluation.protocol import Cell
 from hetpure.evaluation.provenance import provenance
 from hetpure.evaluation.rows import Row
 
@@ -46,13 +47,18 @@ def _row(row: Row, count: int) -> dict[str, Any]:
         "base": base_cell(list(row.cells)).name,
         "attacked": "gradient_check" if row.surrogate is None else "surrogate_gradient_check",
         "inexact": row.inexact(),
-        "cells": {
-            cell.name: {
-                "images": cell.images(count),
-                "threat": None if cell.attack.threat is None else asdict(cell.attack.threat),
-            }
-            for cell in row.cells
-        },
+        "cells": _cells(row.cells, count),
+        "audit": _cells(row.audit, count),
+    }
+
+
+def _cells(cells: Sequence[Cell], count: int) -> dict[str, Any]:
+    return {
+        cell.name: {
+            "images": cell.images(count),
+            "threat": None if cell.attack.threat is None else asdict(cell.attack.threat),
+        }
+        for cell in cells
     }
 
 
@@ -68,7 +74,9 @@ def _weaker_than_full(run: Run) -> list[str]:
         departures += [f"{name}: {line.removeprefix(prefix)}" for line in weaker]
     if config.audit is None:
         departures.append("no audit")
-    elif not config.attack.stronger():
+    elif not config.audit.reference:
+        departures.append("the audit has no reference attack: convergence not checked")
+    if config.audit is not None and not config.attack.stronger():
         departures.append(f"the audit varies nothing of {config.attack.name}")
     if config.acceleration.active:
         departures.append(f"the diffusion network's calls: {config.acceleration.describe()}")

@@ -29,7 +29,7 @@ class Protocol:
     """How many noise draws choose an adversarial example and how many report on it.
 
     Args:
-        report_draws: R of `single`, K of `vote` and N of `worst`.
+        report_draws: R of `single`, K of `vote`, `mean_logit` and `mean_probability`, N of `worst`.
         selection_draws: draws of the selection stream that choose among candidates.
     """
 
@@ -74,6 +74,10 @@ class Cell:
             but for variants of one, which are compared.
         report_from: the first report draw. The clean images and all attacks are reported on the
             same draws, the null attack on draws of its own: it would else equal the clean images.
+        report_stream: whose draws are reported on; for the audit, an attacker's.
+        exchanged: report on the noise of other images of the block, for the audit: a defence must
+            not know whose image it gets.
+        itself: the defence is attacked, also where a surrogate stands in for it.
     """
 
     name: str
@@ -82,6 +86,9 @@ class Cell:
     limit: int | None = None
     member: int = 0
     report_from: int = 0
+    report_stream: Stream = Stream.REPORT
+    exchanged: bool = False
+    itself: bool = False
 
     def images(self, count: int) -> int:
         """How many of the first `count` images it is run on."""
@@ -101,6 +108,9 @@ class Record:
     pixel units. `threat` is the ball it was looked for in, `known` the groups of noise that the
     attacker knew: where there are any, the predictions are those of the protocol `dw_box`.
     `network_calls` are the forward calls of the diffusion network spent on this sample.
+    `mean_logit` and `mean_probability` are the classes predicted from all report draws at once,
+    see `mean_predictions`; records of earlier versions have none. `skipped` is what the attack did
+    not look for, since an attack before it had found it: the record is that attack's.
     """
 
     defense: str
@@ -116,6 +126,9 @@ class Record:
     network_calls: int
     threat: str | None
     known: list[Group]
+    mean_logit: int | None = None
+    mean_probability: int | None = None
+    skipped: bool = False
 
     @property
     def kept(self) -> int:
@@ -134,6 +147,21 @@ class Block:
     def first(self, count: int) -> "Block":
         """Its first images."""
         return Block(self.images[:count], self.labels[:count], self.samples[:count])
+
+    def take(self, index: Tensor) -> "Block":
+        """Some of its images, by their positions (R,), int64."""
+        return Block(self.images[index], self.labels[index], self.samples[index])
+
+
+def mean_predictions(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The classes (B,) with the largest mean logit and with the largest mean probability, given the
+    logits (N, B, classes) of N draws; the first of equals, as of a single draw.
+
+    The mean logit is the prediction of Hill et al. 2021 (Stochastic Security, equation 4) and of
+    MEFA (Du et al. 2026). The means are taken in float64, so that their rounding decides nothing.
+    """
+    logits = logits.double()
+    return logits.mean(0).argmax(1), logits.softmax(2).mean(0).argmax(1)
 
 
 @dataclass(frozen=True)
@@ -167,19 +195,19 @@ def evaluate_cell(
     """
     check_labels(block.labels, block.samples, defense.classifier.num_classes)
     noise, samples, known = Noise.of(seed, Stream.DW_BOX), block.samples, cell.known
+    ids = samples.roll(1) if cell.exchanged else samples
 
     @torch.no_grad()
-    def predict(images: Tensor, noises: list[Noise]) -> tuple[Tensor, Tensor | None]:
-        """Predictions (B, N) and the mask, where there is one."""
+    def ask(images: Tensor, noises: list[Noise]) -> tuple[Tensor, Tensor | None]:
+        """Logits (N, B, classes) and the mask, where there is one: a control mask may know ids."""
         mask = defense.mask(images, samples)
-        logits = answers(defense, Query(images, samples, mask, noises), monitor.answered)
-        return logits.argmax(2).T, mask
+        return answers(defense, Query(images, ids, mask, noises), monitor.answered), mask
 
     def kept(images: Tensor) -> Tensor:
         """On how many selection draws the defence is right (B,)."""
         draws = range(protocol.selections(defense, known))
         noises = [noise.redraw(Draw(Stream.SELECTION, draw), keep=known) for draw in draws]
-        return (predict(images, noises)[0] == block.labels[:, None]).sum(1)
+        return (ask(images, noises)[0].argmax(2) == block.labels).sum(0)
 
     with count_network_calls(defense) as calls:
         candidates = block.images[None]
@@ -197,8 +225,10 @@ def evaluate_cell(
         chosen = selection.argmin(0)
         reported = candidates[chosen, torch.arange(len(chosen), device=chosen.device)]
         draws = range(cell.report_from, cell.report_from + protocol.reports(defense, known))
-        report = [noise.redraw(Draw(Stream.REPORT, draw), keep=known) for draw in draws]
-        predictions, mask = predict(reported, report)
+        report = [noise.redraw(Draw(cell.report_stream, draw), keep=known) for draw in draws]
+        logits, mask = ask(reported, report)
+    predictions = logits.argmax(2).T
+    mean_logit, mean_probability = mean_predictions(logits)
     offset = (reported - block.images).flatten(1)
     linf, l2 = offset.abs().amax(1), offset.norm(dim=1)
     coverage = None if mask is None else mask.flatten(1).mean(1)
@@ -218,6 +248,8 @@ def evaluate_cell(
             network_calls=sum(calls) // len(block.images),
             threat=None if threat is None else threat.ball,
             known=list(known),
+            mean_logit=int(mean_logit[i]),
+            mean_probability=int(mean_probability[i]),
         )
         for i in range(len(block.images))
     ]

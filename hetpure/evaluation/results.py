@@ -16,14 +16,17 @@ from hetpure.evaluation.statistics import (
     wilson,
 )
 
-Counting = Literal["single", "vote", "worst", "dw_box"]
-FRESH: tuple[Counting, ...] = ("single", "vote", "worst")
+Counting = Literal["single", "vote", "worst", "mean_logit", "mean_probability", "dw_box"]
+MEANS: tuple[Counting, ...] = ("mean_logit", "mean_probability")
+FRESH: tuple[Counting, ...] = ("single", "vote", "worst", *MEANS)
 
 
 def outcomes(records: Sequence[Record], counting: Counting) -> NDArray[np.bool_]:
     """What is right: each draw (n, draws) for the means `single` and `dw_box`; each sample (n,) for
-    `vote`, where the majority is the label and a tie is wrong, and for `worst`, where all draws
-    are."""
+    `vote`, where the majority is the label and a tie is wrong, for `worst`, where all draws are,
+    and for `mean_logit` and `mean_probability`, where the class of the mean over the draws is."""
+    if counting in MEANS:
+        return np.array([getattr(record, counting) == record.label for record in records])
     right = draws_right(records)
     if counting == "vote":
         predictions = np.array([record.predictions for record in records])
@@ -33,17 +36,26 @@ def outcomes(records: Sequence[Record], counting: Counting) -> NDArray[np.bool_]
     return np.all(right, axis=1) if counting == "worst" else right
 
 
+def recorded(records: Sequence[Record], counting: Counting) -> bool:
+    """Whether the records tell it: those of earlier versions lack the classes of the means."""
+    return counting not in MEANS or all(getattr(r, counting) is not None for r in records)
+
+
 def estimate(right: NDArray[np.bool_], draws: int) -> Estimate:
     """The accuracy of such outcomes of so many draws a sample."""
     return mean_accuracy(right) if right.ndim == 2 else wilson(int(right.sum()), len(right), draws)
 
 
 def protocols(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """`single`, `vote` and `worst` of one defence's records under one attack; `dw_box` alone where
-    the attacker knew noise."""
+    """All of `FRESH` that one defence's records under one attack tell; `dw_box` alone where the
+    attacker knew noise."""
     draws = len(records[0].predictions)
     countings: Sequence[Counting] = ("dw_box",) if records[0].known else FRESH
-    return {name: estimate(outcomes(records, name), draws).as_dict() for name in countings}
+    return {
+        name: estimate(outcomes(records, name), draws).as_dict()
+        for name in countings
+        if recorded(records, name)
+    }
 
 
 def paired(records: Sequence[Record], others: Sequence[Record]) -> Difference:
@@ -143,6 +155,7 @@ def attack_summary(clean: Sequence[Record], rows: Sequence[Record]) -> dict[str,
         "max_linf": max(record.linf for record in rows),
         "max_l2": max(record.l2 for record in rows),
         "network_calls": sum(record.network_calls for record in rows),
+        "skipped": sum(record.skipped for record in rows),
     }
 
 

@@ -70,6 +70,7 @@ def check_gradients(run: Run, row: Row) -> dict[str, dict[str, Any]]:
     config, block, budget = run.config, run.read(0), run.check_budget
     clock = Stopwatch(row.attacked, block.images, repeats=1)
     seconds = allowance(row, clock, config.attack) / len(of_row)
+    attacks = [cell.attack for cell in row.cells + row.audit]
     for name, defense in of_row.items():
         check = partial(
             check_defense_gradient,
@@ -79,7 +80,7 @@ def check_gradients(run: Run, row: Row) -> dict[str, dict[str, Any]]:
             config.seed,
             bound=config.gradient_bound,
             evaluated=row.defense if defense is row.surrogate else None,
-            attacks=[cell.attack for cell in row.cells] if defense is row.attacked else [],
+            attacks=attacks if defense is row.attacked else [],
             budget=budget,
             cosine_bound=config.cosine_bound,
         )

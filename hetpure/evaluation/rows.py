@@ -52,7 +52,8 @@ class Row:
     """One row of the table, built.
 
     `defense` is evaluated, `surrogate` attacked in its place where there is one. `gradient` is the
-    policy of the config. `cells` are run against it on every block, the clean images first.
+    policy of the config. `cells` are run against it on every block, the clean images first;
+    `audit` are the cells of the audit, each on a slice that grows.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Row:
     surrogate: Defense | None
     gradient: Policy = "auto"
     cells: tuple[Cell, ...] = ()
+    audit: tuple[Cell, ...] = ()
 
     @property
     def attacked(self) -> Defense:
@@ -69,6 +71,8 @@ class Row:
     def asked_by(self, cell: Cell) -> Defense:
         """What an attack asks: the surrogate for gradients, and for answers beside them. An attack
         without gradients asks the defence itself."""
+        if cell.itself:
+            return self.defense
         follows = cell.attack.cost(self.attacked, cell.known).gradients > 0
         return self.attacked if follows else self.defense
 

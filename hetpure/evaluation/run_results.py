@@ -11,8 +11,8 @@ import numpy as np
 from hetpure.attacks import Threat
 from hetpure.disk import write_whole
 from hetpure.errors import InputError
-from hetpure.evaluation.audit import Audit, saved_check, verdicts
-from hetpure.evaluation.protocol import CLEAN, Record
+from hetpure.evaluation.audit import Audit, looks, saved_check, settled, verdicts
+from hetpure.evaluation.protocol import AUDIT, CLEAN, Record
 from hetpure.evaluation.results import by_attack, summarise
 from hetpure.evaluation.store import (
     CONFIG,
@@ -34,7 +34,8 @@ class Contents:
 
     Args:
         run: what the run wrote when it began.
-        jobs: all of the run's jobs.
+        jobs: all of the run's jobs; of a check of the audit those that are done, and the next one
+            where its slice still has to grow.
         finished: what those that are done left.
         checks: of the rows' gradients, as far as they are checked.
         struck: the rows that are not evaluated any more, and why.
@@ -61,6 +62,11 @@ class Contents:
             if block * size < about["images"]
         ]
         finished = {job: store.get(job) for job in jobs if store.has(job)}
+        for name in rows:
+            for job in _audit_jobs(store, run, name, jobs, finished):
+                jobs.append(job)
+                if store.has(job):
+                    finished[job] = store.get(job)
         checks = {name: check for name in rows if (check := store.get_check(name))}
         struck = {name: reason for name in rows if (reason := store.struck(name))}
         return cls(run, jobs, finished, checks, struck)
@@ -78,19 +84,58 @@ class Contents:
 
     def records(self, *, complete: bool = False) -> list[Record]:
         """Those of all rows that are not struck out; of `complete` blocks alone, which have all the
-        row's cells. Their order does not tell who computed them."""
-        ready = {(job.row, job.block) for job in self.jobs}
+        row's cells, but for the audit's. Their order does not tell who computed them."""
+        main = [job for job in self.jobs if not job.attack.startswith(AUDIT)]
+        ready = {(job.row, job.block) for job in main}
         if complete:
-            ready -= {(job.row, job.block) for job in self.jobs if job not in self.finished}
+            ready -= {(job.row, job.block) for job in main if job not in self.finished}
+        samples = {
+            (job.row, record.sample)
+            for job in main
+            if job in self.finished and (job.row, job.block) in ready
+            for record in self.finished[job].records
+        }
         cells = [(job.row, job.attack) for job in self.jobs]
         place = {cell: number for number, cell in enumerate(dict.fromkeys(cells))}
         records = [
             record
             for job, finished in self.finished.items()
-            if job.row not in self.struck and (job.row, job.block) in ready
+            if job.row not in self.struck
             for record in finished.records
+            if (job.row, record.sample) in samples
         ]
         return sorted(records, key=lambda r: (r.sample, place[r.defense, r.attack]))
+
+
+def _audit_jobs(
+    store: Store,
+    run: Mapping[str, Any],
+    name: str,
+    jobs: Sequence[Job],
+    finished: Mapping[Job, Finished],
+) -> list[Job]:
+    """The jobs of a row's audit: of each check those that are done, one after another, and the next
+    one unless the check is settled."""
+    facts = run["facts"]
+    row, of_audit = facts["rows"][name], []
+    if facts["run"]["audit"] is None:
+        return []
+    audit = Audit(**facts["run"]["audit"])
+    records: dict[str, list[Record]] = {}
+    for job in jobs:
+        if job.row == name and job.attack in (CLEAN, row["base"]) and job in finished:
+            records.setdefault(job.attack, []).extend(finished[job].records)
+    for cell, about in row["audit"].items():
+        records[cell] = []
+        for look in range(len(looks(about["images"], run["block"]))):
+            job = Job(name, cell, look)
+            of_audit.append(job)
+            if not store.has(job):
+                break
+            records[cell] += store.get(job).records
+            if settled(cell, records, row["base"], row["classes"], audit, len(row["audit"])):
+                break
+    return of_audit
 
 
 def write_results(store: Store) -> dict[str, Any]:
@@ -116,7 +161,7 @@ def run_results(store: Store, contents: Contents) -> dict[str, Any]:
     if any(samples[name] != samples.get(baseline) for name in rows):
         baseline = None  # an unfinished run: rows have other images, nothing can be paired
     defenses = summarise(records, baseline)
-    agreements = eot_agreements(contents)
+    agreements, traces = eot_agreements(contents), iterations(contents)
     for name, summary in defenses.items():
         row, check = facts["rows"][name], contents.checks.get(name, {})
         summary["purification_calls"] = row["purification_calls"]
@@ -124,8 +169,12 @@ def run_results(store: Store, contents: Contents) -> dict[str, Any]:
         summary["execution"] = contents.run["execution"][name]
         for attack, about in summary["attacks"].items():
             about["eot_agreement"] = agreements.get((name, attack))
-        summary["audit"] = _audit(store, facts, name, rows[name], check, agreements)
+            about["iterations"] = traces.get((name, attack))
+        right = traces.get((name, row["base"]), {}).get("right", [])
+        summary["audit"] = _audit(store, facts, name, rows[name], check, agreements, right)
+        saved = [saved_calls(of_attack) for of_attack in by_attack(rows[name]).values()]
         summary["cost"] = {
+            "saved_calls": sum(saved),
             "network_calls": summary.pop("network_calls"),
             "audit_calls": summary.pop("audit_calls"),
             "seconds": sum(
@@ -160,6 +209,14 @@ def run_results(store: Store, contents: Contents) -> dict[str, Any]:
     }
 
 
+def saved_calls(records: Sequence[Record]) -> int:
+    """Network calls that a cascade saved under one attack: what it spent on an image that it looked
+    for, for each that it skipped."""
+    spent = [record.network_calls for record in records if not record.skipped]
+    skipped = len(records) - len(spent)
+    return round(skipped * sum(spent) / len(spent)) if spent else 0
+
+
 def inexact(name: str, row: Facts, checks: Mapping[str, Any]) -> list[str]:
     """Where the gradient of a row's attack is not that of the defence, or not all of it was
     checked, given its gradient checks."""
@@ -185,6 +242,30 @@ def eot_agreements(contents: Contents) -> dict[tuple[str, str], float]:
     return {key: float(np.mean(values)) for key, values in cosines.items()}
 
 
+def iterations(contents: Contents) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """By row and attack, the mean `loss` and the mean share that is `right` of the iterates of each
+    iteration, over images and runs; iterations that tell neither are left out."""
+    sums: dict[tuple[str, str], dict[str, dict[int, list[tuple[float, int]]]]] = {}
+    for job, finished in contents.finished.items():
+        of_attack = sums.setdefault((job.row, job.attack), {"loss": {}, "right": {}})
+        for entry in finished.iterations:
+            for name, values in of_attack.items():
+                if name in entry:
+                    weighted = (entry[name], len(finished.records))
+                    values.setdefault(int(entry["iteration"]), []).append(weighted)
+    return {
+        key: {
+            name: [
+                sum(value * count for value, count in values[k]) / sum(n for _, n in values[k])
+                for k in sorted(values)
+            ]
+            for name, values in of_attack.items()
+        }
+        for key, of_attack in sums.items()
+        if any(of_attack.values())
+    }
+
+
 def _audit(
     store: Store,
     facts: Facts,
@@ -192,6 +273,7 @@ def _audit(
     records: Sequence[Record],
     check: Mapping[str, Any],
     agreements: Mapping[tuple[str, str], float],
+    right: Sequence[float],
 ) -> list[dict[str, Any]] | None:
     if facts["run"]["audit"] is None:
         return None
@@ -203,13 +285,14 @@ def _audit(
         Audit(**facts["run"]["audit"]),
         list(check.get("gradient_checks", {}).values()),
         agreements.get((name, row["base"])),
+        right,
     )
     done = by_attack(records)  # of an unfinished row perhaps not the cells of the first images
     saved = {
         cell: (store.images(name, cell), Threat(**about["threat"]) if about["threat"] else None)
-        for cell, about in row["cells"].items()
+        for cell, about in (row["cells"] | row["audit"]).items()
         if cell != CLEAN and cell in done
     }
     checks.append(saved_check(store.images(name, CLEAN), saved))
-    gradient = [check["gradient"]] if check else []
-    return [*gradient, *(asdict(line) for line in checks)]
+    before = [check["gradient"], *check["sameness"]] if check else []
+    return [*before, *(asdict(line) for line in checks)]

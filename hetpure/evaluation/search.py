@@ -52,13 +52,16 @@ def search(
     with store.locked():
         _begin(run, store, base)
         for name, row in rows.items():
-            tasks = [Task(name, block) for block in range(run.blocks)]
-            for task in tasks:
-                work(run, store, task, Watch())
+            for block in range(run.blocks):
+                work(run, store, Task(name, block), Watch())
             if store.struck(name) is not None:
                 yield name, None
                 continue
-            finished = [store.get(job) for task in tasks for job, _, _ in jobs_of(run, task)]
+            finished = [
+                store.get(job)
+                for block in range(run.blocks)
+                for job, _, _ in jobs_of(run, name, block)
+            ]
             yield name, _trial(settings[name], row, finished)
 
 

@@ -13,6 +13,7 @@ CONFIDENCE = 0.95
 TAILS = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
 RESAMPLES, CHUNK = 10_000, 500  # a chunk keeps the memory of large runs small
 FEW = 5
+BETS = np.arange(0.05, 1, 0.05)  # shares of what is owned
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,43 @@ def paired_difference(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -
         above = hypot(up.high - up.accuracy, down.accuracy - down.low)
         low, high = min(low, difference - below), max(high, difference + above)
     return Difference(difference, max(low, -1.0), min(high, 1.0), n)
+
+
+def evidence(values: NDArray[np.float64], bound: float, low: float) -> float:
+    """How much values (n,), none below `low`, speak against "their mean is at most `bound`".
+
+    It is what a game pays that is fair, or worse, where the claim is true: whoever owns 1 and bets
+    the share b of it on every value x ends with the product of 1 + b (x - bound) / (bound - low).
+    The result is the mean over several shares, an e-value. Under the claim it reaches 1 / alpha
+    with a probability of at most alpha, however many values there are and however often it is
+    looked at while they come (Ville 1939; Waudby-Smith & Ramdas, JRSS B 86, 2024).
+    """
+    stakes = (np.asarray(values, dtype=np.float64) - bound) / (bound - low)
+    wealth = np.log1p(BETS[:, None] * stakes).sum(1)
+    highest = float(wealth.max())
+    return float(np.exp(np.minimum(highest, 700))) * float(np.exp(wealth - highest).mean())
+
+
+def visible(n: int, needed: float, bound: float, low: float = -1.0) -> float | None:
+    """The smallest mean at which n values reach the `needed` evidence against `bound`, where as few
+    as possible of them are 1 and the others 0; None where n values are too few for any."""
+    for ones in range(n + 1):
+        if evidence(np.arange(n) < ones, bound, low) >= needed:
+            return ones / n
+    return None
+
+
+def holm(evidences: Mapping[str, float], level: float) -> set[str]:
+    """Which claims are rejected, by the evidence against each: the probability that any true one is
+    among them is at most `level`, whatever they have to do with one another (Holm 1979, with 1 over
+    the evidence for a p-value)."""
+    rejected: set[str] = set()
+    ranked = sorted(evidences, key=lambda name: -evidences[name])
+    for left, name in zip(range(len(ranked), 0, -1), ranked, strict=True):
+        if evidences[name] < left / level:
+            break
+        rejected.add(name)
+    return rejected
 
 
 def in_points(difference: Mapping[str, Any]) -> str:

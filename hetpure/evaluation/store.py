@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hetpure.disk import make_folder, write_whole
@@ -158,13 +159,19 @@ class Store:
         """The adversarial images (N, C, H, W) of a row under an attack, and their sample ids."""
         return saved_images(self.path, row, attack)
 
+    def block_images(self, job: Job) -> Tensor:
+        """The adversarial images (N, C, H, W) of a finished job."""
+        path = block_path(self.path, job.row, job.attack, job.block)
+        return load_file(path)["images"]
+
     def put_check(self, row: str, check: Mapping[str, Any]) -> None:
         """Keeps what the check of a row's gradients gave."""
         write_whole(self._path(CHECKS, row), json_bytes({"row": row, **check}))
 
     def get_check(self, row: str) -> dict[str, Any] | None:
         """None where it was not checked yet."""
-        return _read_json(self._path(CHECKS, row), "gradient", "gradient_checks", "seconds")
+        keys = ("gradient", "gradient_checks", "sameness", "seconds")
+        return _read_json(self._path(CHECKS, row), *keys)
 
     def strike(self, row: str, reason: str) -> None:
         """From now on the row is not evaluated any more, whatever else is found of it."""
@@ -172,12 +179,15 @@ class Store:
 
     def struck(self, row: str) -> str | None:
         """Why a row is not evaluated any more: it was struck out, or the check of its gradients
-        failed. None where it is evaluated."""
+        failed; a defence that is not the same for everyone is told first, which explains that. None
+        where it is evaluated."""
         content = _read_json(self._path(STRUCK, row), "reason")
         if content is not None:
             return str(content["reason"])
-        checks = (self.get_check(row) or {}).get("gradient_checks", {})
-        return "; ".join(c["failure"] for c in checks.values() if c.get("failure")) or None
+        check = self.get_check(row) or {"gradient_checks": {}, "sameness": []}
+        gradients = [c["failure"] for c in check["gradient_checks"].values() if c.get("failure")]
+        same = [f"{c['name']}: {c['said']}" for c in check["sameness"] if c["verdict"] == "FAIL"]
+        return "; ".join(same + gradients) if gradients else None
 
     def put_measured(self, measured: Mapping[str, Any]) -> None:
         """Latency and memory, which differ each time and are in no record."""

@@ -1,7 +1,7 @@
 """The work of a run: tasks in order, each done once, each result kept as it comes."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -9,13 +9,16 @@ from typing import Any
 import torch
 
 from hetpure.attacks import Attack, Monitor
-from hetpure.evaluation.audit import Check
+from hetpure.evaluation.audit import Check, looks, settled
+from hetpure.evaluation.cascade import already_wrong, earlier
+from hetpure.evaluation.cells import base_cell
 from hetpure.evaluation.cost import CellCost, cell_cost
 from hetpure.evaluation.description import Run
-from hetpure.evaluation.protocol import CLEAN, CLEAN_CELL, Cell, Record, evaluate_cell
+from hetpure.evaluation.protocol import CLEAN, CLEAN_CELL, Cell, Outcome, Record, evaluate_cell
 from hetpure.evaluation.provenance import commit
 from hetpure.evaluation.row_check import check_gradients, first_gradients
 from hetpure.evaluation.rows import Row
+from hetpure.evaluation.sameness import sameness
 from hetpure.evaluation.store import Finished, Job, Store
 from hetpure.gradients import GradientError
 
@@ -25,11 +28,12 @@ Claim = Callable[[], int | None]
 
 @dataclass(frozen=True)
 class Task:
-    """What one process does at a time: all jobs of a row on a block, or the check of the row's
-    gradients (`block` None)."""
+    """What one process does at a time: all jobs of a row on a block, one check of its audit
+    (`audit` is the cell's name), or else the check of its gradients."""
 
     row: str
-    block: int | None
+    block: int | None = None
+    audit: str | None = None
 
 
 class Watch:
@@ -66,21 +70,42 @@ def evaluate(
 
 def tasks_of(run: Run, processes: int = 1) -> list[Task]:
     """All tasks of a run in the order in which they are given."""
-    return in_order(list(run.rows), run.blocks, partial(task_work, run), processes)
+    audits = {
+        name: {
+            cell.name: run.blocks_of(range(cell.images(len(run.images))))[-1] for cell in row.audit
+        }
+        for name, row in run.rows.items()
+    }
+    return in_order(audits, run.blocks, partial(task_work, run), processes)
 
 
 def in_order(
-    rows: Sequence[str], blocks: int, size: Callable[[Task], float], processes: int
+    audits: Mapping[str, Mapping[str, int]],
+    blocks: int,
+    size: Callable[[Task], float],
+    processes: int,
 ) -> list[Task]:
     """Block by block, so that all rows have as many images when a run is stopped. The last ones by
     size: else a large one, begun when nothing else is left, would be waited for. The check of a
     row's gradients comes right before its first block, so that the run's first block does not wait
-    for those of all rows; several processes begin both at once."""
-    tasks = [Task(row, block) for block in range(blocks) for row in rows]
+    for those of all rows; several processes begin both at once.
+
+    `audits` are the checks of each row's audit, with the last block that their slices reach: they
+    come after it.
+    """
+    tasks = []
+    for block in range(blocks):
+        tasks += [Task(row, block) for row in audits]
+        tasks += [
+            Task(row, audit=name)
+            for row, cells in audits.items()
+            for name, last in cells.items()
+            if last == block
+        ]
     end = max(len(tasks) - AT_THE_END * processes, 0)
     last = sorted(tasks[end:], key=size, reverse=True)
     ordered: list[Task] = []
-    unchecked = set(rows)
+    unchecked = set(audits)
     for task in tasks[:end] + last:
         if task.row in unchecked:
             unchecked.remove(task.row)
@@ -90,11 +115,16 @@ def in_order(
 
 
 def task_work(run: Run, task: Task) -> int:
-    """What a task costs, in forward passes; the check of a row's gradients counts for nothing."""
+    """What a task costs at most, in forward passes; the check of a row's gradients counts for
+    nothing."""
+    row, protocol = run.rows[task.row], run.config.protocol
+    if task.audit is not None:
+        cell = audit_cell(row, task.audit)
+        return cell.images(len(run.images)) * cell_cost(row, cell, protocol).work
     if task.block is None:
         return 0
-    row, protocol = run.rows[task.row], run.config.protocol
-    return sum(count * cell_cost(row, cell, protocol).work for _, cell, count in jobs_of(run, task))
+    jobs = jobs_of(run, task.row, task.block)
+    return sum(len(positions) * cell_cost(row, cell, protocol).work for _, cell, positions in jobs)
 
 
 @torch.enable_grad()
@@ -105,61 +135,109 @@ def work(run: Run, store: Store, task: Task, watch: Watch) -> None:
         watch.advance(task_work(run, task))
         return
     try:
-        if task.block is None:
+        if task.audit is not None:
+            _audit(run, store, row, audit_cell(row, task.audit), watch)
+        elif task.block is None:
             _check(run, store, row, watch)
         else:
-            for job, cell, count in jobs_of(run, task):
-                _compute(run, store, row, job, cell, count, watch)
+            for job, cell, positions in jobs_of(run, task.row, task.block):
+                _compute(run, store, row, job, cell, positions, watch)
     except GradientError as error:
         _strike(store, row, str(error), watch)
 
 
-def jobs_of(run: Run, task: Task) -> Iterator[tuple[Job, Cell, int]]:
-    """The jobs of a row on a block, each with its cell and images: some cells have the first images
-    of the run only."""
-    assert task.block is not None
-    positions = run.positions(task.block)
-    for cell in run.rows[task.row].cells:
-        count = cell.images(positions.stop) - cell.images(positions.start)
-        if count:
-            yield Job(task.row, cell.name, task.block), cell, count
+def jobs_of(run: Run, row: str, block: int) -> Iterator[tuple[Job, Cell, range]]:
+    """The jobs of a row on a block, each with its cell and the positions of its images: some cells
+    have the first images of the run only."""
+    positions = run.positions(block)
+    for cell in run.rows[row].cells:
+        stop = cell.images(positions.stop)
+        if stop > positions.start:
+            yield Job(row, cell.name, block), cell, range(positions.start, stop)
+
+
+def audit_cell(row: Row, name: str) -> Cell:
+    """The cell of a row's audit with this name."""
+    return next(cell for cell in row.audit if cell.name == name)
 
 
 def _compute(
-    run: Run, store: Store, row: Row, job: Job, cell: Cell, count: int, watch: Watch
+    run: Run, store: Store, row: Row, job: Job, cell: Cell, positions: range, watch: Watch
 ) -> None:
     """One job, if it is not done."""
     cost = cell_cost(row, cell, run.config.protocol)
     if store.has(job):
-        watch.advance(count * cost.work)
+        watch.advance(len(positions) * cost.work)
         return
     watch.begin(row.name, cell.name)
     monitor = CellMonitor(watch, cost)
     start = time.perf_counter()
-    block = run.read(job.block).first(count)
+    block, before = run.images.read(positions), None
+    left = torch.arange(len(positions))
     clean = None
     if cell is not CLEAN_CELL:
-        records = store.get(Job(row.name, CLEAN, job.block)).records[:count]
+        records = _records(run, store, row, CLEAN, positions)
         clean = torch.tensor([record.kept for record in records]).to(block.labels)
+    if run.config.cascade and earlier(row, cell):
+        before = already_wrong(store, row, cell, job.block, len(positions))
+        left = before.left
+    outcome = Outcome([], block.images[:0])
     try:
-        outcome = evaluate_cell(
-            row.name,
-            row.defense,
-            cell,
-            block,
-            run.config.protocol,
-            run.config.seed,
-            clean=clean,
-            attacked=row.asked_by(cell),
-            monitor=monitor,
-        )
+        if len(left):
+            outcome = evaluate_cell(
+                row.name,
+                row.defense,
+                cell,
+                block.take(left.to(block.labels.device)),
+                run.config.protocol,
+                run.config.seed,
+                clean=None if clean is None else clean[left.to(clean.device)],
+                attacked=row.asked_by(cell),
+                monitor=monitor,
+            )
     except GradientError as error:
         raise GradientError(f"under {cell.name}, {error}") from None
+    if before is not None:
+        outcome = before.completed(outcome, cell)
     seconds = time.perf_counter() - start
     finished = Finished(outcome.records, monitor.iterations, seconds, commit())
     store.put(job, finished, outcome.adversarial)
-    watch.advance(count * cost.work - monitor.work)  # a cost is an upper bound
+    watch.advance(len(positions) * cost.work - monitor.work)  # a cost is an upper bound
     watch.finish(row.name, cell.name, outcome.records)
+
+
+def _audit(run: Run, store: Store, row: Row, cell: Cell, watch: Watch) -> None:
+    """One check of a row's audit, look by look, until it is settled. The records that it compares
+    are of earlier tasks; those that another process still works at are computed here too, so that
+    nobody waits for a process that may have been killed."""
+    config, base = run.config, base_cell(list(row.cells))
+    assert config.audit is not None
+    records: dict[str, list[Record]] = {CLEAN: [], base.name: [], cell.name: []}
+    count, classes = cell.images(len(run.images)), row.defense.classifier.num_classes
+    for number, positions in enumerate(looks(count, run.block)):
+        for block in run.blocks_of(positions):
+            for of_block in (CLEAN_CELL, base):
+                job, whole = Job(row.name, of_block.name, block), run.positions(block)
+                _compute(run, store, row, job, of_block, whole, Watch())
+        job = Job(row.name, cell.name, number)
+        _compute(run, store, row, job, cell, positions, watch)
+        records[cell.name] += store.get(job).records
+        for name in (CLEAN, base.name):
+            records[name] += _records(run, store, row, name, positions)
+        if settled(cell.name, records, base.name, classes, config.audit, len(row.audit)):
+            left = count - positions.stop
+            watch.advance(left * cell_cost(row, cell, config.protocol).work)
+            return
+
+
+def _records(run: Run, store: Store, row: Row, attack: str, positions: range) -> list[Record]:
+    """Those of the images at these positions under an attack that has all images."""
+    records: list[Record] = []
+    for block in run.blocks_of(positions):
+        first = run.positions(block).start
+        of_block = store.get(Job(row.name, attack, block)).records
+        records += of_block[max(positions.start - first, 0) : positions.stop - first]
+    return records
 
 
 class CellMonitor(Monitor):
@@ -202,8 +280,14 @@ def _check(run: Run, store: Store, row: Row, watch: Watch) -> None:
         if follows_gradient(config.attack, row):
             raise
         gradients = Check("gradient", "FAIL", str(error))
+    same = sameness(row.defense, run.read(0), config.seed, config.acceleration.precision)
     seconds = time.perf_counter() - start
-    content = {"gradient": asdict(gradients), "gradient_checks": checks, "seconds": seconds}
+    content = {
+        "gradient": asdict(gradients),
+        "gradient_checks": checks,
+        "sameness": [asdict(check) for check in same],
+        "seconds": seconds,
+    }
     store.put_check(row.name, content)
     if (reason := store.struck(row.name)) is not None:
         watch.strike(row.name, reason)

@@ -8,6 +8,7 @@ from hetpure.evaluation.reading import earlier_results
 from hetpure.evaluation.run_results import write_results
 from hetpure.evaluation.store import REPORT, RUN, Store
 from hetpure.numbers import counted
+from hetpure.report.convergence import convergence_sheet
 from hetpure.report.gradient_checks import gradient_checks_sheet
 from hetpure.report.sheet import wide_console
 from hetpure.report.table import protocol_sheets
@@ -60,6 +61,8 @@ def page(results: dict[str, Any], figure: str | None) -> str:
             " under a mask its share of the image, under a purified image the defence's answer on"
             " the first report draw."
         )
+    if (convergence := convergence_sheet(results)).rows:
+        sections += ["## Convergence", convergence.markdown()]
     sections += ["## Weaker than the full protocol", _bullets(results["weaker_than_full"])]
     sections += ["## Gradient checks", gradient_checks_sheet(results["defenses"]).markdown()]
     sections += ["## Cost", _costs(results)]
@@ -75,6 +78,8 @@ def _costs(results: dict[str, Any]) -> str:
             f"{name}: {cost['network_calls']:,} network calls, {cost['audit_calls']:,} of them for"
             f" the audit; {cost['seconds']:.1f} s"
         )
+        if cost.get("saved_calls"):
+            line += f"; the cascade saved {cost['saved_calls']:,} network calls"
         if cost["latency_seconds"] is not None:  # a run may be stopped before that is measured
             latency = 1000 * cost["latency_seconds"]
             line += f", purification and classification {latency:.1f} ms an image"

@@ -1,6 +1,6 @@
 """The protocol tables, from `results.json` alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hetpure.evaluation.statistics import in_points
@@ -9,9 +9,21 @@ from hetpure.report.sheet import Sheet
 
 MOST_DEPARTURES = 8  # under the terminal's table; report.md has all
 WIDE = 10  # points
-ORDER = ("FAIL", "WARN", "PASS")
+ORDER = ("FAIL", "WARN", "undecided", "PASS")
 ROBUST = "robust"
-PROTOCOLS = ("single", "vote", "worst", "dw_box")
+SKIPPED = (
+    " skipped: images that an earlier attack had made wrong on all selection draws: they count as"
+    " that attack left them."
+)
+HEADS = {  # of what is counted under an attack; single or dw_box always is
+    "single": "single",
+    "vote": "vote",
+    "worst": "worst of {draws}",
+    "mean_logit": "mean logit",
+    "mean_probability": "mean probability",
+    "dw_box": "DW-box",
+    "success": "success",
+}
 
 
 def protocol_sheets(results: Mapping[str, Any], *, passed: bool = True) -> list[Sheet]:
@@ -33,7 +45,7 @@ def defenses_sheet(results: Mapping[str, Any]) -> Sheet:
         "robust single": [interval(defense["robust"]["single"]) for defense in defenses],
         "robust vote": [interval(defense["robust"]["vote"]) for defense in defenses],
         "attended": [_coverage(defense["mask_coverage"]) for defense in defenses],
-        "audit": [_tally(defense["audit"]) for defense in defenses],
+        "audit": [_tally(defense["audit"], results["run"]) for defense in defenses],
     }
     if any(defense["robust_by_all"] for defense in defenses):
         columns["robust, all attacks"] = [_by_all(defense) for defense in defenses]
@@ -53,44 +65,54 @@ def defenses_sheet(results: Mapping[str, Any]) -> Sheet:
 
 
 def attacks_sheet(results: Mapping[str, Any]) -> Sheet:
-    """A row an attack on a defence."""
-    rows = []
-    for name, defense in results["defenses"].items():
-        attacks = {
-            f"{attack} ({'+'.join(about['known'])} known)" if about["known"] else attack: about
-            for attack, about in defense["attacks"].items()
-        }
-        for worst in ("robust", "robust_by_all"):
-            if defense[worst] and len(defense[worst]["attacks"]) > 1:
-                attacks[f"{ROBUST} over {len(defense[worst]['attacks'])} attacks"] = defense[worst]
-        rows += [(name, attack, *_counts(about)) for attack, about in attacks.items()]
-    heads = (
-        "defence", "attack", "n", "single", "vote", "worst", "DW-box", "success", "EOT cosine",
-    )  # fmt: skip
+    """A row an attack on a defence, the null attack first: what is counted under an attack is not
+    shown without what the counting alone makes of it. Columns that no row fills are left out."""
+    named = [
+        (name, attack, about)
+        for name, defense in results["defenses"].items()
+        for attack, about in _attacks(defense)
+    ]
+    attacks = [about for _, _, about in named]
+    draws = results["run"]["report_draws"]
+    columns = {
+        "n": [str(next(about[key]["n"] for key in HEADS if about.get(key))) for about in attacks],
+        **{
+            head.format(draws=draws): [_counted(about.get(key)) for about in attacks]
+            for key, head in HEADS.items()
+        },
+        "skipped": [str(about.get("skipped") or "-") for about in attacks],
+        "EOT cosine": [_cosine(about.get("eot_agreement")) for about in attacks],
+    }
+    filled = {head: cells for head, cells in columns.items() if set(cells) != {"-"}}
+    names = [(name, attack) for name, attack, _ in named]
     further = "; ".join(f"{name}: {what}" for name, what in results["run"]["attacks"].items())
     return Sheet(
         "Accuracy under each attack",
-        heads,
-        rows,
-        "robust: each sample's worst over attacks in the same ball. worst: right on all report"
-        " draws. DW-box: on the very noise that the attacker knew."
+        ("defence", "attack", *filled),
+        [(*of_row, *cells) for of_row, *cells in zip(names, *filled.values(), strict=True)],
+        "null attack: strength zero, which shows what the counting alone costs."
+        " robust: each sample's worst over attacks in the same ball."
+        f" worst of {draws}: right on all {draws} report draws, as where the attacker submits the"
+        " same image again. mean logit, mean probability: the class whose mean over the report"
+        " draws is the largest. DW-box: on the very noise that the attacker knew."
         " success: of the samples that the majority of draws has right, the share that it has wrong"
         " under attack. EOT cosine: between the gradients of both halves of the draws."
+        + (SKIPPED if "skipped" in filled else "")
         + (f" Further attacks: {further}." if further else ""),
         left=2,
     )
 
 
-def _counts(attack: Mapping[str, Any]) -> list[str]:
-    """The cells of one attack."""
-    estimates = [attack.get(protocol) for protocol in PROTOCOLS]
-    agreement = attack.get("eot_agreement")
-    return [
-        str(next(estimate["n"] for estimate in estimates if estimate)),
-        *("-" if estimate is None else interval(estimate) for estimate in estimates),
-        "-" if attack["success"] is None else interval(attack["success"]),
-        "-" if agreement is None else f"{agreement:.2f}",
-    ]
+def _attacks(defense: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A name in the sheet of attacks, and what is counted under it."""
+    if defense["null_attack"]:
+        yield "null attack", defense["null_attack"]
+    for attack, about in defense["attacks"].items():
+        known = f" ({'+'.join(about['known'])} known)" if about["known"] else ""
+        yield f"{attack}{known}", about
+    for worst in ("robust", "robust_by_all"):
+        if defense[worst] and len(defense[worst]["attacks"]) > 1:
+            yield f"{ROBUST} over {len(defense[worst]['attacks'])} attacks", defense[worst]
 
 
 def audit_sheet(results: Mapping[str, Any], *, passed: bool = True) -> Sheet:
@@ -103,9 +125,10 @@ def audit_sheet(results: Mapping[str, Any], *, passed: bool = True) -> Sheet:
         if passed or check["verdict"] != "PASS"
     ]
     note = (
-        f"Attacks of the audit: the first {counted(audit['images'], 'sample')}, black box with"
-        f" {audit['queries']} queries; FAIL where a paired 95% interval excludes what"
-        f" must hold, WARN where only the difference is beyond {100 * audit['tolerance']:g} points."
+        f"Attacks of the audit: at most the first {counted(audit['images'], 'sample')}, black box"
+        f" with {audit['queries']} queries. FAIL where a difference beyond"
+        f" {100 * audit['tolerance']:g} points is certain (an honest row has a FAIL in one of a"
+        " thousand audits), WARN where it is seen, undecided where more images would have to tell."
         if rows
         else ""
     )
@@ -145,13 +168,15 @@ def _by_all(defense: Mapping[str, Any]) -> str:
     return f"{interval(single)}, n = {single['n']}"
 
 
-def _tally(audit: Sequence[Mapping[str, Any]] | None) -> str:
+def _tally(audit: Sequence[Mapping[str, Any]] | None, run: Mapping[str, Any]) -> str:
     """The worst verdict, and how many have it where it is not the best."""
     if not audit:
         return "-"
     verdicts = [check["verdict"] for check in audit]
-    last = next(verdict for verdict in ORDER if verdict in verdicts)
-    return last if last == "PASS" else f"{verdicts.count(last)} {last}"
+    worst = next(verdict for verdict in ORDER if verdict in verdicts)
+    tally = worst if worst == "PASS" else f"{verdicts.count(worst)} {worst}"
+    checked = (run["audit"] or {}).get("reference", True)
+    return tally if checked else f"{tally}, convergence not checked"
 
 
 def _coverage(shares: Mapping[str, float | None]) -> str:
@@ -159,6 +184,14 @@ def _coverage(shares: Mapping[str, float | None]) -> str:
     if clean is None or adversarial is None:
         return "-"
     return f"{100 * clean:.0f}% / {100 * adversarial:.0f}%"
+
+
+def _counted(estimate: Mapping[str, Any] | None) -> str:
+    return "-" if estimate is None else interval(estimate)
+
+
+def _cosine(agreement: float | None) -> str:
+    return "-" if agreement is None else f"{agreement:.2f}"
 
 
 def interval(estimate: Mapping[str, Any]) -> str:

@@ -1,15 +1,28 @@
 """What is run against each row, and configs of attacks that cannot be."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from hetpure.attacks import PGD, AutoEOT, Square, StAdv
+from hetpure.attacks import PGD, Addresses, AutoEOT, Square, StAdv, Target
+from hetpure.attacks.reference import Reference
 from hetpure.defense import Defense
 from hetpure.errors import FieldError, InputError
-from hetpure.evaluation.cells import AttackConfig, attack_cells
-from hetpure.evaluation.protocol import Protocol
+from hetpure.evaluation.audit import Audit
+from hetpure.evaluation.cells import (
+    MOST_ATTACKS,
+    REFERENCE_MEMBER,
+    AttackConfig,
+    attack_cells,
+    audit_cells,
+    within_budget,
+)
+from hetpure.evaluation.protocol import Block, Cell, Protocol
 from hetpure.gradients import Execution
+from hetpure.noise import BatchNoise, Group, Noise, Purpose, Stream
 from tests.hetpure.evaluation.runs import CONFIG, small
 
 MAIN = PGD(steps=1)
@@ -79,3 +92,80 @@ def test_unusable_configs_name_what_is_wrong() -> None:
         replace(CONFIG, execution={"gone": Execution("tape")})
     with pytest.raises(FieldError, match="Evaluation.seed must be in 0 to 4294967295, got -1"):
         replace(CONFIG, seed=-1)
+
+
+class Listens(Defense):
+    """Keeps the draws of the attack's stream that it is asked on."""
+
+    groups = frozenset[Group]({"forward"})
+
+    def __init__(self, defense: Defense) -> None:
+        super().__init__(defense.classifier)
+        self.drawn: set[int] = set()
+
+    def forward(
+        self, images: Tensor, noise: BatchNoise, mask: Any = None, policy: Any = None
+    ) -> Any:
+        of_attack = noise.forward[noise.forward[:, 0] == Stream.ATTACK]
+        self.drawn |= set(of_attack[:, 1].tolist())
+        shift = 0.3 * noise.normal(Purpose.FORWARD, images)
+        return super().forward(images + shift, noise, mask, policy)
+
+
+def drawn(defense: Defense, cell: Cell, block: Block) -> set[int]:
+    """The attack's draws on which a cell asks a defence like this one."""
+    listens = Listens(defense)
+    addresses = Addresses(block.samples, Noise.of(0, Stream.DW_BOX), cell.known, cell.member)
+    cell.attack(Target(listens, block.images, block.labels, addresses))
+    return listens.drawn
+
+
+def test_no_two_attacks_share_draws(rows: dict[str, Defense]) -> None:
+    """Nor does any with the main one: of as many as there are, ensembles among them."""
+    _, images = small()
+    block, main = images.read(range(2)), PGD(steps=2, eot_samples=2)
+    ensemble = AutoEOT(steps=1, eot_samples=1, targets=1, square_steps=1, check_draws=2)
+    further = {f"a{k}": AttackConfig((ensemble, main)[k % 2]) for k in range(MOST_ATTACKS)}
+    cells = attack_cells("plain", Listens(rows["plain"]), main, further, Protocol(5, 1))
+    reference = [Cell("reference", Reference.of(main.threat), member=REFERENCE_MEMBER)]
+    attacks = [cell for cell in cells if cell.name not in ("clean", "null")] + reference
+    assert len(attacks) == 1 + MOST_ATTACKS + 1
+    sets = [drawn(rows["plain"], cell, block) for cell in attacks]
+    assert all(sets), "everything draws"
+    assert sum(map(len, sets)) == len(set.union(*sets))
+
+
+def test_variants_of_the_main_attack_share_its_draws(rows: dict[str, Defense]) -> None:
+    """What differs between them is then not luck."""
+    _, images = small()
+    block, main = images.read(range(2)), PGD(steps=2, eot_samples=2)
+    defense = Listens(rows["plain"])
+    base = attack_cells("plain", defense, main, {}, Protocol(5, 1))[1]
+    own = drawn(rows["plain"], base, block)
+    audit = {
+        cell.name: cell
+        for cell in audit_cells(base, defense, Audit(), 64, lambda: (block.images,) * 2)
+    }
+    for name in ("more steps", "more EOT draws", "larger radius", "whole range"):
+        assert own <= drawn(rows["plain"], audit[f"audit: {name}"], block)
+    masks = [Cell("", replace(main, mask=mask)) for mask in ("frozen", "recomputed")]
+    assert [drawn(rows["plain"], cell, block) for cell in masks] == [own, own]
+
+
+@pytest.mark.parametrize(
+    ("dear", "slice_of_each", "of_reference"), [(1, 100, 100), (400, 8, 58), (4000, None, 100)]
+)
+def test_an_audit_keeps_its_budget(
+    dear: int, slice_of_each: int | None, of_reference: int, rows: dict[str, Defense]
+) -> None:
+    """The reference attack gets what the others leave; what the budget has no room for is out."""
+    defense, audit = Listens(rows["plain"]), Audit(images=100, purifications=51_200)
+    cells = audit_cells(Cell("main", MAIN), defense, audit, 64, lambda: (torch.zeros(0),) * 2)
+    costs = {cell.name: 380 if cell.itself else dear for cell in cells}
+    slices = {
+        cell.name.removeprefix("audit: "): cell.limit or 0
+        for cell in within_budget(cells, audit, lambda cell: costs[cell.name])
+    }
+    assert slices.pop("reference attack") == of_reference
+    assert slices == ({} if slice_of_each is None else dict.fromkeys(slices, slice_of_each))
+    assert 9 * dear * (slice_of_each or 0) + 380 * of_reference <= 51_200

@@ -2,7 +2,8 @@
 promise: coverage."""
 
 from collections.abc import Callable
-from math import comb
+from itertools import product
+from math import comb, prod
 
 import numpy as np
 import pytest
@@ -10,12 +11,16 @@ from numpy.typing import NDArray
 
 from hetpure.evaluation import statistics
 from hetpure.evaluation.statistics import (
+    BETS,
     attack_success,
+    evidence,
+    holm,
     in_points,
     mcnemar,
     mean_accuracy,
     paired_difference,
     paired_proportions,
+    visible,
     wilson,
 )
 
@@ -264,3 +269,50 @@ def test_points_have_a_sign_and_nothing_has_no_minus() -> None:
     assert in_points({"difference": -1e-17, "low": -0.324, "high": 0.324}) == "+0.0 [-32.4, +32.4]"
     assert in_points({"difference": -0.0004, "low": -0.2, "high": -0.0}) == "+0.0 [-20.0, +0.0]"
     assert in_points({"difference": -0.1, "low": -0.15, "high": -0.05}) == "-10.0 [-15.0, -5.0]"
+
+
+def test_evidence_is_a_fair_game() -> None:
+    """One value by hand; and over all outcomes of a law whose mean is the bound, it is 1."""
+    assert evidence(np.array([1.0]), 0.2, -1.0) == pytest.approx(np.mean(1 + BETS * 0.8 / 1.2))
+    bound, low, values = 0.1, -1.0, (-1.0, 0.0, 1.0)
+    law = {-1.0: 0.2, 0.0: 0.5, 1.0: 0.3}
+    assert sum(value * share for value, share in law.items()) == pytest.approx(bound)
+    expected = sum(
+        prod(law[value] for value in drawn) * evidence(np.array(drawn), bound, low)
+        for drawn in product(values, repeat=5)
+    )
+    assert expected == pytest.approx(1.0)
+    below = {-1.0: 0.4, 0.0: 0.4, 1.0: 0.2}  # a smaller mean pays less
+    expected = sum(
+        prod(below[value] for value in drawn) * evidence(np.array(drawn), bound, low)
+        for drawn in product(values, repeat=5)
+    )
+    assert expected < 0.8
+
+
+def test_evidence_may_be_looked_at_after_every_value() -> None:
+    """It ever reaches 20 in fewer than a twentieth of the games; an interval of 95% that is looked
+    at as often excludes the truth in far more."""
+    generator = np.random.default_rng(3)
+    games = generator.choice([-1.0, 0.0, 1.0], p=[0.2, 0.6, 0.2], size=(400, 100))
+    ever = [any(evidence(game[:n], 0.0, -1.0) >= 20 for n in range(1, 101)) for game in games]
+    steps = np.arange(1, 101)
+    deviation = np.abs(games.cumsum(1) / steps) / np.sqrt(0.4 / steps)
+    assert np.mean(ever) < 0.05 < 0.2 < np.mean((deviation[:, 9:] > 1.96).any(1))
+
+
+def test_what_so_many_values_can_see() -> None:
+    for n, needed in ((16, 20.0), (64, 1e4), (256, 1e4)):
+        share = visible(n, needed, 0.05)
+        assert share is not None
+        ones = round(share * n)
+        assert evidence(np.arange(n) < ones, 0.05, -1.0) >= needed
+        assert evidence(np.arange(n) < ones - 1, 0.05, -1.0) < needed
+    assert visible(8, 1e4, 0.05) is None
+
+
+def test_holm_asks_less_of_each_next_claim() -> None:
+    """At .1: 1 over the level times 3, 2 and 1."""
+    assert holm({"a": 31.0, "b": 21.0, "c": 9.0}, 0.1) == {"a", "b"}
+    assert holm({"a": 29.0, "b": 29.0, "c": 29.0}, 0.1) == set()
+    assert holm({}, 0.1) == set()

@@ -18,6 +18,8 @@ from hetpure.attacks import PGD, Replay, Square
 from hetpure.attacks.attack import Target
 from hetpure.classifiers import Classifier
 from hetpure.errors import InputError
+from hetpure.evaluation import audit
+from hetpure.evaluation.audit import Audit
 from hetpure.evaluation.cells import AttackConfig
 from hetpure.evaluation.description import Images, Networks
 from hetpure.evaluation.identity import differences
@@ -25,8 +27,18 @@ from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.rows import DefenseConfig
 from hetpure.evaluation.run_results import Contents, write_results
 from hetpure.evaluation.store import Job, Store
-from hetpure.evaluation.worker import Task, Watch, evaluate, jobs_of, task_work, tasks_of, work
+from hetpure.evaluation.worker import (
+    Task,
+    Watch,
+    evaluate,
+    in_order,
+    jobs_of,
+    task_work,
+    tasks_of,
+    work,
+)
 from hetpure.gradients import Execution, GradientError
+from hetpure.numbers import Number
 from tests.hetpure.evaluation.runs import begin, small, without_clocks
 
 Built = tuple[Networks, Images]
@@ -118,8 +130,7 @@ def test_a_stopped_run_goes_on_to_the_same_records(
     assert partial and all(record in records(expected) for record in partial)
     unfinished = write_results(store)
     assert unfinished["missing"] > 0
-    assert unfinished["samples"] == 4 and list(unfinished["defenses"]) == ["purified"]
-    assert unfinished["run"]["baseline"] is None, "nothing to pair with"
+    assert unfinished["samples"] == 2 and list(unfinished["defenses"]) == ["plain"]
     (store.path / "blocks" / ".00001-plain.safetensors.77.part").write_bytes(b"half")
     with store.locked():  # as evaluate.py begins
         pass
@@ -141,14 +152,24 @@ def test_a_run_that_goes_on_keeps_its_blocks(built: Built, tmp_path: Path) -> No
 def test_the_check_of_a_row_comes_before_its_first_block(built: Built, tmp_path: Path) -> None:
     run, _ = begin(tmp_path, *built)
     tasks = tasks_of(run, processes=2)
-    assert sorted(tasks, key=str) == sorted(
-        (Task(row, block) for row in ("plain", "purified") for block in (None, 0, 1)), key=str
-    )
+    audits = [Task(row.name, audit=cell.name) for row in run.rows.values() for cell in row.audit]
+    blocks = [Task(row, block) for row in ("plain", "purified") for block in (None, 0, 1)]
+    assert sorted(tasks, key=str) == sorted(blocks + audits, key=str) and audits
     for row in run.rows:
-        assert next(task.block for task in tasks if task.row == row) is None
-    jobs = list(jobs_of(run, Task("plain", 1)))
-    assert [(job.attack, count) for job, _, count in jobs] == [
-        ("clean", 2), ("pgd_linf", 2), ("null", 2), ("square", 1),
+        assert next(task for task in tasks if task.row == row) == Task(row)
+    jobs = list(jobs_of(run, "plain", 1))
+    assert [(job.attack, positions) for job, _, positions in jobs] == [
+        ("clean", range(2, 4)), ("pgd_linf", range(2, 4)), ("null", range(2, 4)),
+        ("square", range(2, 3)),
+    ]  # fmt: skip
+
+
+def test_audits_come_after_the_blocks_that_they_look_at() -> None:
+    audits = {"a": {"small": 0, "large": 1}, "b": {}}
+    ordered = in_order(audits, 3, lambda task: 0.0, 0)
+    assert ordered == [
+        Task("a"), Task("a", 0), Task("b"), Task("b", 0), Task("a", audit="small"),
+        Task("a", 1), Task("b", 1), Task("a", audit="large"), Task("a", 2), Task("b", 2),
     ]  # fmt: skip
 
 
@@ -232,7 +253,7 @@ def test_a_row_that_is_struck_out_late_is_left_out_whole(
 def test_a_run_is_reported_whatever_is_missing(
     tasks: tuple[int, ...], built: Built, tmp_path: Path
 ) -> None:
-    """Also blocks without the first one, which alone has the audit's images."""
+    """Also blocks without the first one, and an audit without its blocks."""
     run, store = begin(tmp_path, *built)
     order = sorted(tasks_of(run), key=lambda task: (task.row, task.block or -1))
     for number in tasks:
@@ -241,6 +262,69 @@ def test_a_run_is_reported_whatever_is_missing(
     assert results["missing"] > 0 and len(results["config"] or "") == 0
     for row in results["defenses"].values():
         assert row["audit"][-1]["name"] == "saved images"
+
+
+def test_an_audit_grows_until_it_is_settled(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Look by look; a run that goes on takes the next look, and ends with the same records. What
+    is settled has no further job, and the bar is full all the same."""
+    monkeypatch.setattr(audit, "FIRST_LOOK", 1)
+    run, store = begin(tmp_path / "whole", *built, audit=Audit(images=4, queries=1))
+    watch = Listening()
+    evaluate(run, store, watch=watch)
+    assert watch.work == sum(task_work(run, task) for task in tasks_of(run))
+    looks = [job.block for job in Contents.read(store).jobs if job.attack == "audit: more steps"]
+    assert looks == [0, 1, 2, 0, 1, 2], "1, 1 and 2 images of two rows: so few settle nothing"
+    expected = records(store)
+
+    stopped, place = begin(tmp_path / "stopped", *built, audit=Audit(images=4, queries=1))
+    evaluate(stopped, place)
+    for path in (place.path / "blocks").glob("0000[12]-plain-audit*"):
+        path.unlink()
+    missing = write_results(place)["missing"]
+    assert missing == len(run.rows["plain"].audit), "the next look of each check"
+    evaluate(*begin(tmp_path / "stopped", *built, audit=Audit(images=4, queries=1)))
+    assert records(place) == expected
+
+    monkeypatch.setattr(audit, "PASS_ERROR", 1.0)  # every check is settled by its first look
+    run, store = begin(tmp_path / "settled", *built, audit=Audit(images=4, queries=1))
+    watch = Listening()
+    evaluate(run, store, watch=watch)
+    contents = Contents.read(store)
+    blocks = {job.block for job in contents.jobs if job.attack == "audit: 8-bit images"}
+    assert blocks == {0} and contents.missing == 0
+    assert watch.work == sum(task_work(run, task) for task in tasks_of(run))
+
+
+def test_a_cascade_finds_what_all_attacks_find(built: Built, tmp_path: Path) -> None:
+    """The same images are robust, with fewer network calls; the table says which were skipped."""
+    further = {
+        "square": AttackConfig(Square(steps=2, eot_samples=1)),
+        "few": AttackConfig(PGD(steps=1, eot_samples=1), limit=3),
+        "larger": AttackConfig(PGD(epsilon=Number(0.1), steps=1, eot_samples=1)),
+    }
+    whole_run = whole(tmp_path / "all", built, attacks=further, audit=None)
+    cascade = whole(tmp_path / "cascade", built, attacks=further, audit=None, cascade=True)
+    both = [write_results(store)["defenses"] for store in (whole_run, cascade)]
+    skipped = {}
+    for row in both[0]:
+        ours, theirs = both[1][row], both[0][row]
+        for counting in ("single", "vote", "worst"):
+            assert ours["robust"][counting] == theirs["robust"][counting]
+        skipped[row] = {name: about["skipped"] for name, about in ours["attacks"].items()}
+        assert skipped[row]["larger"] == skipped[row]["pgd_linf"] == 0
+        assert all(about["skipped"] == 0 for about in theirs["attacks"].values())
+    assert skipped["plain"]["square"] > 0 and skipped["plain"]["few"] > 0
+    by_cell = {(r.defense, r.attack, r.sample): r for r in records(cascade)}
+    for record in by_cell.values():
+        if record.skipped:
+            main = by_cell[record.defense, "pgd_linf", record.sample]
+            assert record.network_calls == 0 and record.kept == 0
+            assert record.predictions == main.predictions
+    assert (
+        both[1]["purified"]["cost"]["network_calls"] < both[0]["purified"]["cost"]["network_calls"]
+    )
 
 
 def test_a_failed_check_strikes_its_row_out_by_itself(built: Built, tmp_path: Path) -> None:
