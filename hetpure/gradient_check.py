@@ -1,11 +1,13 @@
 """The gradient check: whether an attack's gradient is the gradient of what the defence computes."""
 
 import copy
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from itertools import pairwise
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,32 @@ from hetpure.memory import trim_heap
 M = TypeVar("M", bound=nn.Module)
 Loss = Callable[[nn.Module, Tensor, Execution], Tensor]
 STEP_SIZES = (1e-5, 1e-6, 1e-4, 1e-7)  # tried in this order
+SHORT, LONG = min(STEP_SIZES), max(STEP_SIZES)
+# A continuous function is about as steep over LONG as over SHORT; a jump is LONG / SHORT = 1000
+# times as steep. The bound lies halfway, in decades.
+STEEPER = (LONG / SHORT) ** 0.5
+Kind = Literal["straight through", "jumps", "detached", "kinks"]
+WITHOUT_ITS_GRADIENT = (
+    "attack it with hetpure.attacks.BPDA, which takes such a gradient on purpose, or without"
+    " gradients (hetpure.attacks.Square)"
+)
+ADVICE: Mapping[Kind, str] = {
+    "straight through": (
+        "finite differences are zero and the gradient is not: a quantised step hands its gradient"
+        " straight through, and accuracy under an attack that follows this gradient says nothing:"
+        f" {WITHOUT_ITS_GRADIENT}"
+    ),
+    "jumps": (
+        "the answer jumps however short the step of a finite difference is: a step's noise is a"
+        " function of the image (a hash of its bits?). No seed helps: draw noise by address"
+        " (hetpure.noise), or attack it without gradients (hetpure.attacks.Square)"
+    ),
+    "detached": (
+        "finite differences agree with one another and not with the gradient: a step is detached,"
+        " or is quantised and hands its gradient straight through. Differentiate that step, or"
+        f" {WITHOUT_ITS_GRADIENT}"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +59,8 @@ class GradientCheck:
     |difference - g.d| / max(|g.d|, |g| |d| / sqrt(n)): relative to the size that g.d has for a
     random direction d. Step sizes at which a ReLU changed its pattern or a clamp its side are
     discarded; `directions` counts those with a step size left. Both are of the exact gradient.
+    `kind` says how finite differences disagree with it: see `_Line.kind`. None where they agree,
+    and in older results.
 
     `cosine_to_exact` is that of the gradient as an attack computes it (on the run's device, in its
     precision and micro-batches, under its policy) to the exact one, both of the steps checked, mean
@@ -62,6 +92,7 @@ class GradientCheck:
     steps: int | None = None
     of_steps: int | None = None
     device: str = "cpu"
+    kind: Kind | None = None
 
     @property
     def failure(self) -> str | None:
@@ -77,6 +108,9 @@ class GradientCheck:
                 f"the policies {', '.join(self.compared)} disagree, so a step does something else"
                 f" when it is called again (noise that is not by address?){elsewhere}"
             )
+        # Before the cosines, which such a step spoils too.
+        if self.kind is not None and self.kind in ADVICE:
+            return ADVICE[self.kind]
         bound, cosine = self.cosine_bound, self.cosine_to_float32
         if cosine is not None and not cosine >= bound:
             return (
@@ -90,15 +124,16 @@ class GradientCheck:
             )
         if not self.directions:
             return (
-                "it could not be checked: every step of a finite difference crossed a kink of a"
-                " network; another seed takes other directions"
+                "it could not be checked: nothing jumps, but in every direction each step of a"
+                " finite difference crossed a kink of a network (a ReLU or a clamp): another seed"
+                " takes other directions"
             )
         if not self.finite_difference_error <= self.bound:
             return (
                 "its error against finite differences is"
                 f" {self.finite_difference_error:.1e}, above {self.bound:.0e}, on"
-                f" {self.directions} directions: a step may be detached, or raise gradient_bound if"
-                " the network's kinks explain it"
+                f" {self.directions} directions: raise gradient_bound if kinks of the network other"
+                " than ReLUs and clamps explain it"
             )
         return None
 
@@ -114,18 +149,20 @@ def check_gradient(
     module: nn.Module,
     loss: Loss,
     images: Tensor,
-    directions: Tensor,
+    directions: Iterable[Tensor],
     compared: Sequence[Execution],
     *,
     bound: float = 1e-5,
+    wanted: int | None = None,
 ) -> GradientCheck:
     """Checks exact policies against one another bit for bit, and the first of them against central
     finite differences.
 
     `loss(module, images, execution)` is a scalar and must hold masks and noise fixed. `images` is
-    an interior point (B, C, H, W) and `directions` (N, B, C, H, W). Step sizes are tried until
-    one is ten times better than the bound asks for. Computed on the images' device, or on
-    the CPU where that has no float64.
+    an interior point (B, C, H, W), and so is the shape of each of the `directions`. They are taken
+    in order until `wanted` of them, by default all, have a step size left, or one disagrees. Step
+    sizes are tried until one is ten times better than the bound asks for. Computed on the images'
+    device, or on the CPU where that has no float64.
     """
     device = float64_device(images.device)
     double = in_float64(module).eval()
@@ -138,20 +175,31 @@ def check_gradient(
             trim_heap()
     exact = gradients[0]
     equal = [torch.equal(exact, other) for other in gradients[1:]]
-    errors = [
-        error
-        for direction in directions.to(device).double()
-        if (error := _difference_error(double, loss, point, exact, direction, bound)) is not None
-    ]
+    errors: list[float] = []
+    kind: Kind | None = "kinks"
+    for direction in directions:
+        line = _Line.of(double, loss, point, exact, direction.to(device).double())
+        error, wildest = line.errors(bound)
+        agrees = error <= bound
+        found = None if agrees and wildest < STEEPER else line.kind()
+        if agrees and found != "jumps":  # noise of few values agrees by chance at some step size
+            found = None
+        if found == "kinks" and error == math.inf:
+            continue  # every step size crossed one: only another direction tells more
+        errors.append(error)
+        kind = found
+        if found is not None or len(errors) == wanted:
+            break
     return GradientCheck(
         policy=compared[0].policy,
         compared=tuple(execution.policy for execution in compared),
         policies_equal=all(equal),
-        finite_difference_error=max(errors, default=float("inf")),
+        finite_difference_error=max(errors, default=math.inf),
         bound=bound,
-        directions=len(errors),
+        directions=sum(error < math.inf for error in errors),
         images=len(images),
         device=device.type,
+        kind=kind,
     )
 
 
@@ -195,30 +243,85 @@ def cosines(ours: Tensor, exact: Tensor) -> Tensor:
     return torch.cosine_similarity(ours, exact)
 
 
-def _difference_error(
-    module: nn.Module,
-    loss: Loss,
-    point: Tensor,
-    gradient: Tensor,
-    direction: Tensor,
-    bound: float,
-) -> float | None:
-    slope = float((gradient * direction).sum())
-    typical = float(gradient.norm() * direction.norm()) / point.numel() ** 0.5
-    best: float | None = None
-    tape = Execution("tape")
-    for size in STEP_SIZES:
-        with torch.no_grad(), _Kinks() as above:
-            high = float(loss(module, point + size * direction, tape))
-        with torch.no_grad(), _Kinks() as below:
-            low = float(loss(module, point - size * direction, tape))
-        if above.seen != below.seen:
-            continue
-        error = abs((high - low) / (2 * size) - slope) / max(abs(slope), typical)
-        best = error if best is None else min(best, error)
-        if best <= bound / 10:
-            break
-    return best
+@dataclass(frozen=True)
+class _Line:
+    """The loss along a direction, in float64.
+
+    Args:
+        value: the loss a distance from the point, and what its ReLUs and clamps did there.
+        slope: g.d, what the gradient says of the loss at the point.
+        scale: what errors are relative to.
+    """
+
+    value: Callable[[float], tuple[float, list[int]]]
+    slope: float
+    scale: float
+
+    @classmethod
+    def of(
+        cls, module: nn.Module, loss: Loss, point: Tensor, gradient: Tensor, direction: Tensor
+    ) -> "_Line":
+        """Through a point (B, C, H, W), along a direction of its shape."""
+
+        def value(distance: float) -> tuple[float, list[int]]:
+            with torch.no_grad(), _Kinks() as kinks:
+                loss_there = loss(module, point + distance * direction, Execution("tape"))
+            return float(loss_there), kinks.seen
+
+        slope = float((gradient * direction).sum())
+        typical = float(gradient.norm() * direction.norm()) / point.numel() ** 0.5
+        return cls(value, slope, max(abs(slope), typical))
+
+    def errors(self, bound: float) -> tuple[float, float]:
+        """Of central differences: the smallest over step sizes that cross no kink, infinite where
+        all cross one; and the largest over all that were tried."""
+        best, wildest = math.inf, 0.0
+        for size in STEP_SIZES:
+            (high, above), (low, below) = self.value(size), self.value(-size)
+            error = abs((high - low) / (2 * size) - self.slope) / self.scale
+            wildest = max(wildest, error)
+            if above == below:
+                best = min(best, error)
+            if best <= bound / 10:
+                break
+        return best, wildest
+
+    def kind(self) -> Kind:
+        """Why central differences disagree with the slope, by differences between places on one
+        side of the point, where a kink or a jump at the point itself plays no part.
+
+        - `straight through`: they are zero and the slope is not.
+        - `jumps`: they grow as places come closer. So does the difference across the point where
+          the loss jumps only there.
+        - `detached`: they agree with one another, and not with the slope.
+        - `kinks`: none of these.
+        """
+        short, across = self._differences(SHORT)
+        long, _ = self._differences(LONG)
+        steepest, mean = max(map(abs, short)), sum(short) / len(short)
+        if steepest < 1e-4 * self.scale:
+            return "straight through"
+        if steepest > STEEPER * max(map(abs, long)):
+            return "jumps"
+        if max(short) - min(short) < 0.1 * abs(mean - self.slope):
+            return "detached"
+        return "jumps" if abs(across) > STEEPER * steepest else "kinks"
+
+    def _differences(self, size: float) -> tuple[list[float], float]:
+        """Difference quotients between neighbours, on both sides `size` to twice the size from the
+        point, in order; and the one across the point. The lowest and the highest are left out: a
+        quantised step may happen to jump between two of the places."""
+        gaps = 8
+        width = size / gaps
+        sides = [
+            [self.value(side * (size + k * width))[0] for k in range(gaps + 1)] for side in (1, -1)
+        ]
+        quotients = [
+            side * (far - near) / width
+            for side, values in zip((1, -1), sides, strict=True)
+            for near, far in pairwise(values)
+        ]
+        return sorted(quotients)[1:-1], (sides[0][0] - sides[1][0]) / (2 * size)
 
 
 class _Kinks(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -24,6 +24,7 @@ from hetpure.memory import Footprint, budget_bytes, weight_bytes
 from hetpure.noise import BatchNoise, Noise, Purpose, Stream
 
 DRAWS = 2
+FURTHER = 6  # directions, where those before crossed kinks whatever their step size
 REFERENCE = Execution("checkpoint")
 # As small as the loss of a sure classifier makes them: a number format must hold these too.
 SMALL = 1e-6
@@ -111,7 +112,8 @@ def check_defense_gradient(
     substitute_cosines = {}
     for name, attack in substitutes.items():
         how = attack.execution(attacked)
-        followed = expected_gradient(attacked, attack.query(attacked, whole), loss, execution=how)
+        asked_for = attack.query(attacked, whole)
+        followed = expected_gradient(attack.followed(attacked), asked_for, loss, execution=how)
         substitute_cosines[name] = float(cosines(followed.gradient, ours).mean())
     gradient_check = replace(gradient_check, substitute_cosines=substitute_cosines)
     if plain is not attacked:
@@ -158,24 +160,41 @@ def _check_policies(
 ) -> GradientCheck:
     """Exact policies and finite differences, in float64 and at an interior point."""
     defense, count = thinned(defense, extent.plan), extent.images
-    images, samples = 0.1 + 0.8 * images[:count].detach(), samples[:count]
-    compared = policies(defense, count, float64_footprint(defense, images), budget)
     device = float64_device(images.device)
+    point = _interior_point(images[:count].detach().to(device))
+    images, samples = point.to(images.dtype).to(images.device), samples[:count]
+    compared = policies(defense, count, float64_footprint(defense, images), budget)
     noise = Noise.of(seed, Stream.PROBE).on(samples.to(device))
-    point = images.to(device).double()
-    directions = torch.stack(
-        [noise.normal(Purpose.START, point, step=1 + k) for k in range(extent.directions)]
-    )
-    directions = directions / directions.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1, 1)
     mask = defense.mask(images, samples)
     fixed = None if mask is None else mask.to(device).double()
+
+    def direction(number: int) -> Tensor:
+        along = noise.normal(Purpose.START, point, step=1 + number)
+        return along / torch.linalg.vector_norm(along)
 
     def loss(module: nn.Module, x: Tensor, execution: Execution) -> Tensor:
         logits: Tensor = module(x, noise, fixed, execution)
         return (_weights(logits, noise) * logits).sum()
 
-    check = check_gradient(defense, loss, point, directions, compared, bound=bound)
+    check = check_gradient(
+        defense,
+        loss,
+        point,
+        map(direction, range(extent.directions + FURTHER)),
+        compared,
+        bound=bound,
+        wanted=extent.directions,
+    )
     return replace(check, compared=tuple(how.describe(len(extent.plan)) for how in compared))
+
+
+def _interior_point(images: Tensor) -> Tensor:
+    """A point inside [0, 1] near 0.1 + 0.8 images (B, C, H, W), in float64. In turn its pixels lie
+    on one of 256 levels and halfway between two. A defence that cuts off or rounds to 8 bits jumps
+    there, where finite differences see it; a continuous one does not mind."""
+    levels = (255 * (0.1 + 0.8 * images.double())).round()
+    halves = 0.5 * (torch.arange(levels[0].numel(), device=levels.device) % 2)
+    return (levels + halves.reshape(levels.shape[1:])) / 255
 
 
 def _weights(logits: Tensor, noise: BatchNoise) -> Tensor:

@@ -41,6 +41,7 @@ def _cells(name: str, check: Mapping[str, Any]) -> dict[str, str]:
     equal = "yes: " if check["policies_equal"] else "NO: "
     bound = "" if check["approximation"] else f" ({check['cosine_bound']:g})"
     float32 = check["cosine_to_float32"]
+    kind = check.get("kind")  # results of earlier versions do not say
     substitutes = check["substitute_cosines"].items()
     passed = "approximation" if check["approximation"] else "PASS"
     return {
@@ -50,6 +51,7 @@ def _cells(name: str, check: Mapping[str, Any]) -> dict[str, str]:
         "equal bit for bit": equal + "; ".join(check["compared"]),
         "finite differences (bound)": (
             f"{check['finite_difference_error']:.1e} ({check['bound']:.0e})"
+            + (f": {kind}" if kind else "")
         ),
         "attack's cosine to exact (bound)": f"{check['cosine_to_exact']:.6f}{bound}",
         "cosine to float32 (lowest)": (

@@ -1,7 +1,10 @@
 """A gradient check that catches the bugs that evaluations of purifiers are known for."""
 
+import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import pytest
 import torch
@@ -12,8 +15,11 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser, to_pixels
 from hetpure.gradient_check import (
+    ADVICE,
+    SHORT,
     STEP_SIZES,
     GradientCheck,
+    Kind,
     check_gradient,
     cosines,
     float64_device,
@@ -213,11 +219,135 @@ def test_steps_across_a_kink_are_discarded(kink: Callable[[Tensor], Tensor]) -> 
         )
 
     across = run(min(STEP_SIZES) / 2)
-    assert (across.directions, across.passed) == (0, False)
-    assert across.finite_difference_error == float("inf")
+    assert (across.directions, across.passed, across.kind) == (0, False, "kinks")
+    assert across.finite_difference_error == math.inf
+    assert "could not be checked" in str(across.failure)
     beside = run(max(STEP_SIZES) / 50)
-    assert (beside.directions, beside.passed) == (1, True)
+    assert (beside.directions, beside.passed, beside.kind) == (1, True, None)
     assert beside.finite_difference_error < 1e-8
+
+
+def hashed(images: Tensor) -> Tensor:
+    """Standard normal, a function of the bits of all images (B, ...) together."""
+    generator = torch.Generator().manual_seed(zlib.crc32(images.detach().numpy().tobytes()))
+    return torch.randn(images.shape, generator=generator, dtype=torch.float64)
+
+
+def rounded(images: Tensor, levels: int = 255) -> Tensor:
+    return (levels * images).round() / levels
+
+
+def smooth(images: Tensor) -> Tensor:
+    return (3 * images).sin()
+
+
+POINT = torch.linspace(0.2, 0.8, 32, dtype=torch.float64).reshape(2, 1, 4, 4)
+TIES = ((255 * POINT).floor() + 0.5) / 255
+FUNCTIONS: dict[str, tuple[Kind | None, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    # kind, what is computed, and what is differentiated in its place
+    "smooth": (None, smooth, smooth),
+    "quantised": ("straight through", rounded, smooth),
+    "coarsely": ("straight through", lambda x: rounded(x, 7), smooth),
+    "ReLU of quantised": ("straight through", lambda x: F.relu(rounded(x) - 0.5), smooth),
+    "partly quantised": ("detached", lambda x: smooth(x) + rounded(x), lambda x: smooth(x) + x),
+    "detached": ("detached", lambda x: smooth(x) * x, lambda x: smooth(x) * x.detach()),
+    "half detached": ("detached", smooth, lambda x: 0.5 * smooth(x)),
+    "hash": ("jumps", lambda x: smooth(x) + 0.1 * hashed(x), smooth),
+    "faint hash": ("jumps", lambda x: smooth(x) + 1e-4 * hashed(x), smooth),
+    "sign by hash": ("jumps", lambda x: smooth(x) * hashed(x)[0, 0, 0, 0].sign(), smooth),
+    "hash of float32": ("jumps", lambda x: smooth(x) + 0.1 * hashed(x.float()), smooth),
+    "clamped hash": ("jumps", lambda x: (smooth(x) + 0.1 * hashed(x)).clamp(0, 0.9), smooth),
+    "ReLU of hash": ("jumps", lambda x: F.relu(smooth(x) + hashed(x)), smooth),
+    "hash of quantised": ("jumps", lambda x: rounded(x) + 0.1 * hashed(x), smooth),
+}  # fmt: skip
+
+
+def planted(
+    computed: Callable[[Tensor], Tensor],
+    differentiated: Callable[[Tensor], Tensor],
+    point: Tensor,
+    along: Tensor,
+    wanted: int | None = None,
+) -> GradientCheck:
+    """The check of a function whose gradient is another one's."""
+
+    def loss(module: nn.Module, x: Tensor, how: Execution) -> Tensor:
+        other = differentiated(x)
+        weights = torch.linspace(1, 2, x.numel(), dtype=x.dtype).reshape(x.shape)
+        return (weights * (computed(x).detach() + other - other.detach())).sum()
+
+    return check_gradient(nn.Identity(), loss, point, along, [EXACT["tape"]], wanted=wanted)
+
+
+@pytest.mark.parametrize("point", [POINT, TIES], ids=["anywhere", "where rounding jumps"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_is_wrong_with_a_gradient_is_told_apart(name: str, point: Tensor) -> None:
+    kind, computed, differentiated = FUNCTIONS[name]
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        along = torch.randn(3, *point.shape, generator=generator, dtype=torch.float64)
+        found = planted(computed, differentiated, point, along / along[0].norm())
+        assert found.kind == kind, (seed, found)
+        assert found.passed is (kind is None)
+        assert found.failure == (ADVICE[kind] if kind else None)
+        assert found.as_dict()["kind"] == kind
+
+
+def test_noise_by_a_hash_of_rounded_images_is_seen_where_rounding_jumps() -> None:
+    """Its gradient is exact wherever the images' 8-bit values stay."""
+
+    def computed(x: Tensor) -> Tensor:
+        return smooth(x) + x * hashed(rounded(x))
+
+    along = directions(POINT, 1)
+    for point, kind in ((POINT, None), (TIES, "jumps")):
+        held = hashed(rounded(point))
+        assert planted(computed, lambda x, h=held: smooth(x) + x * h, point, along).kind == kind
+
+
+def test_another_direction_is_taken_where_all_step_sizes_cross_a_kink() -> None:
+    """And no more of them than are wanted."""
+    point = POINT.clone()
+    point[0, 0, 0, 0] = SHORT / 2
+
+    def kinked(x: Tensor) -> Tensor:
+        return smooth(x) + F.relu(x)
+
+    def loss(module: nn.Module, x: Tensor, how: Execution) -> Tensor:
+        return kinked(x).sum()
+
+    across, beside = torch.ones(2, *point.shape, dtype=torch.float64)
+    beside[0, 0, 0, 0] = 0
+    tape = [EXACT["tape"]]
+    for along, wanted, compared in (
+        ([across, across], 1, 0),
+        ([across, beside], 1, 1),
+        ([beside, across, beside], 2, 2),
+        ([beside, across], 2, 1),
+        ([beside, beside, beside], 2, 2),
+    ):
+        found = check_gradient(nn.Identity(), loss, point, along, tape, wanted=wanted)
+        assert (found.directions, found.passed) == (compared, compared > 0)
+        assert found.kind == (None if compared else "kinks")
+
+
+def test_a_kink_that_nothing_watches_is_no_jump_and_no_detached_step() -> None:
+    point = POINT.clone()
+    point[0, 0, 0, 0] = SHORT / 3
+    found = planted(Tensor.abs, Tensor.abs, point, torch.ones(1, *point.shape))
+    assert (found.kind, found.directions) == ("kinks", 1)
+    assert "raise gradient_bound" in str(found.failure)
+
+
+def test_every_kind_has_its_own_advice() -> None:
+    """Kinks have two: with and without a direction that tells anything."""
+    unlike = [replace(FINE, kind=kind) for kind in ADVICE]
+    unlike += [replace(FINE, kind="kinks", directions=0, finite_difference_error=math.inf)]
+    unlike += [replace(FINE, kind="kinks", finite_difference_error=1.0)]
+    assert {check.kind for check in unlike} == set(get_args(Kind))
+    assert len({check.failure for check in unlike}) == len(unlike) == 5
+    assert all("another seed" not in str(check.failure) for check in unlike[:3])
+    assert all("\n" not in str(check.failure) for check in unlike)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-30, 1e30])

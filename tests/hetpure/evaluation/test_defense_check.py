@@ -1,6 +1,7 @@
 """The gradient check of a whole defence, as an evaluation asks for it: what is compared, what
 attacks follow in the gradient's place, and mistakes planted in how it is asked."""
 
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +16,23 @@ from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.evaluation.defense_check import (
+    _interior_point,
     check_defense_gradient,
     float64_footprint,
     policies,
 )
 from hetpure.expectation import Query
-from hetpure.gradient_check import GradientCheck
+from hetpure.gradient_check import GradientCheck, Kind
 from hetpure.gradients import Execution, Policy
 from hetpure.noise import Noise, Purpose, Stream
-from hetpure.purifiers import HeterogeneousPurifier, Purifier, Step, UniformPurifier
+from hetpure.purifiers import (
+    EDMPurifier,
+    GuidedPurifier,
+    HeterogeneousPurifier,
+    Purifier,
+    Step,
+    UniformPurifier,
+)
 from hetpure.report.gradient_checks import gradient_checks_sheet
 
 SAMPLES = torch.arange(4)
@@ -205,3 +214,166 @@ def test_a_cut_state_fails_in_one_line_under_every_policy(
     check = check_defense_gradient(defense, images, SAMPLES, seed=7, bound=1e-5)
     assert check.policies_equal
     assert check.finite_difference_error > 1e-2 and not check.passed
+
+
+def straight_through(images: Tensor, levels: int) -> Tensor:
+    """Quantised images whose gradient says that they are not."""
+    return images + ((levels * images).round() / levels - images).detach()
+
+
+def hashed_noise(images: Tensor) -> Tensor:
+    """Standard normal, by the bits of the images (B, C, H, W)."""
+    generator = torch.Generator().manual_seed(zlib.crc32(images.detach().numpy().tobytes()))
+    return torch.randn(images.shape, generator=generator, dtype=images.dtype)
+
+
+@dataclass(frozen=True)
+class Quantised(UniformPurifier):
+    """Planted: it looks at 8-bit images, and gives the gradient of others."""
+
+    levels: int = 255
+
+    def start(self, denoiser, images, noise):  # type: ignore[no-untyped-def]
+        return super().start(denoiser, straight_through(images, self.levels), noise)
+
+
+@dataclass(frozen=True)
+class QuantisedStep(UniformPurifier):
+    """Planted in one step of four."""
+
+    def advance(self, denoiser, step: Step, state, images, mask, noise):  # type: ignore[no-untyped-def]
+        seen = straight_through(state, 100) if step.at == 100 else state
+        return super().advance(denoiser, step, seen, images, mask, noise)
+
+
+@dataclass(frozen=True)
+class PartlyQuantised(HeterogeneousPurifier):
+    """Planted in one step; the known pixels of the next ones come from the image itself."""
+
+    def advance(self, denoiser, step: Step, state, images, mask, noise):  # type: ignore[no-untyped-def]
+        seen = straight_through(state, 100) if step.at == 150 else state
+        return super().advance(denoiser, step, seen, images, mask, noise)
+
+
+@dataclass(frozen=True)
+class Hashed(HeterogeneousPurifier):
+    """Planted: noise that no seed repeats, since every image has its own."""
+
+    def start(self, denoiser, images, noise):  # type: ignore[no-untyped-def]
+        return super().start(denoiser, images + 0.1 * hashed_noise(images), noise)
+
+
+@dataclass(frozen=True)
+class HashedBytes(UniformPurifier):
+    """Planted: such noise by the images' 8-bit values, which cut off what is behind the point."""
+
+    def start(self, denoiser, images, noise):  # type: ignore[no-untyped-def]
+        noisy = images + 0.1 * hashed_noise((255 * images).byte().double())
+        return super().start(denoiser, noisy, noise)
+
+
+@dataclass(frozen=True)
+class HashedStep(UniformPurifier):
+    """Planted: such noise in one step, which a clamp ends."""
+
+    def advance(self, denoiser, step: Step, state, images, mask, noise):  # type: ignore[no-untyped-def]
+        after = super().advance(denoiser, step, state, images, mask, noise)
+        return (after + 0.3 * hashed_noise(after)).clamp(-1, 1) if step.at == 100 else after
+
+
+@dataclass(frozen=True)
+class Clamped(UniformPurifier):
+    """Honest: a clamp and a ReLU in every step."""
+
+    def advance(self, denoiser, step: Step, state, images, mask, noise):  # type: ignore[no-untyped-def]
+        after = super().advance(denoiser, step, state, images, mask, noise)
+        return torch.relu(after.clamp(-1, 1) + 0.5) - 0.5
+
+
+class Convolutions(nn.Module):
+    """A diffusion network that costs next to nothing and has a kink in every hidden pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = (nn.Conv2d(*sides, 3, padding=1) for sides in ((1, 4), (4, 1)))
+
+    def forward(self, x: Tensor, times: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x) + times[:, None, None, None].to(x) / 1000)
+        return x + self.last(hidden)
+
+
+@pytest.fixture
+def small_denoiser(denoiser: Denoiser) -> Denoiser:
+    torch.manual_seed(5)
+    small = Denoiser(Convolutions(), denoiser.schedule)
+    return small.double().eval().requires_grad_(False)
+
+
+@pytest.fixture
+def small_classifier() -> Classifier:
+    """Of ReLUs, which must not be blamed for what a purifier does."""
+    torch.manual_seed(6)
+    convolution = nn.Conv2d(1, 8, 3)
+    network = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+    whole = Classifier(network, num_classes=4, mean=[0.4], std=[0.3], attention_blocks=["0"])
+    return whole.double().eval().requires_grad_(False)
+
+
+BROKEN: dict[str, tuple[Kind, Purifier]] = {
+    "quantised input": ("straight through", Quantised(steps=20)),
+    "quantised to 4 bits": ("straight through", Quantised(steps=20, levels=15)),
+    "quantised step": ("straight through", QuantisedStep(steps=20, strength=0.2)),
+    "quantised step beside the image": ("detached", PartlyQuantised(steps=20)),
+    "cut state": ("detached", Cut(steps=20)),
+    "hash of the image": ("jumps", Hashed(steps=20)),
+    "hash of the 8-bit image": ("jumps", HashedBytes(steps=20)),
+    "hash in a step, clamped": ("jumps", HashedStep(steps=20, strength=0.2)),
+}
+HONEST: dict[str, Purifier | None] = {
+    "no purifier": None,
+    "uniform": UniformPurifier(steps=20),
+    "heterogeneous": HeterogeneousPurifier(steps=20),
+    "EDM": EDMPurifier(levels=2),
+    "guided": GuidedPurifier(steps=50, strength=0.1, guidance=2.0, rounds=1),
+    "clamps and ReLUs in every step": Clamped(steps=20),
+}
+SEEDS = range(5)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_gradients_are_told_apart(
+    name: str, small_denoiser: Denoiser, small_classifier: Classifier, images: Tensor
+) -> None:
+    kind, purifier = BROKEN[name]
+    defense = Defense(small_classifier, purifier, small_denoiser, policy="tape")
+    for seed in SEEDS:
+        check = check_defense_gradient(defense, images, SAMPLES, seed, bound=1e-5)
+        assert (check.policies_equal, check.passed, check.kind) == (True, False, kind), seed
+    content = check.as_dict()
+    assert f": {kind} |" in gradient_checks_sheet({"row": {"gradient_check": content}}).markdown()
+    del content["kind"]  # as earlier versions wrote it
+    assert kind not in gradient_checks_sheet({"row": {"gradient_check": content}}).markdown()
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_gradients_pass_whatever_the_seed(
+    name: str, small_denoiser: Denoiser, small_classifier: Classifier, images: Tensor
+) -> None:
+    purifier = HONEST[name]
+    denoiser = small_denoiser if purifier else None
+    defense = Defense(small_classifier, purifier, denoiser, policy="tape")
+    for seed in SEEDS:
+        check = check_defense_gradient(defense, images, SAMPLES, seed, bound=1e-5)
+        assert (check.passed, check.kind, check.directions) == (True, None, 3), (seed, check)
+
+
+def test_the_interior_point_lies_where_8_bit_values_change() -> None:
+    """Half of the pixels where they are cut off, the others where they are rounded; by brute force,
+    a step to both sides."""
+    images = torch.linspace(0, 1, 128, dtype=torch.float32).reshape(2, 1, 8, 8)
+    point = _interior_point(images)
+    assert point.dtype == torch.float64 and 0.09 < point.min() < point.max() < 0.91
+    assert (point - (0.1 + 0.8 * images)).abs().max() <= 1 / 255
+    low, high = 255 * (point - 1e-9), 255 * (point + 1e-9)
+    assert (low.floor() != high.floor()).double().mean() == 0.5
+    assert (low.round() != high.round()).double().mean() == 0.5
