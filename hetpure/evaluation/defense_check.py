@@ -170,7 +170,8 @@ def _check_policies(
 
     def direction(number: int) -> Tensor:
         along = noise.normal(Purpose.START, point, step=1 + number)
-        return along / torch.linalg.vector_norm(along)
+        unit: Tensor = along / torch.linalg.vector_norm(along)
+        return unit
 
     def loss(module: nn.Module, x: Tensor, execution: Execution) -> Tensor:
         logits: Tensor = module(x, noise, fixed, execution)

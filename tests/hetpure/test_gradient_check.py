@@ -305,6 +305,13 @@ def test_noise_by_a_hash_of_rounded_images_is_seen_where_rounding_jumps() -> Non
         assert planted(computed, lambda x, h=held: smooth(x) + x * h, point, along).kind == kind
 
 
+def test_a_quantised_step_that_jumps_between_two_places_is_no_random_one() -> None:
+    point = POINT.clone()
+    point[0, 0, 0, 0] = 50.5 / 255 - 1.45 * SHORT
+    found = planted(rounded, smooth, point, torch.ones(1, *point.shape, dtype=torch.float64))
+    assert found.kind == "straight through"
+
+
 def test_another_direction_is_taken_where_all_step_sizes_cross_a_kink() -> None:
     """And no more of them than are wanted."""
     point = POINT.clone()
