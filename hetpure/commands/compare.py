@@ -34,7 +34,8 @@ def compare(
             the folder's name; by default the first defence of the first run.
         attack: robust, for each sample the worst over the attacks of its run, or an attack's name.
         protocol: what counts as right: single, the mean over draws; vote, their majority; worst,
-            all of them; dw_box, the mean under an attack that knew noise.
+            all of them, with the null attack beside it; mean_logit and mean_probability, the class
+            of the mean over the draws; dw_box, the mean under an attack that knew noise.
         tolerance: drop in points that is allowed.
         csv: file to write every number to.
         latex: file to write a tabular to; it needs the package booktabs.

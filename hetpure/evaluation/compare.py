@@ -7,7 +7,15 @@ from pathlib import Path
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import AUDIT, CLEAN, NULL, Record
 from hetpure.evaluation.reading import RecordedRun, read_run
-from hetpure.evaluation.results import Counting, by_attack, estimate, of_threat, outcomes, worst
+from hetpure.evaluation.results import (
+    Counting,
+    by_attack,
+    estimate,
+    of_threat,
+    outcomes,
+    recorded,
+    worst,
+)
 from hetpure.evaluation.statistics import (
     CONFIDENCE,
     Difference,
@@ -26,14 +34,15 @@ ROBUST = "robust"
 class Column:
     """One defence of one run: its records by sample, of clean and of attacked images.
 
-    `attacked` is under the named attack or, for `robust`, the per-sample worst over `attacks`.
-    `limited` are attacks that a run made on its first samples only: `robust` leaves them out, as
-    the run's results do.
+    `null` is under the null attack, empty where that was not run; `attacked` under the named attack
+    or, for `robust`, the per-sample worst over `attacks`. `limited` are attacks that a run made on
+    its first samples only: `robust` leaves them out, as the run's results do.
     """
 
     run: str
     defense: str
     clean: BySample
+    null: BySample
     attacked: BySample
     attacks: tuple[str, ...]
     limited: tuple[str, ...] = ()
@@ -42,14 +51,19 @@ class Column:
     def name(self) -> str:
         return f"{self.run}:{self.defense}"
 
+    def records(self, kind: str) -> BySample:
+        """Those of one kind of image."""
+        return {CLEAN: self.clean, NULL: self.null}.get(kind, self.attacked)
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """One column against the baseline for one kind of image: `clean`, `robust` or an attack's name.
+    """One column against the baseline for one kind of image: `clean`, `robust` or an attack's name,
+    `null` among them.
 
     `accuracy` and `reference`, the baseline's, are over the samples that both have; `left_out`
     counts those that one of them lacks. The line of the baseline itself has no difference. The test
-    is for outcomes that are right or wrong, of `vote` and `worst`, not for means.
+    is for outcomes that are right or wrong a sample, not for means over draws.
     """
 
     kind: str
@@ -120,16 +134,18 @@ def find_baseline(columns: Sequence[Column], wanted: str | None) -> Column:
 def compare(
     columns: Sequence[Column], baseline: Column, attack: str, counting: Counting
 ) -> list[Comparison]:
-    """Every column against the baseline, on clean and then on attacked images."""
+    """Every column against the baseline, on clean and then on attacked images. What `worst` says of
+    an attack is not shown without the null attack, wherever that was run."""
     if len(columns) < 2:
         raise InputError(f"{baseline.name} is the only defence: give another RUN to compare with")
-    return [
-        _paired(column, baseline, kind, counting) for kind in (CLEAN, attack) for column in columns
-    ]
+    beside = counting == "worst" and attack != NULL and baseline.null
+    without_attack = [column for column in columns if beside and column.null]
+    kinds = ((CLEAN, columns), (NULL, without_attack), (attack, columns))
+    return [_paired(column, baseline, kind, counting) for kind, shown in kinds for column in shown]
 
 
 def _paired(column: Column, baseline: Column, kind: str, counting: Counting) -> Comparison:
-    mine, base = (c.clean if kind == CLEAN else c.attacked for c in (column, baseline))
+    mine, base = column.records(kind), baseline.records(kind)
     common = sorted(mine.keys() & base.keys())
     if not common:
         raise InputError(
@@ -147,6 +163,11 @@ def _paired(column: Column, baseline: Column, kind: str, counting: Counting) -> 
         if len({len(record.predictions) for record in records}) > 1:
             where = f"{owner.name} ({kind})"
             raise InputError(f"{where}: some samples have more predictions than others")
+        if not recorded(records, counting):
+            raise InputError(
+                f"--protocol {counting}: records of {owner.name} are of an earlier version, which"
+                " kept no means over the draws: take single, vote or worst"
+            )
     first, second = outcomes(ours, counting), outcomes(theirs, counting)
     accuracy = estimate(first, len(ours[0].predictions))
     reference = estimate(second, len(theirs[0].predictions))
@@ -187,8 +208,11 @@ def _column(run: RecordedRun, defense: str, attack: str, counting: Counting) -> 
     whole = {name: records for name, records in chosen.items() if name not in limited}
     if not whole:
         raise InputError(f"{where}: no attack has all samples: name one with --attack")
-    before, after = ({r.sample: r for r in records} for records in (clean, worst(whole)))
-    return Column(run.name, defense, before, after, tuple(whole), tuple(limited))
+    before, null, after = (
+        {record.sample: record for record in records}
+        for records in (clean, attacks.get(NULL, []), worst(whole))
+    )
+    return Column(run.name, defense, before, null, after, tuple(whole), tuple(limited))
 
 
 def _candidates(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hetpure.evaluation.compare import ROBUST, Column, Comparison
 from hetpure.evaluation.identity import changes
-from hetpure.evaluation.protocol import CLEAN, Record
+from hetpure.evaluation.protocol import CLEAN, NULL, Record
 from hetpure.evaluation.reading import RecordedRun
 from hetpure.evaluation.results import Counting
 from hetpure.evaluation.statistics import in_points
@@ -19,7 +19,11 @@ MEANING = {
     "single": "single: mean over fresh noise draws; differences by a paired bootstrap over samples"
     " and draws",
     "vote": "vote: majority of the draws, a tie is wrong",
-    "worst": "worst: right in all draws",
+    "worst": "worst: right in all draws, as where the attacker submits an image again and again;"
+    " null: an attack of strength zero, counted alike",
+    "mean_logit": "mean_logit: the class with the largest mean logit over the draws",
+    "mean_probability": "mean_probability: the class with the largest mean probability over the"
+    " draws",
     "dw_box": "dw_box: mean over draws with the noise that the attacker knew; clean images with"
     " fresh noise; differences by a paired bootstrap over samples and draws",
 }
@@ -160,7 +164,7 @@ def write_csv(
             writer.writerow(
                 (
                     c.column.run, c.column.defense, baseline.run, baseline.defense, c.kind,
-                    "" if c.kind == CLEAN else " ".join(c.column.attacks), counting,
+                    _attacks(c), counting,
                     accuracy.n, c.left_out, accuracy.draws,
                     accuracy.accuracy, accuracy.low, accuracy.high, c.reference.accuracy,
                     *((apart.difference, apart.low, apart.high) if apart else ("",) * 3),
@@ -207,6 +211,12 @@ def _title(kind: str, comparisons: Sequence[Comparison]) -> str:
     if len(attacks) == 1:
         return f"robust: {', '.join(attacks)}"
     return f"robust: per sample the worst of {', '.join(attacks)}"
+
+
+def _attacks(comparison: Comparison) -> str:
+    """Those that its images are chosen among."""
+    named = {CLEAN: "", NULL: NULL}
+    return named.get(comparison.kind, " ".join(comparison.column.attacks))
 
 
 def _tested(comparisons: Sequence[Comparison]) -> bool:

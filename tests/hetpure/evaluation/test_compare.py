@@ -8,7 +8,7 @@ import pytest
 
 from hetpure.errors import InputError
 from hetpure.evaluation.compare import find_baseline, read_columns, read_runs
-from hetpure.evaluation.results import Counting, summarise
+from hetpure.evaluation.results import MEANS, Counting, summarise
 from hetpure.evaluation.statistics import mcnemar, paired_difference, paired_proportions
 from tests.hetpure.run_records import (
     RIGHT_A,
@@ -50,6 +50,51 @@ def test_each_protocol_has_its_own_statistics(tmp_path: Path) -> None:
         assert against.test == mcnemar(ours, theirs)
         assert against.accuracy.accuracy == ours.mean()
         assert against.accuracy.draws == 4
+
+
+def test_means_are_compared_as_right_or_wrong(tmp_path: Path) -> None:
+    """By the class that a record holds, though all of its draws are wrong. Row b has the mean
+    logits of row a as its mean probabilities, and the other way round."""
+    first, second = ([count == 4 for count in right] for right in (RIGHT_A, RIGHT_B))
+    records = [
+        line(name, attack, k, 0, mean_logit=k if logit[k] else -1,
+             mean_probability=k if probability[k] else -1)
+        for name, logit, probability in (("a", first, second), ("b", second, first))
+        for attack in ("clean", "pgd")
+        for k in range(len(first))
+    ]  # fmt: skip
+    run = write(tmp_path / "x", records)
+    for counting, ours, theirs in zip(MEANS, (second, first), (first, second), strict=True):
+        against = compared(run, counting=counting)["robust", "x:b"]
+        a, b = np.array(theirs), np.array(ours)
+        assert against.difference == paired_proportions(b, a)
+        assert against.test == mcnemar(b, a)
+        assert (against.accuracy.accuracy, against.reference.accuracy) == (b.mean(), a.mean())
+
+
+def test_means_that_an_earlier_version_did_not_keep_are_refused(tmp_path: Path) -> None:
+    kept = [record | {"mean_logit": 0, "mean_probability": 0} for record in defended("a", [4])]
+    first, second = write(tmp_path / "x", kept), write(tmp_path / "y", defended("b", [4]))
+    for counting in MEANS:
+        line_of_it = f"--protocol {counting}: records of y:b are of an earlier version"
+        with pytest.raises(InputError, match=line_of_it):
+            compared(first, second, counting=counting)
+
+
+def test_worst_is_not_shown_without_the_null_attack(tmp_path: Path) -> None:
+    """Between clean and attacked images, of those defences that have it, and counted alike."""
+    records = [*defended("a", [4, 1]), *lines("a", "null", [4, 3])]
+    records += [*defended("b", [4, 4]), *lines("b", "null", [4, 4]), *defended("c", [4, 4])]
+    run = write(tmp_path / "x", records)
+    shown = compared(run, counting="worst")
+    assert list(dict.fromkeys(kind for kind, _ in shown)) == ["clean", "null", "robust"]
+    assert [name for kind, name in shown if kind == "null"] == ["x:a", "x:b"]
+    against = shown["null", "x:b"]
+    assert (against.reference.accuracy, against.accuracy.accuracy) == (0.5, 1.0)
+    assert {kind for kind, _ in compared(run, attack="null", counting="worst")} == {"clean", "null"}
+    assert {kind for kind, _ in compared(run, counting="vote")} == {"clean", "robust"}
+    without = write(tmp_path / "y", defended("c", [4, 4]))
+    assert {kind for kind, _ in compared(without, run, counting="worst")} == {"clean", "robust"}
 
 
 def test_only_common_samples_are_paired_by_their_ids(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Counting: which draws choose, which report, and what becomes of a candidate."""
 
 from collections.abc import Callable
+from math import exp
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from hetpure.evaluation.protocol import (
     Protocol,
     evaluate_block,
     evaluate_cell,
+    mean_predictions,
 )
 from hetpure.noise import BatchNoise, Group, Stream
 
@@ -136,6 +138,55 @@ def test_weaker_than_full_names_what_is_less() -> None:
 def test_draws_must_be_positive(arguments: tuple[int, int]) -> None:
     with pytest.raises(InputError, match="Protocol\\.(report|selection)_draws must be >= 1"):
         Protocol(*arguments)
+
+
+# Predictions from all draws at once
+
+# Four draws whose majority, mean logit and mean probability are three classes. Class 1 has nearly
+# all the probability of one draw and none of the others; class 2 is never far behind.
+APART = torch.tensor([[0.2, -40, 0.1, 0.1], [0.2, -40, 0.1, 0.1], [-20, 30, 8, 0]])
+
+
+def test_means_by_hand() -> None:
+    logits = torch.stack([APART, APART.flip(1)], dim=1)
+    probabilities = torch.tensor(
+        [[exp(x) / sum(map(exp, row)) for x in row] for row in APART.tolist()]
+    )
+    sums = [column.sum().item() for column in APART.T]
+    assert sums.index(max(sums)) == 2 and int(probabilities.sum(0).argmax()) == 1
+    assert APART.argmax(1).tolist() == [0, 0, 1], "the majority is another class"
+    mean_logit, mean_probability = mean_predictions(logits)
+    assert mean_logit.tolist() == [2, 1] and mean_probability.tolist() == [1, 2]
+
+
+def test_means_are_taken_in_float64() -> None:
+    """The first class has the mean 1/3. In float32 its 1 is lost beside 1e8, and the other wins."""
+    logits = torch.tensor([[[1e8, 0.0]], [[1.0, 0.5]], [[-1e8, 0.0]]])
+    assert mean_predictions(logits)[0].tolist() == [0]
+
+
+def test_one_draw_is_its_own_mean() -> None:
+    for row in APART:
+        assert [int(c) for c in mean_predictions(row[None, None])] == [int(row.argmax())] * 2
+
+
+def test_means_are_over_the_report_draws_alone() -> None:
+    """The selection draws, which favour another class by far, are no part of them."""
+
+    class Spread(Scripted):
+        def forward(  # type: ignore[override]
+            self, images: Tensor, noise: BatchNoise, mask: Tensor | None = None
+        ) -> Tensor:
+            stream, draw = int(noise.reverse[0, 0]), int(noise.reverse[0, 1])
+            away = torch.tensor([0.0, 0.0, 0.0, 999.0])
+            answer = APART[draw] if stream == Stream.REPORT else away
+            return answer.expand(len(images), -1)
+
+    defense = Spread(lambda stream, draw, brightness: brightness < 0)
+    for cell in (CLEAN_CELL, Cell("brighten", Brighten())):
+        for record in evaluate_cell("d", defense, cell, block(), Protocol(3, 2), seed=0).records:
+            assert record.predictions == [0, 0, 1]
+            assert (record.mean_logit, record.mean_probability) == (2, 1)
 
 
 def drawn(defense: Scripted, stream: Stream) -> list[int]:

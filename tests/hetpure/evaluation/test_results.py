@@ -2,16 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hetpure.evaluation.protocol import Record
-from hetpure.evaluation.results import FRESH, estimate, outcomes, summarise
+from hetpure.evaluation.results import FRESH, Counting, estimate, outcomes, protocols, summarise
 from hetpure.evaluation.statistics import mean_accuracy, paired_difference, wilson
 
-CLEAN = Record("d", "clean", 7, 1, [1, 1, 1], [3], 0, 0.0, 0.0, 0.25, 9, "Linf 0.0", [])
-ATTACKED = Record("d", "pgd_linf", 7, 1, [1, 2, 1], [1, 3], 0, 0.1, 0.5, 0.5, 90, "Linf 0.1", [])
+CLEAN = Record("d", "clean", 7, 1, [1, 1, 1], [3], 0, 0.0, 0.0, 0.25, 9, "Linf 0.0", [], 1, 1)
+ATTACKED = Record(
+    "d", "pgd_linf", 7, 1, [1, 2, 1], [1, 3], 0, 0.1, 0.5, 0.5, 90, "Linf 0.1", [], 2, 1
+)
+OF_DRAWS: tuple[Counting, ...] = ("single", "vote", "worst")
+EARLIER: dict[str, Any] = {"mean_logit": None, "mean_probability": None}
 
 
 def attacked(name: str, sample: int, kept: int, **changes: object) -> Record:
@@ -21,7 +26,7 @@ def attacked(name: str, sample: int, kept: int, **changes: object) -> Record:
 def test_how_outcomes_are_counted() -> None:
     """A tie is wrong; where there is one draw, all countings are one."""
     records = [replace(CLEAN, predictions=draws) for draws in ([1, 2], [1, 1], [2, 2], [1, 1])]
-    single, vote, worst = (outcomes(records, counting) for counting in FRESH)
+    single, vote, worst = (outcomes(records, counting) for counting in OF_DRAWS)
     assert single.tolist() == [[True, False], [True, True], [False, False], [True, True]]
     assert vote.tolist() == worst.tolist() == [False, True, False, True]
     assert estimate(vote, 2) == wilson(2, 4, 2) and estimate(single, 2) == mean_accuracy(single)
@@ -29,8 +34,57 @@ def test_how_outcomes_are_counted() -> None:
     assert outcomes(records, "vote").all() and outcomes(records, "worst").tolist() == [False, True]
     split = [replace(CLEAN, predictions=draws) for draws in ([1, 1, 2, 2, 3], [1, 1, 7, 2, 3])]
     assert outcomes(split, "vote").tolist() == [False, True]
-    one = [replace(CLEAN, predictions=draws) for draws in ([1], [2], [1])]
+    one = [replace(CLEAN, predictions=[k], mean_logit=k, mean_probability=k) for k in (1, 2, 1)]
     assert len({estimate(outcomes(one, counting), 1) for counting in FRESH}) == 1
+
+
+def test_means_are_right_where_their_class_is_the_label() -> None:
+    """Whatever the draws say one by one."""
+    pairs = [(1, 2), (1, 1), (2, 1), (1, 2)]
+    records = [replace(CLEAN, predictions=[2, 2, 2], mean_logit=m, mean_probability=p)
+               for m, p in pairs]  # fmt: skip
+    assert outcomes(records, "mean_logit").tolist() == [True, True, False, True]
+    assert outcomes(records, "mean_probability").tolist() == [False, True, True, False]
+    counted = protocols(records)
+    assert counted["mean_logit"] == wilson(3, 4, 3).as_dict()
+    assert counted["mean_probability"] == wilson(2, 4, 3).as_dict()
+    assert tuple(counted) == FRESH
+
+
+def test_means_that_a_record_lacks_are_left_out_and_not_guessed() -> None:
+    """As in records of earlier versions, even where one of many lacks them. What was counted before
+    is what it was."""
+    earlier = [replace(CLEAN, **EARLIER), replace(ATTACKED, **EARLIER)]
+    before, now = (summarise(records)["d"] for records in (earlier, [CLEAN, ATTACKED]))
+    assert tuple(before["clean"]) == OF_DRAWS and tuple(now["clean"]) == FRESH
+    for kind in ("clean", "robust"):
+        assert before[kind] == {k: v for k, v in now[kind].items() if not k.startswith("mean_")}
+    half = protocols([CLEAN, replace(CLEAN, sample=8, mean_logit=None)])
+    assert tuple(half) == ("single", "vote", "worst", "mean_probability")
+
+
+def test_under_known_noise_there_is_one_counting() -> None:
+    assert tuple(protocols([replace(ATTACKED, known=["forward"])])) == ("dw_box",)
+
+
+def test_the_null_attack_is_counted_in_every_way_that_an_attack_is() -> None:
+    """By hand, of two samples: the null attack is wrong once in three draws of one of them."""
+    null = replace(CLEAN, attack="null", selection=[3, 3])
+    records = [
+        CLEAN, ATTACKED, null,
+        replace(CLEAN, sample=8),
+        replace(ATTACKED, sample=8, predictions=[2, 2, 2], mean_logit=2, mean_probability=2),
+        replace(null, sample=8, predictions=[1, 2, 1], mean_logit=2),
+    ]  # fmt: skip
+    summary = summarise(records)["d"]
+    attack, beside = summary["attacks"]["pgd_linf"], summary["null_attack"]
+    assert set(FRESH) <= attack.keys() & beside.keys()
+    accuracies = {name: (beside[name]["accuracy"], attack[name]["accuracy"]) for name in FRESH[1:]}
+    assert accuracies == {
+        "vote": (1.0, 0.5), "worst": (0.5, 0.0),
+        "mean_logit": (0.5, 0.0), "mean_probability": (1.0, 0.5),
+    }  # fmt: skip
+    assert {beside["worst"]["draws"], attack["worst"]["draws"]} == {3}
 
 
 def test_summary_by_hand() -> None:

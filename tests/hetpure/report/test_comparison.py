@@ -4,14 +4,22 @@ import csv
 import io
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from rich.console import Console
 
 from hetpure.evaluation.compare import Comparison, compare, read_columns, read_runs
 from hetpure.evaluation.results import Counting
-from hetpure.report.comparison import cautions, latex, notes, sheets, verdict, write_csv
+from hetpure.report.comparison import (
+    MEANING,
+    cautions,
+    latex,
+    notes,
+    sheets,
+    verdict,
+    write_csv,
+)
 from tests.hetpure.run_records import RIGHT_A, columns, defended, line, lines, stored, write
 
 
@@ -127,6 +135,20 @@ def test_the_csv_holds_every_number(shown: list[Comparison], tmp_path: Path) -> 
         if c.difference is not None:
             assert float(row["difference_high"]) == c.difference.high
         assert (row["p_value"] != "") == (c.test is not None)
+
+
+def test_every_counting_is_explained_and_the_null_attack_names_itself(tmp_path: Path) -> None:
+    assert set(MEANING) == set(get_args(Counting))
+    records = [e for d in "ab" for e in (*defended(d, [4]), *lines(d, "null", [4]))]
+    defences = columns(write(tmp_path / "x", records), counting="worst")
+    shown = compare(defences, defences[0], "robust", "worst")
+    assert [sheet.title for sheet in sheets(shown)] == ["clean", "null", "robust: pgd"]
+    write_csv(shown, shown[0].column, "worst", tmp_path / "o.csv")
+    with (tmp_path / "o.csv").open(newline="") as file:
+        rows = [(row["kind"], row["attacks"]) for row in csv.DictReader(file)]
+    assert dict.fromkeys(rows) == dict.fromkeys(
+        [("clean", ""), ("null", "null"), ("robust", "pgd")]
+    )
 
 
 def test_the_latex_is_well_formed(shown: list[Comparison]) -> None:

@@ -48,9 +48,41 @@ def test_attacks_of_one_row_are_beside_each_other(results: dict[str, Any]) -> No
     results["defenses"]["base"]["attacks"]["dw"] = about | {"known": ["forward"], "vote": None}
     rows = attacks_sheet(results).rows
     assert [row[:2] for row in rows] == [
-        ("base", "pgd"), ("base", "dw (forward known)"), ("other", "pgd")
+        ("base", "null attack"), ("base", "pgd"), ("base", "dw (forward known)"),
+        ("other", "null attack"), ("other", "pgd"),
     ]  # fmt: skip
-    assert rows[1][4] == "-" and rows[0][4] != "-"
+    assert rows[2][4] == "-" and rows[1][4] != "-"
+
+
+HEADS = ["defence", "attack", "n", "single", "vote", f"worst of {DRAWS}"]
+
+
+def test_the_null_attack_is_counted_beside_the_attacks(results: dict[str, Any]) -> None:
+    """And the number of draws is in the head. What no attack has makes no column."""
+    sheet = attacks_sheet(results)
+    assert list(sheet.heads) == [*HEADS, "success"]
+    place = sheet.heads.index(f"worst of {DRAWS}")
+    assert [row[place].split()[0] for row in sheet.rows] == ["100.0", "0.0", "100.0", "100.0"]
+    assert f"right on all {DRAWS} report draws" in sheet.note
+
+
+def test_a_column_is_there_where_one_row_fills_it(tmp_path: Path) -> None:
+    means = {"mean_logit": -1, "mean_probability": 0}  # wrong; right of sample 0 alone
+    new = [entry | means for entry in (*defended("new", [2] * 8), *lines("new", "null", [4] * 8))]
+    known = lines("base", "dw", [DRAWS] * 8, known=["reverse"])
+    results = write_results(stored(tmp_path, [*run_of("base"), *known, *new], images=8))
+    results["defenses"]["base"]["attacks"]["pgd"]["eot_agreement"] = 0.25
+    sheet = attacks_sheet(results)
+    further = ["mean logit", "mean probability", "DW-box", "success", "EOT cosine"]
+    assert list(sheet.heads) == [*HEADS, *further]
+    cells = {row[:2]: [cell.split()[0] for cell in row[-5:]] for row in sheet.rows}
+    assert cells == {
+        ("base", "null attack"): ["-"] * 5,
+        ("base", "pgd"): ["-", "-", "-", "100.0", "0.25"],
+        ("base", "dw (reverse known)"): ["-", "-", "100.0", "-", "-"],
+        ("new", "null attack"): ["0.0", "12.5", "-", "-", "-"],
+        ("new", "pgd"): ["0.0", "12.5", "-", "100.0", "-"],
+    }
 
 
 def test_a_struck_row_says_its_reason_in_place_of_numbers(tmp_path: Path) -> None:
@@ -70,7 +102,7 @@ def test_a_name_breaks_no_table_of_the_page(name: str, tmp_path: Path) -> None:
     lines = [line for line in page(results, figure=None).splitlines() if line.startswith("|")]
     cells = [len(re.split(r"(?<!\\)\|", line)) for line in lines]
     columns = [(count, len(list(of_table))) for count, of_table in groupby(cells)]
-    assert columns == [(11, 8), (3, 2)], "a row more or less, or one of other columns"
+    assert columns == [(11, 4), (9, 6), (3, 2)], "a row more or less, or one of other columns"
 
 
 def test_an_unfinished_run_says_so_and_shows_what_is_complete(tmp_path: Path) -> None:
