@@ -66,6 +66,25 @@ NEAR = 0.04  # an accuracy so near to that of the strongest attack is as good
 PER_SAMPLE = "all of them"
 
 
+@dataclass(frozen=True)
+class Look:
+    """How the figure shows an attack; by what its calls are multiplied there."""
+
+    label: str
+    colour: str  # of Okabe & Ito, who are told apart by the colour-blind
+    marker: str
+    moved: float = 1.0
+
+
+LOOKS = {
+    "pgd": Look("PGD", "#0072b2", "o", 0.94),
+    "apgd": Look("APGD", "#e69f00", "s"),
+    "diffhammer": Look("DiffHammer", "#009e73", "^", 1.06),
+    "progressive": Look("progressive gradients", "#cc79a7", "D"),
+    PER_SAMPLE: Look("all of them, the worst by image", "#555555", "x"),
+}
+
+
 class Budget(NamedTuple):
     """Iterations, and noise draws of each: as many gradients as their product."""
 
@@ -253,50 +272,44 @@ def table(runs: Mapping[str, RecordedRun]) -> str:
 
 
 def draw(runs: Mapping[str, RecordedRun], path: Path) -> None:
-    """Accuracy against the attack's network calls, a line an attack."""
+    """Accuracy against the attack's network calls, a line an attack. Attacks with equal calls are
+    moved apart by a few percent of them, so that their intervals can be seen."""
     cells = read_cells(runs)
     best, enough = strongest(cells), recommended(cells)
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.8, 4.6), layout="constrained")
     axis = figure.subplots()
-    # Of Okabe & Ito: told apart by who is colour-blind, and by their markers in grey.
-    looks = {
-        "pgd": ("PGD", "#0072b2", "o", "-"),
-        "apgd": ("APGD", "#e69f00", "s", "-"),
-        "diffhammer": ("DiffHammer", "#009e73", "^", "-"),
-        "progressive": ("progressive", "#cc79a7", "D", "-"),
-        PER_SAMPLE: ("all, worst by image", "#555555", "x", ":"),
-    }
-    for name, (label, colour, marker, line) in looks.items():
+    axis.axhline(100 * best.right.mean(), color="#999999", linewidth=0.8, linestyle="--")
+    for name, look in LOOKS.items():
         of_attack = [cell for cell in cells if cell.attack == name]
+        if not of_attack:
+            continue
+        places = [look.moved * cell.calls for cell in of_attack]
         values = [cell.accuracy for cell in of_attack]
         middle, low, high = 100 * np.array([(e.accuracy, e.low, e.high) for e in values]).T
         axis.errorbar(
-            [cell.calls for cell in of_attack],
+            places,
             middle,
             yerr=[middle - low, high - middle],
-            label=label,
-            color=colour,
-            marker=marker,
-            linestyle=line,
+            label=look.label,
+            color=look.colour,
+            marker=look.marker,
+            markersize=5,
+            linewidth=1.2,
             elinewidth=0.8,
             capsize=2,
         )
-    axis.axhline(100 * best.right.mean(), color="#999999", linewidth=0.8, linestyle="--")
-    axis.scatter(
-        [enough.calls],
-        [100 * enough.right.mean()],
-        s=170,
-        facecolors="none",
-        edgecolors="#d55e00",
-        linewidths=1.8,
-        label="recommended",
-        zorder=3,
-    )
+        if enough in of_attack:
+            where = of_attack.index(enough)
+            rim = {"facecolors": "none", "edgecolors": "#d55e00", "linewidths": 1.8, "zorder": 3}
+            axis.scatter(places[where], middle[where], s=170, label="recommended", **rim)
+    ticks = sorted({round(cell.calls) for cell in cells if cell.attack == "pgd"})
     axis.set_xscale("log")
+    axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axis.minorticks_off()
     axis.set_xlabel("network calls of the attack, an image")
     axis.set_ylabel("robust accuracy, single (%)")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=120, format="png")
 
 
@@ -309,7 +322,12 @@ def finished() -> dict[str, RecordedRun]:
 
 def committed() -> dict[str, RecordedRun]:
     """Those whose records are committed, by budget."""
-    return {name: recorded_run(NAME + name) for name in BUDGETS if has_records(NAME + name)}
+    return recorded([NAME + name for name in BUDGETS if has_records(NAME + name)])
+
+
+def recorded(names: Sequence[str]) -> dict[str, RecordedRun]:
+    """By budget, the committed records of these names."""
+    return {name.removeprefix(NAME): recorded_run(name) for name in names}
 
 
 def main(arguments: list[str]) -> None:

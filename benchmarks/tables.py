@@ -27,6 +27,7 @@ import gradients
 import paired_attacks
 import resampling
 import scaling
+import strength
 from committed import (
     EXPERIMENTS,
     README,
@@ -136,6 +137,7 @@ KINDS: dict[str, Callable[..., str]] = {
     "contrasts": lambda names: addt_experiment.contrasts(records(names)),
     "cells": lambda names: addt_experiment.cells(records(names)),
     "differences": differences,
+    "strength": lambda names: strength.table(strength.recorded(names.split("+"))),
     "agreements": lambda name: addt_experiment.agreements(saved_results(name)),
     "benchmark": benchmark,
     "workers": lambda _: scaling.table(scaling.committed().extended(10_000)),
