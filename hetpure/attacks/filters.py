@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import import_module
-from math import isfinite
 from typing import Any
 
 import torch
@@ -25,10 +24,10 @@ from hetpure.numbers import Number
 FEATURES = "features"  # the distance in the features of the attacked classifier
 LPIPS = "hetpure.attacks.filters.lpips"
 TINY = 1e-12
-HALVINGS = 8  # of the way back to the image, where a step leaves the bound
+HALVINGS = 6  # of the way back to the image, where a step leaves the bound
+FAR = 0.8  # share of the way that is left, below which the step was too long
 Distance = Callable[[Tensor, Tensor], Tensor]
 Parameters = tuple[Tensor, ...]  # the offset (B, C, H, W), then (B, K^2 - 1, H, W) for each size K
-FilterState = tuple[Parameters, list[tuple[Tensor, Tensor]], int]  # Adam's moments, steps so far
 
 
 def windows(images: Tensor, size: int) -> Tensor:
@@ -72,18 +71,21 @@ def feature_distance(classifier: Classifier, images: Tensor, originals: Tensor) 
     channels: at each place of a map |f / |f| - g / |g||^2, the mean over places, and the mean over
     the classifier's attention blocks. It lies in [0, 4].
     """
-    parts = []
-    for f, g in zip(features(classifier, images), features(classifier, originals), strict=True):
-        parts.append((unit(f) - unit(g)).square().sum(1).mean((1, 2)))
-    return torch.stack(parts).mean(0)
+    return apart(features(classifier, images), features(classifier, originals))
 
 
 def features(classifier: Classifier, images: Tensor) -> list[Tensor]:
-    """The maps (B, D, h, w) of the classifier's attention blocks."""
+    """The maps (B, D, h, w) of the classifier's attention blocks, with L2 norm 1 at every place."""
     names = classifier.attention_blocks
     with captured(classifier.network, names) as outputs:
         classifier(images)
-    return [as_maps(name, outputs.get(name), images) for name in names]
+    return [unit(as_maps(name, outputs.get(name), images)) for name in names]
+
+
+def apart(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """The mean (B,) over pairs of maps and over their places of the squared difference."""
+    pairs = zip(first, second, strict=True)
+    return torch.stack([(f - g).square().sum(1).mean((1, 2)) for f, g in pairs]).mean(0)
 
 
 def unit(maps: Tensor) -> Tensor:
@@ -127,12 +129,13 @@ class FilterAttack(GradientAttack):
     and offset begin where they change nothing. Adam ascends the expected loss less `penalty` times
     the distance in both. A step that leaves the bound is taken back towards the image, by halving,
     until the distance is within it: so every candidate is, and the last resort is the image itself.
-    Its candidates are the last image of each run and the best.
+    Where little of the way is left, the image's next steps are half as long. Candidates are the
+    last image of each run and the best.
 
     Args:
         sizes: edges of the filters in pixels, odd; they are applied one after another.
         colour: sigma of the guide, pixel units: how alike a neighbour must be to be mixed in.
-        step_size: of Adam in the filters' weights, which are between 0 and 1.
+        step_size: of Adam in the filters' weights, which are between 0 and 1, at first.
         offset_step_size: of Adam in the offset, pixel units; 0 leaves filters alone.
         distance: `features`, see `feature_distance`, or the import path of a differentiable
             function of images and originals (B, C, H, W), pixel [0, 1], that gives distances (B,),
@@ -198,17 +201,26 @@ class FilterAttack(GradientAttack):
         called: Distance = function
         return called
 
-    def distances(self, classifier: Classifier, images: Tensor, originals: Tensor) -> Tensor:
-        """(B,) of images and originals (B, C, H, W), pixel [0, 1], checked."""
-        function = self._function() or partial(feature_distance, classifier)
-        values = function(images, originals)
-        if not isinstance(values, Tensor) or values.shape != (len(images),):
-            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            said = f"{self.distance!r} gives {got} for {len(images)} images"
-            raise FieldError(self, "distance", f"{said}: give one number each")
-        if not all(map(isfinite, values.detach().tolist())):
-            raise FieldError(self, "distance", f"{self.distance!r} gives NaN or infinite numbers")
-        return values
+    def distance_to(self, classifier: Classifier, originals: Tensor) -> Callable[[Tensor], Tensor]:
+        """The distances (B,) of images from originals (B, C, H, W), pixel [0, 1], checked."""
+        function = self._function()
+        known = None if function else features(classifier, originals)
+
+        def distances(images: Tensor) -> Tensor:
+            if function is not None:
+                values = function(images, originals)
+            else:
+                values = apart(features(classifier, images), known or [])
+            if not isinstance(values, Tensor) or values.shape != (len(images),):
+                got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+                said = f"{self.distance!r} gives {got} for {len(images)} images"
+                raise FieldError(self, "distance", f"{said}: give one number each")
+            if not values.isfinite().all():
+                nothing = f"{self.distance!r} gives NaN or infinite numbers"
+                raise FieldError(self, "distance", nothing)
+            return values
+
+        return distances
 
     def ascend(self, run: Ascent) -> list[Tensor]:
         self.check(run.target.defense, run.target.samples)
@@ -216,10 +228,11 @@ class FilterAttack(GradientAttack):
         guides = [likeness(images, size, self.colour) for size in self.sizes]
         steps = [self.offset_step_size, *(self.step_size for _ in self.sizes)]
         images_of = partial(rendered, images, guides)
+        distances = self.distance_to(classifier, images)
 
         def allowed(parameters: Parameters) -> Tensor:
             with torch.no_grad():
-                return self.distances(classifier, images_of(parameters), images) <= self.bound
+                return distances(images_of(parameters)) <= self.bound
 
         def slopes(parameters: Parameters, gradient: Tensor) -> Parameters:
             """d (loss - penalty distance) / d parameters, by the loss's gradient in the images."""
@@ -228,7 +241,7 @@ class FilterAttack(GradientAttack):
                 moved = images_of(points)
                 objective = (gradient * moved).sum()
                 if self.penalty:
-                    away = self.distances(classifier, moved, images).sum()
+                    away = distances(moved).sum()
                     if not away.requires_grad:
                         flat = f"{self.distance!r} has no gradient: make penalty 0"
                         raise FieldError(self, "distance", flat)
@@ -236,26 +249,43 @@ class FilterAttack(GradientAttack):
             return torch.autograd.grad(objective, points)
 
         def step(state: FilterState, gradient: Tensor) -> FilterState:
-            parameters, moments, count = state
             moved: list[Tensor] = []
-            kept: list[tuple[Tensor, Tensor]] = []
-            every = zip(parameters, slopes(parameters, gradient), moments, steps, strict=True)
-            for parameter, slope, moment, size in every:
-                along, mean, square = adam_step(slope, *moment, count + 1)
-                moved.append(parameter + size * along.to(parameter))
-                kept.append((mean, square))
+            moments: list[tuple[Tensor, Tensor]] = []
+            pace = state.pace.to(images)[:, None, None, None]
+            every = zip(state.parameters, slopes(state.parameters, gradient), strict=True)
+            for (parameter, slope), moment, size in zip(every, state.moments, steps, strict=True):
+                along, mean, square = adam_step(slope, *moment, state.count + 1)
+                moved.append(parameter + size * pace * along.to(parameter))
+                moments.append((mean, square))
             offset, *weights = moved
             parameters = (offset.clamp(-1, 1), *map(simplex, weights))
-            return taken_back(parameters, allowed), kept, count + 1
+            left = fitting(parameters, allowed)
+            pace_after = torch.where(left < FAR, state.pace / 2, state.pace)
+            return FilterState(scaled(parameters, left), moments, state.count + 1, pace_after)
 
+        return self.climb(run, self._start(images), step, lambda state: images_of(state.parameters))
+
+    def _start(self, images: Tensor) -> "FilterState":
+        """Filters and offset that change nothing."""
         count, _, height, width = images.shape
-        start = (
+        parameters = (
             torch.zeros_like(images),
             *(images.new_zeros(count, size * size - 1, height, width) for size in self.sizes),
         )
-        zeros = [torch.zeros_like(part, dtype=torch.float64) for part in start]
-        moments = list(zip(zeros, zeros, strict=True))
-        return self.climb(run, (start, moments, 0), step, lambda state: images_of(state[0]))
+        zeros = [torch.zeros_like(part, dtype=torch.float64) for part in parameters]
+        pace = images.new_ones(count, dtype=torch.float64)
+        return FilterState(parameters, list(zip(zeros, zeros, strict=True)), 0, pace)
+
+
+@dataclass(frozen=True)
+class FilterState:
+    """Where an ascent is: offset and filters, Adam's moments and steps so far, and how long each
+    image's steps are (B,), as a share of the first."""
+
+    parameters: Parameters
+    moments: list[tuple[Tensor, Tensor]]
+    count: int
+    pace: Tensor
 
 
 def rendered(images: Tensor, guides: Sequence[Tensor], parameters: Parameters) -> Tensor:
@@ -274,19 +304,20 @@ def simplex(weights: Tensor) -> Tensor:
     return weights / weights.sum(1, keepdim=True).clamp(min=1)
 
 
-def taken_back(parameters: Parameters, allowed: Callable[[Parameters], Tensor]) -> Parameters:
-    """The parameters of each image, scaled towards zero, where they change nothing, as far as makes
-    them `allowed` (B,); up to a 2^-8th of the way, and to zero where nothing else is."""
+def scaled(parameters: Parameters, shares: Tensor) -> Parameters:
+    """Shares (B,) of the way from the image, where parameters change nothing; 1 changes no bit."""
+    return tuple(shares.to(part)[:, None, None, None] * part for part in parameters)
 
-    def scaled(scale: Tensor) -> Parameters:
-        return tuple(scale.to(part)[:, None, None, None] * part for part in parameters)
 
+def fitting(parameters: Parameters, allowed: Callable[[Parameters], Tensor]) -> Tensor:
+    """How much of the way from the image, (B,) in [0, 1], makes the parameters `allowed` (B,): all
+    of it where it does, else what halving finds, and 0 where that finds nothing."""
     inside = allowed(parameters)
-    if inside.all():
-        return parameters
     low, high = inside.double(), torch.ones_like(inside, dtype=torch.float64)
+    if inside.all():
+        return low
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        fits = allowed(scaled(middle))
+        fits = allowed(scaled(parameters, middle))
         low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
-    return scaled(low)
+    return low

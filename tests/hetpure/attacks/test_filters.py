@@ -15,11 +15,12 @@ from hetpure.attacks.filters import (
     LPIPS,
     feature_distance,
     filtered,
+    fitting,
     likeness,
     lpips_network,
     rendered,
+    scaled,
     simplex,
-    taken_back,
     windows,
 )
 from hetpure.classifiers import Classifier
@@ -161,11 +162,13 @@ def test_a_step_is_taken_back_as_far_as_the_bound_asks() -> None:
     the image itself is allowed, there."""
     parameters = (torch.full((4, 1, 2, 2), 2.0), torch.full((4, 3, 2, 2), 1.0))
     most = torch.tensor([5.0, 1.0, 0.7, 0.0])
-    offset, weights = taken_back(parameters, lambda found: found[0].amax((1, 2, 3)) <= most)
+    left = fitting(parameters, lambda found: found[0].amax((1, 2, 3)) <= most)
+    offset, weights = scaled(parameters, left)
     sizes = offset.amax((1, 2, 3))
     assert sizes[0] == 2 and sizes[3] == 0
-    assert (sizes[1:3] <= most[1:3]).all() and (sizes[1:3] > most[1:3] - 2 / 2**7).all()
+    assert (sizes[1:3] <= most[1:3]).all() and (sizes[1:3] > most[1:3] - 2 / 2**5).all()
     assert torch.equal(weights.amax((1, 2, 3)), sizes / 2)
+    assert fitting(parameters, lambda found: torch.ones(4) > 0).tolist() == [1] * 4
 
 
 def test_distance_in_features_by_hooks(classifier: Classifier, images: Tensor) -> None:
@@ -216,7 +219,7 @@ def test_every_candidate_is_within_the_bound(
         candidates = attack(target_of(defense, images))
         assert len(candidates) == attack.cost(defense).candidates
         assert candidates.min() >= 0 and candidates.max() <= 1
-        far = [attack.distances(classifier, candidate, images) for candidate in candidates]
+        far = [*map(attack.distance_to(classifier, images), candidates)]
         assert (torch.stack(far) <= bound).all()
         moved.append((candidates - images).abs().mean())
     assert moved[0] == 0 and 0 < moved[1] < moved[2]
@@ -254,7 +257,7 @@ def test_a_penalty_keeps_nearer(classifier: Classifier, images: Tensor) -> None:
 def test_a_distance_is_named_by_its_path(classifier: Classifier, images: Tensor) -> None:
     attack = attack_of(distance=f"{HERE}.triple")
     torch.testing.assert_close(
-        attack.distances(classifier, images + 0.1, images),
+        attack.distance_to(classifier, images)(images + 0.1),
         3 * root_mean_square(images + 0.1, images),
     )
 
@@ -328,7 +331,7 @@ def test_lpips_gets_three_channels_in_model_units(
     monkeypatch.setitem(sys.modules, "lpips", Package)
     attack = attack_of(distance=LPIPS)
     attack.check(Defense(classifier), SAMPLES)
-    far = attack.distances(classifier, images + 0.1, images)
+    far = attack.distance_to(classifier, images)(images + 0.1)
     torch.testing.assert_close(far, torch.full((4,), 0.2).double(), rtol=0, atol=1e-6)
 
 
