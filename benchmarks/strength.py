@@ -49,6 +49,7 @@ from hetpure.numbers import Number
 from hetpure.presets import FASHION_MNIST_CLASSES
 from hetpure.program import run
 from hetpure.purifiers import UniformPurifier
+from hetpure.report.recommended import Recommended
 from hetpure.report.sheet import Sheet
 from hetpure.report.table import interval
 
@@ -245,6 +246,17 @@ def recommended(cells: Sequence[Cell]) -> Cell:
     )
 
 
+def recommendation(runs: Mapping[str, RecordedRun]) -> Recommended:
+    """The recommended cell, as `hetpure plan` knows it. PGD of the same budget has the calls of as
+    many gradients as the budget says."""
+    cells = read_cells(runs)
+    enough = recommended(cells)
+    budget = BUDGETS[enough.budget]
+    (pgd,) = (c for c in cells if (c.attack, c.budget) == ("pgd", enough.budget))
+    gradients = round(budget.steps * budget.eot_samples * enough.calls / pgd.calls)
+    return Recommended(enough.attack, *budget, gradients)
+
+
 def table(runs: Mapping[str, RecordedRun]) -> str:
     """A row a cell; the strongest and the recommended one are marked."""
     cells = read_cells(runs)
@@ -347,7 +359,8 @@ def main(arguments: list[str]) -> None:
             raise InputError("no records of a budget are committed: there is nothing to draw")
         draw(kept, FIGURE)
         return
-    print(table(done) if (done := finished()) else "no budget is finished")
+    done = finished()
+    print(f"{table(done)}\n\n{recommendation(done)}" if done else "no budget is finished")
 
 
 if __name__ == "__main__":

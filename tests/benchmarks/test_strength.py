@@ -17,6 +17,7 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Block, Protocol, Record, evaluate_block
 from hetpure.evaluation.reading import RecordedRun
+from hetpure.report.recommended import RECOMMENDED, Recommended
 from hetpure.schedule import linear_schedule
 from tests.hetpure.attacks.defenses import linear
 from tests.hetpure.networks import seeded_unet
@@ -121,6 +122,19 @@ def test_the_recommended_budget_is_the_cheapest_that_is_near_with_certainty(
     assert (enough.attack, enough.budget, enough.calls) == ("diffhammer", "20x4", 180)
     alone = benchmark.read_cells({"5x1": runs["5x1"]})
     assert benchmark.recommended(alone) is benchmark.strongest(alone)
+
+
+def test_what_is_recommended_is_told_in_gradients(
+    benchmark: ModuleType, runs: dict[str, Any]
+) -> None:
+    """180 calls, where the 80 gradients of PGD take 200."""
+    assert benchmark.recommendation(runs) == Recommended("diffhammer", 20, 4, 72)
+
+
+def test_the_plan_recommends_what_the_committed_records_say(benchmark: ModuleType) -> None:
+    """Where this fails, copy what `python benchmarks/strength.py report` says."""
+    runs = benchmark.committed()
+    assert (benchmark.recommendation(runs) if runs else None) == RECOMMENDED
 
 
 def test_the_worst_of_all_is_image_by_image(benchmark: ModuleType, runs: dict[str, Any]) -> None:
