@@ -182,7 +182,7 @@ def unsigned(noise: "BatchNoise") -> Randomness:
     def without_owner(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda *asked, **place: method(*asked, **place)  # a bound method shows its object
 
-    methods = (noise.uniform, noise.normal, noise.integers)
+    methods: list[Callable[..., Tensor]] = [noise.uniform, noise.normal, noise.integers]
     return _Unsigned(len(noise), *map(without_owner, methods))
 
 

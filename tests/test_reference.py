@@ -35,7 +35,8 @@ PAGE = (ROOT / "docs" / "reference" / "config.md").read_text()
 PACKAGES = ("hetpure.", "lightning_modules.", "datamodules.")
 REQUIRED = "*required*"
 FAMILIES = (Attack, Purifier, Sampler, Perturbation, Levels, ImageDataModule, Training, Callback)
-NO_CONFIG = {"NullAttack", "EightBit", "Reference", "CIFAR", "KeepConfig"}  # which the program itself builds
+# Which the program itself builds.
+NO_CONFIG = {"NullAttack", "EightBit", "Reference", "CIFAR", "KeepConfig"}
 Owner = Callable[..., Any]
 
 

@@ -307,9 +307,9 @@ def _gradient(check: Mapping[str, Any]) -> Check:
     verdict: Verdict = "FAIL" if not check["passed"] else "PASS"
     if verdict == "PASS" and check["approximation"]:
         verdict = "WARN"
-    return Check(
-        "gradient check",
-        verdict,
+    said = (
         f"{check['policy']}, {check['finite_difference_error']:.1e} from finite differences,"
-        f" cosine {check['cosine_to_exact']:.4f} to the exact gradient",
+        f" cosine {check['cosine_to_exact']:.4f} to the exact gradient"
     )
+    kind = check.get("kind")  # what is wrong with it
+    return Check("gradient check", verdict, said if kind is None else f"{said}: {kind}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hetpure.acceleration import Precision, compiled, unaccelerated
+from hetpure.acceleration import Asked, compiled, unaccelerated
 from hetpure.attention import CONTROLS
 from hetpure.defense import Defense
 from hetpure.evaluation.audit import Check
@@ -21,7 +21,7 @@ from hetpure.noise import BatchNoise, Noise, Purpose, Stream, attack_draw
 IMAGES, STEPS = 2, 8  # in float64, of a batch and of a plan
 WHO, AGAIN, COMPANY, MODE = "who asks", "repeated calls", "companions", "gradient mode"
 # The largest relative difference of logits as the run computes them: the root of the precision.
-TOLERANCES: dict[Precision, float] = {"float32": 3.5e-4, "bfloat16": 9e-2, "float16": 3.2e-2}
+TOLERANCES: dict[Asked, float] = {"float32": 3.5e-4, "bfloat16": 9e-2, "float16": 3.2e-2}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Disguised(BatchNoise):
         return self.numbers._draws(purpose)
 
 
-def sameness(defense: Defense, block: Block, seed: int, precision: Precision) -> list[Check]:
+def sameness(defense: Defense, block: Block, seed: int, precision: Asked) -> list[Check]:
     """Four checks, each of which fails where an answer changes with what must not matter.
 
     In float64, with attention's plain products and at one batch size, answers are the same bits; of
@@ -84,7 +84,8 @@ def _answers(
 
     @torch.no_grad()
     def ask(images: Tensor, samples: Tensor) -> Tensor:
-        return defense(images, noise.on(samples), defense.mask(images, samples))
+        logits: Tensor = defense(images, noise.on(samples), defense.mask(images, samples))
+        return logits
 
     before = ask(images, samples)
     ask(1 - images, strangers)

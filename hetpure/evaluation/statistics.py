@@ -115,7 +115,7 @@ def visible(n: int, needed: float, bound: float, low: float = -1.0) -> float | N
     """The smallest mean at which n values reach the `needed` evidence against `bound`, where as few
     as possible of them are 1 and the others 0; None where n values are too few for any."""
     for ones in range(n + 1):
-        if evidence(np.arange(n) < ones, bound, low) >= needed:
+        if evidence((np.arange(n) < ones).astype(float), bound, low) >= needed:
             return ones / n
     return None
 

@@ -170,7 +170,7 @@ class Store:
 
     def get_check(self, row: str) -> dict[str, Any] | None:
         """None where it was not checked yet."""
-        keys = ("gradient", "gradient_checks", "sameness", "seconds")
+        keys = ("gradient", "gradient_checks", "sameness", "strikes", "seconds")
         return _read_json(self._path(CHECKS, row), *keys)
 
     def strike(self, row: str, reason: str) -> None:
@@ -179,12 +179,14 @@ class Store:
 
     def struck(self, row: str) -> str | None:
         """Why a row is not evaluated any more: it was struck out, or the check of its gradients
-        failed; a defence that is not the same for everyone is told first, which explains that. None
-        where it is evaluated."""
+        failed and its attack follows them; a defence that is not the same for everyone is told
+        first, which explains that. None where it is evaluated."""
         content = _read_json(self._path(STRUCK, row), "reason")
         if content is not None:
             return str(content["reason"])
-        check = self.get_check(row) or {"gradient_checks": {}, "sameness": []}
+        check = self.get_check(row)
+        if check is None or not check["strikes"]:
+            return None
         gradients = [c["failure"] for c in check["gradient_checks"].values() if c.get("failure")]
         same = [f"{c['name']}: {c['said']}" for c in check["sameness"] if c["verdict"] == "FAIL"]
         return "; ".join(same + gradients) if gradients else None

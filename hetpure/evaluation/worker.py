@@ -20,7 +20,7 @@ from hetpure.evaluation.row_check import check_gradients, first_gradients
 from hetpure.evaluation.rows import Row
 from hetpure.evaluation.sameness import sameness
 from hetpure.evaluation.store import Finished, Job, Store
-from hetpure.gradients import GradientError
+from hetpure.gradients import APPROXIMATIONS, GradientError
 
 AT_THE_END = 4  # tasks of each process that are given by size, the largest first
 Claim = Callable[[], int | None]
@@ -272,12 +272,13 @@ def _check(run: Run, store: Store, row: Row, watch: Watch) -> None:
     config = run.config
     gradients = first_gradients(row, run.read(0), config.seed, config.attack)
     checks: dict[str, dict[str, Any]] = {}
-    if gradients.verdict == "FAIL" and follows_gradient(config.attack, row):
+    followed = follows_gradient(config.attack, row)
+    if gradients.verdict == "FAIL" and followed:
         raise GradientError(gradients.said)
     try:
         checks = check_gradients(run, row)
     except GradientError as error:
-        if follows_gradient(config.attack, row):
+        if followed:
             raise
         gradients = Check("gradient", "FAIL", str(error))
     same = sameness(row.defense, run.read(0), config.seed, config.acceleration.precision)
@@ -286,6 +287,7 @@ def _check(run: Run, store: Store, row: Row, watch: Watch) -> None:
         "gradient": asdict(gradients),
         "gradient_checks": checks,
         "sameness": [asdict(check) for check in same],
+        "strikes": followed,
         "seconds": seconds,
     }
     store.put_check(row.name, content)
@@ -296,7 +298,9 @@ def _check(run: Run, store: Store, row: Row, watch: Watch) -> None:
 def follows_gradient(attack: Attack, row: Row) -> bool:
     """Whether an attack follows the row's own gradient: a defence that hides it can be attacked
     otherwise, and the audit then says so."""
-    return attack.cost(row.attacked).gradients > 0 and attack.execution(row.attacked) is None
+    exact = row.attacked.execution.policy not in APPROXIMATIONS
+    follows = attack.cost(row.attacked).gradients > 0 and attack.execution(row.attacked) is None
+    return exact and follows
 
 
 def _strike(store: Store, row: Row, reason: str, watch: Watch) -> None:

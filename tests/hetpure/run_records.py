@@ -86,7 +86,8 @@ def stored(
     )
     known = {field.name for field in fields(Record)}
     for name in rows:
-        check = {"gradient_checks": {}, "gradient": {}, "sameness": [], "seconds": 0.0}
+        check = {"gradient_checks": {}, "gradient": {}, "sameness": []}
+        check |= {"strikes": True, "seconds": 0.0}
         store.put_check(name, check)
         if struck and name in struck:
             store.strike(name, struck[name])

@@ -20,6 +20,9 @@ from hetpure.evaluation.store import Finished, Job, Store
 from hetpure.numbers import Number
 from hetpure.purifiers import UniformPurifier
 
+CHECK: dict[str, Any] = {
+    "gradient": {}, "gradient_checks": {}, "sameness": [], "strikes": True, "seconds": 1.0,
+}  # fmt: skip
 JOB = Job("a row", "PGD, soft mask", 3)
 RECORD = Record("a row", JOB.attack, 2**32 - 1, 1, [1, 2], [0, 3], 0, 0.1, 1, None, 9, None, [])
 FINISHED = Finished([RECORD], [{"iteration": 0, "loss": 1.5}], 2.5, "abc-dirty")
@@ -83,17 +86,16 @@ def test_a_file_that_is_no_block_is_one_line(harm: Callable[[Path], None], store
 
 def test_what_is_found_of_a_row_and_a_strike_are_two_files(store: Store) -> None:
     """A check that ends after the strike takes nothing back."""
-    check = {"gradient": {}, "gradient_checks": {}, "seconds": 1.0}
     assert store.get_check("a") is None and store.struck("a") is None
     store.strike("a", "why")
-    store.put_check("a", check)
-    assert store.struck("a") == "why" and store.get_check("a") == {"row": "a", **check}
+    store.put_check("a", CHECK)
+    assert store.struck("a") == "why" and store.get_check("a") == {"row": "a", **CHECK}
     assert store.get_check("b") is None and store.struck("b") is None
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", "7"])
 def test_files_that_are_damaged_are_one_line(content: str, store: Store) -> None:
-    store.put_check("a", {"gradient": {}, "gradient_checks": {}, "seconds": 1.0})
+    store.put_check("a", CHECK)
     store.strike("a", "why")
     store.put_measured({"latency": {}})
     store.begin(RUN)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hetpure.acceleration import Acceleration, FastNetwork
-from hetpure.attacks import PGD, Replay, Square
+from hetpure.attacks import PGD, Attack, Replay, Square
 from hetpure.attacks.attack import Target
 from hetpure.classifiers import Classifier
 from hetpure.errors import InputError
@@ -221,6 +221,38 @@ def test_an_attack_without_gradients_goes_on_and_the_audit_says_so(
     hidden = results["defenses"]["plain"]
     assert {check["name"]: check["verdict"] for check in hidden["audit"]}["gradient"] == "FAIL"
     assert "plain: its gradient has no check" in results["weaker_than_full"]
+
+
+class Quantised(nn.Module):
+    """Sees 32 levels, and hands the gradient straight through."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        rounded = (32 * images).round() / 32
+        answer: Tensor = self.network(images + (rounded - images).detach())
+        return answer
+
+
+@pytest.mark.parametrize(("attack", "struck"), [(PGD(steps=1), True), (Square(steps=1), False)])
+def test_a_gradient_that_is_none_strikes_a_row_whose_attack_follows_it(
+    attack: Attack, struck: bool, built: Built, tmp_path: Path
+) -> None:
+    """As the advice says, the row can be attacked otherwise; the audit has what is wrong."""
+    plain = built[0].rows["plain"].defense
+    network = Quantised(plain.classifier.network)
+    plain.classifier = Classifier(network, num_classes=4, mean=[0.4], std=[0.3])
+    results = write_results(whole(tmp_path, built, attack=attack, attacks={}))
+    assert ("plain" in results["struck"]) == struck and "purified" in results["defenses"]
+    if struck:
+        assert "straight through" in results["struck"]["plain"]
+    else:
+        (check,) = (
+            c for c in results["defenses"]["plain"]["audit"] if c["name"] == "gradient check"
+        )
+        assert check["verdict"] == "FAIL" and check["said"].endswith("straight through")
 
 
 def test_a_gradient_that_is_wrong_strikes_its_row_out(built: Built, tmp_path: Path) -> None:
