@@ -9,6 +9,7 @@ from hetpure.denoiser import to_pixels
 from hetpure.noise import BatchNoise
 from hetpure.purifiers import HeterogeneousPurifier, heterogeneous_state
 from hetpure.report.figure import Panel
+from hetpure.schedule import NO_NOISE
 
 STATES = 6
 
@@ -48,6 +49,8 @@ def purification_panels(
         title = "start" if position == 0 else f"step {position}"
         again = position > 0 and defense.plan[position - 1].at == index
         below = f"resampled, t = {index}" if again else f"t = {index}"
+        if index == NO_NOISE:
+            below = "an image"
         panels.append(Panel(title, to_pixels(held).clamp(0, 1), [below] * rows))
     purified = resized(purifier.finish(state), images.shape[-2:])
     panels.append(Panel("purified", purified, answers(purified)))
