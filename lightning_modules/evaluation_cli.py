@@ -32,6 +32,7 @@ from hetpure.program import FAILED, say
 from hetpure.report.finish import finish
 from hetpure.report.gradient_checks import gradient_checks_sheet
 from hetpure.report.plan import cost_sheet, duration, memory_sheet
+from hetpure.report.recommended import saving
 from hetpure.report.sheet import wide_console
 from lightning_modules.cli import CLI, make_cli
 from lightning_modules.evaluation import Describe, RobustnessEvaluation
@@ -207,13 +208,17 @@ def print_plan(cli: EvaluationCLI) -> dict[str, RowPlan]:
     console.print(cost_sheet(rows, title).terminal(), memory_sheet(rows, run.budget).terminal())
     networks = gigabytes(weight_bytes([cli.model.networks]))
     seconds = sum(row.seconds for row in rows.values())
+    more = sum(max(row.most_check_seconds - row.check_seconds, 0) for row in rows.values())
     most = max(max(row.gradient_bytes, row.check_bytes) for row in rows.values())
     console.print(
-        f"the whole evaluation on one device: about {duration(seconds)}, gradient"
-        f" checks taken at their most; blocks of {run.block} images; memory: networks {networks},"
-        f" beside them up to {gigabytes(most)}",
+        f"the whole evaluation on one device: about {duration(seconds)}, at most"
+        f" {duration(seconds + more)} where gradient checks take all the time that they may;"
+        f" blocks of {run.block} images; memory: networks {networks}, beside them up to"
+        f" {gigabytes(most)}",
         highlight=False,
     )
+    if (line := saving(run.config.attack)) is not None:
+        console.print(line, highlight=False)
     return rows
 
 

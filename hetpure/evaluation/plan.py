@@ -1,10 +1,11 @@
 """What the whole of a run costs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hetpure.evaluation.cost import cell_cost
 from hetpure.evaluation.description import Run
+from hetpure.evaluation.extent import Extent
 from hetpure.evaluation.protocol import Protocol
 from hetpure.evaluation.row_check import allowance, checked_defenses, fitting_extents
 from hetpure.evaluation.rows import Row
@@ -28,8 +29,8 @@ class Phase:
 class RowPlan:
     """One defence's part of a plan: its phases, how it is computed, seconds of one network call for
     one image (forward, forward with backward), what it takes in memory, and the steps of the
-    purifier that is attacked; the most that its gradient checks may take, in seconds and in bytes
-    of float64."""
+    purifier that is attacked; predicted seconds of its gradient checks, the most that they may
+    take, and the bytes of float64 that they need."""
 
     phases: Sequence[Phase]
     execution: Execution
@@ -37,6 +38,7 @@ class RowPlan:
     footprint: Footprint
     steps: int
     check_seconds: float
+    most_check_seconds: float
     check_bytes: int
 
     @property
@@ -56,7 +58,7 @@ def phases(
 ) -> list[Phase]:
     """The parts of a row's evaluation on `count` images in order, gradient checks left out."""
     parts = []
-    for cell in row.cells:
+    for cell in row.cells + row.audit:
         cost, images = cell_cost(row, cell, protocol), cell.images(count)
         parts.append(
             Phase(
@@ -67,6 +69,15 @@ def phases(
             )
         )
     return parts
+
+
+def check_seconds(extents: Iterable[Extent], clock: Stopwatch, allowed: float) -> float:
+    """Predicted seconds of one gradient check on extents from the widest to the least: of the look
+    at the least, and of the widest one that the allowed time has room for."""
+    seconds = {extent: extent.work * clock.forward for extent in extents}
+    *_, least = seconds
+    widest = next((extent for extent in seconds if seconds[extent] <= allowed), least)
+    return sum(seconds[extent] for extent in {least, widest})
 
 
 def plan(run: Run) -> dict[str, RowPlan]:
@@ -82,15 +93,18 @@ def _plan(run: Run, row: Row) -> RowPlan:
     defense = row.attacked
     size = defense.execution.micro_batch or 1
     forward, both = attacked.step(size)
+    extents = [
+        fitting_extents(checked, images, run.check_budget)
+        for checked in checked_defenses(row).values()
+    ]
+    allowed = allowance(row, attacked, config.attack)
     return RowPlan(
         phases=phases(row, config.protocol, len(run.images), evaluated, attacked),
         execution=defense.execution,
         call_seconds=(forward / size, both / size),
         footprint=defense.footprint(images),
         steps=len(defense.plan),
-        check_seconds=allowance(row, attacked, config.attack),
-        check_bytes=max(
-            next(iter(fitting_extents(checked, images, run.check_budget).values()))
-            for checked in checked_defenses(row).values()
-        ),
+        check_seconds=sum(check_seconds(e, attacked, allowed / len(extents)) for e in extents),
+        most_check_seconds=allowed,
+        check_bytes=max(next(iter(memory.values())) for memory in extents),
     )

@@ -38,6 +38,13 @@ class Stopwatch:
         return forward * size / timed, both * size / timed
 
     @cached_property
+    def forward(self) -> float:
+        """Seconds an image of one forward pass: a network call within its step, or the classifier
+        where nothing is purified."""
+        size = min(len(self.images), self.cap)
+        return self.step(size)[0] / size or self.classifier[0]
+
+    @cached_property
     def classifier(self) -> tuple[float, float]:
         """Seconds an image of the classifier, forward, and forward with backward."""
         images = self._batch(min(len(self.images), self.cap))

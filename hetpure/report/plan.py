@@ -19,11 +19,12 @@ def cost_sheet(rows: Mapping[str, RowPlan], title: str) -> Sheet:
     note = (
         "network calls: forward calls of all images together, recomputed ones included. one call:"
         " for one image in its micro-batch, forward / forward with backward, timed here just now."
-        " Other work on this machine makes the times longer."
+        " gradient checks: about; a row's may take the time of five steps of the attack on a block,"
+        " or a minute where that is longer. Other work on this machine makes the times longer."
     )
     cells = []
     for name, row in rows.items():
-        cells.append((name, "gradient checks", "", "", f"at most {duration(row.check_seconds)}"))
+        cells.append((name, "gradient checks", "", "", duration(row.check_seconds)))
         for phase in row.phases:
             counts = f"{phase.network_calls:,}", f"{phase.differentiated:,}"
             cells.append(("", phase.name, *counts, duration(phase.seconds)))

@@ -1,6 +1,7 @@
 """`--plan`, `gradcheck`, and what memory and speed settings do to a run of `evaluate.py`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 from hetpure.__main__ import main as hetpure_command
+from hetpure.evaluation.extent import extents
 from hetpure.evaluation.plan import plan
+from hetpure.evaluation.stopwatch import Stopwatch
 from hetpure.gradients import Execution
 from hetpure.program import run
 from lightning_modules.evaluation_cli import evaluation_cli
@@ -29,15 +32,23 @@ def execution(*options: str) -> Execution:
 
 
 def test_a_plan_is_printed_and_nothing_is_run(
-    place: Path, capsys: pytest.CaptureFixture[str]
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of gradient checks what is expected stands in the total, and the most beside it."""
+    monkeypatch.setattr(Stopwatch, "forward", 1e-3)  # a second is a thousand passes
     main("--plan")
     printed = " ".join(capsys.readouterr().out.split())
     for words in ("clean", "null", "pgd_linf", "black box", "n = 4", "Memory of a gradient",
                   "the whole evaluation on one device: about", "; blocks of 2 images",
                   "; memory: networks "):  # fmt: skip
         assert words in printed
-    assert printed.count("gradient checks at most 60.0 s") == printed.count("at most 60.0 s") == 2
+    plain, masked = map(float, re.findall(r"gradient checks (\S+) s", printed))
+    looks = extents((), 2)
+    assert plain == (looks[0].work + looks[-1].work) / 1000 < masked < 10
+    total = re.search(r"device: about (\S+) s, at most (\S+) (s|min) where", printed)
+    assert total is not None
+    expected, most = float(total[1]), float(total[2]) * {"s": 1, "min": 60}[total[3]]
+    assert most == pytest.approx(expected + 2 * 60 - plain - masked, abs=3.1)
     assert not Path("runs").exists()
 
 

@@ -19,7 +19,7 @@ from hetpure.evaluation import row_check
 from hetpure.evaluation.cost import cell_cost
 from hetpure.evaluation.defense_check import float64_footprint
 from hetpure.evaluation.extent import extents
-from hetpure.evaluation.plan import phases
+from hetpure.evaluation.plan import check_seconds, phases
 from hetpure.evaluation.protocol import (
     CLEAN_CELL,
     Block,
@@ -203,6 +203,22 @@ def test_gradient_checks_may_take_five_steps_of_the_attack_or_a_minute(
     defense = make(HeterogeneousPurifier(steps=20), "tape")
     clock = Known(defense, torch.rand(images, 1, 8, 8))
     assert allowance(row(defense), clock, attack) == pytest.approx(seconds)
+
+
+def test_a_gradient_check_is_predicted_as_it_is_made(make: Make, images: Tensor) -> None:
+    """The least look, and the widest one that the time allows, in forward passes."""
+    clock = Known(make(HeterogeneousPurifier(steps=20)), images)
+    assert clock.forward == 1
+    widest, second, *others, least = extents(clock.defense.plan, len(images))
+    looks = (widest, second, *others, least)
+    assert check_seconds(looks, clock, widest.work) == widest.work + least.work
+    assert check_seconds(looks, clock, widest.work - 1) == second.work + least.work
+    assert check_seconds(looks, clock, 0) == check_seconds([least], clock, 1e9) == least.work
+
+
+def test_what_purifies_nothing_is_timed_by_its_classifier(make: Make, images: Tensor) -> None:
+    clock = Stopwatch(make(None), images, repeats=1)
+    assert clock.forward == clock.classifier[0] > 0
 
 
 def test_a_gradient_check_keeps_to_the_memory(make: Make, images: Tensor) -> None:
