@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -12,7 +12,7 @@ from rich.text import Text
 @dataclass(frozen=True)
 class Sheet:
     """Rows of cells with a title and a note; the first `left` columns are names, which are never
-    cut off."""
+    cut off, as numbers are not where they may wrap."""
 
     title: str
     heads: Sequence[str]
@@ -40,7 +40,8 @@ class Sheet:
         for head in self.heads[: self.left]:
             table.add_column(head, overflow="fold")
         for head in self.heads[self.left :]:
-            table.add_column(head, justify="right", no_wrap=not wrap)
+            overflow: OverflowMethod = "fold" if wrap else "ellipsis"
+            table.add_column(head, justify="right", no_wrap=not wrap, overflow=overflow)
         for row in self.rows:
             table.add_row(*map(Text, row))  # as it is: names may look like markup
         return table

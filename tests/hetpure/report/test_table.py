@@ -1,11 +1,13 @@
 """The tables of results: a column only where it says something, a struck row says its reason."""
 
+import io
 import re
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from hetpure.evaluation.run_results import write_results
 from hetpure.evaluation.statistics import Difference
@@ -64,6 +66,17 @@ def test_the_null_attack_is_counted_beside_the_attacks(results: dict[str, Any]) 
     place = sheet.heads.index(f"worst of {DRAWS}")
     assert [row[place].split()[0] for row in sheet.rows] == ["100.0", "0.0", "100.0", "100.0"]
     assert f"right on all {DRAWS} report draws" in sheet.note
+
+
+def test_a_narrow_terminal_cuts_nothing_off(results: dict[str, Any]) -> None:
+    """Though all columns are filled: of each head every letter is there."""
+    for about in (a for row in results["defenses"].values() for a in row["attacks"].values()):
+        about |= {"mean_logit": about["vote"], "mean_probability": about["vote"]}
+        about |= {"dw_box": about["vote"], "eot_agreement": 0.5}
+    console = Console(width=80, file=io.StringIO(), record=True)
+    sheet = attacks_sheet(results)
+    console.print(sheet.terminal())
+    assert len(sheet.heads) == 11 and "…" not in console.export_text()
 
 
 def test_a_column_is_there_where_one_row_fills_it(tmp_path: Path) -> None:
