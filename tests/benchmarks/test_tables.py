@@ -89,6 +89,9 @@ def test_the_results_are_those_of_the_records(committed: ModuleType, run: str) -
         for key in ("clean", "null_attack", "robust", "robust_by_all", "difference", "attacks"):
             before = dict(leaves(saved["defenses"][name].get(key)))
             for path, value in leaves(row.get(key)):
+                if path[-1:] == ("skipped",):  # earlier versions attacked every image
+                    assert value == 0
+                    continue
                 earlier = tuple("locked" if word == "dw_box" else word for word in path)
                 assert before.get(path, before.get(earlier)) == value, (name, key, *path)
 
