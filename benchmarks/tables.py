@@ -23,6 +23,7 @@ from typing import Any
 import addt
 import addt_experiment
 import antithetic
+import frauds
 import gradients
 import paired_attacks
 import resampling
@@ -122,6 +123,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "addt_update": addt.table,
     "addt_update_bfloat16": addt.table,
     "antithetic": antithetic.tables,
+    "frauds": frauds.table,
     "gradients": gradients.tables,
     "gradients_cifar10": gradients.tables,
     "resampling": resampling.tables,

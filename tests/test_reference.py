@@ -36,7 +36,7 @@ PACKAGES = ("hetpure.", "lightning_modules.", "datamodules.")
 REQUIRED = "*required*"
 FAMILIES = (Attack, Purifier, Sampler, Perturbation, Levels, ImageDataModule, Training, Callback)
 # Which the program itself builds.
-NO_CONFIG = {"NullAttack", "EightBit", "Reference", "CIFAR", "KeepConfig"}
+NO_CONFIG = {"NullAttack", "EightBit", "Reference", "CIFAR", "KeepConfig", "TrainingProgress"}
 Owner = Callable[..., Any]
 
 
