@@ -365,7 +365,7 @@ def tiny() -> World:
         Denoiser(Gaussian(schedule), schedule),
         steps=20,
         attack=PGD(epsilon=Number(0.1), steps=12, step_size=Number(0.02), eot_samples=4),
-        audit=Audit(queries=20, purifications=32_000),
+        audit=Audit(queries=20),
         protocol=Protocol(report_draws=8, selection_draws=6),
     )
 

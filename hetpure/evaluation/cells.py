@@ -33,7 +33,7 @@ from hetpure.numbers import Number
 MEMBERS = 16  # numbers that one attack has for the members of an ensemble
 MOST_ATTACKS = 14  # further ones, from number 16 on; the last 16 numbers are of what is no attack
 REFERENCE_MEMBER = 240
-SHARES = 16  # no check but the reference attack takes more of an audit's budget than one of these
+SHARES = 32  # no check but the reference attack takes more of an audit's budget than one of these
 
 
 @dataclass(frozen=True)

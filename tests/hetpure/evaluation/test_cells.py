@@ -153,7 +153,7 @@ def test_variants_of_the_main_attack_share_its_draws(rows: dict[str, Defense]) -
 
 
 @pytest.mark.parametrize(
-    ("dear", "slice_of_each", "of_reference"), [(1, 100, 100), (400, 8, 58), (4000, None, 100)]
+    ("dear", "slice_of_each", "of_reference"), [(1, 100, 100), (400, 4, 96), (4000, None, 100)]
 )
 def test_an_audit_keeps_its_budget(
     dear: int, slice_of_each: int | None, of_reference: int, rows: dict[str, Defense]
