@@ -157,8 +157,8 @@ def mean_predictions(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The classes (B,) with the largest mean logit and with the largest mean probability, given the
     logits (N, B, classes) of N draws; the first of equals, as of a single draw.
 
-    The mean logit is the prediction of Hill et al. 2021 (Stochastic Security, equation 4) and of
-    MEFA (Du et al. 2026). The means are taken in float64, so that their rounding decides nothing.
+    The mean logit is the prediction of Hill, Mitchell & Zhu (Stochastic Security, ICLR 2021) and of
+    MEFA. The means are taken in float64, so that their rounding decides nothing.
     """
     logits = logits.double()
     return logits.mean(0).argmax(1), logits.softmax(2).mean(0).argmax(1)
