@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from hetpure.acceleration import unaccelerated
 from hetpure.evaluation.cost import cell_cost
 from hetpure.evaluation.description import Run
-from hetpure.evaluation.extent import Extent
+from hetpure.evaluation.extent import IMAGES, Extent
 from hetpure.evaluation.protocol import Protocol
 from hetpure.evaluation.row_check import allowance, checked_defenses, fitting_extents
 from hetpure.evaluation.rows import Row
@@ -73,7 +74,8 @@ def phases(
 
 def check_seconds(extents: Iterable[Extent], clock: Stopwatch, allowed: float) -> float:
     """Predicted seconds of one gradient check on extents from the widest to the least: of the look
-    at the least, and of the widest one that the allowed time has room for."""
+    at the least, and of the widest one that the allowed time has room for. The clock times passes
+    in float32, in which extents count."""
     seconds = {extent: extent.work * clock.forward for extent in extents}
     *_, least = seconds
     widest = next((extent for extent in seconds if seconds[extent] <= allowed), least)
@@ -93,18 +95,20 @@ def _plan(run: Run, row: Row) -> RowPlan:
     defense = row.attacked
     size = defense.execution.micro_batch or 1
     forward, both = attacked.step(size)
-    extents = [
-        fitting_extents(checked, images, run.check_budget)
-        for checked in checked_defenses(row).values()
-    ]
+    checked = list(checked_defenses(row).values())
+    extents = [fitting_extents(each, images, run.check_budget) for each in checked]
+    clocks = [Stopwatch(unaccelerated(each), images[:IMAGES], repeats=1) for each in checked]
     allowed = allowance(row, attacked, config.attack)
+    share = allowed / len(checked)
     return RowPlan(
         phases=phases(row, config.protocol, len(run.images), evaluated, attacked),
         execution=defense.execution,
         call_seconds=(forward / size, both / size),
         footprint=defense.footprint(images),
         steps=len(defense.plan),
-        check_seconds=sum(check_seconds(e, attacked, allowed / len(extents)) for e in extents),
+        check_seconds=sum(
+            check_seconds(looks, clock, share) for looks, clock in zip(extents, clocks, strict=True)
+        ),
         most_check_seconds=allowed,
         check_bytes=max(next(iter(memory.values())) for memory in extents),
     )
