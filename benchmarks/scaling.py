@@ -73,7 +73,7 @@ def timing_of(folder: Path) -> Timing:
         raise InputError(f"{folder} is not finished: {counted(contents.missing, 'part')} missing")
     seconds: Seconds = defaultdict(float)
     for job, finished in contents.finished.items():
-        audit = job.attack if job.attack.startswith(AUDIT) else None
+        audit = job.attack.startswith(AUDIT)
         seconds[Task(job.row, None if audit else job.block, audit)] += finished.seconds
     checks = {Task(row, None): check["seconds"] for row, check in contents.checks.items()}
     images = contents.facts["images"]
@@ -100,18 +100,16 @@ def committed() -> Timing:
 
 def queue(seconds: Seconds, workers: int) -> float:
     """Time until the last worker ends, each taking the next task when it is free."""
-    audits: dict[str, dict[str, int]] = {task.row: {} for task in seconds}
-    for task in seconds:
-        if task.audit is not None:
-            audits[task.row][task.audit] = 0
+    rows = list(dict.fromkeys(task.row for task in seconds))
+    audited = [task.row for task in seconds if task.audit]
     blocks = len({task.block for task in seconds} - {None})
     # The program foresees a task by its network calls, no better than by its row's mean here.
     means = {
         row: statistics.mean(seconds[t] for t in seconds if t.row == row and t.block is not None)
-        for row in audits
+        for row in rows
     }
     free = [0.0] * workers
-    for task in in_order(audits, blocks, lambda task: means[task.row], workers):
+    for task in in_order(rows, audited, blocks, lambda task: means[task.row], workers):
         heapq.heapreplace(free, free[0] + seconds.get(task, 0.0))
     return max(free)
 

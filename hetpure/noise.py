@@ -176,11 +176,12 @@ class _Unsigned:
 
 
 def unsigned(noise: "BatchNoise") -> Randomness:
-    """The same numbers without their address: neither stream, nor draw, nor sample ids are shown. A
-    purifier must not know who asks, nor whose image it is."""
+    """The same numbers without their address: no attribute tells stream, draw or sample ids. A
+    purifier must not know who asks, nor whose image it is. It is no lock: code that digs in
+    closures finds them, and `hetpure.evaluation.sameness` looks for what it then does."""
 
     def without_owner(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda *asked, **place: method(*asked, **place)  # a bound method shows its object
+        return lambda *asked, **place: method(*asked, **place)
 
     methods: list[Callable[..., Tensor]] = [noise.uniform, noise.normal, noise.integers]
     return _Unsigned(len(noise), *map(without_owner, methods))

@@ -1,5 +1,6 @@
 """The images of a datamodule, as an evaluation reads them: block by block, in order."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def images_of(data: Any, loader: DataLoader[Any], device: torch.device) -> Image
     if not len(dataset):
         raise InputError(f"{WHERE} holds no images")
 
-    def read(positions: range) -> Block:
+    def read(positions: Sequence[int]) -> Block:
         batch = loader.collate_fn([dataset[position] for position in positions])
         return block_of(batch, data, device)
 

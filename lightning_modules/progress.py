@@ -23,9 +23,9 @@ class EvaluationProgress(Watch):
     def __init__(self, run: Run, queue: Queue) -> None:
         self.queue = queue
         self.images = {
-            (row.name, cell.name): cell.images(len(run.images))
+            (row.name, cell.name): images
             for row in run.rows.values()
-            for cell in row.cells + row.audit
+            for cell, images in [*run.main_cells(row), *run.audit_slices(row)]
         }
         self.correct: dict[tuple[str, str], list[float]] = {}
         self._looked = 0.0

@@ -4,11 +4,13 @@ The attacks that the checks need are cells like any other, on the first images o
 is a function of records. A check that compares accuracies is certain where the evidence against
 "within the tolerance" is so strong that all checks of a row together are wrong once in a thousand
 audits. The evidence may be looked at as often as one likes, so a slice grows, look by look, until
-its check is settled or the row's budget is spent.
+its check is settled or the row's budget is spent. Images come in an order by the hash of their ids:
+a data set may be sorted, and nobody knows which ones are looked at.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +29,7 @@ from hetpure.evaluation.statistics import (
     paired_difference,
     visible,
 )
-from hetpure.noise import MOST_STEPS
+from hetpure.noise import MOST_STEPS, Noise, Purpose, Stream
 
 Verdict = Literal["PASS", "undecided", "WARN", "FAIL"]
 REFERENCE, STEPS, DRAWS = "reference attack", "more steps", "more EOT draws"
@@ -40,6 +42,8 @@ FAMILY_ERROR = 1e-3  # probability that an audit of an honest row fails one of i
 PASS_ERROR = 0.05  # of a check that passes although its difference is beyond the tolerance
 FEW_DRAWS = 0.1  # cosine between halves of the EOT draws, below which a gradient is mostly noise
 FIRST_LOOK = 16
+OF_REFERENCE = 0.75  # share of the budget that no other check takes from the reference attack
+WEIGHT_OF_REFERENCE = 0.5  # its share of the family's error
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,9 @@ class Audit:
     """How the audit looks.
 
     Args:
-        images: the first so many samples, at most, are the slice of a check.
-        purifications: of a row's audit, at most, gradients and answers alike. The reference attack
-            gets what the others leave.
+        images: a check looks at so many images at most.
+        purifications: of a row's audit, at most, gradients and answers alike; most of them are for
+            the reference attack.
         queries: of the black-box attack, for each image.
         tolerance: of accuracy differences, beyond which a check warns, or fails where that is
             certain.
@@ -138,35 +142,126 @@ class Reading:
     against: float
     within: float
 
-    def settled(self, checks: int) -> bool:
-        """Whether more images would change nothing, among so many checks."""
-        return self.against >= checks / FAMILY_ERROR or self.within >= 1 / PASS_ERROR
+    def settled(self, weight: float) -> bool:
+        """Whether more images would change nothing for a check of this share of the error."""
+        return self.against * weight >= 1 / FAMILY_ERROR or self.within >= 1 / PASS_ERROR
 
 
-def looks(images: int, most: int) -> list[range]:
-    """The positions of a slice of so many images, in the parts in which it grows: twice as many
-    after each, in parts of at most `most`."""
-    parts, start = [], 0
-    while start < images:
-        stop = min(start + max(start, FIRST_LOOK), start + most, images)
-        parts.append(range(start, stop))
-        start = stop
-    return parts
+@dataclass(frozen=True)
+class Slice:
+    """How far a check is.
+
+    Args:
+        cost: purifications an image.
+        taken: images that were looked at.
+        settled: whether more would change nothing.
+    """
+
+    cost: int
+    taken: int = 0
+    settled: bool = False
 
 
-def settled(
-    cell: str,
-    records: Mapping[str, Sequence[Record]],
-    base: str,
-    classes: int,
-    audit: Audit,
-    cells: int,
-) -> bool:
-    """Whether the check that this cell of the audit is for is settled by the row's records, by
-    attack; the audit has so many cells, and the null attack is compared beside them."""
-    name = cell.removeprefix(f"{AUDIT}: ")
-    reading = read_check(name, records, base, classes, audit.tolerance)
-    return reading is not None and reading.settled(cells + 1)
+def next_look(
+    slices: Mapping[str, Slice], audit: Audit, images: int, most: int
+) -> tuple[str, range] | None:
+    """The cell of a row's audit that takes the next look, and the places of its images in the
+    audit's order; None where the audit is at its end.
+
+    The reference attack looks first, up to three quarters of the budget; then the others, those
+    with the fewest images and of these the cheapest first; what they leave is the reference's. A
+    look doubles a slice of `images` images at most, in parts of at most `most`.
+    """
+    reference = f"{AUDIT}: {REFERENCE}"
+    left = audit.purifications - sum(part.cost * part.taken for part in slices.values())
+    others = sorted(slices, key=lambda name: (slices[name].taken, slices[name].cost))
+    rooms = [(name, left) for name in others if name != reference]
+    if reference in slices:
+        part = slices[reference]
+        first = min(left, int(OF_REFERENCE * audit.purifications) - part.cost * part.taken)
+        rooms = [(reference, first), *rooms, (reference, left)]
+    for name, room in rooms:
+        part = slices[name]
+        wanted = min(max(part.taken, FIRST_LOOK), most, min(audit.images, images) - part.taken)
+        count = min(wanted, room // max(part.cost, 1))
+        if count > 0 and not part.settled:
+            return name, range(part.taken, part.taken + count)
+    return None
+
+
+def longest_slices(
+    costs: Mapping[str, int], audit: Audit, images: int, most: int
+) -> dict[str, int]:
+    """How many images each cell of an audit sees where no check is ever settled."""
+    slices = {name: Slice(cost) for name, cost in costs.items()}
+    while (look := next_look(slices, audit, images, most)) is not None:
+        name, places = look
+        slices[name] = replace(slices[name], taken=places.stop)
+    return {name: part.taken for name, part in slices.items()}
+
+
+def audit_order(samples: Tensor, seed: int) -> list[int]:
+    """Positions of images with these ids (N,) in the order in which an audit looks at them."""
+    noise = Noise.of(seed, Stream.PROBE).on(samples)
+    order = noise.words(Purpose.TIES, 0, 0, 1)[:, 0].argsort(stable=True)
+    return [int(position) for position in order]
+
+
+def weights(names: Sequence[str]) -> dict[str, float]:
+    """The share of each check, by its name, in the family's error."""
+    others = [name for name in names if name != REFERENCE]
+    rest = 1.0 if len(others) == len(names) else 1 - WEIGHT_OF_REFERENCE
+    return {name: rest / len(others) for name in others} | {
+        name: WEIGHT_OF_REFERENCE if others else 1.0 for name in names if name == REFERENCE
+    }
+
+
+class Course:
+    """The course of a row's audit: a function of the records that its looks left.
+
+    Args:
+        costs: purifications an image, by the cells of the audit.
+        audit: of the evaluation.
+        images: of the run.
+        most: of a look.
+        before: the row's records on the clean images and under the main attack.
+        base: the main attack.
+        classes: of the classifier.
+    """
+
+    def __init__(
+        self,
+        costs: Mapping[str, int],
+        audit: Audit,
+        images: int,
+        most: int,
+        before: Mapping[str, Sequence[Record]],
+        base: str,
+        classes: int,
+    ) -> None:
+        self.audit, self.images, self.most = audit, images, most
+        self.base, self.classes = base, classes
+        self.slices = {name: Slice(cost) for name, cost in costs.items()}
+        self.records = {name: list(records) for name, records in before.items()}
+        self.looks = Counter[str]()
+        # The null attack is compared beside the audit's cells.
+        names = [NULL_CHECK, *(name.removeprefix(f"{AUDIT}: ") for name in costs)]
+        self.weights = weights(names)
+
+    def next(self) -> tuple[str, int, range] | None:
+        """The cell that looks next, the number of its look, and the places of its images in the
+        audit's order; None at the end."""
+        look = next_look(self.slices, self.audit, self.images, self.most)
+        return None if look is None else (look[0], self.looks[look[0]], look[1])
+
+    def add(self, cell: str, places: range, records: Sequence[Record]) -> None:
+        """What a look left."""
+        self.looks[cell] += 1
+        self.records[cell] = [*self.records.get(cell, ()), *records]
+        name = cell.removeprefix(f"{AUDIT}: ")
+        reading = read_check(name, self.records, self.base, self.classes, self.audit.tolerance)
+        done = reading is not None and reading.settled(self.weights[name])
+        self.slices[cell] = replace(self.slices[cell], taken=places.stop, settled=done)
 
 
 def read_check(
@@ -178,10 +273,11 @@ def read_check(
 ) -> Reading | None:
     """What the records of a row, by attack, say of a check; None where it was not looked at."""
     key = NULL if name == NULL_CHECK else f"{AUDIT}: {name}"
-    if key not in records or (name == NULL_CHECK and len(records[NULL][0].predictions) < 2):
-        return None  # one draw is always the same
+    if not records.get(key):
+        return None
     if name == WHOLE:
-        return _whole(draws_right(records[key]), 1 / classes, tolerance)
+        bound = 1 / classes + tolerance
+        return None if bound >= 1 else _whole(draws_right(records[key]), 1 / classes, bound)
     comparison = COMPARISONS[name]
     other = base if comparison.against == "main" else CLEAN
     others = {record.sample: record for record in records.get(other, ())}
@@ -189,6 +285,8 @@ def read_check(
     if not both:
         return None
     right, before = draws_right(both), draws_right([others[record.sample] for record in both])
+    if name == NULL_CHECK and right.shape[1] == 1 and (right == before).all():
+        return None  # a defence that draws nothing
     values = (comparison.bad or 1) * (right.mean(1) - before.mean(1))
     bound = 0.0 if comparison.exact else tolerance
     against, within = evidence(values, bound, -1.0), evidence(-values, -tolerance, -1.0)
@@ -199,8 +297,8 @@ def read_check(
     return Reading(right, before, float(values.mean()), bound, -1.0, against, within)
 
 
-def _whole(right: NDArray[np.bool_], chance: float, tolerance: float) -> Reading:
-    rates, bound = right.mean(1), chance + tolerance
+def _whole(right: NDArray[np.bool_], chance: float, bound: float) -> Reading:
+    rates = right.mean(1)
     against, within = evidence(rates, bound, 0.0), evidence(-rates, -bound, -1.0)
     return Reading(right, None, float(rates.mean()) - chance, bound, 0.0, against, within)
 
@@ -224,9 +322,12 @@ def verdicts(
         for name in (NULL_CHECK, *COMPARISONS, WHOLE)
         if (reading := read_check(name, attacks, base, classes, audit.tolerance)) is not None
     }
-    certain = holm({name: reading.against for name, reading in readings.items()}, FAMILY_ERROR)
+    against = {name: reading.against for name, reading in readings.items()}
+    shares = weights(list(readings))
+    certain = holm(against, FAMILY_ERROR, shares)
     for name, reading in readings.items():
-        checks.append(_judged(name, reading, name in certain, len(readings), audit.tolerance))
+        needed = 1 / (shares[name] * FAMILY_ERROR)
+        checks.append(_judged(name, reading, name in certain, needed, audit.tolerance))
     if right:
         checks.append(convergence(right, audit.tolerance))
     if agreement is not None:
@@ -235,8 +336,8 @@ def verdicts(
     return checks
 
 
-def _judged(name: str, reading: Reading, certain: bool, checks: int, tolerance: float) -> Check:
-    """The verdict on a reading, among so many checks."""
+def _judged(name: str, reading: Reading, certain: bool, needed: float, tolerance: float) -> Check:
+    """The verdict on a reading; `needed` is the evidence that would make it certain."""
     comparison, said = COMPARISONS.get(name, Comparison("", 1)), _said(name, reading)
     either, fell = comparison.bad == 0, -reading.difference > tolerance
     if certain or reading.difference > tolerance or (either and fell):
@@ -246,8 +347,10 @@ def _judged(name: str, reading: Reading, certain: bool, checks: int, tolerance: 
         return Check(name, "WARN", f"{said}: not converged")
     if reading.within >= 1 / PASS_ERROR:
         return Check(name, "PASS", said)
-    seen = visible(len(reading.right), checks / FAMILY_ERROR, reading.bound, reading.low)
-    can = "so few can tell nothing" if seen is None else f"so many can tell {100 * seen:.0f} points"
+    seen = visible(len(reading.right), needed, reading.bound, reading.low)
+    can = "so few images make no difference certain"
+    if seen is not None:
+        can = f"certain from {100 * seen:.0f} points on, where no image goes the other way"
     return Check(name, "undecided", f"{said}; {can}")
 
 

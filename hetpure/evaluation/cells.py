@@ -1,6 +1,6 @@
 """What is run against each row: clean images, the attack, null attack, further attacks, audit."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -27,13 +27,12 @@ from hetpure.evaluation.audit import (
     Audit,
 )
 from hetpure.evaluation.protocol import AUDIT, CLEAN, CLEAN_CELL, NULL, Cell, Protocol
-from hetpure.noise import Group, Stream
+from hetpure.noise import Group
 from hetpure.numbers import Number
 
 MEMBERS = 16  # numbers that one attack has for the members of an ensemble
 MOST_ATTACKS = 14  # further ones, from number 16 on; the last 16 numbers are of what is no attack
 REFERENCE_MEMBER = 240
-SHARES = 32  # no check but the reference attack takes more of an audit's budget than one of these
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,8 @@ def audit_cells(
     pixels: int,
     read: Callable[[], tuple[Tensor, Tensor]],
 ) -> list[Cell]:
-    """What the audit runs beside `base` on images of so many values each, the reference attack
-    last; `read` gives the images that `base` left. What an attack cannot vary is left out."""
+    """What the audit runs beside `base` on images of so many values each; `read` gives the images
+    that `base` left. What an attack cannot vary is left out."""
     attack = base.attack
     stronger, threat = attack.stronger(), attack.threat
     varied: dict[str, Attack | None] = {EIGHT_BIT: EightBit(read), STEPS: stronger.get(STEPS)}
@@ -115,28 +114,12 @@ def audit_cells(
     if defense.stochastic and not base.known:
         if STEPS in stronger:
             cells.append(Cell(DW_BOX, attack, ("forward", "reverse")))
-        clean = Cell(ATTACK_DRAWS, NullAttack(), report_stream=Stream.ATTACK)
+        clean = Cell(ATTACK_DRAWS, NullAttack(), by_attacker=True)
         cells += [clean, Cell(OTHER_IDS, NullAttack(), exchanged=True)]
     if audit.reference and threat is not None and threat.epsilon > 0:
         reference = Reference.of(threat)
         cells.append(Cell(REFERENCE, reference, base.known, member=REFERENCE_MEMBER, itself=True))
     return [replace(cell, name=f"{AUDIT}: {cell.name}") for cell in cells]
-
-
-def within_budget(
-    cells: Sequence[Cell], audit: Audit, purifications: Callable[[Cell], int]
-) -> list[Cell]:
-    """The audit's cells, each on as many images as the row's budget allows, given its purifications
-    an image: the reference attack gets what the others leave. Those that it allows on no image are
-    left out."""
-    left, sliced = audit.purifications, []
-    for cell in cells:
-        share = left if cell.itself else audit.purifications // SHARES
-        images = min(audit.images, share // max(purifications(cell), 1))
-        left -= images * purifications(cell)
-        if images:
-            sliced.append(replace(cell, limit=images))
-    return sliced
 
 
 def check_attacks(

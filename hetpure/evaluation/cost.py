@@ -100,6 +100,11 @@ def cell_cost(row: Row, cell: Cell, protocol: Protocol) -> CellCost:
     )
 
 
+def audit_costs(row: Row, protocol: Protocol) -> dict[str, int]:
+    """Purifications an image of each cell of a row's audit."""
+    return {cell.name: cell_cost(row, cell, protocol).purifications for cell in row.audit}
+
+
 def answer_seconds(clock: Stopwatch) -> float:
     """Seconds of one purification and classification of one image, in its micro-batch."""
     size = clock.defense.execution.micro_batch or len(clock.images)

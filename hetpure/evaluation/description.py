@@ -2,7 +2,7 @@
 device make of it. Nothing changes in a description while the run goes on."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
@@ -18,18 +18,17 @@ from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.disk import tensor_hash
 from hetpure.errors import FieldError, InputError, check_positive
-from hetpure.evaluation.audit import Audit
+from hetpure.evaluation.audit import Audit, longest_slices
 from hetpure.evaluation.cells import (
     AttackConfig,
     attack_cells,
     audit_cells,
     base_cell,
     check_attacks,
-    within_budget,
 )
-from hetpure.evaluation.cost import cell_cost
+from hetpure.evaluation.cost import audit_costs, cell_cost
 from hetpure.evaluation.identity import device_kind, plain
-from hetpure.evaluation.protocol import Block, Protocol
+from hetpure.evaluation.protocol import Block, Cell, Protocol
 from hetpure.evaluation.provenance import versions
 from hetpure.evaluation.rows import DefenseConfig, Row, build_rows, check_names
 from hetpure.evaluation.stopwatch import Stopwatch
@@ -123,14 +122,14 @@ class Images:
         description: of the data, in a few words.
         class_names: of the labels.
         samples: ids of all images (N,), in order.
-        read: gives the images at these positions, on the run's device.
+        read: gives the images at these positions, in their order, on the run's device.
         files: SHA-256 of the files that they come from, by name.
     """
 
     description: str
     class_names: tuple[str, ...]
     samples: Tensor
-    read: Callable[[range], Block]
+    read: Callable[[Sequence[int]], Block]
     files: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -146,8 +145,8 @@ class Images:
         where none are given."""
         samples = torch.arange(len(images)) if samples is None else samples
 
-        def read(positions: range) -> Block:
-            part = slice(positions.start, positions.stop)
+        def read(positions: Sequence[int]) -> Block:
+            part = torch.tensor(list(positions))
             return Block(images[part], labels[part], samples[part].to(images.device))
 
         files = {"images": tensor_hash(images), "labels": tensor_hash(labels)}
@@ -251,9 +250,22 @@ class Run:
         """Of the images of a block."""
         return range(block * self.block, min((block + 1) * self.block, len(self.images)))
 
-    def blocks_of(self, positions: range) -> range:
-        """The blocks that images at these positions, one or more, are of."""
-        return range(positions.start // self.block, (positions.stop - 1) // self.block + 1)
+    def blocks_of(self, positions: Sequence[int]) -> list[int]:
+        """The blocks that images at these positions are of, each once, in order."""
+        return sorted({position // self.block for position in positions})
+
+    def main_cells(self, row: Row) -> list[tuple[Cell, int]]:
+        """The cells of a row but for its audit, each with its images."""
+        return [(cell, cell.images(len(self.images))) for cell in row.cells]
+
+    def audit_slices(self, row: Row) -> list[tuple[Cell, int]]:
+        """The cells of a row's audit, each with how many images it sees where no check is ever
+        settled."""
+        if self.config.audit is None:
+            return []
+        costs = audit_costs(row, self.config.protocol)
+        slices = longest_slices(costs, self.config.audit, len(self.images), self.block)
+        return [(cell, slices[cell.name]) for cell in row.audit]
 
     def read(self, block: int) -> Block:
         """The images of a block."""
@@ -373,9 +385,6 @@ def _with_cells(config: Evaluation, row: Row, first: Tensor, store: Store) -> Ro
     base = base_cell(cells)
     read = partial(store.images, row.name, base.name)
     audit = audit_cells(base, row.defense, config.audit, first[0].numel(), read)
-    audit = within_budget(
-        audit, config.audit, lambda cell: cell_cost(row, cell, protocol).purifications
-    )
     return replace(row, audit=tuple(audit))
 
 

@@ -5,8 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 from hetpure.evaluation.cells import base_cell
+from hetpure.evaluation.cost import audit_costs
 from hetpure.evaluation.description import COSINE_BOUND, GRADIENT_BOUND, Run
-from hetpure.evaluation.protocol import Cell
+from hetpure.evaluation.protocol import Cell, Protocol
 from hetpure.evaluation.provenance import provenance
 from hetpure.evaluation.rows import Row
 
@@ -26,7 +27,9 @@ def run_record(run: Run) -> dict[str, Any]:
             "network_call": config.acceleration.describe(),
         },
         "images": len(run.images),
-        "rows": {name: _row(row, len(run.images)) for name, row in run.rows.items()},
+        "rows": {
+            name: _row(row, len(run.images), config.protocol) for name, row in run.rows.items()
+        },
         "notes": _notes(run),
         "weaker_than_full": _weaker_than_full(run),
     }
@@ -40,26 +43,25 @@ def run_record(run: Run) -> dict[str, Any]:
     }
 
 
-def _row(row: Row, count: int) -> dict[str, Any]:
+def _row(row: Row, count: int, protocol: Protocol) -> dict[str, Any]:
     return {
         "purification_calls": row.defense.network_calls,
         "classes": row.defense.classifier.num_classes,
         "base": base_cell(list(row.cells)).name,
         "attacked": "gradient_check" if row.surrogate is None else "surrogate_gradient_check",
         "inexact": row.inexact(),
-        "cells": _cells(row.cells, count),
-        "audit": _cells(row.audit, count),
+        "cells": {
+            cell.name: {"images": cell.images(count), "threat": _threat(cell)} for cell in row.cells
+        },
+        "audit": {
+            cell.name: {"purifications": cost, "threat": _threat(cell)}
+            for cell, cost in zip(row.audit, audit_costs(row, protocol).values(), strict=True)
+        },
     }
 
 
-def _cells(cells: Sequence[Cell], count: int) -> dict[str, Any]:
-    return {
-        cell.name: {
-            "images": cell.images(count),
-            "threat": None if cell.attack.threat is None else asdict(cell.attack.threat),
-        }
-        for cell in cells
-    }
+def _threat(cell: Cell) -> dict[str, Any] | None:
+    return None if cell.attack.threat is None else asdict(cell.attack.threat)
 
 
 def _weaker_than_full(run: Run) -> list[str]:

@@ -7,7 +7,7 @@ from hetpure.acceleration import unaccelerated
 from hetpure.evaluation.cost import cell_cost
 from hetpure.evaluation.description import Run
 from hetpure.evaluation.extent import IMAGES, Extent
-from hetpure.evaluation.protocol import Protocol
+from hetpure.evaluation.protocol import Cell, Protocol
 from hetpure.evaluation.row_check import allowance, checked_defenses, fitting_extents
 from hetpure.evaluation.rows import Row
 from hetpure.evaluation.stopwatch import Stopwatch
@@ -55,12 +55,16 @@ class RowPlan:
 
 
 def phases(
-    row: Row, protocol: Protocol, count: int, evaluated: Stopwatch, attacked: Stopwatch
+    row: Row,
+    protocol: Protocol,
+    cells: Iterable[tuple[Cell, int]],
+    evaluated: Stopwatch,
+    attacked: Stopwatch,
 ) -> list[Phase]:
-    """The parts of a row's evaluation on `count` images in order, gradient checks left out."""
+    """The parts of a row's evaluation, each cell with its images; gradient checks left out."""
     parts = []
-    for cell in row.cells + row.audit:
-        cost, images = cell_cost(row, cell, protocol), cell.images(count)
+    for cell, images in cells:
+        cost = cell_cost(row, cell, protocol)
         parts.append(
             Phase(
                 cell.name,
@@ -101,7 +105,13 @@ def _plan(run: Run, row: Row) -> RowPlan:
     allowed = allowance(row, attacked, config.attack)
     share = allowed / len(checked)
     return RowPlan(
-        phases=phases(row, config.protocol, len(run.images), evaluated, attacked),
+        phases=phases(
+            row,
+            config.protocol,
+            [*run.main_cells(row), *run.audit_slices(row)],
+            evaluated,
+            attacked,
+        ),
         execution=defense.execution,
         call_seconds=(forward / size, both / size),
         footprint=defense.footprint(images),

@@ -17,7 +17,7 @@ from hetpure.attacks.null import NullAttack
 from hetpure.defense import Defense, count_network_calls
 from hetpure.errors import InputError, check_at_least, check_at_most
 from hetpure.expectation import Query, answers
-from hetpure.noise import MOST_DRAWS, Draw, Group, Noise, Stream
+from hetpure.noise import MOST_DRAWS, Draw, Group, Noise, Stream, attack_draw
 from hetpure.numbers import counted
 
 CLEAN, NULL, AUDIT = "clean", "null", "audit"  # names that records give what is no attack
@@ -74,7 +74,8 @@ class Cell:
             but for variants of one, which are compared.
         report_from: the first report draw. The clean images and all attacks are reported on the
             same draws, the null attack on draws of its own: it would else equal the clean images.
-        report_stream: whose draws are reported on; for the audit, an attacker's.
+        by_attacker: report on draws of the main attack, one of each iteration, for the audit: a
+            defence must not know who asks.
         exchanged: report on the noise of other images of the block, for the audit: a defence must
             not know whose image it gets.
         itself: the defence is attacked, also where a surrogate stands in for it.
@@ -86,9 +87,13 @@ class Cell:
     limit: int | None = None
     member: int = 0
     report_from: int = 0
-    report_stream: Stream = Stream.REPORT
+    by_attacker: bool = False
     exchanged: bool = False
     itself: bool = False
+
+    def report(self, index: int) -> Draw:
+        """One of its report draws."""
+        return attack_draw(0, 0, index, 0) if self.by_attacker else Draw(Stream.REPORT, index)
 
     def images(self, count: int) -> int:
         """How many of the first `count` images it is run on."""
@@ -225,7 +230,7 @@ def evaluate_cell(
         chosen = selection.argmin(0)
         reported = candidates[chosen, torch.arange(len(chosen), device=chosen.device)]
         draws = range(cell.report_from, cell.report_from + protocol.reports(defense, known))
-        report = [noise.redraw(Draw(cell.report_stream, draw), keep=known) for draw in draws]
+        report = [noise.redraw(cell.report(draw), keep=known) for draw in draws]
         logits, mask = ask(reported, report)
     predictions = logits.argmax(2).T
     mean_logit, mean_probability = mean_predictions(logits)

@@ -98,7 +98,7 @@ class Row:
             chosen = choose(wish, len(attacked.plan), entries, footprint, budget, seconds)
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from None
-        # Where a surrogate is attacked, the defence itself is only asked for answers.
+        # Where a surrogate is attacked, the audit alone differentiates the defence itself.
         self.defense.execution = Execution("checkpoint", micro_batch=chosen.micro_batch)
         attacked.execution = chosen
 

@@ -11,7 +11,7 @@ import numpy as np
 from hetpure.attacks import Threat
 from hetpure.disk import write_whole
 from hetpure.errors import InputError
-from hetpure.evaluation.audit import Audit, looks, saved_check, settled, verdicts
+from hetpure.evaluation.audit import Audit, Check, Course, saved_check, verdicts
 from hetpure.evaluation.protocol import AUDIT, CLEAN, Record
 from hetpure.evaluation.results import by_attack, summarise
 from hetpure.evaluation.store import (
@@ -34,8 +34,8 @@ class Contents:
 
     Args:
         run: what the run wrote when it began.
-        jobs: all of the run's jobs; of a check of the audit those that are done, and the next one
-            where its slice still has to grow.
+        jobs: all of the run's jobs; of an audit those that are done, and the next one where it is
+            not at its end.
         finished: what those that are done left.
         checks: of the rows' gradients, as far as they are checked.
         struck: the rows that are not evaluated any more, and why.
@@ -114,27 +114,32 @@ def _audit_jobs(
     jobs: Sequence[Job],
     finished: Mapping[Job, Finished],
 ) -> list[Job]:
-    """The jobs of a row's audit: of each check those that are done, one after another, and the next
-    one unless the check is settled."""
+    """The jobs of a row's audit that are done, one after another, and the next one unless the audit
+    is at its end."""
     facts = run["facts"]
     row, of_audit = facts["rows"][name], []
     if facts["run"]["audit"] is None:
         return []
-    audit = Audit(**facts["run"]["audit"])
-    records: dict[str, list[Record]] = {}
+    before: dict[str, list[Record]] = {}
     for job in jobs:
         if job.row == name and job.attack in (CLEAN, row["base"]) and job in finished:
-            records.setdefault(job.attack, []).extend(finished[job].records)
-    for cell, about in row["audit"].items():
-        records[cell] = []
-        for look in range(len(looks(about["images"], run["block"]))):
-            job = Job(name, cell, look)
-            of_audit.append(job)
-            if not store.has(job):
-                break
-            records[cell] += store.get(job).records
-            if settled(cell, records, row["base"], row["classes"], audit, len(row["audit"])):
-                break
+            before.setdefault(job.attack, []).extend(finished[job].records)
+    course = Course(
+        {cell: about["purifications"] for cell, about in row["audit"].items()},
+        Audit(**facts["run"]["audit"]),
+        facts["images"],
+        run["block"],
+        before,
+        row["base"],
+        row["classes"],
+    )
+    while (look := course.next()) is not None:
+        cell, number, places = look
+        job = Job(name, cell, number)
+        of_audit.append(job)
+        if not store.has(job):
+            break
+        course.add(cell, places, store.get(job).records)
     return of_audit
 
 
@@ -171,7 +176,9 @@ def run_results(store: Store, contents: Contents) -> dict[str, Any]:
             about["eot_agreement"] = agreements.get((name, attack))
             about["iterations"] = traces.get((name, attack))
         right = traces.get((name, row["base"]), {}).get("right", [])
-        summary["audit"] = _audit(store, facts, name, rows[name], check, agreements, right)
+        summary["audit"] = _audit(
+            store, facts, name, rows[name], check, agreements, right, not contents.missing
+        )
         saved = [saved_calls(of_attack) for of_attack in by_attack(rows[name]).values()]
         summary["cost"] = {
             "saved_calls": sum(saved),
@@ -251,7 +258,7 @@ def iterations(contents: Contents) -> dict[tuple[str, str], dict[str, list[float
         for entry in finished.iterations:
             for name, values in of_attack.items():
                 if name in entry:
-                    weighted = (entry[name], len(finished.records))
+                    weighted = (entry[name], sum(not r.skipped for r in finished.records))
                     values.setdefault(int(entry["iteration"]), []).append(weighted)
     return {
         key: {
@@ -274,6 +281,7 @@ def _audit(
     check: Mapping[str, Any],
     agreements: Mapping[tuple[str, str], float],
     right: Sequence[float],
+    complete: bool,
 ) -> list[dict[str, Any]] | None:
     if facts["run"]["audit"] is None:
         return None
@@ -293,6 +301,11 @@ def _audit(
         for cell, about in (row["cells"] | row["audit"]).items()
         if cell != CLEAN and cell in done
     }
+    checks += [
+        Check(cell.removeprefix(f"{AUDIT}: "), "undecided", "the audit's budget had no room for it")
+        for cell in row["audit"]
+        if cell not in done and complete
+    ]
     checks.append(saved_check(store.images(name, CLEAN), saved))
     before = [check["gradient"], *check["sameness"]] if check else []
     return [*before, *(asdict(line) for line in checks)]

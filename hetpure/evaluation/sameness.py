@@ -1,6 +1,7 @@
 """Whether a defence is the same for everyone who asks it: attacker and reporter, alone or in
 company, once or again, with gradients or without."""
 
+import random
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,10 +16,12 @@ from hetpure.evaluation.audit import Check
 from hetpure.evaluation.extent import thinned, thinned_plan
 from hetpure.evaluation.protocol import Block
 from hetpure.gradient_check import float64_device, in_float64
-from hetpure.gradients import Execution
-from hetpure.noise import BatchNoise, Noise, Purpose, Stream, attack_draw
+from hetpure.gradients import EXACT, Execution
+from hetpure.noise import BatchNoise, Draw, Noise, Purpose, Stream, attack_draw
 
 IMAGES, STEPS = 2, 8  # in float64, of a batch and of a plan
+DISGUISES = 8  # addresses that are shown in place of the true one
+STREAMS = (Stream.SELECTION, Stream.DW_BOX)
 WHO, AGAIN, COMPANY, MODE = "who asks", "repeated calls", "companions", "gradient mode"
 # The largest relative difference of logits as the run computes them: the root of the precision.
 TOLERANCES: dict[Asked, float] = {"float32": 3.5e-4, "bfloat16": 9e-2, "float16": 3.2e-2}
@@ -46,7 +49,7 @@ def sameness(defense: Defense, block: Block, seed: int, precision: Asked) -> lis
 
     Args:
         defense: of a row, on the run's device.
-        block: of the run's images; the first two are asked about.
+        block: of the run's images; the first two are asked about, and the ids of all are shown.
         seed: of the noise.
         precision: of the diffusion network's calls.
     """
@@ -54,10 +57,10 @@ def sameness(defense: Defense, block: Block, seed: int, precision: Asked) -> lis
     device = float64_device(block.images.device)
     images, samples = block.images[:IMAGES].to(device).double(), block.samples[:IMAGES].to(device)
     with sdpa_kernel(SDPBackend.MATH):
-        bits = _answers(exact, images, samples, seed)
-    size = (defense.execution.micro_batch or IMAGES) if compiled(defense) else IMAGES
+        bits = _answers(exact, images, samples, block.samples, seed)
+    size = defense.execution.micro_batch or IMAGES if compiled(defense) else IMAGES
     first = torch.arange(size, device=block.images.device) % len(block.images[:IMAGES])
-    rounded = _answers(defense, block.images[first], block.samples[first], seed)
+    rounded = _answers(defense, block.images[first], block.samples[first], block.samples, seed)
     checks = []
     for name, (there, here) in bits.items():
         change = _change(*rounded[name])
@@ -73,14 +76,13 @@ def sameness(defense: Defense, block: Block, seed: int, precision: Asked) -> lis
 
 
 def _answers(
-    defense: Defense, images: Tensor, samples: Tensor, seed: int
+    defense: Defense, images: Tensor, samples: Tensor, ids: Tensor, seed: int
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """By what must not matter: logits as they are, and as they are where it is otherwise."""
+    """By what must not matter: logits as they are, and as they are where it is otherwise. `ids` are
+    those of strangers too."""
     if len(images) < 2:  # company of its own
         images, samples = torch.cat([images, 1 - images]), torch.cat([samples, samples + 1])
     noise = Noise.of(seed, Stream.REPORT)
-    numbers, strangers = noise.on(samples), samples.roll(1)
-    mask = defense.mask(images, samples)
 
     @torch.no_grad()
     def ask(images: Tensor, samples: Tensor) -> Tensor:
@@ -88,29 +90,54 @@ def _answers(
         return logits
 
     before = ask(images, samples)
-    ask(1 - images, strangers)
+    ask(1 - images, samples.roll(1))
     again = ask(images, samples)
-
     others = torch.cat([images[:1], 1 - images[1:]])
     company = ask(others, torch.cat([samples[:1], samples[1:] + 1]))
 
-    shown = Noise(seed, *[attack_draw(0, 0, 1, 1)] * 2).on(strangers)
-    disguised = Disguised(seed, strangers, shown.forward, shown.reverse, numbers)
-    placed = (
-        mask if defense.attention_mask.placement in CONTROLS else defense.mask(images, strangers)
-    )
+    every = torch.arange(max(DISGUISES, len(images)), device=images.device) % len(images)
+    many, theirs = images[every], samples[every]
+    known = ask(many, theirs)
+    disguised = _disguised(noise.on(theirs), ids, seed)
+    control = defense.attention_mask.placement in CONTROLS
     with torch.no_grad():
-        asked_by_attack = defense(images, disguised, placed)
+        mask = defense.mask(many, theirs if control else disguised.samples)
+        asked_by_others = defense(many, disguised, mask)
 
     with torch.enable_grad():
-        how = Execution("checkpoint", micro_batch=defense.execution.micro_batch)
-        differentiated = defense(images.clone().requires_grad_(), numbers, mask, how).detach()
+        how = defense.execution
+        if how.policy not in EXACT:
+            how = Execution("checkpoint", micro_batch=how.micro_batch)
+        mask = defense.mask(images, samples)
+        point = images.clone().requires_grad_()
+        differentiated = defense(point, noise.on(samples), mask, how).detach()
     return {
-        WHO: (before, asked_by_attack),
+        WHO: (known, asked_by_others),
         AGAIN: (before, again),
         COMPANY: (before[:1], company[:1]),
         MODE: (before, differentiated),
     }
+
+
+def _disguised(numbers: BatchNoise, ids: Tensor, seed: int) -> Disguised:
+    """The numbers under addresses of all kinds: attacks, restarts and iterations early and late,
+    other streams, and the ids of others."""
+    chance = random.Random(seed)
+    draws = [
+        attack_draw(
+            chance.choice((0, 16, 32, 240)),
+            chance.randrange(4),
+            int(2 ** chance.uniform(0, 8)) - 1,
+            chance.randrange(20),
+        )
+        for _ in range(len(numbers) - len(STREAMS))
+    ]
+    draws += [Draw(stream, chance.randrange(20)) for stream in STREAMS]
+    device = numbers.samples.device
+    shown = torch.tensor([[draw.stream, draw.index, 1] for draw in draws], device=device)
+    strangers = [chance.choice(ids.tolist()) for _ in draws]
+    samples = torch.tensor(strangers, dtype=torch.int64, device=device)
+    return Disguised(numbers.seed, samples, shown, shown, numbers)
 
 
 def _change(before: Tensor, after: Tensor) -> float:

@@ -120,16 +120,17 @@ def visible(n: int, needed: float, bound: float, low: float = -1.0) -> float | N
     return None
 
 
-def holm(evidences: Mapping[str, float], level: float) -> set[str]:
+def holm(evidences: Mapping[str, float], level: float, weights: Mapping[str, float]) -> set[str]:
     """Which claims are rejected, by the evidence against each: the probability that any true one is
-    among them is at most `level`, whatever they have to do with one another (Holm 1979, with 1 over
-    the evidence for a p-value)."""
+    among them is at most `level`, whatever they have to do with one another (Holm 1979, section 4,
+    with 1 over the evidence for a p-value). A claim of a larger weight asks for less evidence."""
     rejected: set[str] = set()
-    ranked = sorted(evidences, key=lambda name: -evidences[name])
-    for left, name in zip(range(len(ranked), 0, -1), ranked, strict=True):
-        if evidences[name] < left / level:
+    left = sum(weights[name] for name in evidences)
+    for name in sorted(evidences, key=lambda name: -evidences[name] * weights[name]):
+        if evidences[name] * weights[name] < left / level:
             break
         rejected.add(name)
+        left -= weights[name]
     return rejected
 
 

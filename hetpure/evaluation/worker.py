@@ -1,7 +1,7 @@
 """The work of a run: tasks in order, each done once, each result kept as it comes."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -9,16 +9,20 @@ from typing import Any
 import torch
 
 from hetpure.attacks import Attack, Monitor
-from hetpure.evaluation.audit import Check, looks, settled
+from hetpure.evaluation.audit import (
+    Check,
+    Course,
+    audit_order,
+)
 from hetpure.evaluation.cascade import already_wrong, earlier
 from hetpure.evaluation.cells import base_cell
-from hetpure.evaluation.cost import CellCost, cell_cost
+from hetpure.evaluation.cost import CellCost, audit_costs, cell_cost
 from hetpure.evaluation.description import Run
 from hetpure.evaluation.protocol import CLEAN, CLEAN_CELL, Cell, Outcome, Record, evaluate_cell
 from hetpure.evaluation.provenance import commit
 from hetpure.evaluation.row_check import check_gradients, first_gradients
 from hetpure.evaluation.rows import Row
-from hetpure.evaluation.sameness import sameness
+from hetpure.evaluation.sameness import DISGUISES, sameness
 from hetpure.evaluation.store import Finished, Job, Store
 from hetpure.gradients import APPROXIMATIONS, GradientError
 
@@ -28,12 +32,12 @@ Claim = Callable[[], int | None]
 
 @dataclass(frozen=True)
 class Task:
-    """What one process does at a time: all jobs of a row on a block, one check of its audit
-    (`audit` is the cell's name), or else the check of its gradients."""
+    """What one process does at a time: all jobs of a row on a block, its `audit`, or else the check
+    of its gradients."""
 
     row: str
     block: int | None = None
-    audit: str | None = None
+    audit: bool = False
 
 
 class Watch:
@@ -70,42 +74,28 @@ def evaluate(
 
 def tasks_of(run: Run, processes: int = 1) -> list[Task]:
     """All tasks of a run in the order in which they are given."""
-    audits = {
-        name: {
-            cell.name: run.blocks_of(range(cell.images(len(run.images))))[-1] for cell in row.audit
-        }
-        for name, row in run.rows.items()
-    }
-    return in_order(audits, run.blocks, partial(task_work, run), processes)
+    audited = [name for name, row in run.rows.items() if row.audit]
+    return in_order(list(run.rows), audited, run.blocks, partial(task_work, run), processes)
 
 
 def in_order(
-    audits: Mapping[str, Mapping[str, int]],
+    rows: Sequence[str],
+    audited: Sequence[str],
     blocks: int,
     size: Callable[[Task], float],
     processes: int,
 ) -> list[Task]:
-    """Block by block, so that all rows have as many images when a run is stopped. The last ones by
-    size: else a large one, begun when nothing else is left, would be waited for. The check of a
-    row's gradients comes right before its first block, so that the run's first block does not wait
-    for those of all rows; several processes begin both at once.
-
-    `audits` are the checks of each row's audit, with the last block that their slices reach: they
-    come after it.
-    """
-    tasks = []
-    for block in range(blocks):
-        tasks += [Task(row, block) for row in audits]
-        tasks += [
-            Task(row, audit=name)
-            for row, cells in audits.items()
-            for name, last in cells.items()
-            if last == block
-        ]
+    """Block by block, so that all rows have as many images when a run is stopped; then the audits,
+    which look at images of all blocks. The last ones by size: else a large one, begun when nothing
+    else is left, would be waited for. The check of a row's gradients comes right before its first
+    block, so that the run's first block does not wait for those of all rows; several processes
+    begin both at once."""
+    tasks = [Task(row, block) for block in range(blocks) for row in rows]
+    tasks += [Task(row, audit=True) for row in audited]
     end = max(len(tasks) - AT_THE_END * processes, 0)
     last = sorted(tasks[end:], key=size, reverse=True)
     ordered: list[Task] = []
-    unchecked = set(audits)
+    unchecked = set(rows)
     for task in tasks[:end] + last:
         if task.row in unchecked:
             unchecked.remove(task.row)
@@ -118,9 +108,10 @@ def task_work(run: Run, task: Task) -> int:
     """What a task costs at most, in forward passes; the check of a row's gradients counts for
     nothing."""
     row, protocol = run.rows[task.row], run.config.protocol
-    if task.audit is not None:
-        cell = audit_cell(row, task.audit)
-        return cell.images(len(run.images)) * cell_cost(row, cell, protocol).work
+    if task.audit:
+        return sum(
+            count * cell_cost(row, cell, protocol).work for cell, count in run.audit_slices(row)
+        )
     if task.block is None:
         return 0
     jobs = jobs_of(run, task.row, task.block)
@@ -135,15 +126,15 @@ def work(run: Run, store: Store, task: Task, watch: Watch) -> None:
         watch.advance(task_work(run, task))
         return
     try:
-        if task.audit is not None:
-            _audit(run, store, row, audit_cell(row, task.audit), watch)
+        if task.audit:
+            _audit(run, store, row, watch)
         elif task.block is None:
             _check(run, store, row, watch)
         else:
             for job, cell, positions in jobs_of(run, task.row, task.block):
                 _compute(run, store, row, job, cell, positions, watch)
     except GradientError as error:
-        _strike(store, row, str(error), watch)
+        _strike(run, store, row, str(error), watch)
 
 
 def jobs_of(run: Run, row: str, block: int) -> Iterator[tuple[Job, Cell, range]]:
@@ -156,13 +147,14 @@ def jobs_of(run: Run, row: str, block: int) -> Iterator[tuple[Job, Cell, range]]
             yield Job(row, cell.name, block), cell, range(positions.start, stop)
 
 
-def audit_cell(row: Row, name: str) -> Cell:
-    """The cell of a row's audit with this name."""
-    return next(cell for cell in row.audit if cell.name == name)
-
-
 def _compute(
-    run: Run, store: Store, row: Row, job: Job, cell: Cell, positions: range, watch: Watch
+    run: Run,
+    store: Store,
+    row: Row,
+    job: Job,
+    cell: Cell,
+    positions: Sequence[int],
+    watch: Watch,
 ) -> None:
     """One job, if it is not done."""
     cost = cell_cost(row, cell, run.config.protocol)
@@ -206,38 +198,45 @@ def _compute(
     watch.finish(row.name, cell.name, outcome.records)
 
 
-def _audit(run: Run, store: Store, row: Row, cell: Cell, watch: Watch) -> None:
-    """One check of a row's audit, look by look, until it is settled. The records that it compares
-    are of earlier tasks; those that another process still works at are computed here too, so that
-    nobody waits for a process that may have been killed."""
-    config, base = run.config, base_cell(list(row.cells))
+def _audit(run: Run, store: Store, row: Row, watch: Watch) -> None:
+    """A row's audit, look by look, until every check is settled or the budget is spent. The records
+    that it compares are of earlier tasks; those that another process still works at are computed
+    here too, so that nobody waits for a process that may have been killed."""
+    config, base, cells = run.config, base_cell(list(row.cells)), {c.name: c for c in row.audit}
     assert config.audit is not None
-    records: dict[str, list[Record]] = {CLEAN: [], base.name: [], cell.name: []}
-    count, classes = cell.images(len(run.images)), row.defense.classifier.num_classes
-    for number, positions in enumerate(looks(count, run.block)):
-        for block in run.blocks_of(positions):
-            for of_block in (CLEAN_CELL, base):
-                job, whole = Job(row.name, of_block.name, block), run.positions(block)
-                _compute(run, store, row, job, of_block, whole, Watch())
-        job = Job(row.name, cell.name, number)
-        _compute(run, store, row, job, cell, positions, watch)
-        records[cell.name] += store.get(job).records
-        for name in (CLEAN, base.name):
-            records[name] += _records(run, store, row, name, positions)
-        if settled(cell.name, records, base.name, classes, config.audit, len(row.audit)):
-            left = count - positions.stop
-            watch.advance(left * cell_cost(row, cell, config.protocol).work)
-            return
+    order = audit_order(run.images.samples, config.seed)
+    for block in run.blocks_of(order[: config.audit.images]):
+        for cell in (CLEAN_CELL, base):
+            job = Job(row.name, cell.name, block)
+            _compute(run, store, row, job, cell, run.positions(block), Watch())
+    slice_of_all = order[: config.audit.images]
+    course = Course(
+        audit_costs(row, config.protocol),
+        config.audit,
+        len(order),
+        run.block,
+        {name: _records(run, store, row, name, slice_of_all) for name in (CLEAN, base.name)},
+        base.name,
+        row.defense.classifier.num_classes,
+    )
+    left = task_work(run, Task(row.name, audit=True))
+    while (look := course.next()) is not None:
+        name, number, places = look
+        job = Job(row.name, name, number)
+        _compute(run, store, row, job, cells[name], [order[place] for place in places], watch)
+        left -= len(places) * cell_cost(row, cells[name], config.protocol).work
+        course.add(name, places, store.get(job).records)
+    watch.advance(left)  # of slices that did not grow; below 0 where one grew in another's place
 
 
-def _records(run: Run, store: Store, row: Row, attack: str, positions: range) -> list[Record]:
+def _records(
+    run: Run, store: Store, row: Row, attack: str, positions: Sequence[int]
+) -> list[Record]:
     """Those of the images at these positions under an attack that has all images."""
-    records: list[Record] = []
-    for block in run.blocks_of(positions):
-        first = run.positions(block).start
-        of_block = store.get(Job(row.name, attack, block)).records
-        records += of_block[max(positions.start - first, 0) : positions.stop - first]
-    return records
+    of_blocks = {
+        block: store.get(Job(row.name, attack, block)).records for block in run.blocks_of(positions)
+    }
+    return [of_blocks[position // run.block][position % run.block] for position in positions]
 
 
 class CellMonitor(Monitor):
@@ -281,7 +280,8 @@ def _check(run: Run, store: Store, row: Row, watch: Watch) -> None:
         if followed:
             raise
         gradients = Check("gradient", "FAIL", str(error))
-    same = sameness(row.defense, run.read(0), config.seed, config.acceleration.precision)
+    few = run.images.read(audit_order(run.images.samples, config.seed)[:DISGUISES])
+    same = sameness(row.defense, few, config.seed, config.acceleration.precision)
     seconds = time.perf_counter() - start
     content = {
         "gradient": asdict(gradients),
@@ -303,6 +303,12 @@ def follows_gradient(attack: Attack, row: Row) -> bool:
     return exact and follows
 
 
-def _strike(store: Store, row: Row, reason: str, watch: Watch) -> None:
+def _strike(run: Run, store: Store, row: Row, reason: str, watch: Watch) -> None:
+    """Strikes a row out, for what the check of its gradients finds where that is the cause: the
+    reason does not hang on which of the row's tasks came first."""
+    try:
+        _check(run, store, row, watch)
+    except GradientError as error:
+        reason = str(error)
     store.strike(row.name, reason)
     watch.strike(row.name, reason)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hetpure.evaluation.audit import REFERENCE
 from hetpure.evaluation.statistics import in_points
 from hetpure.numbers import counted
 from hetpure.report.sheet import Sheet
@@ -175,8 +176,9 @@ def _tally(audit: Sequence[Mapping[str, Any]] | None, run: Mapping[str, Any]) ->
     verdicts = [check["verdict"] for check in audit]
     worst = next(verdict for verdict in ORDER if verdict in verdicts)
     tally = worst if worst == "PASS" else f"{verdicts.count(worst)} {worst}"
-    checked = (run["audit"] or {}).get("reference", True)
-    return tally if checked else f"{tally}, convergence not checked"
+    asked = "reference" in (run["audit"] or {})  # in earlier versions there was none
+    checked = any(check["name"] == REFERENCE for check in audit)
+    return tally if checked or not asked else f"{tally}, convergence not checked"
 
 
 def _coverage(shares: Mapping[str, float | None]) -> str:

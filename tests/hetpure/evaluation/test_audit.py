@@ -17,10 +17,13 @@ from hetpure.evaluation.audit import (
     FAMILY_ERROR,
     Audit,
     Check,
+    Slice,
+    audit_order,
     convergence,
-    looks,
+    next_look,
     saved_check,
     verdicts,
+    weights,
 )
 from hetpure.evaluation.cells import AttackConfig, attack_cells, audit_cells, base_cell
 from hetpure.evaluation.protocol import (
@@ -34,7 +37,7 @@ from hetpure.evaluation.protocol import (
     evaluate_cell,
 )
 from hetpure.evaluation.statistics import visible
-from hetpure.noise import BatchNoise, Group, Purpose, Stream
+from hetpure.noise import BatchNoise, Group, Purpose, attack_draw
 from hetpure.numbers import Number
 from hetpure.purifiers import HeterogeneousPurifier
 from hetpure.samplers import DDPM
@@ -169,7 +172,7 @@ def test_a_few_samples_decide_nothing_and_say_what_they_could_see() -> None:
     (check,) = verdicts([*main, *other], "main", 10, SETTINGS, [], None)
     seen = visible(30, 1 / FAMILY_ERROR, SETTINGS.tolerance)
     assert check.verdict == "undecided" and seen is not None
-    assert f"so many can tell {100 * seen:.0f} points" in check.said
+    assert f"certain from {100 * seen:.0f} points on" in check.said
 
 
 def test_a_family_of_checks_asks_each_for_more() -> None:
@@ -190,16 +193,71 @@ def test_a_family_of_checks_asks_each_for_more() -> None:
     assert {check.name: check.verdict for check in checks}["black box"] == "WARN"
 
 
-def test_slices_grow_by_doubling() -> None:
-    assert looks(100, 32) == [
-        range(16),
-        range(16, 32),
-        range(32, 64),
-        range(64, 96),
-        range(96, 100),
-    ]
-    assert looks(100, 200) == [range(16), range(16, 32), range(32, 64), range(64, 100)]
-    assert looks(5, 2) == [range(2), range(2, 4), range(4, 5)]
+def course(
+    costs: dict[str, int], settled: tuple[str, ...] = (), **settings: int
+) -> list[tuple[str, range]]:
+    """All looks of an audit of 256 images; some checks are settled by their first look."""
+    slices = {name: Slice(cost) for name, cost in costs.items()}
+    looks = []
+    while (look := next_look(slices, Audit(**settings), 256, 32)) is not None:
+        looks.append(look)
+        name, places = look
+        slices[name] = replace(slices[name], taken=places.stop, settled=name in settled)
+    return looks
+
+
+def test_slices_grow_by_doubling_in_parts() -> None:
+    looks = course({"a": 1}, images=100)
+    assert looks == [
+        ("a", range(16)), ("a", range(16, 32)), ("a", range(32, 64)), ("a", range(64, 96)),
+        ("a", range(96, 100)),
+    ]  # fmt: skip
+    assert course({"a": 1}, settled=("a",)) == [("a", range(16))]
+
+
+@pytest.mark.parametrize(
+    ("dear", "settled", "of_reference", "of_others"),
+    [
+        (2, (), 134, 88),  # what others leave goes to the reference attack, up to the images
+        (400, (), 106, 16),
+        (400, ("audit: dear",), 118, 16),
+        (40_000, (), 106, 0),  # no room for one image
+    ],
+)
+def test_an_audit_keeps_its_budget(
+    dear: int, settled: tuple[str, ...], of_reference: int, of_others: int
+) -> None:
+    """Three quarters are the reference attack's at least."""
+    costs = {"audit: dear": dear, "audit: reference attack": 360, "audit: cheap": 30}
+    looks = course(costs, settled, images=134)
+    taken = {
+        name: max((look[1].stop for look in looks if look[0] == name), default=0) for name in costs
+    }
+    assert sum(cost * taken[name] for name, cost in costs.items()) <= 51_200
+    assert looks[0][0] == "audit: reference attack"
+    assert taken["audit: reference attack"] >= 106
+
+
+def test_images_come_in_an_order_that_the_data_does_not_know() -> None:
+    """The same for a seed; every image once; not as they are sorted; it goes with the ids."""
+    ids = torch.arange(1000) + 5
+    order = audit_order(ids, 0)
+    assert sorted(order) == list(range(1000)) and order == audit_order(ids, 0)
+    assert order != audit_order(ids, 1)
+    first = torch.tensor(order[:100])
+    assert 350 < float(first.float().mean()) < 650
+    moved = audit_order(ids.flip(0), 0)
+    assert [1000 - 1 - place for place in moved] == order
+
+
+def test_the_reference_attack_has_half_of_the_error() -> None:
+    assert weights(["reference attack", "a", "b"]) == {
+        "reference attack": 0.5,
+        "a": 0.25,
+        "b": 0.25,
+    }
+    assert weights(["a", "b"]) == {"a": 0.5, "b": 0.5}
+    assert weights(["reference attack"]) == {"reference attack": 1.0}
 
 
 def test_an_attack_that_still_gains_has_not_converged() -> None:
@@ -269,8 +327,9 @@ def test_a_purifier_is_audited_whole(denoiser: Denoiser, classifier: Classifier)
     assert cells["audit: DW-box"].known == ("forward", "reverse")
     assert cells["audit: more EOT draws"].attack.cost(defense).draws == 8
     reference = cells["audit: reference attack"]
-    assert reference.itself and reference.attack.cost(defense).gradients == 2 * 20 * 8
-    assert cells["audit: attacker's draws"].report_stream == Stream.ATTACK
+    assert reference.itself and reference.attack.cost(defense).gradients == 2 * 20 * 8 + 8
+    attacker = cells["audit: attacker's draws"]
+    assert [attacker.report(k) for k in range(2)] == [attack_draw(0, 0, k, 0) for k in range(2)]
     assert cells["audit: exchanged ids"].exchanged
 
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 from hetpure.attacks import PGD, Addresses, AutoEOT, Square, StAdv, Target
@@ -18,7 +17,6 @@ from hetpure.evaluation.cells import (
     AttackConfig,
     attack_cells,
     audit_cells,
-    within_budget,
 )
 from hetpure.evaluation.protocol import Block, Cell, Protocol
 from hetpure.gradients import Execution
@@ -150,22 +148,3 @@ def test_variants_of_the_main_attack_share_its_draws(rows: dict[str, Defense]) -
         assert own <= drawn(rows["plain"], audit[f"audit: {name}"], block)
     masks = [Cell("", replace(main, mask=mask)) for mask in ("frozen", "recomputed")]
     assert [drawn(rows["plain"], cell, block) for cell in masks] == [own, own]
-
-
-@pytest.mark.parametrize(
-    ("dear", "slice_of_each", "of_reference"), [(1, 100, 100), (400, 4, 96), (4000, None, 100)]
-)
-def test_an_audit_keeps_its_budget(
-    dear: int, slice_of_each: int | None, of_reference: int, rows: dict[str, Defense]
-) -> None:
-    """The reference attack gets what the others leave; what the budget has no room for is out."""
-    defense, audit = Listens(rows["plain"]), Audit(images=100, purifications=51_200)
-    cells = audit_cells(Cell("main", MAIN), defense, audit, 64, lambda: (torch.zeros(0),) * 2)
-    costs = {cell.name: 380 if cell.itself else dear for cell in cells}
-    slices = {
-        cell.name.removeprefix("audit: "): cell.limit or 0
-        for cell in within_budget(cells, audit, lambda cell: costs[cell.name])
-    }
-    assert slices.pop("reference attack") == of_reference
-    assert slices == ({} if slice_of_each is None else dict.fromkeys(slices, slice_of_each))
-    assert 9 * dear * (slice_of_each or 0) + 380 * of_reference <= 51_200

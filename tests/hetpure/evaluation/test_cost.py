@@ -72,6 +72,11 @@ class Calls:
         monkeypatch.setattr(Denoiser, "forward", counted)
 
 
+def on(row: Row, count: int) -> list[tuple[Cell, int]]:
+    """The cells of a row on so many images."""
+    return [(cell, cell.images(count)) for cell in row.cells]
+
+
 @pytest.mark.parametrize(
     "policy",
     ["tape", "checkpoint", Execution("hybrid", 2, 3), Execution("tape", micro_batch=3), "bpda"],
@@ -91,7 +96,7 @@ def test_phases_count_every_call(
 ) -> None:
     defense = make(purifier, policy)
     stopwatch = Stopwatch(defense, images)
-    parts = phases(row(defense), PROTOCOL, 4, stopwatch, stopwatch)
+    parts = phases(row(defense), PROTOCOL, on(row(defense), 4), stopwatch, stopwatch)
     calls = Calls(monkeypatch)
     block = Block(images, LABELS, SAMPLES)
     records = evaluate_block("d", defense, ATTACK, block, PROTOCOL, seed=0).records
@@ -126,7 +131,7 @@ def test_every_attacks_calls_are_foreseen(
 ) -> None:
     defense = make(HeterogeneousPurifier(steps=20, sampler=DDPM()), "checkpoint")
     stopwatch, cell = Stopwatch(defense, images), Cell("a", attack, known)
-    (phase,) = phases(row(defense, None, cell), PROTOCOL, 4, stopwatch, stopwatch)
+    (phase,) = phases(row(defense, None, cell), PROTOCOL, [(cell, 4)], stopwatch, stopwatch)
     calls = Calls(monkeypatch)
     block = Block(images, LABELS, SAMPLES)
     right = torch.zeros(4, dtype=torch.long)
@@ -143,7 +148,7 @@ def test_a_surrogate_is_what_the_attack_costs(
 ) -> None:
     defense, surrogate = make(HeterogeneousPurifier(steps=20)), make(UniformPurifier(steps=10))
     clocks = Stopwatch(defense, images), Stopwatch(surrogate, images)
-    parts = phases(row(defense, surrogate), PROTOCOL, 4, *clocks)
+    parts = phases(row(defense, surrogate), PROTOCOL, on(row(defense), 4), *clocks)
     calls = Calls(monkeypatch)
     block = Block(images, LABELS, SAMPLES)
     evaluate_block("d", defense, ATTACK, block, PROTOCOL, seed=0, attacked=surrogate)
@@ -178,7 +183,9 @@ def test_seconds_are_calls_times_what_a_call_takes(
     policy: Execution, gradient: float, make: Make, images: Tensor
 ) -> None:
     stopwatch = Known(make(HeterogeneousPurifier(steps=20), policy), images)
-    clean, attack = phases(row(stopwatch.defense), PROTOCOL, 100, stopwatch, stopwatch)
+    clean, attack = phases(
+        row(stopwatch.defense), PROTOCOL, on(row(stopwatch.defense), 100), stopwatch, stopwatch
+    )
     answer = 6 * 1 + 0.1
     assert clean.seconds == pytest.approx(100 * (7 * answer + 2 * 0.5))
     # Two restarts of three iterations, two draws each; a mask once an iteration. Then the report,

@@ -312,7 +312,12 @@ def test_what_so_many_values_can_see() -> None:
 
 
 def test_holm_asks_less_of_each_next_claim() -> None:
-    """At .1: 1 over the level times 3, 2 and 1."""
-    assert holm({"a": 31.0, "b": 21.0, "c": 9.0}, 0.1) == {"a", "b"}
-    assert holm({"a": 29.0, "b": 29.0, "c": 29.0}, 0.1) == set()
-    assert holm({}, 0.1) == set()
+    """At .1: 1 over the level times 3, 2 and 1; half of the level asks for half as much of it."""
+    equal = dict.fromkeys("abc", 1 / 3)
+    assert holm({"a": 31.0, "b": 21.0, "c": 9.0}, 0.1, equal) == {"a", "b"}
+    assert holm({"a": 29.0, "b": 29.0, "c": 29.0}, 0.1, equal) == set()
+    assert holm({}, 0.1, {}) == set()
+    half = {"a": 0.5, "b": 0.25, "c": 0.25}
+    assert holm({"a": 21.0, "b": 19.0, "c": 19.0}, 0.1, half) == {"a"}
+    assert holm({"a": 21.0, "b": 21.0, "c": 11.0}, 0.1, half) == {"a", "b", "c"}
+    assert holm({"a": 19.0, "b": 39.0, "c": 39.0}, 0.1, half) == set()

@@ -152,9 +152,9 @@ def test_a_run_that_goes_on_keeps_its_blocks(built: Built, tmp_path: Path) -> No
 def test_the_check_of_a_row_comes_before_its_first_block(built: Built, tmp_path: Path) -> None:
     run, _ = begin(tmp_path, *built)
     tasks = tasks_of(run, processes=2)
-    audits = [Task(row.name, audit=cell.name) for row in run.rows.values() for cell in row.audit]
+    audits = [Task(row, audit=True) for row in run.rows]
     blocks = [Task(row, block) for row in ("plain", "purified") for block in (None, 0, 1)]
-    assert sorted(tasks, key=str) == sorted(blocks + audits, key=str) and audits
+    assert sorted(tasks, key=str) == sorted(blocks + audits, key=str)
     for row in run.rows:
         assert next(task for task in tasks if task.row == row) == Task(row)
     jobs = list(jobs_of(run, "plain", 1))
@@ -164,12 +164,11 @@ def test_the_check_of_a_row_comes_before_its_first_block(built: Built, tmp_path:
     ]  # fmt: skip
 
 
-def test_audits_come_after_the_blocks_that_they_look_at() -> None:
-    audits = {"a": {"small": 0, "large": 1}, "b": {}}
-    ordered = in_order(audits, 3, lambda task: 0.0, 0)
+def test_audits_come_after_all_blocks() -> None:
+    ordered = in_order(["a", "b"], ["a"], 2, lambda task: 0.0, 0)
     assert ordered == [
-        Task("a"), Task("a", 0), Task("b"), Task("b", 0), Task("a", audit="small"),
-        Task("a", 1), Task("b", 1), Task("a", audit="large"), Task("a", 2), Task("b", 2),
+        Task("a"), Task("a", 0), Task("b"), Task("b", 0), Task("a", 1), Task("b", 1),
+        Task("a", audit=True),
     ]  # fmt: skip
 
 
@@ -306,16 +305,15 @@ def test_an_audit_grows_until_it_is_settled(
     watch = Listening()
     evaluate(run, store, watch=watch)
     assert watch.work == sum(task_work(run, task) for task in tasks_of(run))
-    looks = [job.block for job in Contents.read(store).jobs if job.attack == "audit: more steps"]
-    assert looks == [0, 1, 2, 0, 1, 2], "1, 1 and 2 images of two rows: so few settle nothing"
+    jobs = [job for job in Contents.read(store).jobs if job.attack == "audit: more steps"]
+    assert [job.block for job in jobs] == [0, 1, 2, 0, 1, 2], "1, 1 and 2 images of two rows"
     expected = records(store)
 
     stopped, place = begin(tmp_path / "stopped", *built, audit=Audit(images=4, queries=1))
     evaluate(stopped, place)
     for path in (place.path / "blocks").glob("0000[12]-plain-audit*"):
         path.unlink()
-    missing = write_results(place)["missing"]
-    assert missing == len(run.rows["plain"].audit), "the next look of each check"
+    assert write_results(place)["missing"] == 1, "the next look"
     evaluate(*begin(tmp_path / "stopped", *built, audit=Audit(images=4, queries=1)))
     assert records(place) == expected
 
@@ -327,6 +325,26 @@ def test_an_audit_grows_until_it_is_settled(
     blocks = {job.block for job in contents.jobs if job.attack == "audit: 8-bit images"}
     assert blocks == {0} and contents.missing == 0
     assert watch.work == sum(task_work(run, task) for task in tasks_of(run))
+
+
+def test_what_an_audit_has_no_room_for_is_named(built: Built, tmp_path: Path) -> None:
+    settings = Audit(images=4, queries=1, purifications=60)
+    results = write_results(whole(tmp_path, built, audit=settings))
+    checks = {check["name"]: check for check in results["defenses"]["purified"]["audit"]}
+    assert checks["reference attack"]["said"] == "the audit's budget had no room for it"
+    assert checks["reference attack"]["verdict"] == "undecided"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_reason_of_a_strike_does_not_hang_on_the_order(
+    order: tuple[int, int], hiding: Built, tmp_path: Path
+) -> None:
+    """Of the check of the gradients, also where a block found that there are none."""
+    run, store = begin(tmp_path, *hiding)
+    tasks = [Task("plain"), Task("plain", 0)]
+    for number in order:
+        work(run, store, tasks[number], Watch())
+    assert str(store.struck("plain")).startswith("the gradient is zero for")
 
 
 def test_a_cascade_finds_what_all_attacks_find(built: Built, tmp_path: Path) -> None:
