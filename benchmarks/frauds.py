@@ -295,7 +295,7 @@ FRAUDULENT_DEFENSES: dict[type[Defense], tuple[str, str]] = {
     AnswersOtherwiseWithGradients: ("struck", "gradient mode: another answer"),
     LooksAtItsBatch: ("struck", "companions: another answer"),
     CountsCalls: ("struck", "repeated calls: another answer"),
-    StraightThrough: ("struck", "straight-through"),
+    StraightThrough: ("struck", "straight through"),
     NoiseFromBits: ("struck", "function of the image"),
     DetachesRows: ("struck", "detached"),
     ClipsLogits: ("struck", "gradient is zero"),

@@ -64,6 +64,8 @@ def phases(
     """The parts of a row's evaluation, each cell with its images; gradient checks left out."""
     parts = []
     for cell, images in cells:
+        if not images:
+            continue
         cost = cell_cost(row, cell, protocol)
         parts.append(
             Phase(

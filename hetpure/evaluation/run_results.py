@@ -176,9 +176,7 @@ def run_results(store: Store, contents: Contents) -> dict[str, Any]:
             about["eot_agreement"] = agreements.get((name, attack))
             about["iterations"] = traces.get((name, attack))
         right = traces.get((name, row["base"]), {}).get("right", [])
-        summary["audit"] = _audit(
-            store, facts, name, rows[name], check, agreements, right, not contents.missing
-        )
+        summary["audit"] = _audit(store, facts, name, rows[name], check, agreements, right)
         saved = [saved_calls(of_attack) for of_attack in by_attack(rows[name]).values()]
         summary["cost"] = {
             "saved_calls": sum(saved),
@@ -281,7 +279,6 @@ def _audit(
     check: Mapping[str, Any],
     agreements: Mapping[tuple[str, str], float],
     right: Sequence[float],
-    complete: bool,
 ) -> list[dict[str, Any]] | None:
     if facts["run"]["audit"] is None:
         return None
@@ -301,11 +298,9 @@ def _audit(
         for cell, about in (row["cells"] | row["audit"]).items()
         if cell != CLEAN and cell in done
     }
-    checks += [
-        Check(cell.removeprefix(f"{AUDIT}: "), "undecided", "the audit's budget had no room for it")
-        for cell in row["audit"]
-        if cell not in done and complete
-    ]
+    if without := [cell.removeprefix(f"{AUDIT}: ") for cell in row["audit"] if cell not in done]:
+        names = ", ".join(without)
+        checks.append(Check("budget", "undecided", f"not looked at, for want of room: {names}"))
     checks.append(saved_check(store.images(name, CLEAN), saved))
     before = [check["gradient"], *check["sameness"]] if check else []
     return [*before, *(asdict(line) for line in checks)]

@@ -28,7 +28,7 @@ def report(run: Path, results: dict[str, Any] | None = None) -> None:
     else:
         results = earlier_results(run)
         last = f"{run} is of an earlier version: its gradient checks are in its own report"
-    for sheet in protocol_sheets(results, passed=False):
+    for sheet in protocol_sheets(results, every=False):
         console.print(sheet.terminal())
     for line in (*state(results), last):
         console.print(line, soft_wrap=True)

@@ -27,9 +27,9 @@ HEADS = {  # of what is counted under an attack; single or dw_box always is
 }
 
 
-def protocol_sheets(results: Mapping[str, Any], *, passed: bool = True) -> list[Sheet]:
-    """The defences, their attacks one by one, and the audit, perhaps without what `passed`."""
-    audit = audit_sheet(results, passed=passed)
+def protocol_sheets(results: Mapping[str, Any], *, every: bool = True) -> list[Sheet]:
+    """The defences, their attacks one by one, and the audit: every check, or FAIL and WARN alone."""
+    audit = audit_sheet(results, every=every)
     sheets = (defenses_sheet(results), attacks_sheet(results), audit)
     return [sheet for sheet in sheets if sheet.rows]
 
@@ -116,21 +116,23 @@ def _attacks(defense: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
             yield f"{ROBUST} over {len(defense[worst]['attacks'])} attacks", defense[worst]
 
 
-def audit_sheet(results: Mapping[str, Any], *, passed: bool = True) -> Sheet:
-    """A row a check of a defence; those that passed may be left out."""
+def audit_sheet(results: Mapping[str, Any], *, every: bool = True) -> Sheet:
+    """A row a check of a defence: every one, or those that failed or warn."""
     audit = results["run"]["audit"] or {}
-    rows = [
+    checks = [
         (name, check["name"], check["verdict"], check["said"])
         for name, defense in results["defenses"].items()
         for check in defense["audit"] or []
-        if passed or check["verdict"] != "PASS"
     ]
+    rows = [row for row in checks if every or row[2] in ("FAIL", "WARN")]
+    undecided = sum(verdict == "undecided" for _, _, verdict, _ in checks)
     note = (
-        f"Attacks of the audit: at most the first {counted(audit['images'], 'sample')}, black box"
-        f" with {audit['queries']} queries. FAIL where a difference beyond"
+        f"Attacks of the audit: at most {counted(audit['images'], 'image')} each, black box with"
+        f" {audit['queries']} queries. FAIL where a difference beyond"
         f" {100 * audit['tolerance']:g} points is certain (an honest row has a FAIL in one of a"
-        " thousand audits), WARN where it is seen, undecided where more images would have to tell."
-        if rows
+        f" thousand audits), WARN where it is seen. {counted(undecided, 'check')} of"
+        f" {len(checks)} undecided: more images would have to tell."
+        if checks
         else ""
     )
     return Sheet("Audit", ("defence", "check", "verdict", "finding"), rows, note, left=4)

@@ -52,7 +52,7 @@ def test_the_folder_holds_a_file_for_every_job(finished: Finished) -> None:
     assert len(set(keys)) == len(keys)
     assert {key for key in keys if not key[1].startswith("audit")} == expected
     audited = {key[1:] for key in keys if key[1].startswith("audit")}
-    assert ("audit: DW-box", 0) in audited and {sample for _, sample in audited} == {0}
+    assert ("audit: DW-box", 0) in audited and len({sample for _, sample in audited}) == 1
 
 
 def test_adversarial_images_are_kept(finished: Finished) -> None:
@@ -75,7 +75,7 @@ def test_results_say_what_every_row_and_attack_gave(finished: Finished) -> None:
         assert (
             row["gradient_check"]["passed"] and row["purification_calls"] == (name == "masked") * 2
         )
-        assert {check["verdict"] for check in row["audit"]} <= {"PASS", "WARN", "FAIL"}
+        assert {check["verdict"] for check in row["audit"]} <= {"PASS", "undecided", "WARN", "FAIL"}
         spent = [line["network_calls"] for line in lines if line["defense"] == name]
         assert row["cost"]["network_calls"] == sum(spent)
     masked = content["defenses"]["masked"]["attacks"]

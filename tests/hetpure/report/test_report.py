@@ -30,7 +30,7 @@ def test_tables_and_page_say_the_same(tmp_path: Path) -> None:
         {"name": "null attack", "verdict": "PASS", "said": "clean accuracy +0.0"},
         {"name": "black box", "verdict": "FAIL", "said": "under it accuracy is -40.0"},
     ]
-    shown = [len(sheet.rows) for sheet in protocol_sheets(results, passed=False)]
+    shown = [len(sheet.rows) for sheet in protocol_sheets(results, every=False)]
     assert shown == [2, 2, 1]
     text = "\n\n".join(sheet.markdown() for sheet in protocol_sheets(results))
     for part in (
