@@ -161,6 +161,19 @@ class NoiseForAttackers(Defense):
         )
 
 
+class NoiseForLateIterations(Defense):
+    """Noise of its own in the attack's stream, from the third iteration on."""
+
+    def forward(
+        self, images: Tensor, noise: BatchNoise, mask: Any = None, policy: Any = None
+    ) -> Any:
+        late = (noise.forward[:, 1] >> 16) % 2**16 >= 2
+        attacked = (noise.forward[:, 0] == Stream.ATTACK) & late
+        spread = 0.4 * attacked.to(images).reshape(-1, 1, 1, 1)
+        noisy = images + spread * noise.normal(Purpose.START, images)
+        return super().forward(noisy, noise, mask, policy)
+
+
 class KnowsItsImages(Defense):
     """Mixes the test image in, which it finds by the sample id."""
 
@@ -291,6 +304,7 @@ class InASmallerBall(PGD):
 
 FRAUDULENT_DEFENSES: dict[type[Defense], tuple[str, str]] = {
     NoiseForAttackers: ("who asks", "another answer"),
+    NoiseForLateIterations: ("who asks", "another answer"),
     KnowsItsImages: ("who asks", "another answer"),
     AnswersOtherwiseWithGradients: ("struck", "gradient mode: another answer"),
     LooksAtItsBatch: ("struck", "companions: another answer"),

@@ -28,7 +28,7 @@ HEADS = {  # of what is counted under an attack; single or dw_box always is
 
 
 def protocol_sheets(results: Mapping[str, Any], *, every: bool = True) -> list[Sheet]:
-    """The defences, their attacks one by one, and the audit: every check, or FAIL and WARN alone."""
+    """The defences, their attacks one by one, and the audit: every check, or those not in order."""
     audit = audit_sheet(results, every=every)
     sheets = (defenses_sheet(results), attacks_sheet(results), audit)
     return [sheet for sheet in sheets if sheet.rows]

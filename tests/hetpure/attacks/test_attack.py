@@ -355,7 +355,8 @@ def test_evaluate_runs_the_attack_of_the_page(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     options = "--model.attack my_attack.Momentum --model.attack.epsilon 16/255 --model.run own"
-    budget = "--model.attack.steps 1 --data.limit 2 --model.audit {images: 1, queries: 1}"
+    audit = "--model.audit {images: 1, queries: 1, purifications: 999}"
+    budget = f"--model.attack.steps 1 --data.limit 2 {audit}"
     quick = ROOT / "configs" / "evaluate" / "quick.yaml"
     words = re.split(r" (?![^{]*})", f"{options} {budget}")
     evaluate.main([f"--config={quick}", "--config=rows.yaml", *words])
