@@ -93,7 +93,9 @@ class Cell:
 
     def report(self, index: int) -> Draw:
         """One of its report draws."""
-        return attack_draw(0, 0, index, 0) if self.by_attacker else Draw(Stream.REPORT, index)
+        if self.by_attacker:  # an iteration each, as long as there are some
+            return attack_draw(0, 0, index % 2**16, index >> 16)
+        return Draw(Stream.REPORT, index)
 
     def images(self, count: int) -> int:
         """How many of the first `count` images it is run on."""

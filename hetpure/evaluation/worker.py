@@ -134,7 +134,7 @@ def work(run: Run, store: Store, task: Task, watch: Watch) -> None:
             for job, cell, positions in jobs_of(run, task.row, task.block):
                 _compute(run, store, row, job, cell, positions, watch)
     except GradientError as error:
-        _strike(run, store, row, str(error), watch)
+        _strike(run, store, task, str(error), watch)
 
 
 def jobs_of(run: Run, row: str, block: int) -> Iterator[tuple[Job, Cell, range]]:
@@ -303,12 +303,14 @@ def follows_gradient(attack: Attack, row: Row) -> bool:
     return exact and follows
 
 
-def _strike(run: Run, store: Store, row: Row, reason: str, watch: Watch) -> None:
-    """Strikes a row out, for what the check of its gradients finds where that is the cause: the
-    reason does not hang on which of the row's tasks came first."""
-    try:
-        _check(run, store, row, watch)
-    except GradientError as error:
-        reason = str(error)
+def _strike(run: Run, store: Store, task: Task, reason: str, watch: Watch) -> None:
+    """Strikes a task's row out, for what the check of its gradients finds where that is the cause:
+    the reason does not hang on which of the row's tasks came first."""
+    row = run.rows[task.row]
+    if task != Task(task.row):  # else the reason is the check's
+        try:
+            _check(run, store, row, watch)
+        except GradientError as error:
+            reason = str(error)
     store.strike(row.name, reason)
     watch.strike(row.name, reason)
