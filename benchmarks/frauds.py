@@ -57,7 +57,7 @@ from hetpure.weights import load_classifier, load_denoiser
 
 FIRST = 7  # sample ids are not positions
 SIDE, CLASSES, COUNT = 8, 4, 112  # of the tiny world
-IMAGES = 192  # of the packaged one
+IMAGES = 96  # of the packaged one
 ROW = "row"
 SEEDS = range(5)
 
@@ -71,7 +71,9 @@ class World:
         labels: (N,).
         classifier: of all defences but one.
         robust: the adversarially trained one.
-        denoiser: of all purifiers.
+        denoiser: of all purifiers but one.
+        float32: the same denoiser without acceleration, of likelihood maximisation: its gradient is
+            differentiated twice, and does not pass its check in bfloat16.
         steps: grid points of the purifiers.
         attack: the main attack.
         audit: of every row.
@@ -84,6 +86,7 @@ class World:
     classifier: Classifier
     robust: Classifier
     denoiser: Denoiser
+    float32: Denoiser
     steps: int
     attack: PGD
     audit: Audit
@@ -93,7 +96,9 @@ class World:
     def defense(self, purifier: Purifier | None = None, kind: type[Defense] = Defense) -> Defense:
         """A purifier, uniform by default, before the classifier."""
         mask = AttentionMask(threshold=0.5)
-        defense = kind(self.classifier, purifier or self.uniform, self.denoiser, mask)
+        twice = isinstance(purifier, LikelihoodPurifier)
+        denoiser = self.float32 if twice else self.denoiser
+        defense = kind(self.classifier, purifier or self.uniform, denoiser, mask)
         if isinstance(defense, KnowsItsImages):
             defense.images, defense.first = self.images, FIRST
         return defense
@@ -371,12 +376,14 @@ def tiny() -> World:
         F.cross_entropy(robust(images + 0.1 * gradient.sign()), labels).backward()
         optimizer.step()
     schedule = linear_schedule()
+    denoiser = Denoiser(Gaussian(schedule), schedule)
     return World(
         images,
         labels,
         nearest().eval().requires_grad_(False),
         robust.eval().requires_grad_(False),
-        Denoiser(Gaussian(schedule), schedule),
+        denoiser,
+        denoiser,
         steps=20,
         attack=PGD(epsilon=Number(0.1), steps=12, step_size=Number(0.02), eot_samples=4),
         audit=Audit(queries=20),
@@ -388,15 +395,17 @@ def packaged() -> World:
     """The packaged networks, on packaged validation images."""
     data, acceleration = read_packaged("validation"), Acceleration(precision="bfloat16")
     items = [data[number] for number in range(IMAGES)]
+    denoiser = load_denoiser("fashion_mnist_ddpm")
     return World(
         torch.stack([item["image"] for item in items]),
         torch.stack([item["label"] for item in items]),
         load_classifier("fashion_mnist_wrn"),
         load_classifier("fashion_mnist_adversarial"),
-        accelerate(load_denoiser("fashion_mnist_ddpm"), acceleration),
+        accelerate(denoiser, acceleration),
+        denoiser,
         steps=20,
         attack=PGD(epsilon=Number("16/255"), steps=10, step_size=Number("4/255"), eot_samples=2),
-        audit=Audit(queries=20, purifications=25_600),
+        audit=Audit(queries=20, purifications=16_000),
         protocol=Protocol(report_draws=5, selection_draws=5),
         acceleration=acceleration,
     )
