@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hetpure.evaluation.audit import REFERENCE
+from hetpure.evaluation.audit import COMPARISONS, NULL_CHECK, REFERENCE
 from hetpure.evaluation.statistics import in_points
 from hetpure.numbers import counted
 from hetpure.report.sheet import Sheet
@@ -126,9 +126,15 @@ def audit_sheet(results: Mapping[str, Any], *, every: bool = True) -> Sheet:
     ]
     rows = [row for row in checks if every or row[2] in ("FAIL", "WARN")]
     undecided = sum(verdict == "undecided" for _, _, verdict, _ in checks)
-    note = (
+    attacked = any(name in COMPARISONS and name != NULL_CHECK for _, name, _, _ in checks)
+    size = (
         f"Attacks of the audit: at most {counted(audit['images'], 'image')} each, black box with"
-        f" {audit['queries']} queries. FAIL where a difference beyond"
+        f" {audit['queries']} queries."
+        if attacked
+        else "The audit ran no attack of its own."
+    )
+    note = (
+        f"{size} FAIL where a difference beyond"
         f" {100 * audit['tolerance']:g} points is certain (an honest row has a FAIL in one of a"
         f" thousand audits), WARN where it is seen. {counted(undecided, 'check')} of"
         f" {len(checks)} undecided: more images would have to tell."

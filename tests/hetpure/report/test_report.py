@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hetpure.evaluation.run_results import write_results
 from hetpure.report.report import page
-from hetpure.report.table import protocol_sheets
+from hetpure.report.table import audit_sheet, protocol_sheets
 from tests.hetpure.run_records import defended, lines, stored
 
 
@@ -44,3 +44,13 @@ def test_tables_and_page_say_the_same(tmp_path: Path) -> None:
         "weights classifier: abc", "its gradient is 0", "NOT FINISHED: 4 parts",
     ):  # fmt: skip
         assert part in report
+
+
+def test_the_note_under_an_audit_says_whether_it_attacked(tmp_path: Path) -> None:
+    results = write_results(stored(tmp_path, defended("d", [2]), images=1))
+    results["run"]["audit"] = {"images": 16, "queries": 100, "tolerance": 0.05}
+    checks = [{"name": "null attack", "verdict": "PASS", "said": "+0.0"}]
+    for check, words in ((None, "ran no attack"), ("black box", "with 100 queries")):
+        checks += [{"name": check, "verdict": "PASS", "said": "+0.0"}] if check else []
+        results["defenses"]["d"]["audit"] = checks
+        assert words in audit_sheet(results).note
