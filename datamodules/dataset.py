@@ -4,15 +4,14 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, Self, overload
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from datamodules.image_files import ImageFiles
 from hetpure.errors import InputError
 
 IDS = 2**32  # as many as an address of noise tells apart
@@ -89,17 +88,37 @@ def check_labels(
         raise InputError(f"{where}: label {int(labels[position])} {place}, allowed is {allowed}")
 
 
+class Unmade(Protocol):
+    """Images (N, C, H, W), all of one size, that are read or painted when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice | Tensor) -> Self: ...
+    def __getitem__(self, index: Any) -> Any:
+        """An image (C, H, W), uint8 or float32 in pixel [0,1]; of several indices the images, still
+        unmade."""
+
+    def make(self) -> Sequence[Tensor] | Tensor:
+        """All of them."""
+
+    def listing(self) -> bytes:
+        """What the images are made of: others have another."""
+
+
 class ImageDataset(Dataset[Sample]):
     """Labelled images with ids; an item is {"image", "label", "sample"}.
 
-    images: (N, C, H, W), uint8 or float32 in pixel [0,1], or files that are read when asked for;
-    labels: (N,); samples: (N,), the ids.
+    images: (N, C, H, W), uint8 or float32 in pixel [0,1], or unmade; labels: (N,); samples: (N,),
+    the ids.
     An item's image is float32 (C, H, W) in pixel [0,1], its label and id are int64 scalars.
     """
 
     def __init__(
         self,
-        images: Tensor | ImageFiles,
+        images: Tensor | Unmade,
         labels: Tensor,
         samples: Tensor,
         *,
@@ -124,7 +143,15 @@ class ImageDataset(Dataset[Sample]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        image = self.images[index]
+        return self._item(index, self.images[index])
+
+    def __getitems__(self, indices: list[int]) -> list[Sample]:
+        """The items of a batch, as loaders ask for them: images are painted faster together."""
+        images = self.images[torch.tensor(indices)]
+        made = images if isinstance(images, Tensor) else images.make()
+        return [self._item(*pair) for pair in zip(indices, made, strict=True)]
+
+    def _item(self, index: int, image: Tensor) -> Sample:
         return {
             # Kept as bytes and converted here: as float32 they take four times the memory.
             "image": image.float() / 255 if image.dtype == torch.uint8 else image.clamp(0, 1),
@@ -134,10 +161,10 @@ class ImageDataset(Dataset[Sample]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of images, labels and ids; of files, their names and sizes stand for the images:
-        to read all would take minutes."""
+        """SHA-256 of images, labels and ids; of unmade images, what they are made of stands for them:
+        to make all would take minutes."""
         digest = hashlib.sha256()
-        if isinstance(self.images, ImageFiles):
+        if not isinstance(self.images, Tensor):
             digest.update(self.images.listing())
         else:
             for first in range(0, len(self), HASHED):

@@ -76,6 +76,10 @@ class ImageFiles:
         names = self.names[index.numpy() if isinstance(index, Tensor) else index]
         return replace(self, names=names)
 
+    def make(self) -> list[Tensor]:
+        """Reads all of them."""
+        return [self[index] for index in range(len(self))]
+
     def _read(self, path: Path) -> Tensor:
         image = open_image(path, self.channels, upright=self.upright)
         self._check(path, (image.height, image.width))

@@ -35,6 +35,7 @@ class Stream(IntEnum):
     REPORT = 3
     DW_BOX = 4
     PROBE = 5
+    DATA = 6  # images that are painted
 
 
 class Purpose(IntEnum):
@@ -51,6 +52,7 @@ class Purpose(IntEnum):
     TIES = 8  # RBGM's order among equal values
     AUGMENTATION = 9
     MASK = 10  # control masks: where the pixels go instead
+    PAINTING = 11  # images that are painted
 
 
 FORWARD_GROUP = (Purpose.FORWARD, Purpose.RESAMPLE)
