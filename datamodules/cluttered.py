@@ -4,6 +4,7 @@ away from. An image is painted when it is asked for, a pure function of its spli
 import math
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cached_property
 from typing import Literal, cast, overload
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from datamodules.dataset import ImageDataset
 from datamodules.fashion_mnist import FULL_PREFIX, FashionMNIST, Split
+from hetpure.attention import Mask, Size
+from hetpure.classifiers import Classifier
+from hetpure.errors import InputError
 from hetpure.noise import BatchNoise, Noise, Purpose, Stream, check_seed
 
 SIDE, GARMENT = 32, 28  # pixels of an image and of a garment
@@ -105,8 +109,8 @@ def _numbers(noise: BatchNoise, part: Part, *shape: int) -> Tensor:
 
 
 def _resampling(side: Tensor, first: Tensor) -> Tensor:
-    """(N, 32, 28) weights of a garment's pixels in each pixel of a line of the image, where it takes
-    `side` pixels from `first` on: linear interpolation, wider where it shrinks."""
+    """(N, 32, 28) weights of a garment's pixels in each pixel of a line of the image, of which it
+    takes `side` pixels from `first` on: linear interpolation, wider where it shrinks."""
     scale = (side / GARMENT)[:, None, None]
     place = torch.arange(SIDE).double()[None, :, None]
     centre = (place - first[:, None, None] + 0.5) / scale - 0.5
@@ -118,7 +122,7 @@ def _resampling(side: Tensor, first: Tensor) -> Tensor:
 
 
 def _background(noise: BatchNoise) -> tuple[Tensor, Tensor]:
-    """Textures (N, 3, 32, 32), pixel [0, 1], and the two colours (N, 2, 3) that each begins with."""
+    """Textures (N, 3, 32, 32), pixel [0, 1], and the two colours (N, 2, 3) each begins with."""
     ground = _numbers(noise, Part.COLOURS, 2 + CANDIDATES, 3)[:, :2]
     kind, angle, periods, phase = _numbers(noise, Part.WAVES, 4).unbind(1)
     angle = 2 * math.pi * angle[:, None, None]
@@ -206,8 +210,12 @@ class ClutteredFashionMNIST(FashionMNIST):
         check_seed(self, "clutter_seed")
         self.details = (*self.details, f"clutter seed {clutter_seed}")
 
+    def garments(self, split: Split) -> ImageDataset:
+        """The images of Fashion-MNIST that a split is made of."""
+        return super()._read(split)
+
     def _read(self, split: Split) -> ImageDataset:
-        garments = super()._read(split)
+        garments = self.garments(split)
         return ImageDataset(self.clutter(split, garments), garments.labels, garments.samples)
 
     def clutter(self, split: Split, garments: ImageDataset) -> Clutter:
@@ -215,3 +223,54 @@ class ClutteredFashionMNIST(FashionMNIST):
         images = cast(Tensor, garments.images)
         published = PUBLISHED[FULL_PREFIX[split]]
         return Clutter(images, garments.samples, published, self.clutter_seed)
+
+
+@dataclass(frozen=True)
+class ObjectMask(Mask):
+    """Where the garments of the cluttered images are: an oracle, which no defence has. The mask of
+    an image is that of its sample id, whatever an attacker makes of its pixels.
+
+    Args:
+        clutter_seed: of the images.
+        test_split: the split that they are of.
+        data_dir: of the garments, see ClutteredFashionMNIST.
+        source: as data_dir.
+    """
+
+    clutter_seed: int = 0
+    test_split: Literal["test", "validation", "unseen"] = "test"
+    data_dir: str | None = None
+    source: Literal["auto", "packaged"] = "auto"
+
+    control = True
+
+    @cached_property
+    def _images(self) -> tuple[Clutter, dict[int, int]]:
+        """The split, and where each id is in it."""
+        data = ClutteredFashionMNIST(
+            self.clutter_seed, self.data_dir, self.source, test_split=self.test_split
+        )
+        images = data.clutter(self.test_split, data.garments(self.test_split))
+        return images, {sample: at for at, sample in enumerate(images.samples.tolist())}
+
+    def __call__(
+        self,
+        classifier: Classifier,
+        pixels: Tensor,
+        samples: Tensor | None = None,
+        size: Size | None = None,
+        *,
+        soft: bool = False,
+    ) -> Tensor:
+        if samples is None:
+            raise InputError("the mask of objects needs the images' sample ids")
+        images, places = self._images
+        wanted = samples.tolist()
+        if unknown := [sample for sample in wanted if sample not in places]:
+            raise InputError(
+                f"the mask of objects knows no sample {unknown[0]}: its test_split and source are"
+                " not those of the images"
+            )
+        objects = images[torch.tensor([places[sample] for sample in wanted])].objects()
+        mask = objects.to(pixels)
+        return mask if size is None else F.interpolate(mask, size)

@@ -161,8 +161,8 @@ class ImageDataset(Dataset[Sample]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of images, labels and ids; of unmade images, what they are made of stands for them:
-        to make all would take minutes."""
+        """SHA-256 of images, labels and ids; of unmade images, of what they are made of: making all
+        would take minutes."""
         digest = hashlib.sha256()
         if not isinstance(self.images, Tensor):
             digest.update(self.images.listing())

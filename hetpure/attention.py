@@ -1,6 +1,7 @@
 """Where a classifier looks, as a mask: HetPure (CVPR 2025, arXiv 2503.01407), attention maps."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -107,11 +108,32 @@ def normalise(maps: Tensor, how: Normalisation) -> Tensor:
     return torch.where(constant, torch.zeros_like(flat), scaled).reshape(maps.shape)
 
 
-CONTROLS = ("random", "shifted")  # placements that go by the image's sample id
+class Mask(ABC):
+    """Which pixels get the strong noise. `control`: it goes by the images' sample ids too, which no
+    defence may know; experiments do."""
+
+    control = False
+
+    @abstractmethod
+    def __call__(
+        self,
+        classifier: Classifier,
+        pixels: Tensor,
+        samples: Tensor | None = None,
+        size: Size | None = None,
+        *,
+        soft: bool = False,
+    ) -> Tensor:
+        """(B, 1, H, W) mask of 0 and 1 in the dtype of the images, pixel [0, 1].
+
+        `samples` are the images' ids (B,); only controls need them. `size` is the mask's (H, W)
+        where the images are purified at another one than their own. A `soft` mask has a gradient in
+        the images, where it is a function of them.
+        """
 
 
 @dataclass(frozen=True)
-class AttentionMask:
+class AttentionMask(Mask):
     """Which pixels a classifier attends to.
 
     Args:
@@ -145,6 +167,10 @@ class AttentionMask:
         check_choice(self, "placement", Placement)
         check_positive(self, "power")
         check_seed(self)
+
+    @property
+    def control(self) -> bool:  # type: ignore[override]
+        return self.placement in ("random", "shifted")
 
     def scores(self, classifier: Classifier, pixels: Tensor, size: Size | None = None) -> Tensor:
         """(B, H, W) elementwise maximum over the blocks' normalised maps, at image size or the
@@ -239,13 +265,8 @@ class AttentionMask:
         *,
         soft: bool = False,
     ) -> Tensor:
-        """(B, 1, H, W) mask of 0 and 1 in the dtype of the images, pixel [0, 1].
-
-        `samples` are the images' ids (B,); only the placements that use noise need them. `size` is
-        the mask's (H, W) where the images are purified at another one than their own. A `soft` mask
-        has a gradient in the images, straight through: its value is the hard mask, its derivative
-        that of `relaxed`, through all of the classifier's activations.
-        """
+        """A soft mask's gradient is straight through: its value is the hard mask, its derivative
+        that of `relaxed`, through all of the classifier's activations."""
         scores = self.scores(classifier, pixels if soft else pixels.detach(), size)
         selected = self.select(scores.detach())
         placed = self.place(selected, scores.detach(), samples)

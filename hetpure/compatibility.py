@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hetpure.adversarial_training import evaluating
-from hetpure.attention import NO_BLOCKS
+from hetpure.attention import NO_BLOCKS, AttentionMask
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
@@ -99,8 +99,8 @@ def check_defense(defense: Defense, data: Any) -> None:
     check_classifier(defense.classifier, data)
     if defense.denoiser is not None:
         check_denoiser(defense.denoiser, data, defense.purified_size)
-    blocks = defense.attention_mask.blocks or defense.classifier.attention_blocks
-    if defense.masked and not blocks:
+    mask = defense.attention_mask if defense.masked else None
+    if isinstance(mask, AttentionMask) and not (mask.blocks or defense.classifier.attention_blocks):
         raise InputError(NO_BLOCKS)
 
 

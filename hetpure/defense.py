@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hetpure import adjoint
-from hetpure.attention import AttentionMask
+from hetpure.attention import AttentionMask, Mask
 from hetpure.classifiers import Classifier
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
@@ -33,7 +33,7 @@ class Defense(nn.Module):
         classifier: Classifier,
         purifier: Purifier | None = None,
         denoiser: Denoiser | None = None,
-        mask: AttentionMask | None = None,
+        mask: Mask | None = None,
         policy: Policy | Execution = "auto",
         purified_size: int | None = None,
     ) -> None:
@@ -45,7 +45,7 @@ class Defense(nn.Module):
         self.classifier = classifier
         self.denoiser = denoiser
         self.purifier = purifier
-        self.attention_mask = mask or AttentionMask()
+        self.attention_mask: Mask = mask or AttentionMask()
         self.plan: Plan = purifier.plan(denoiser.schedule) if purifier and denoiser else ()
         self.execution = Execution.of(policy)
         self.purified_size = purified_size
@@ -117,7 +117,7 @@ class Defense(nn.Module):
     ) -> Tensor | None:
         """(B, 1, H, W) attended pixels at the purifier's size, where it asks for them. Depends on
         the image and, for random control masks, its sample id only: compute it once for all noise
-        draws. A `soft` mask is the same with a gradient, see `AttentionMask`."""
+        draws. A `soft` mask is the same with a gradient, see `Mask`."""
         if not self.masked:
             return None
         size = None if self.purified_size is None else (self.purified_size, self.purified_size)

@@ -23,11 +23,11 @@ SAMPLES = 2**32  # ids that an address has room for
 
 def check_needs_no_ids(defense: Defense, known: tuple[Group, ...]) -> None:
     """InputError where an answer depends on which image it is about."""
-    placement, by_image = defense.attention_mask.placement, ""
+    by_image = ""
     if known:
         by_image = "noise that the attacker knows (DW-box)"
-    elif defense.masked and placement in ("random", "shifted"):
-        by_image = f"a mask placed {placement}"
+    elif defense.masked and defense.attention_mask.control:
+        by_image = "a mask that goes by sample ids"
     if by_image:
         raise InputError(
             "AutoAttack does not say which image it asks about, and each image has its own"

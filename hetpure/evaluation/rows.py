@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hetpure.acceleration import Acceleration, accelerate
 from hetpure.attacks import Attack
-from hetpure.attention import AttentionMask
+from hetpure.attention import AttentionMask, Mask
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
@@ -28,7 +28,7 @@ class DefenseConfig:
     Args:
         purifier: what stands before the classifier; nothing is the plain classifier.
         denoiser: key of the diffusion weights in `denoisers`.
-        mask: attention mask of a heterogeneous purifier.
+        mask: attention mask of a heterogeneous purifier, or another kind by its class_path.
         gradient: policy of the gradient; see `hetpure.gradients.Execution`.
         classifier: packaged name or folder of a classifier of its own, in place of the one that
             all rows share.
@@ -40,7 +40,7 @@ class DefenseConfig:
 
     purifier: Purifier | None = None
     denoiser: str | None = None
-    mask: AttentionMask = field(default_factory=AttentionMask)
+    mask: AttentionMask | Mask = field(default_factory=AttentionMask)
     gradient: Policy = "auto"
     surrogate: Purifier | None = None
     classifier: str | None = None

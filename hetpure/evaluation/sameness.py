@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hetpure.acceleration import Asked, compiled, unaccelerated
-from hetpure.attention import CONTROLS
 from hetpure.defense import Defense
 from hetpure.evaluation.audit import Check
 from hetpure.evaluation.extent import thinned, thinned_plan
@@ -81,7 +80,7 @@ def _answers(
     """By what must not matter: logits as they are, and as they are where it is otherwise. `ids` are
     those of strangers too."""
     if len(images) < 2:  # company of its own
-        images, samples = torch.cat([images, 1 - images]), torch.cat([samples, samples + 1])
+        images, samples = torch.cat([images, 1 - images]), samples.repeat(2)
     noise = Noise.of(seed, Stream.REPORT)
 
     @torch.no_grad()
@@ -93,15 +92,15 @@ def _answers(
     ask(1 - images, samples.roll(1))
     again = ask(images, samples)
     others = torch.cat([images[:1], 1 - images[1:]])
-    company = ask(others, torch.cat([samples[:1], samples[1:] + 1]))
+    strangers = ids.roll(1)[torch.arange(len(samples) - 1) % len(ids)]
+    company = ask(others, torch.cat([samples[:1], strangers]))
 
     every = torch.arange(max(DISGUISES, len(images)), device=images.device) % len(images)
     many, theirs = images[every], samples[every]
     known = ask(many, theirs)
     disguised = _disguised(noise.on(theirs), ids, seed)
-    control = defense.attention_mask.placement in CONTROLS
     with torch.no_grad():
-        mask = defense.mask(many, theirs if control else disguised.samples)
+        mask = defense.mask(many, theirs if defense.attention_mask.control else disguised.samples)
         asked_by_others = defense(many, disguised, mask)
 
     with torch.enable_grad():

@@ -96,8 +96,8 @@ def test_sample_ids_wrap_around(images: Tensor) -> None:
     ("known", "placement", "words"),
     [
         (("forward",), "attended", "noise that the attacker knows"),
-        ((), "random", "a mask placed random"),
-        ((), "shifted", "a mask placed shifted"),
+        ((), "random", "goes by sample ids"),
+        ((), "shifted", "goes by sample ids"),
     ],
 )
 def test_what_belongs_to_an_image_is_refused(

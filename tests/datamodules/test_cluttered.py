@@ -1,0 +1,118 @@
+"""Cluttered Fashion-MNIST: a pure function of split, id and seed, and where its objects are."""
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from datamodules.cluttered import (
+    SIDE,
+    TEXTURES,
+    Clutter,
+    ClutteredFashionMNIST,
+    ObjectMask,
+    Part,
+    _numbers,
+)
+from datamodules.fashion_mnist import read_packaged
+from hetpure.errors import InputError
+from hetpure.weights import load_classifier
+
+GARMENTS = read_packaged("test")
+IMAGES = Clutter(GARMENTS.images[:400], GARMENTS.samples[:400], 1, 0)
+
+
+def test_images_are_what_they_were() -> None:
+    """Weights are trained on these very images: other ones need another VERSION."""
+    digest = hashlib.sha256(IMAGES[:100].make().numpy().tobytes()).hexdigest()
+    assert digest == "c9232c050bbd71c5a3c86722417b866703d53e78605d933562dc3d264ff67e78"
+
+
+def test_an_image_is_a_function_of_its_split_id_and_seed() -> None:
+    together = IMAGES[:100].make()
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(IMAGES[order].make(), together[order])
+    assert all(torch.equal(IMAGES[index], together[index]) for index in (0, 57, 99))
+    assert torch.equal(IMAGES[-1], IMAGES[399])
+    for other in (
+        replace(IMAGES, seed=1),
+        replace(IMAGES, split=0),
+        replace(IMAGES, samples=IMAGES.samples + 1),
+    ):
+        assert (other[:100].make() != together).flatten(1).any(1).all()
+
+
+def test_garments_are_half_to_all_of_their_size_and_anywhere() -> None:
+    # Of a garment that fills its frame the object is a square.
+    full = Clutter(torch.full((2000, 1, 28, 28), 255, dtype=torch.uint8), torch.arange(2000), 1, 0)
+    objects = full.objects()[:, 0]
+    rows, columns = objects.any(2), objects.any(1)
+    height, width = rows.sum(1), columns.sum(1)
+    assert torch.equal(height, width) and torch.equal(height * width, objects.flatten(1).sum(1))
+    assert sorted(set(height.tolist())) == list(range(14, 29))
+    top, left = rows.long().argmax(1), columns.long().argmax(1)
+    small = height == 14
+    assert {0, 18} <= set(top[small].tolist()) and {0, 18} <= set(left[small].tolist())
+    assert int((top + height).max()) == int((left + width).max()) == SIDE
+
+
+def test_outside_of_the_object_the_garment_changes_nothing() -> None:
+    other = replace(IMAGES, garments=IMAGES.garments.flip(0))
+    differs = (IMAGES.make() != other.make()).any(1)
+    around = torch.nn.functional.max_pool2d((IMAGES.objects() | other.objects()).float(), 5, 1, 2)
+    assert not (differs & (around[:, 0] == 0)).any()
+
+
+def test_every_texture_is_there_and_colours_are_apart() -> None:
+    noise = IMAGES._noise()
+    kinds = (_numbers(noise, Part.WAVES, 4)[:, 0] * len(TEXTURES)).long().bincount()
+    assert len(kinds) == len(TEXTURES) and int(kinds.min()) > 60
+    images, objects = IMAGES.make().double() / 255, IMAGES.objects()
+    inside = (images * objects).flatten(2).sum(2) / objects.flatten(2).sum(2)
+    outside = (images * ~objects).flatten(2).sum(2) / (~objects).flatten(2).sum(2)
+    assert float((inside - outside).norm(dim=1).mean()) > 0.3
+
+
+def test_what_loaders_give() -> None:
+    data = ClutteredFashionMNIST(source="packaged", limit=70, batch_size=32)
+    data.setup("test")
+    loader = data.test_dataloader()
+    assert isinstance(loader, DataLoader)
+    batches = list(loader)
+    images = torch.cat([batch["image"] for batch in batches])
+    assert images.shape == (70, 3, 32, 32) and images.dtype == torch.float32
+    assert torch.equal((255 * images).round().to(torch.uint8), IMAGES[:70].make())
+    labels = torch.cat([batch["label"] for batch in batches])
+    assert torch.equal(labels, GARMENTS.labels[:70])
+    assert "clutter seed 0" in data.description and data.channels == 3
+    item = data._splits["test"][3]
+    assert torch.equal(item["image"], images[3])
+
+
+def test_another_seed_is_another_data_set() -> None:
+    prints = []
+    for seed in (0, 1):
+        data = ClutteredFashionMNIST(clutter_seed=seed, source="packaged")
+        data.setup("test")
+        prints.append(data._splits["test"].fingerprint)
+    assert prints[0] != prints[1]
+    with pytest.raises(InputError, match="clutter_seed"):
+        ClutteredFashionMNIST(clutter_seed=-1)
+
+
+def test_the_oracle_goes_by_the_id_alone() -> None:
+    mask, network = ObjectMask(source="packaged"), load_classifier("fashion_mnist_wrn")
+    chosen = torch.tensor([5, 17, 3])
+    samples, pixels = GARMENTS.samples[chosen], torch.rand(3, 3, SIDE, SIDE, dtype=torch.float64)
+    objects = IMAGES[chosen].objects()
+    given = mask(network, pixels, samples)
+    assert given.dtype == torch.float64 and torch.equal(given, objects.double())
+    assert torch.equal(mask(network, 1 - pixels, samples, soft=True), given)
+    assert mask(network, pixels, samples, (64, 64)).shape == (3, 1, 64, 64)
+    assert mask.control
+    with pytest.raises(InputError, match="needs the images' sample ids"):
+        mask(network, pixels)
+    with pytest.raises(InputError, match="knows no sample 99999"):
+        mask(network, pixels, torch.tensor([5, 99_999, 7]))
