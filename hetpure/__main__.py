@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": ("compare the defences of several runs", "hetpure.commands.compare:main"),
     "report": ("write and print a run's results", "hetpure.commands.report:main"),
     "configs": ("list the packaged configs, or print one", "hetpure.commands.configs:main"),
+    "doctor": ("what of a config is missing on this machine", "lightning_modules.doctor:main"),
 }
 
 

@@ -38,7 +38,8 @@ from hetpure.gradients import Execution
 from hetpure.memory import budget_bytes
 from hetpure.noise import check_seed
 from hetpure.numbers import Bytes
-from hetpure.weights import folder_hash, load_classifier, load_denoiser, resolve
+from hetpure.weights import folder_hash, load_classifier, load_denoiser
+from hetpure.weights.folders import resolve_all
 
 GRADIENT_BOUND, COSINE_BOUND = 1e-5, 0.99
 LONGEST = 600.0  # seconds that one file of a store may stand for: a kill loses no more
@@ -175,6 +176,10 @@ class Networks:
         wanted = config.defenses.values()
         others = [row.classifier for row in wanted if row.classifier is not None]
         keys = [key for key in config.denoisers if key in {row.denoiser for row in wanted}]
+        folders = {"classifier": config.classifier}
+        folders |= {f"classifier {name}": name for name in others}
+        folders |= {f"denoiser {key}": config.denoisers[key] for key in keys}
+        found = resolve_all(folders)
         auto = config.acceleration.precision == "auto"
         rows = build_rows(
             config.defenses,
@@ -183,10 +188,7 @@ class Networks:
             {key: load_denoiser(config.denoisers[key]) for key in keys},
             Acceleration() if auto else config.acceleration,
         )
-        folders = {"classifier": config.classifier}
-        folders |= {f"classifier {name}": name for name in others}
-        folders |= {f"denoiser {key}": config.denoisers[key] for key in keys}
-        return cls(rows, {name: folder_hash(resolve(path)) for name, path in folders.items()})
+        return cls(rows, {name: folder_hash(folder) for name, folder in found.items()})
 
     def denoisers(self) -> list[Denoiser]:
         """Those of all rows, each once."""

@@ -20,7 +20,7 @@ from hetpure.weights.checkpoint import Part, read_parts, without_wrappers
 from hetpure.weights.classifier import ARCHITECTURES, CONFIG, WEIGHTS, build_classifier
 from hetpure.weights.classifier_formats import ClassifierWeights, recognise_classifier
 from hetpure.weights.diffusion import SAFE, meta_network, pairing_of
-from hetpure.weights.folders import in_one_line
+from hetpure.weights.folders import SOURCE, in_one_line
 from hetpure.weights.formats import DiffusionWeights, Hints, State, misfit
 from hetpure.weights.schedulers import build_scheduler
 from hetpure.weights.song_formats import read_edm, read_score_sde
@@ -219,12 +219,13 @@ def _write(
             "file": source.name,
             "bytes": source.stat().st_size,
             "sha256": file_hash(source),
+            "md5": file_hash(source, "md5"),
             "format": weights.format,
             "part": part,
             "licence": weights.licence,
             "remarks": remarks,
         }
-        (place / "source.json").write_text(json.dumps(origin, indent=2) + "\n")
+        (place / SOURCE).write_text(json.dumps(origin, indent=2) + "\n")
         (place / "README.md").write_text(_card(origin, option))
     return Converted(
         folder, kind, weights.format, (*remarks, f"licence of the source: {weights.licence}")

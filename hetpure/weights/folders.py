@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import nn
 
 from hetpure.errors import InputError
 from hetpure.weights.hub import HUB, fetch
+from hetpure.weights.published import FILES
 
 # Of safetensors, and torch's names; whole numbers are counters of batches.
 NUMBERS = {
@@ -20,6 +23,8 @@ NUMBERS = {
 ASSETS = Path(__file__).parent.parent / "assets"
 _PICKLE_STARTS = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 CONVERT = "`hetpure convert {} FOLDER` makes a folder of published files"
+SOURCE = "source.json"  # of a converted folder: what it was made of
+_PINNED = re.compile(r"(.+)@([0-9a-f]{8,64})")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.t7")
 
 
@@ -29,19 +34,63 @@ def packaged() -> list[str]:
 
 
 def resolve(name: str | Path) -> Path:
-    """The folder of a packaged name, a path or `hf://owner/name`. A packaged name wins."""
+    """The folder of a packaged name, which wins, a path, `PATH@HASH` or `hf://owner/name`.
+
+    The hash is the beginning of the SHA-256 or MD5 of the file that the folder was converted from.
+    InputError where it was another one.
+    """
     if str(name).startswith(HUB):
         return fetch(str(name))
     if str(name) in packaged():
         return ASSETS / str(name)
-    folder = Path(name)
+    path, digest = unpinned(name)
+    folder = Path(path)
     if folder.is_file():
         raise InputError(f"{folder} is a file, no folder: {CONVERT.format(folder)}")
     if not folder.is_dir():
-        raise InputError(
-            f"no weights at {folder}: give a folder, or one of the packaged {', '.join(packaged())}"
-        )
+        raise InputError(f"no weights at {folder}: {_advice(folder)}")
+    if digest is not None:
+        check_source(folder, digest)
     return folder
+
+
+def resolve_all(names: Mapping[str, str]) -> dict[str, Path]:
+    """Folders by what they are of. InputError that names every one which is not there."""
+    folders, problems = {}, []
+    for what, name in names.items():
+        try:
+            folders[what] = resolve(name)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("; ".join(dict.fromkeys(problems)))
+    return folders
+
+
+def unpinned(name: str | Path) -> tuple[str, str | None]:
+    """A path, and the hash that it is given with."""
+    match = _PINNED.fullmatch(str(name))
+    return (match[1], match[2]) if match else (str(name), None)
+
+
+def check_source(folder: Path, digest: str) -> None:
+    """InputError unless the folder was converted from a file whose hash begins so."""
+    made_of = read_json(folder / SOURCE) if (folder / SOURCE).is_file() else {}
+    hashes = [str(made_of[kind]) for kind in ("sha256", "md5") if kind in made_of]
+    if any(known.startswith(digest) for known in hashes):
+        return
+    before = f"was converted from another file ({hashes[0]})" if hashes else f"has no {SOURCE}"
+    raise InputError(
+        f"{folder} {before}, wanted is {digest}: convert that file, or leave @{digest} out of the"
+        " path to take this one"
+    )
+
+
+def _advice(folder: Path) -> str:
+    file = FILES.get(folder.name)
+    if file is None:
+        return f"give a folder, or one of the packaged {', '.join(packaged())}"
+    return f"it is made by {file.how(folder)} ({file.hash}; {file.where})"
 
 
 def weights_file(folder: Path, safe: str, pickled: str | None = None) -> Path:

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parent.parent.parent
 CONFIGS = [
     (main, path)
     for main, folder in ((evaluate.main, "evaluate"), (train.main, "train"))
-    for path in sorted((ROOT / "configs" / folder).glob("*.yaml"))
+    for path in sorted(
+        p for p in (ROOT / "configs" / folder).rglob("*.yaml") if "variants" not in str(p)
+    )
 ]
 
 
@@ -83,8 +85,8 @@ def test_a_variant_changes_what_it_says_and_nothing_else(
 
 def test_controls_of_the_published_settings(capsys: pytest.CaptureFixture[str]) -> None:
     """As strong as what they are the control of; the probe takes the guide."""
-    base = ROOT / "configs" / "train" / "addt_cifar10.yaml"
-    variant = base.parent / "variants" / "random_order.yaml"
+    base = ROOT / "configs" / "train" / "paper" / "addt_cifar10.yaml"
+    variant = base.parents[1] / "variants" / "random_order.yaml"
     with pytest.raises(SystemExit):
         train.main([f"--config={base}", f"--config={variant}", "--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)

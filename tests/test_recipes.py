@@ -1,0 +1,252 @@
+"""Recipes for published numbers: each names files that are known, and runs on small ones of their
+formats."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from datamodules.cifar import CIFAR, CIFAR10, CIFAR100
+from hetpure.__main__ import main
+from hetpure.errors import InputError
+from hetpure.program import run
+from hetpure.weights.folders import resolve, unpinned
+from hetpure.weights.published import FILES
+from lightning_modules.doctor import _networks
+from tests.datamodules import test_cifar, test_svhn
+from tests.hetpure.weights.test_diffusion_formats import on_disk
+from tests.published import published_shapes, reference
+
+ROOT = Path(__file__).parent.parent
+EVALUATIONS = sorted((ROOT / "configs" / "evaluate" / "paper").glob("*.yaml"))
+TRAININGS = sorted((ROOT / "configs" / "train" / "paper").glob("*.yaml"))
+recipes = pytest.mark.parametrize("path", EVALUATIONS + TRAININGS, ids=lambda path: path.stem)
+
+
+@recipes
+def test_a_recipe_names_known_files_and_its_commands(path: Path) -> None:
+    text = path.read_text()
+    networks = list(_networks(yaml.safe_load(text)["model"]))
+    assert networks
+    for network in networks:
+        folder, digest = unpinned(network)
+        file = FILES[Path(folder).name]
+        assert folder == f"weights/{Path(folder).name}"
+        known = file.sha256 or file.md5 or ""
+        assert (digest is None) == (not known) and known.startswith(digest or "")
+    kind = "evaluate" if path in EVALUATIONS else "train"
+    assert f"#   hetpure doctor paper/{path.stem}" in text
+    assert f"#   hetpure {kind} --config paper/{path.stem}\n" in text
+
+
+def test_every_published_file_is_some_recipes() -> None:
+    named = {
+        Path(unpinned(network)[0]).name
+        for path in EVALUATIONS + TRAININGS
+        for network in _networks(yaml.safe_load(path.read_text())["model"])
+    }
+    assert named == set(FILES)
+
+
+def test_doctor_names_all_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        run(main, ["doctor", "paper/hetpure_cifar10_wrn28"])
+    assert stopped.value.code == 1
+    classifier, diffusion, data, last = capsys.readouterr().out.strip().splitlines()
+    assert classifier.startswith("missing") and "6ed1c75dad63e8ebdbef" in classifier
+    assert "hetpure convert Standard.pt weights/cifar10_wrn_28_10_standard --mean 0" in classifier
+    assert "checkpoint_8.pth" in diffusion and "MD5 db26ca82b7ea36b75199abf6ed94339d" in diffusion
+    assert "cifar-10-binary.tar.gz" in data and "SHA-256" in data
+    assert last == "3 of 3 are missing"
+    with pytest.raises(SystemExit) as stopped:
+        run(main, ["evaluate", "--config", "paper/gowal_cifar10"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "Gowal2021Improving_28_10_ddpm_100m.pt" in error and "no published hash" in error
+
+
+def test_an_evaluation_names_all_missing_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_cifar(tmp_path / "data", CIFAR10, monkeypatch)
+    with pytest.raises(SystemExit) as stopped:
+        run(main, ["evaluate", "--config", "paper/addt_cifar10", "--data.limit=2"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    for file in ("origin.t7", "model-790000.ckpt", "hetpure train --config paper/addt_cifar10"):
+        assert file in error
+
+
+def test_doctor_of_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "quick"])
+    assert "next: hetpure plan --config quick" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        run(main, ["doctor", "no_such_recipe"])
+    assert stopped.value.code == 2
+    assert "paper/hetpure_svhn" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_file_is_refused_unless_told(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar10_ddpm_ema"
+    folder.mkdir()
+    with pytest.raises(InputError, match=r"has no source.json, wanted is 1fa350b9"):
+        resolve(f"{folder}@1fa350b952534ae4")
+    digests = {"sha256": "ab" * 32, "md5": "1fa350b952534ae442b1d5235cce5cd3"}
+    (folder / "source.json").write_text(json.dumps(digests))
+    assert resolve(f"{folder}@1fa350b952534ae4") == folder
+    assert resolve(f"{folder}@{'ab' * 8}") == folder
+    with pytest.raises(InputError, match="was converted from another file .*leave @abcdef12 out"):
+        resolve(f"{folder}@abcdef12")
+    assert resolve(folder) == folder
+    odd = tmp_path / "mine@home"
+    odd.mkdir()
+    assert resolve(odd) == odd
+
+
+def test_convert_writes_what_a_pinned_path_is_held_to(tmp_path: Path) -> None:
+    file = on_disk("ddpm_ho", reference("ddpm_ho"), tmp_path / "model-790000.ckpt")
+    folder = tmp_path / "cifar10_ddpm_ema"
+    main(["convert", str(file), str(folder), "--sample_size=16"])
+    source = json.loads((folder / "source.json").read_text())
+    for kind in ("sha256", "md5"):
+        assert resolve(f"{folder}@{source[kind]}") == folder
+
+
+def random_state(name: str) -> dict[str, Tensor]:
+    """Of the published names and shapes, with numbers that keep activations in range."""
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for key, shape in published_shapes(name).items():
+        fan = max(1, int(np.prod(shape[1:])))
+        values = torch.randn(shape, generator=generator) * (2 / fan) ** 0.5
+        if key.endswith("running_var"):
+            values = torch.ones(shape)
+        if key.endswith(("running_mean", "bias")):
+            values = torch.zeros(shape)
+        if len(shape) == 1 and key.endswith("weight"):
+            values = torch.ones(shape)
+        state[key] = values if shape else torch.tensor(0)
+    return state
+
+
+def reduced(name: str, path: Path) -> list[str]:
+    """Writes a small network in the layout of a published file, random where no official one is at
+    hand; gives what `convert` has to be told besides."""
+    options = ["--sample_size=32"]
+    if "ddpmpp" in name:
+        on_disk("score_sde_ddpmpp_vp", reference("score_sde_ddpmpp_vp"), path)
+    elif "ddpm" in name or ("addt" in name and "wrn" not in name):
+        on_disk("ddpm_ho", reference("ddpm_ho"), path)
+    elif name == "imagenet_guided":
+        on_disk("guided_diffusion_uncond", reference("guided_diffusion_uncond"), path)
+        options = ["--sample_size=256", "--head_channels=16", "--beta_schedule=linear"]
+        options += ["--steps=1000"]
+    else:
+        options = []
+        torch.save(classifier(name), path)
+    return options
+
+
+def classifier(name: str) -> Any:
+    if name in ("cifar10_wrn_28_10_standard", "cifar10_wrn_70_16_dropout"):
+        return reference("classifier_diffpure_wrn_dropout").weights
+    if name in ("cifar10_wrn_28_10_gowal", "cifar10_wrn_70_16_rebuffi"):
+        return reference("classifier_deepmind_wrn_swish").weights
+    if name == "cifar10_wrn_70_16_diffpure":
+        weights = reference("classifier_deepmind_wrn_swish").weights
+        return {"model_state_dict": {f"module.0.{key}": v for key, v in weights.items()}}
+    if name.endswith("_addt"):
+        weights = reference("classifier_meliketoy_wrn").weights
+        if name.startswith("cifar100"):
+            for key in ("linear.weight", "linear.bias"):
+                weights[key] = weights[key].repeat(10, *[1] * (weights[key].ndim - 1))
+        return {"net": weights}
+    if name == "svhn_wrn_28_10":
+        return {"params": random_state("clf_svhn_szagoruyko_wrn_28_10")}
+    wide = "wide_" if "wide" in name else ""
+    return random_state(f"clf_torchvision_{wide}resnet50{'_2' if wide else ''}")
+
+
+def write_cifar(data: Path, kind: type[CIFAR], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CIFAR, "counts", test_cifar.SMALL)
+    test_cifar.write_binary(data, kind)
+
+
+def write_svhn(data: Path, kind: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.svhn.SVHN.counts", test_svhn.SMALL)
+    data.mkdir()
+    test_svhn.write(data)
+
+
+def write_imagenet(data: Path, kind: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(1000):
+        folder = data.parent / "imagenet" / "val" / f"n{number:08d}"
+        folder.mkdir(parents=True)
+        shade = Image.new("RGB", (260, 240), (number % 256, 90, 200))
+        shade.save(folder / f"ILSVRC2012_val_{number:08d}.JPEG")
+
+
+DATA: dict[str, Callable[..., None]] = {
+    "CIFAR10": lambda data, m: write_cifar(data, CIFAR10, m),
+    "CIFAR100": lambda data, m: write_cifar(data, CIFAR100, m),
+    "SVHN": lambda data, m: write_svhn(data, None, m),
+    "ImageNet": lambda data, m: write_imagenet(data, None, m),
+}
+LEAST = {"steps": 1, "eot_samples": 1, "targets": 1, "square_queries": 1, "resubmissions": 2}
+
+
+def least(attack: dict[str, Any]) -> dict[str, Any]:
+    """The attack with the smallest budget."""
+    settings = attack["init_args"]
+    if attack["class_path"].endswith("AutoAttack"):
+        settings = settings | dict.fromkeys(list(LEAST)[:4], 1)
+    small = {key: min(value, LEAST.get(key, value)) if key in LEAST else value
+             for key, value in settings.items()}  # fmt: skip
+    return {**attack, "init_args": small}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
+def test_a_recipe_plans_and_evaluates_two_images(
+    path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On its whole schedule, with the files that `doctor` asks for, but for their size."""
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load(path.read_text())
+    model = config["model"]
+    DATA[config["data"]["class_path"].rpartition(".")[2]](tmp_path / "data", monkeypatch)
+    for network in dict.fromkeys(_networks(model)):
+        name = Path(unpinned(network)[0]).name
+        more = reduced(name, tmp_path / "published")
+        told = shlex.split(FILES[name].options)
+        main(["convert", "published", f"weights/{name}", *told, *more])
+    model["classifier"] = unpinned(model["classifier"])[0]
+    model["denoisers"] = {key: unpinned(value)[0] for key, value in model["denoisers"].items()}
+    model["attack"] = least(model["attack"])
+    for attack in model.get("attacks", {}).values():
+        attack["attack"] = least(attack["attack"])
+    model |= {"protocol": {"report_draws": 2, "selection_draws": 1}, "audit": None, "run": "one"}
+    config["data"]["init_args"] |= {"limit": 2, "batch_size": 2}
+    config["data"]["init_args"].pop("subset", None)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    main(["doctor", "small.yaml"])
+    main(["plan", "--config", "small.yaml"])
+    main(["evaluate", "--config", "small.yaml", "--trainer.accelerator=cpu"])
+    results = json.loads(Path("runs/evaluate/one/results.json").read_text())
+    assert results["samples"] == 2 and not results["struck"] and not results["missing"]
+    assert "network calls" in capsys.readouterr().out
