@@ -405,7 +405,7 @@ def packaged() -> World:
         denoiser,
         steps=20,
         attack=PGD(epsilon=Number("16/255"), steps=10, step_size=Number("4/255"), eot_samples=2),
-        audit=Audit(queries=20, purifications=16_000),
+        audit=Audit(queries=20, purifications=12_000),
         protocol=Protocol(report_draws=5, selection_draws=5),
         acceleration=acceleration,
     )
