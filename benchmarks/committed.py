@@ -13,6 +13,7 @@ from hetpure.evaluation.reading import RecordedRun, earlier_results, parse_recor
 from hetpure.evaluation.store import RECORDS, RESULTS, SCHEMA
 
 README = Path(__file__).parent.parent / "README.md"
+RECIPES = README.parent / "docs" / "recipes.md"
 EXPERIMENTS = README.parent / "docs" / "experiments"
 FOLDER = EXPERIMENTS / "records"
 # Names of checks in the words of earlier versions.

@@ -1,55 +1,65 @@
-"""Whether an evaluation of the papers' size fits into the memory that it is given, and how long its
-gradient check takes: what `--plan` says of both, and what they are.
+"""The papers' sizes on this machine: what a user's commands take, with random weights in files of
+the published formats.
 
-Networks of the papers' architectures, google/ddpm-cifar10-32 (35.7M weights) and WRN-28-10 (36.5M),
-with random weights; HetPure's purifier of 100 network calls; two random images, a block each, and
-one step of PGD. All is written to a temporary folder.
+    python benchmarks/paper_size.py cifar10     # convert, and evaluate two images, by both DDPMs
+    python benchmarks/paper_size.py imagenet    # convert the 552M network, one step of an attack
+    python benchmarks/paper_size.py addt        # three updates
+    python benchmarks/paper_size.py             # all: an hour or two on two cores
 
-    python benchmarks/paper_size.py --memory_budget 3GB                # the gradient check
-    python benchmarks/paper_size.py --memory_budget 3GB --evaluate
+Each command is a process of its own, whose time and largest memory are measured. HetPure's purifier
+of 100 network calls, PGD of one step; on ImageNet a schedule of two calls.
 """
 
 import argparse
+import json
+import os
+import resource
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import lightning
+import numpy as np
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler
-from gradients import denoiser_of
-from torch.utils.data import DataLoader
+from PIL import Image
 
-from datamodules.dataset import ImageDataset
-from hetpure.evaluation.provenance import peak_memory
-from hetpure.memory import gigabytes, weight_bytes
-from hetpure.program import run
-from hetpure.weights.classifier import build_classifier, save_classifier
-from lightning_modules.evaluation_cli import evaluation_cli, print_gradient_checks, print_plan
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
-CPU = torch.device("cpu")
-CONFIG = """
+from datamodules.cifar import CIFAR10  # noqa: E402
+from datamodules.imagenet import CLASSES  # noqa: E402
+from hetpure.disk import write_whole  # noqa: E402
+from hetpure.evaluation.provenance import provenance  # noqa: E402
+from hetpure.memory import gigabytes  # noqa: E402
+from hetpure.weights.published import FILES  # noqa: E402
+from tests.published_files import write_published  # noqa: E402
+
+EVALUATION = """
 seed_everything: 0
 model:
-  classifier: {folder}/classifier
-  denoisers: {{ddpm: {folder}/denoiser}}
+  classifier: weights/{classifier}
+  denoisers: {{diffusion: weights/{diffusion}}}
   defenses:
     heterogeneous:
-      denoiser: ddpm
+      denoiser: diffusion
+      purified_size: {size}
       purifier:
         class_path: hetpure.purifiers.HeterogeneousPurifier
-        init_args: {{steps: 500, resampling: fused, resample_jump: 3, output: state}}
+        init_args: {{t_large: {strong}, t_small: {weak}, steps: {steps}, resampling: fused,
+          resample_jump: 3, output: state}}
   attack:
     class_path: hetpure.attacks.PGD
     init_args: {{steps: 1, eot_samples: 1, mask: recomputed}}
   protocol: {{report_draws: 1, selection_draws: 1}}
   audit: null
   memory_budget: {budget}
-  folder: {folder}/runs
+  run: {diffusion}
 data:
-  class_path: paper_size.RandomImages
-  init_args: {{count: 2}}
+  class_path: {data}
+  init_args: {{data_dir: {place}, limit: {images}, batch_size: 1}}
 trainer:
   accelerator: cpu
   devices: 1
@@ -61,88 +71,131 @@ trainer:
 """
 
 
-class RandomImages(lightning.LightningDataModule):
-    """Images of CIFAR-10's shape with random labels, a block each."""
+class Measured(NamedTuple):
+    """A command, what it ended with, its seconds and the most memory that it had."""
 
-    description = "random images"
-    class_names = tuple("0123456789")
-    num_classes, channels, image_size = 10, 3, 32
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        shape = (count, self.channels, self.image_size, self.image_size)
-        images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-        labels = torch.randint(self.num_classes, (count,), generator=generator)
-        self.images = ImageDataset(images, labels, torch.arange(count), where=self.description)
-
-    def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.images, batch_size=1)
-
-    def files_sha256(self) -> dict[str, str]:
-        return {}
+    command: str
+    code: int
+    seconds: float
+    bytes: int
 
 
-def write_networks(folder: Path) -> None:
-    """Random weights of both networks, in the layouts that an evaluation reads."""
-    unet = denoiser_of("cifar10").network
-    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder / "denoiser")
-    torch.manual_seed(1)
-    config = {
-        "architecture": "WideResNet",
-        "network": {"depth": 28, "widen_factor": 10, "num_classes": 10, "in_channels": 3},
-        "mean": [0.5] * 3,
-        "std": [0.25] * 3,
-    }
-    classifier = build_classifier(config, where=folder)
-    save_classifier(folder / "classifier", classifier, config)
-
-
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--memory_budget", default="3GB")
-    parser.add_argument("--evaluate", action="store_true", help="run the whole evaluation too")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_networks(folder)
-        config = folder / "config.yaml"
-        config.write_text(CONFIG.format(folder=folder, budget=options.memory_budget))
-        cli = evaluation_cli([f"--config={config}"])
-        cli.prepare()
-        run = cli.model.described
-        before = peak_memory(CPU)
-        (planned,) = print_plan(cli).values()
-        with_plan = peak_memory(CPU)
-        start = time.perf_counter()
-        print_gradient_checks(cli)
-        seconds = time.perf_counter() - start
-        parts = [
-            ("the plan itself, memory", "-", gigabytes(with_plan - before)),
-            ("gradient check, s", f"at most {planned.most_check_seconds:.0f}", f"{seconds:.0f}"),
-            memory("gradient check", planned.check_bytes, before),
-        ]
-        if options.evaluate:
-            start = time.perf_counter()
-            cli.evaluate()
-            seconds = time.perf_counter() - start
-            parts.append(("evaluation, s", f"{planned.seconds:.0f}", f"{seconds:.0f}"))
-            needed = max(planned.gradient_bytes, planned.check_bytes)
-            parts.append(memory("evaluation", needed, before))
-    networks = weight_bytes([cli.model.networks])
-    print(
-        f"budget {gigabytes(run.budget)}; networks {gigabytes(networks)}; {gigabytes(before)} in"
-        " use before anything was computed\n"
+def measured(what: str, arguments: Sequence[str], folder: Path) -> Measured:
+    """Runs `hetpure ARGUMENTS` in the folder."""
+    print(f"$ hetpure {' '.join(arguments)}", flush=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    start = time.perf_counter()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "hetpure", *arguments], cwd=folder, env=environment
     )
-    print("| part | predicted | real |\n| --- | --- | --- |")
-    for part in parts:
-        print("| " + " | ".join(part) + " |")
+    _, status, used = os.wait4(child.pid, 0)
+    seconds = time.perf_counter() - start
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert isinstance(used, resource.struct_rusage)
+    return Measured(what, os.waitstatus_to_exitcode(status), seconds, used.ru_maxrss * unit)
 
 
-def memory(part: str, predicted: int, before: int) -> tuple[str, str, str]:
-    """Predicted, and the largest so far above what was in use before."""
-    return f"{part}, memory", gigabytes(predicted), gigabytes(peak_memory(CPU) - before)
+def converted(name: str, folder: Path) -> Measured:
+    """A file of the published size and layout becomes a folder; the file is gone then."""
+    file = folder / FILES[name].file
+    write_published(name, file, full=True)
+    options = FILES[name].options.split()
+    told = ["convert", file.name, f"weights/{name}", *options]
+    found = measured(f"convert {file.name} ({gigabytes(file.stat().st_size)})", told, folder)
+    file.unlink()
+    return found
+
+
+def write_cifar10(folder: Path) -> None:
+    """Files of the published layout and size with random pixels."""
+    random = np.random.default_rng(0)
+    place = folder / "data" / CIFAR10.binary.folder
+    place.mkdir(parents=True)
+    for name in CIFAR10.binary.names:
+        records = random.integers(0, 256, (10_000, 3073), np.uint8)
+        records[:, 0] = np.arange(10_000) % 10
+        (place / name).write_bytes(records.tobytes())
+
+
+def write_imagenet(folder: Path) -> None:
+    """A picture of each class, of random pixels."""
+    random = np.random.default_rng(0)
+    for number in range(CLASSES):
+        place = folder / "imagenet" / "val" / f"n{number:08d}"
+        place.mkdir(parents=True)
+        pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
+        picture = Image.fromarray(pixels).resize((260, 240))
+        picture.save(place / f"ILSVRC2012_val_{number:08d}.JPEG")
+
+
+def evaluated(folder: Path, **settings: object) -> Measured:
+    """The evaluation with such settings."""
+    path = folder / f"{settings['diffusion']}.yaml"
+    path.write_text(EVALUATION.format(**settings))
+    what = f"evaluate {settings['images']} images, {settings['diffusion']}"
+    return measured(what, ["evaluate", "--config", path.name], folder)
+
+
+def cifar10(folder: Path) -> list[Measured]:
+    """Both diffusion networks of the papers before WRN-28-10."""
+    write_cifar10(folder)
+    diffusions = ["cifar10_ddpm_ema", "cifar10_ddpmpp_table"]
+    classifier = "cifar10_wrn_28_10_standard"
+    parts = [converted(name, folder) for name in (classifier, *diffusions)]
+    common = {"classifier": classifier, "size": "null", "strong": 0.2, "weak": 0.1, "steps": 500}
+    common |= {"budget": "3GB", "images": 2, "data": "datamodules.cifar.CIFAR10", "place": "data"}
+    return [*parts, *(evaluated(folder, diffusion=name, **common) for name in diffusions)]
+
+
+def imagenet(folder: Path) -> list[Measured]:
+    """The 552M network, purifying at 256 pixels before a ResNet-50."""
+    write_imagenet(folder)
+    names = {"classifier": "imagenet_resnet50", "diffusion": "imagenet_guided"}
+    parts = [converted(name, folder) for name in names.values()]
+    schedule = {"size": 256, "strong": 0.02, "weak": 0.01, "steps": 100, "budget": "8GB"}
+    data = {"images": 1, "data": "datamodules.imagenet.ImageNet", "place": "imagenet"}
+    return [*parts, evaluated(folder, **names, **schedule, **data)]
+
+
+def addt(folder: Path) -> list[Measured]:
+    """The published training, in batches of eight."""
+    if not (folder / "data").exists():
+        write_cifar10(folder)
+    names = {"diffusion": "cifar10_ddpm_ema", "guide": "cifar10_wrn_28_10_addt"}
+    missing = [name for name in names.values() if not (folder / "weights" / name).exists()]
+    parts = [converted(name, folder) for name in missing]
+    told = ["train", "--config", "paper/addt_cifar10", "--trainer.max_steps=3"]
+    told += [f"--model.{key}=weights/{name}" for key, name in names.items()]
+    told += ["--data.batch_size=8", "--trainer.accelerator=cpu"]
+    told += ["--trainer.callbacks=lightning_modules.callbacks.ExportWeights"]
+    return [*parts, measured("train 3 updates of 8 images", told, folder)]
+
+
+PARTS = {"cifar10": cifar10, "imagenet": imagenet, "addt": addt}
+
+
+def table(parts: Sequence[Measured]) -> str:
+    """A row a command."""
+    rows = [
+        f"| {part.command} | {part.code} | {part.seconds:.0f} | {gigabytes(part.bytes)} |"
+        for part in parts
+    ]
+    return "\n".join(["| command | exit | seconds | memory |", "| --- | --- | --- | --- |", *rows])
+
+
+def main() -> None:
+    """Runs the parts that are asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/paper_size.json"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        parts = [part for what in options.what for part in PARTS[what](Path(name))]
+    content = {"parts": [part._asdict() for part in parts]}
+    content["provenance"] = provenance(torch.device("cpu"))
+    write_whole(options.out, json.dumps(content).encode())
+    print(table(parts))
 
 
 if __name__ == "__main__":
-    run(main, sys.argv[1:])
+    main()

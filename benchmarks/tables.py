@@ -1,4 +1,4 @@
-"""Writes the tables of README and docs/experiments from the committed records.
+"""Writes the tables of README, docs/recipes.md and docs/experiments from the committed records.
 
     python benchmarks/tables.py
 
@@ -26,12 +26,14 @@ import antithetic
 import frauds
 import gradients
 import paired_attacks
+import recipes
 import resampling
 import scaling
 import strength
 from committed import (
     EXPERIMENTS,
     README,
+    RECIPES,
     has_records,
     recorded_run,
     records_of,
@@ -142,6 +144,8 @@ KINDS: dict[str, Callable[..., str]] = {
     "strength": lambda names: strength.table(strength.recorded(names.split("+"))),
     "agreements": lambda name: addt_experiment.agreements(saved_results(name)),
     "benchmark": benchmark,
+    "recipes": lambda name: recipes.table(json.loads(unpacked(f"{name}.json"))),
+    "files": lambda _: recipes.files_table(),
     "workers": lambda _: scaling.table(scaling.committed().extended(10_000)),
 }
 
@@ -173,7 +177,7 @@ def rewritten(page: str) -> str:
 
 def main(_: list[str]) -> None:
     """Writes every page whose tables changed, and says which."""
-    for path in (README, *sorted(EXPERIMENTS.glob("*.md"))):
+    for path in (README, RECIPES, *sorted(EXPERIMENTS.glob("*.md"))):
         page = path.read_text()
         without = [name for match in MARKED.finditer(page) for name in missing(match[1])]
         if without:

@@ -29,7 +29,7 @@ def doctor(config: str) -> None:
     """
     kind, path = _found(config)
     content = _read(path)
-    findings = [_network(name) for name in dict.fromkeys(_networks(content["model"]))]
+    findings = [_network(name) for name in dict.fromkeys(networks_of(content["model"]))]
     if data := content.get("data"):
         findings.append(_data(data, KINDS[kind]))
     for there, said in findings:
@@ -62,7 +62,7 @@ def _read(path: str) -> dict[str, Any]:
     return content
 
 
-def _networks(settings: Mapping[str, Any]) -> Iterator[str]:
+def networks_of(settings: Mapping[str, Any]) -> Iterator[str]:
     """What weights a part of a config names."""
     for key, value in settings.items():
         if key in NETWORKS and isinstance(value, str):
@@ -70,7 +70,7 @@ def _networks(settings: Mapping[str, Any]) -> Iterator[str]:
         elif key == "denoisers" and isinstance(value, dict):
             yield from value.values()
         elif isinstance(value, dict):
-            yield from _networks(value)
+            yield from networks_of(value)
 
 
 def _network(name: str) -> tuple[bool, str]:

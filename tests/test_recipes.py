@@ -2,17 +2,13 @@
 formats."""
 
 import json
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
-from torch import Tensor
 
 from datamodules.cifar import CIFAR, CIFAR10, CIFAR100
 from hetpure.__main__ import main
@@ -20,10 +16,11 @@ from hetpure.errors import InputError
 from hetpure.program import run
 from hetpure.weights.folders import resolve, unpinned
 from hetpure.weights.published import FILES
-from lightning_modules.doctor import _networks
+from lightning_modules.doctor import networks_of
 from tests.datamodules import test_cifar, test_svhn
 from tests.hetpure.weights.test_diffusion_formats import on_disk
-from tests.published import published_shapes, reference
+from tests.published import reference
+from tests.published_files import write_and_convert
 
 ROOT = Path(__file__).parent.parent
 EVALUATIONS = sorted((ROOT / "configs" / "evaluate" / "paper").glob("*.yaml"))
@@ -34,7 +31,7 @@ recipes = pytest.mark.parametrize("path", EVALUATIONS + TRAININGS, ids=lambda pa
 @recipes
 def test_a_recipe_names_known_files_and_its_commands(path: Path) -> None:
     text = path.read_text()
-    networks = list(_networks(yaml.safe_load(text)["model"]))
+    networks = list(networks_of(yaml.safe_load(text)["model"]))
     assert networks
     for network in networks:
         folder, digest = unpinned(network)
@@ -51,7 +48,7 @@ def test_every_published_file_is_some_recipes() -> None:
     named = {
         Path(unpinned(network)[0]).name
         for path in EVALUATIONS + TRAININGS
-        for network in _networks(yaml.safe_load(path.read_text())["model"])
+        for network in networks_of(yaml.safe_load(path.read_text())["model"])
     }
     assert named == set(FILES)
 
@@ -124,61 +121,6 @@ def test_convert_writes_what_a_pinned_path_is_held_to(tmp_path: Path) -> None:
         assert resolve(f"{folder}@{source[kind]}") == folder
 
 
-def random_state(name: str) -> dict[str, Tensor]:
-    """Of the published names and shapes, with numbers that keep activations in range."""
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for key, shape in published_shapes(name).items():
-        fan = max(1, int(np.prod(shape[1:])))
-        values = torch.randn(shape, generator=generator) * (2 / fan) ** 0.5
-        if key.endswith("running_var"):
-            values = torch.ones(shape)
-        if key.endswith(("running_mean", "bias")):
-            values = torch.zeros(shape)
-        if len(shape) == 1 and key.endswith("weight"):
-            values = torch.ones(shape)
-        state[key] = values if shape else torch.tensor(0)
-    return state
-
-
-def reduced(name: str, path: Path) -> list[str]:
-    """Writes a small network in the layout of a published file, random where no official one is at
-    hand; gives what `convert` has to be told besides."""
-    options = ["--sample_size=32"]
-    if "ddpmpp" in name:
-        on_disk("score_sde_ddpmpp_vp", reference("score_sde_ddpmpp_vp"), path)
-    elif "ddpm" in name or ("addt" in name and "wrn" not in name):
-        on_disk("ddpm_ho", reference("ddpm_ho"), path)
-    elif name == "imagenet_guided":
-        on_disk("guided_diffusion_uncond", reference("guided_diffusion_uncond"), path)
-        options = ["--sample_size=256", "--head_channels=16", "--beta_schedule=linear"]
-        options += ["--steps=1000"]
-    else:
-        options = []
-        torch.save(classifier(name), path)
-    return options
-
-
-def classifier(name: str) -> Any:
-    if name in ("cifar10_wrn_28_10_standard", "cifar10_wrn_70_16_dropout"):
-        return reference("classifier_diffpure_wrn_dropout").weights
-    if name in ("cifar10_wrn_28_10_gowal", "cifar10_wrn_70_16_rebuffi"):
-        return reference("classifier_deepmind_wrn_swish").weights
-    if name == "cifar10_wrn_70_16_diffpure":
-        weights = reference("classifier_deepmind_wrn_swish").weights
-        return {"model_state_dict": {f"module.0.{key}": v for key, v in weights.items()}}
-    if name.endswith("_addt"):
-        weights = reference("classifier_meliketoy_wrn").weights
-        if name.startswith("cifar100"):
-            for key in ("linear.weight", "linear.bias"):
-                weights[key] = weights[key].repeat(10, *[1] * (weights[key].ndim - 1))
-        return {"net": weights}
-    if name == "svhn_wrn_28_10":
-        return {"params": random_state("clf_svhn_szagoruyko_wrn_28_10")}
-    wide = "wide_" if "wide" in name else ""
-    return random_state(f"clf_torchvision_{wide}resnet50{'_2' if wide else ''}")
-
-
 def write_cifar(data: Path, kind: type[CIFAR], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CIFAR, "counts", test_cifar.SMALL)
     test_cifar.write_binary(data, kind)
@@ -230,11 +172,9 @@ def test_a_recipe_plans_and_evaluates_two_images(
     config = yaml.safe_load(path.read_text())
     model = config["model"]
     DATA[config["data"]["class_path"].rpartition(".")[2]](tmp_path / "data", monkeypatch)
-    for network in dict.fromkeys(_networks(model)):
+    for network in dict.fromkeys(networks_of(model)):
         name = Path(unpinned(network)[0]).name
-        more = reduced(name, tmp_path / "published")
-        told = shlex.split(FILES[name].options)
-        main(["convert", "published", f"weights/{name}", *told, *more])
+        write_and_convert(name, tmp_path / "published", Path("weights") / name)
     model["classifier"] = unpinned(model["classifier"])[0]
     model["denoisers"] = {key: unpinned(value)[0] for key, value in model["denoisers"].items()}
     model["attack"] = least(model["attack"])

@@ -55,7 +55,9 @@ def leaves(tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
         yield path, tree
 
 
-@pytest.mark.parametrize("page", [FOLDER.parent.parent / "README.md", *PAGES], ids=str)
+@pytest.mark.parametrize(
+    "page", [FOLDER.parents[1] / "README.md", FOLDER.parent / "recipes.md", *PAGES], ids=str
+)
 def test_a_page_holds_the_tables_that_are_made(tables: ModuleType, page: Path) -> None:
     """`python benchmarks/tables.py` would write nothing; what it cannot make says so."""
     text = page.read_text()
