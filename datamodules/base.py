@@ -141,6 +141,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return len(self.class_names)
 
     @property
+    def data_set(self) -> str:
+        """What tells this data set from others, whatever the split; trained weights keep it."""
+        return self.title
+
+    @property
     def description(self) -> str:
         """The evaluated images in a few words, for titles."""
         details = [*self.details]

@@ -210,6 +210,10 @@ class ClutteredFashionMNIST(FashionMNIST):
         check_seed(self, "clutter_seed")
         self.details = (*self.details, f"clutter seed {clutter_seed}")
 
+    @property
+    def data_set(self) -> str:
+        return f"{self.title}, clutter seed {self.clutter_seed}"
+
     def garments(self, split: Split) -> ImageDataset:
         """The images of Fashion-MNIST that a split is made of."""
         return super()._read(split)

@@ -1,5 +1,6 @@
 """What a training leaves behind: weights that others can load, and pictures to look at."""
 
+import json
 import shlex
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -17,6 +18,7 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError, check_at_least, only_warned
 from hetpure.noise import Noise, Stream
 from hetpure.sampling import draw_images
+from hetpure.weights.folders import SOURCE
 from lightning_modules.diffusion import DiffusionTraining
 from lightning_modules.processes import run_folder
 from lightning_modules.training import Training
@@ -54,7 +56,10 @@ class ExportWeights(Callback):
             return
         # The default config evaluates packaged images.
         data = getattr(trainer, "datamodule", None)
-        config = "" if isinstance(data, FashionMNIST) else "--config YOURS.yaml "
+        if (data_set := getattr(data, "data_set", None)) is not None:
+            trained = {"trained_on": data_set}
+            (folder / SOURCE).write_text(json.dumps(trained, indent=2) + "\n", "utf-8")
+        config = "" if type(data) is FashionMNIST else "--config YOURS.yaml "
         if (run / END).exists():
             print(f"checkpoint: {run / END}")
         print("the trained weights are evaluated with:\n")

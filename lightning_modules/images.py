@@ -42,4 +42,5 @@ def images_of(data: Any, loader: DataLoader[Any], device: torch.device) -> Image
     else:
         samples = torch.cat([checked(batch, data)["sample"] for batch in loader])
     check_ids(samples, WHERE)
-    return Images(data.description, data.class_names, samples, read, data.files_sha256())
+    files, data_set = data.files_sha256(), getattr(data, "data_set", "")
+    return Images(data.description, data.class_names, samples, read, files, data_set)

@@ -39,7 +39,7 @@ from hetpure.memory import budget_bytes
 from hetpure.noise import check_seed
 from hetpure.numbers import Bytes
 from hetpure.weights import folder_hash, load_classifier, load_denoiser
-from hetpure.weights.folders import resolve_all
+from hetpure.weights.folders import resolve_all, trained_on_of
 
 GRADIENT_BOUND, COSINE_BOUND = 1e-5, 0.99
 LONGEST = 600.0  # seconds that one file of a store may stand for: a kill loses no more
@@ -125,6 +125,7 @@ class Images:
         samples: ids of all images (N,), in order.
         read: gives the images at these positions, in their order, on the run's device.
         files: SHA-256 of the files that they come from, by name.
+        data_set: what trained weights are told apart by, empty where nothing is known.
     """
 
     description: str
@@ -132,6 +133,7 @@ class Images:
     samples: Tensor
     read: Callable[[Sequence[int]], Block]
     files: Mapping[str, str] = field(default_factory=dict)
+    data_set: str = ""
 
     @classmethod
     def of(
@@ -164,10 +166,12 @@ class Images:
 
 @dataclass(frozen=True)
 class Networks:
-    """The rows of a config with their weights, and the weights' hashes."""
+    """The rows of a config with their weights, the weights' hashes, and which data sets they were
+    trained on, where their folders say so."""
 
     rows: Mapping[str, Row]
     weights: Mapping[str, str]
+    trained_on: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, config: Evaluation) -> "Networks":
@@ -188,7 +192,9 @@ class Networks:
             {key: load_denoiser(config.denoisers[key]) for key in keys},
             Acceleration() if auto else config.acceleration,
         )
-        return cls(rows, {name: folder_hash(folder) for name, folder in found.items()})
+        trained_on = {name: trained_on_of(folder) for name, folder in found.items()}
+        hashes = {name: folder_hash(folder) for name, folder in found.items()}
+        return cls(rows, hashes, {name: data for name, data in trained_on.items() if data})
 
     def denoisers(self) -> list[Denoiser]:
         """Those of all rows, each once."""
@@ -228,6 +234,7 @@ class Run:
         images: what it is run on.
         rows: by name, each with its cells, computed as the run computes it.
         weights: their hashes, by the names that the config gives them.
+        trained_on: the data sets that they were trained on, where that is known.
         block: images of a block.
         device: of networks and images.
         budget: bytes that gradients may take on the device.
@@ -238,6 +245,7 @@ class Run:
     images: Images
     rows: Mapping[str, Row]
     weights: Mapping[str, str]
+    trained_on: Mapping[str, str]
     block: int
     device: torch.device
     budget: int
@@ -352,7 +360,15 @@ def describe(
             samples = images.samples[: cell.images(len(images))]
             cell.attack.check(row.attacked, samples, cell.known)
     run = Run(
-        config, images, rows, networks.weights, size, device, budget, budget if here else host
+        config,
+        images,
+        rows,
+        networks.weights,
+        networks.trained_on,
+        size,
+        device,
+        budget,
+        budget if here else host,
     )
     if before:
         return run

@@ -102,6 +102,12 @@ def _notes(run: Run) -> list[str]:
         denoiser = row.defense.denoiser
         if denoiser is not None and denoiser.schedule.pairing:
             notes.append(f"{row.name}, time and noise level: {denoiser.schedule.pairing}")
+    evaluated = run.images.data_set
+    notes += [
+        f"{name} was trained on {data_set}, and these are images of {evaluated}"
+        for name, data_set in run.trained_on.items()
+        if evaluated and data_set != evaluated
+    ]
     return list(dict.fromkeys(notes))
 
 

@@ -23,7 +23,7 @@ NUMBERS = {
 ASSETS = Path(__file__).parent.parent / "assets"
 _PICKLE_STARTS = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 CONVERT = "`hetpure convert {} FOLDER` makes a folder of published files"
-SOURCE = "source.json"  # of a converted folder: what it was made of
+SOURCE = "source.json"  # what a folder was converted from, or trained on
 _PINNED = re.compile(r"(.+)@([0-9a-f]{8,64})")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.t7")
 
@@ -84,6 +84,12 @@ def check_source(folder: Path, digest: str) -> None:
         f"{folder} {before}, wanted is {digest}: convert that file, or leave @{digest} out of the"
         " path to take this one"
     )
+
+
+def trained_on_of(folder: Path) -> str | None:
+    """The data set that a folder's weights were trained on, where the folder says so."""
+    data = read_json(folder / SOURCE).get("trained_on") if (folder / SOURCE).is_file() else None
+    return None if data is None else str(data)
 
 
 def _advice(folder: Path) -> str:

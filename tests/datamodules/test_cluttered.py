@@ -2,9 +2,11 @@
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from datamodules.cluttered import (
@@ -18,7 +20,10 @@ from datamodules.cluttered import (
 )
 from datamodules.fashion_mnist import read_packaged
 from hetpure.errors import InputError
-from hetpure.weights import load_classifier
+from hetpure.weights import ASSETS, load_classifier
+from hetpure.weights.folders import trained_on_of
+from lightning_modules.callbacks import ExportWeights
+from lightning_modules.classifier import ClassifierTraining
 
 GARMENTS = read_packaged("test")
 IMAGES = Clutter(GARMENTS.images[:400], GARMENTS.samples[:400], 1, 0)
@@ -118,3 +123,23 @@ def test_the_oracle_goes_by_the_id_alone() -> None:
         mask(network, pixels)
     with pytest.raises(InputError, match="knows no sample 99999"):
         mask(network, pixels, torch.tensor([99_999]))
+
+
+def test_weights_keep_what_they_were_trained_on(tmp_path: Path) -> None:
+    data = ClutteredFashionMNIST(clutter_seed=3, source="packaged", batch_size=4)
+    training = ClassifierTraining(
+        network={"depth": 10, "widen_factor": 1}, mean=[0.5] * 3, std=[0.5] * 3
+    )
+    Trainer(
+        max_steps=1,
+        limit_val_batches=0,
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[ExportWeights()],
+    ).fit(training, datamodule=data)
+    folder = tmp_path / "classifier"
+    assert trained_on_of(folder) == "Cluttered Fashion-MNIST, clutter seed 3"
+    assert trained_on_of(ASSETS / "fashion_mnist_wrn") is None
