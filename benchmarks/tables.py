@@ -25,6 +25,7 @@ import addt_experiment
 import antithetic
 import frauds
 import gradients
+import overlap
 import paired_attacks
 import recipes
 import resampling
@@ -128,6 +129,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "frauds": frauds.table,
     "gradients": gradients.tables,
     "gradients_cifar10": gradients.tables,
+    "overlap": overlap.table,
     "resampling": resampling.tables,
 }
 KINDS: dict[str, Callable[..., str]] = {

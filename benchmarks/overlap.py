@@ -1,0 +1,102 @@
+"""How far masks and objects lie over one another, on the cluttered images of a finished run.
+
+    python benchmarks/overlap.py runs/evaluate/cluttered_mask
+
+For each row with a mask, on clean images and on the adversarial ones of the main attack: the
+overlap (intersection over union) of mask and object, the share of the object that the mask covers,
+and the share of the image. Means over images with 95% intervals (bootstrap).
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import bootstrap
+from torch import Tensor
+
+from datamodules.cluttered import ClutteredFashionMNIST, ObjectMask
+from hetpure.disk import write_whole
+from hetpure.evaluation.provenance import provenance
+from hetpure.evaluation.store import Store
+from hetpure.report.sheet import Sheet
+from lightning_modules.evaluation_cli import evaluation_cli
+
+MEASURES = ("overlap", "of the object", "of the image")
+
+
+def measures(mask: Tensor, objects: Tensor) -> dict[str, NDArray[np.float64]]:
+    """Of masks and objects (N, 1, H, W), 0 or 1, by measure (N,)."""
+    both = (mask * objects).flatten(1).sum(1)
+    either = mask.flatten(1).sum(1) + objects.flatten(1).sum(1) - both
+    values = (both / either.clamp(min=1), both / objects.flatten(1).sum(1), mask.flatten(1).mean(1))
+    return {name: value.double().numpy() for name, value in zip(MEASURES, values, strict=True)}
+
+
+def mean(values: NDArray[np.float64]) -> dict[str, float]:
+    """With its interval."""
+    found = {"mean": float(values.mean()), "n": len(values)}
+    if np.ptp(values) == 0:
+        return {**found, "low": found["mean"], "high": found["mean"]}
+    interval = bootstrap((values,), np.mean, n_resamples=2000, rng=np.random.default_rng(0))
+    low, high = interval.confidence_interval
+    return {**found, "low": float(low), "high": float(high)}
+
+
+def overlaps(run: Path) -> dict[str, Any]:
+    """Of every row with a mask, by row and by kind of image."""
+    cli = evaluation_cli([f"--config={run / 'config.yaml'}", "--trainer.accelerator=cpu"])
+    cli.prepare()
+    described, store = cli.model.described, Store(run)
+    assert described is not None and isinstance(cli.datamodule, ClutteredFashionMNIST)
+    data = cli.datamodule
+    oracle = ObjectMask(data.clutter_seed, data.test_split, data.data_dir, data.source)  # type: ignore[arg-type]
+    block = described.images.read(range(len(described.images)))
+    found: dict[str, Any] = {}
+    for name, row in described.rows.items():
+        defense = row.defense
+        if not defense.masked:
+            continue
+        objects = oracle(defense.classifier, block.images, block.samples)
+        adversarial, samples = store.images(name, row.cells[1].name)
+        assert torch.equal(torch.as_tensor(samples), block.samples)
+        found[name] = {}
+        for kind, images in (("clean", block.images), ("adversarial", adversarial)):
+            mask = defense.mask(images, block.samples)
+            assert mask is not None
+            values = measures(mask, objects)
+            found[name][kind] = {measure: mean(values[measure]) for measure in MEASURES}
+    return found
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A row a row of the run; shares in %."""
+    rows = []
+    for name, kinds in result["rows"].items():
+        for kind, values in kinds.items():
+            cells = [
+                f"{100 * v['mean']:.1f} [{100 * v['low']:.1f}, {100 * v['high']:.1f}]"
+                for v in (values[measure] for measure in MEASURES)
+            ]
+            rows.append((name, kind, *cells))
+    heads = ("mask", "images", "overlap with the object", "covers of the object", "of the image")
+    n = next(iter(next(iter(result["rows"].values())).values()))["overlap"]["n"]
+    return Sheet(f"Masks and objects (n = {n})", heads, rows, left=2).markdown()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/overlap.json"))
+    options = parser.parse_args()
+    result = {"rows": overlaps(options.run), "provenance": provenance(torch.device("cpu"))}
+    write_whole(options.out, json.dumps(result).encode())
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()
