@@ -235,6 +235,14 @@ class Defense(nn.Module):
         return logits
 
 
+class DefenseView(Defense):
+    """A defence that gives other answers by the same networks, plan and chosen execution."""
+
+    def __init__(self, defense: Defense) -> None:
+        nn.Module.__init__(self)
+        vars(self).update(vars(defense))
+
+
 def _checked(policy: Policy | Execution, purifier: Purifier | None) -> Execution:
     """The execution; InputError where the purifier cannot be differentiated so."""
     execution = Execution.of(policy)

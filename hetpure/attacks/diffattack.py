@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hetpure.attacks.gradient import Ascent
 from hetpure.attacks.pgd import PGD
-from hetpure.defense import Defense, resized
+from hetpure.defense import DefenseView, resized
 from hetpure.denoiser import to_model
 from hetpure.errors import FieldError, InputError, check_at_least
 from hetpure.expectation import Answer, expected_loss
@@ -20,7 +20,7 @@ from hetpure.purifiers.purifier import diffuse
 from hetpure.schedule import NO_NOISE
 
 
-class Deviated(Defense):
+class Deviated(DefenseView):
     """A defence whose answers (B, num_classes + 1) end in one number more, L_dev of the draw: how
     far the reverse process strays from the forward one. It is the sum over the plan's steps of
     alpha(t) d(x_t, x'_t) (eq. 8). As published (appendix D.2), alpha(t) is one over their number.
@@ -30,10 +30,6 @@ class Deviated(Defense):
     the mean squared difference in model units [-1, 1]. Both depend on the image and the gradient
     is exact.
     """
-
-    def __init__(self, defense: Defense) -> None:
-        nn.Module.__init__(self)
-        vars(self).update(vars(defense))  # the same networks, plan and chosen execution
 
     def forward(
         self,

@@ -7,12 +7,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hetpure.attacks.attack import Attack, Cost
 from hetpure.attacks.gradient import Ascent
 from hetpure.attacks.pgd import PGD, steepest
-from hetpure.defense import Defense
+from hetpure.defense import Defense, DefenseView
 from hetpure.errors import FieldError, check_at_least, check_choice, check_positive
 from hetpure.expectation import Answer, Criterion, Progress, Query, expected_gradient
 from hetpure.geometry import Norm
@@ -176,12 +176,8 @@ class Pairs(Query):
             yield index, self.images[index], self.noise.take(index), mask
 
 
-class Purified(Defense):
+class Purified(DefenseView):
     """A defence whose answers are the purified pixels (B, C H W)."""
-
-    def __init__(self, defense: Defense) -> None:
-        nn.Module.__init__(self)
-        vars(self).update(vars(defense))  # the same networks, plan and chosen execution
 
     def forward(
         self,
