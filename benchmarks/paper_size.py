@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from datamodules.cifar import CIFAR10  # noqa: E402
-from datamodules.imagenet import CLASSES  # noqa: E402
+from datamodules.imagenet import CLASSES, COUNTS  # noqa: E402
 from hetpure.disk import write_whole  # noqa: E402
 from hetpure.evaluation.provenance import provenance  # noqa: E402
 from hetpure.memory import gigabytes  # noqa: E402
@@ -118,14 +118,17 @@ def write_cifar10(folder: Path) -> None:
 
 
 def write_imagenet(folder: Path) -> None:
-    """A picture of each class, of random pixels."""
+    """As many pictures of each class as published, all of a class the same random one."""
     random = np.random.default_rng(0)
+    each = COUNTS["test"] // CLASSES
     for number in range(CLASSES):
         place = folder / "imagenet" / "val" / f"n{number:08d}"
         place.mkdir(parents=True)
         pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
-        picture = Image.fromarray(pixels).resize((260, 240))
-        picture.save(place / f"ILSVRC2012_val_{number:08d}.JPEG")
+        names = [f"ILSVRC2012_val_{each * number + k:08d}.JPEG" for k in range(each)]
+        Image.fromarray(pixels).resize((260, 240)).save(place / names[0])
+        for name in names[1:]:
+            (place / name).hardlink_to(place / names[0])
 
 
 def evaluated(folder: Path, **settings: object) -> Measured:

@@ -87,7 +87,7 @@ def planned(recipe: str) -> dict[str, Any]:
     there, write = DATA[data]
     if not Path(there).exists():
         write(Path.cwd())
-    for name in {Path(unpinned(network)[0]).name for network in networks_of(config["model"])}:
+    for name in {Path(unpinned(network)[0]).name for network in networks_of(config)}:
         if not Path("weights", name).exists():
             file = Path(FILES[name].file.replace("/", "_").replace("`", ""))
             write_and_convert(name, file, Path("weights") / name, full=True)
@@ -119,9 +119,7 @@ def table(found: Mapping[str, Any]) -> str:
     for name in NAMES:
         cost = found["recipes"].get(name)
         config = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
-        wanted = dict.fromkeys(
-            Path(unpinned(network)[0]).name for network in networks_of(config["model"])
-        )
+        wanted = dict.fromkeys(Path(unpinned(network)[0]).name for network in networks_of(config))
         costs = (
             (
                 f"{cost['calls']:,}" if cost["calls"] else "none",

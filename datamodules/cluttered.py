@@ -15,7 +15,7 @@ from datamodules.dataset import ImageDataset
 from datamodules.fashion_mnist import FULL_PREFIX, FashionMNIST, Split
 from hetpure.attention import Mask, Size
 from hetpure.classifiers import Classifier
-from hetpure.errors import InputError
+from hetpure.errors import InputError, check_choice
 from hetpure.noise import BatchNoise, Noise, Purpose, Stream, check_seed
 
 SIDE, GARMENT = 32, 28  # pixels of an image and of a garment
@@ -76,14 +76,15 @@ class Clutter:
         """Paints all of them, (N, 3, 32, 32), uint8."""
         noise = self._noise()
         colour, cover = self._placed(noise)
-        behind, ground = _background(noise)
-        own = _farthest(_numbers(noise, Part.COLOURS, 2 + CANDIDATES, 3)[:, 2:], ground)
+        behind, seen = _background(noise)
+        own = _farthest(_numbers(noise, Part.COLOURS, 2 + CANDIDATES, 3)[:, 2:], seen)
         pixels = colour * own[:, :, None, None] + (1 - cover) * behind
         return (255 * pixels).round().to(torch.uint8)
 
     def objects(self) -> Tensor:
         """Where the garments are, (N, 1, 32, 32), boolean."""
-        return self._placed(self._noise())[1] > 0.5
+        # Half covered pixels are common; rounding must not decide which they are.
+        return self._placed(self._noise())[1] > 0.5 + 1e-6
 
     def _noise(self) -> BatchNoise:
         return Noise.of(self.seed, Stream.DATA, self.split).on(self.samples)
@@ -122,7 +123,7 @@ def _resampling(side: Tensor, first: Tensor) -> Tensor:
 
 
 def _background(noise: BatchNoise) -> tuple[Tensor, Tensor]:
-    """Textures (N, 3, 32, 32), pixel [0, 1], and the two colours (N, 2, 3) each begins with."""
+    """Textures (N, 3, 32, 32), pixel [0, 1], and the colours (N, 1 + BLOBS, 3) in each."""
     ground = _numbers(noise, Part.COLOURS, 2 + CANDIDATES, 3)[:, :2]
     kind, angle, periods, phase = _numbers(noise, Part.WAVES, 4).unbind(1)
     angle = 2 * math.pi * angle[:, None, None]
@@ -133,9 +134,14 @@ def _background(noise: BatchNoise) -> tuple[Tensor, Tensor]:
     fields = [ramp, 0.5 + 0.5 * (2 * math.pi * turns).sin(), _value_noise(noise)]
     first, second = ground[:, 0, :, None, None], ground[:, 1, :, None, None]
     mixed = [first + field[:, None] * (second - first) for field in fields]
-    painted = torch.stack([*mixed, _blobs(noise, first.expand_as(mixed[0]))])
+    blobs = _numbers(noise, Part.BLOBS, BLOBS, 6)
+    painted = torch.stack([*mixed, _blobs(blobs, first.expand_as(mixed[0]))])
     chosen = (kind * len(TEXTURES)).long()
-    return painted[chosen, torch.arange(len(noise))], ground
+    second_and_others = torch.where(
+        (chosen == TEXTURES.index("blobs"))[:, None, None], blobs[..., 3:], ground[:, 1:]
+    )
+    seen = torch.cat([ground[:, :1], second_and_others], 1)
+    return painted[chosen, torch.arange(len(noise))], seen
 
 
 def _value_noise(noise: BatchNoise) -> Tensor:
@@ -150,10 +156,11 @@ def _value_noise(noise: BatchNoise) -> Tensor:
     return total / sum(2.0**-layer for layer in range(len(LATTICES)))
 
 
-def _blobs(noise: BatchNoise, canvas: Tensor) -> Tensor:
-    """Discs of other colours, one over the other, on a canvas (N, 3, 32, 32)."""
+def _blobs(blobs: Tensor, canvas: Tensor) -> Tensor:
+    """Discs (N, BLOBS, 6), place, size and colour of each, one over the other, on a canvas
+    (N, 3, 32, 32)."""
     place = torch.arange(SIDE).double()
-    for blob in _numbers(noise, Part.BLOBS, BLOBS, 6).unbind(1):
+    for blob in blobs.unbind(1):
         across, down, size = (value[:, None, None] for value in blob[:, :3].unbind(1))
         distance = torch.hypot(place[:, None] - SIDE * down, place - SIDE * across)
         cover = (3 + 5 * size - distance + 0.5).clamp(0, 1)[:, None]
@@ -161,10 +168,23 @@ def _blobs(noise: BatchNoise, canvas: Tensor) -> Tensor:
     return canvas
 
 
-def _farthest(colours: Tensor, ground: Tensor) -> Tensor:
-    """Of colours (N, K, 3) the one whose nearest of the ground's (N, G, 3) is farthest, (N, 3)."""
-    nearest = torch.cdist(colours, ground).amin(2)
+def _farthest(colours: Tensor, seen: Tensor) -> Tensor:
+    """Of colours (N, K, 3) the one whose nearest of those seen (N, S, 3) is farthest, (N, 3)."""
+    nearest = torch.cdist(colours, seen).amin(2)
     return colours[torch.arange(len(colours)), nearest.argmax(1)]
+
+
+def boxes(objects: Tensor) -> Tensor:
+    """The bounding boxes (N, 1, H, W) of objects (N, 1, H, W), boolean."""
+    rows, columns = objects.any(3, keepdim=True), objects.any(2, keepdim=True)
+
+    def between(line: Tensor, dimension: int) -> Tensor:
+        seen = line.long()
+        return (seen.cumsum(dimension) > 0) & (seen.flip(dimension).cumsum(dimension) > 0).flip(
+            dimension
+        )
+
+    return between(rows, 2) & between(columns, 3)
 
 
 class ClutteredFashionMNIST(FashionMNIST):
@@ -234,19 +254,45 @@ class ObjectMask(Mask):
     """Where the garments of the cluttered images are: an oracle, which no defence has. The mask of
     an image is that of its sample id, whatever an attacker makes of its pixels.
 
+    A mask in the garment's shape tells the classifier what it is: two levels of noise draw its
+    outline. Its bounding box tells less.
+
     Args:
+        shape: of the mask, the garment's own or its bounding box.
         clutter_seed: of the images.
         test_split: the split that they are of.
         data_dir: of the garments, see ClutteredFashionMNIST.
         source: as data_dir.
     """
 
+    shape: Literal["garment", "box"] = "garment"
     clutter_seed: int = 0
     test_split: Literal["test", "validation", "unseen"] = "test"
     data_dir: str | None = None
     source: Literal["auto", "packaged"] = "auto"
 
     control = True
+
+    def __post_init__(self) -> None:
+        check_choice(self, "shape", Literal["garment", "box"])
+
+    def check(self, images: Tensor, samples: Tensor) -> None:
+        if not torch.equal((255 * images).round().to(torch.uint8).cpu(), self._of(samples).make()):
+            raise InputError(
+                "the mask of objects is about other images than these: give it their clutter_seed,"
+                " test_split and source"
+            )
+
+    def _of(self, samples: Tensor) -> Clutter:
+        """The images with these ids."""
+        images, places = self._images
+        wanted = samples.tolist()
+        if unknown := [sample for sample in wanted if sample not in places]:
+            raise InputError(
+                f"the mask of objects knows no sample {unknown[0]}: give it the test_split and"
+                " source of the images"
+            )
+        return images[torch.tensor([places[sample] for sample in wanted])]
 
     @cached_property
     def _images(self) -> tuple[Clutter, dict[int, int]]:
@@ -268,13 +314,6 @@ class ObjectMask(Mask):
     ) -> Tensor:
         if samples is None:
             raise InputError("the mask of objects needs the images' sample ids")
-        images, places = self._images
-        wanted = samples.tolist()
-        if unknown := [sample for sample in wanted if sample not in places]:
-            raise InputError(
-                f"the mask of objects knows no sample {unknown[0]}: its test_split and source are"
-                " not those of the images"
-            )
-        objects = images[torch.tensor([places[sample] for sample in wanted])].objects()
-        mask = objects.to(pixels)
+        objects = self._of(samples).objects()
+        mask = (objects if self.shape == "garment" else boxes(objects)).to(pixels)
         return mask if size is None else F.interpolate(mask, size)

@@ -114,6 +114,10 @@ class Mask(ABC):
 
     control = False
 
+    def check(self, images: Tensor, samples: Tensor) -> None:
+        """InputError where it is not about these images (N, C, H, W), pixel [0, 1], and ids."""
+        return  # a function of pixels is about all images
+
     @abstractmethod
     def __call__(
         self,

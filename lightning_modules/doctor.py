@@ -1,4 +1,4 @@
-"""`hetpure doctor`: what a config asks for, and what of it is missing on this machine."""
+"""`hetpure doctor`: the weights and data that a config asks for, and which are missing here."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,43 +13,55 @@ from hetpure.commands.parsing import call, parser_of
 from hetpure.errors import InputError, causes
 from hetpure.packaged_configs import find, names
 from hetpure.program import FAILED
-from hetpure.weights.folders import resolve, unpinned
-from hetpure.weights.hub import HUB
+from hetpure.weights.folders import resolve, source_hashes, unpinned
+from hetpure.weights.hub import HUB, is_cached
 from hetpure.weights.published import FILES
 
-NETWORKS = ("classifier", "diffusion", "guide")  # options that name a folder of weights
+NETWORKS = ("classifier", "diffusion", "guide")  # keys that name a folder of weights
 KINDS = {"evaluate": "test", "train": "fit"}  # of configs, and what they do with the data
+NEXT = {"evaluate": "plan", "train": "train"}
 
 
 def doctor(config: str) -> None:
     """Says whether the weights and data of a config are there. Exit code 1 where something is not.
 
     Args:
-        config: a packaged config's name, as paper/hetpure_cifar10_wrn28, or a path.
+        config: a packaged config's name, as paper/hetpure_cifar10_wrn28, or a path. A name that an
+            evaluation and a training have stands for both; train/NAME is the training alone.
     """
-    kind, path = _found(config)
-    content = _read(path)
-    findings = [_network(name) for name in dict.fromkeys(networks_of(content["model"]))]
-    if data := content.get("data"):
-        findings.append(_data(data, KINDS[kind]))
-    for there, said in findings:
-        print(f"{'there  ' if there else 'missing'}  {said}")
-    missing = sum(not there for there, _ in findings)
+    found = _found(config)
+    missing = 0
+    for kind, path in found:
+        if len(found) > 1:
+            print(f"{kind}/{config}")
+        content = _read(path)
+        findings = [_network(name) for name in dict.fromkeys(networks_of(content))]
+        if data := content.get("data"):
+            findings.append(_data(data, KINDS[kind]))
+        else:
+            print("not looked at: the config names no data")
+        for there, said in findings:
+            print(f"{'there  ' if there else 'missing'}  {said}")
+        lacking = sum(not there for there, _ in findings)
+        missing += lacking
+        if lacking:
+            print(f"{lacking} of {len(findings)} are missing")
+        else:
+            print(f"everything is there; next: hetpure {NEXT[kind]} --config {config}")
     if missing:
-        print(f"{missing} of {len(findings)} are missing")
         sys.exit(FAILED)
-    command = "plan" if kind == "evaluate" else "train"
-    print(f"everything is there; next: hetpure {command} --config {config}")
 
 
-def _found(config: str) -> tuple[str, str]:
-    """The kind and the path of a config."""
-    for kind in KINDS:
-        if config in names(kind):
-            return kind, find(kind, config)
+def _found(config: str) -> list[tuple[str, str]]:
+    """Kinds and paths of the configs of this name."""
+    kind, _, name = config.partition("/")
+    if kind in KINDS and name in names(kind):
+        return [(kind, find(kind, name))]
+    packaged = [(kind, find(kind, config)) for kind in KINDS if config in names(kind)]
+    if packaged and not Path(config).is_file():
+        return packaged
     path = find("evaluate", config)
-    content = _read(path)
-    return ("train" if "class_path" in content["model"] else "evaluate"), path
+    return [("train" if "class_path" in _read(path)["model"] else "evaluate", path)]
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -62,29 +74,48 @@ def _read(path: str) -> dict[str, Any]:
     return content
 
 
-def networks_of(settings: Mapping[str, Any]) -> Iterator[str]:
-    """What weights a part of a config names."""
+def networks_of(settings: Any) -> Iterator[str]:
+    """What weights a config, or a part of one, names."""
+    if isinstance(settings, list):
+        for part in settings:
+            yield from networks_of(part)
+    if not isinstance(settings, dict):
+        return
     for key, value in settings.items():
-        if key in NETWORKS and isinstance(value, str):
-            yield value
-        elif key == "denoisers" and isinstance(value, dict):
-            yield from value.values()
-        elif isinstance(value, dict):
+        if key == "denoisers":
+            yield from _texts(value, key)
+        elif key in NETWORKS and value is not None:
+            yield from _texts({key: value}, key)
+        else:
             yield from networks_of(value)
+
+
+def _texts(named: Any, where: str) -> Iterator[str]:
+    """Names of weights. InputError where they are none."""
+    if not isinstance(named, dict) or not all(isinstance(v, str) for v in named.values()):
+        raise InputError(f"{where}: {named!r}: a name or a folder of weights is needed")
+    yield from named.values()
 
 
 def _network(name: str) -> tuple[bool, str]:
     """Whether weights are there, and what is known of them or what to do."""
     if name.startswith(HUB):
-        return True, f"{name}: taken from the hub, or from its cache"
+        cached = is_cached(name)
+        return cached, f"{name}: {'in the cache' if cached else 'an evaluation downloads it'}"
     try:
-        resolve(name)
+        folder = resolve(name)
     except InputError as error:
         return False, str(error)
     path, digest = unpinned(name)
     file = FILES.get(Path(path).name)
-    compared = "" if file is None else ": of the published file" if digest else f": {file.hash}"
-    return True, path + compared
+    if file is None:
+        return True, path
+    if digest is not None:
+        return True, f"{path}: converted from the published file"
+    same = file.matches(source_hashes(folder))
+    if same is None:
+        return True, f"{path}: not compared with the published file ({file.hash})"
+    return True, f"{path}: converted from {'that' if same else 'another'} file ({file.hash})"
 
 
 def _data(data: Mapping[str, Any], stage: str) -> tuple[bool, str]:
@@ -92,14 +123,16 @@ def _data(data: Mapping[str, Any], stage: str) -> tuple[bool, str]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
     try:
-        images = parser.instantiate(parser.parse_object({"data": data})).data
+        images = parser.instantiate(parser.parse_object({"data": dict(data)})).data
+        if getattr(images, "download", False):
+            return True, f"{data['class_path']}: downloads what is missing"
         images.setup(stage)
     except Exception as error:
         links = (link for link in causes(error) if isinstance(link, InputError | ArgumentError))
         if (mistake := next(links, None)) is None:
             raise
         return False, " ".join(str(mistake).split())
-    return True, f"{images.title}: {images.origin}"
+    return True, f"{getattr(images, 'title', data['class_path'])}: the images are there"
 
 
 def main(arguments: list[str]) -> None:

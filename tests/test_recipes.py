@@ -31,13 +31,13 @@ recipes = pytest.mark.parametrize("path", EVALUATIONS + TRAININGS, ids=lambda pa
 @recipes
 def test_a_recipe_names_known_files_and_its_commands(path: Path) -> None:
     text = path.read_text()
-    networks = list(networks_of(yaml.safe_load(text)["model"]))
+    networks = list(networks_of(yaml.safe_load(text)))
     assert networks
     for network in networks:
         folder, digest = unpinned(network)
         file = FILES[Path(folder).name]
         assert folder == f"weights/{Path(folder).name}"
-        known = file.sha256 or file.md5 or ""
+        known = (file.sha256 or file.md5 or "") if file.agreed else ""
         assert (digest is None) == (not known) and known.startswith(digest or "")
     kind = "evaluate" if path in EVALUATIONS else "train"
     assert f"#   hetpure doctor paper/{path.stem}" in text
@@ -48,7 +48,7 @@ def test_every_published_file_is_some_recipes() -> None:
     named = {
         Path(unpinned(network)[0]).name
         for path in EVALUATIONS + TRAININGS
-        for network in networks_of(yaml.safe_load(path.read_text())["model"])
+        for network in networks_of(yaml.safe_load(path.read_text()))
     }
     assert named == set(FILES)
 
@@ -64,6 +64,7 @@ def test_doctor_names_all_that_is_missing(
     assert classifier.startswith("missing") and "6ed1c75dad63e8ebdbef" in classifier
     assert "hetpure convert Standard.pt weights/cifar10_wrn_28_10_standard --mean 0" in classifier
     assert "checkpoint_8.pth" in diffusion and "MD5 db26ca82b7ea36b75199abf6ed94339d" in diffusion
+    assert "one text alone" in diffusion
     assert "cifar-10-binary.tar.gz" in data and "SHA-256" in data
     assert last == "3 of 3 are missing"
     with pytest.raises(SystemExit) as stopped:
@@ -98,7 +99,7 @@ def test_doctor_of_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_folder_of_another_file_is_refused_unless_told(tmp_path: Path) -> None:
     folder = tmp_path / "cifar10_ddpm_ema"
     folder.mkdir()
-    with pytest.raises(InputError, match=r"has no source.json, wanted is 1fa350b9"):
+    with pytest.raises(InputError, match="does not say what it was converted from, wanted is"):
         resolve(f"{folder}@1fa350b952534ae4")
     digests = {"sha256": "ab" * 32, "md5": "1fa350b952534ae442b1d5235cce5cd3"}
     (folder / "source.json").write_text(json.dumps(digests))
@@ -107,9 +108,52 @@ def test_a_folder_of_another_file_is_refused_unless_told(tmp_path: Path) -> None
     with pytest.raises(InputError, match="was converted from another file .*leave @abcdef12 out"):
         resolve(f"{folder}@abcdef12")
     assert resolve(folder) == folder
-    odd = tmp_path / "mine@home"
+    assert resolve(f"{folder}@1FA350B952534AE4") == folder
+    (folder / "source.json").write_text(json.dumps({"sha256": "ab" * 32}))
+    with pytest.raises(InputError, match="by an earlier version, which kept no MD5"):
+        resolve(f"{folder}@1fa350b952534ae4")
+    odd = tmp_path / "mine@20261130"
     odd.mkdir()
     assert resolve(odd) == odd
+
+
+def test_a_hash_that_one_text_alone_gives_refuses_nothing() -> None:
+    file = FILES["cifar10_ddpmpp_table"]
+    assert not file.agreed and "one text alone" in file.hash
+    assert file.matches({"sha256": "ab" * 32}) is None
+    assert file.matches({"md5": file.md5 or ""}) is True
+    assert file.matches({"md5": "ab" * 16}) is False
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ({"denoisers": ["a"], "classifier": "fashion_mnist_wrn"}, "denoisers: ['a']"),
+        ({"denoisers": {"a": None}}, "denoisers: {'a': None}"),
+        ({"classifier": 7}, "classifier: {'classifier': 7}"),
+    ],
+)
+def test_doctor_names_what_is_no_path(
+    model: dict[str, Any], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"model": model}))
+    with pytest.raises(SystemExit) as stopped:
+        run(main, ["doctor", str(tmp_path / "mine.yaml")])
+    assert stopped.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_name_of_two_kinds_stands_for_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, kinds in (("paper/addt_cifar10", 2), ("train/paper/addt_cifar10", 1)):
+        with pytest.raises(SystemExit) as stopped:
+            run(main, ["doctor", name])
+        assert stopped.value.code == 1
+        said = capsys.readouterr().out
+        assert said.count("are missing") == kinds and "model-790000.ckpt" in said
+        assert ("data_batch_1.bin" in said) and ("cifar10_addt" in said) == (kinds == 2)
 
 
 def test_convert_writes_what_a_pinned_path_is_held_to(tmp_path: Path) -> None:
@@ -133,6 +177,7 @@ def write_svhn(data: Path, kind: object, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def write_imagenet(data: Path, kind: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.imagenet.COUNTS", {"test": 1000, "train": 1000})
     for number in range(1000):
         folder = data.parent / "imagenet" / "val" / f"n{number:08d}"
         folder.mkdir(parents=True)

@@ -390,6 +390,8 @@ def check_networks(networks: Networks, images: Images, first: Tensor) -> None:
     defenses = {name: row.defense for name, row in networks.rows.items()}
     for defense in defenses.values():
         check_defense(defense, kind)
+        if defense.masked:
+            defense.attention_mask.check(first, images.samples[: len(first)])
     check_all_answers(defenses, first)
 
 

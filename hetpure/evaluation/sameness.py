@@ -92,7 +92,7 @@ def _answers(
     ask(1 - images, samples.roll(1))
     again = ask(images, samples)
     others = torch.cat([images[:1], 1 - images[1:]])
-    strangers = ids.roll(1)[torch.arange(len(samples) - 1) % len(ids)]
+    strangers = ids.roll(1)[torch.arange(len(samples) - 1) % len(ids)].to(samples.device)
     company = ask(others, torch.cat([samples[:1], strangers]))
 
     every = torch.arange(max(DISGUISES, len(images)), device=images.device) % len(images)

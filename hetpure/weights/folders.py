@@ -24,7 +24,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 _PICKLE_STARTS = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 CONVERT = "`hetpure convert {} FOLDER` makes a folder of published files"
 SOURCE = "source.json"  # what a folder was converted from, or trained on
-_PINNED = re.compile(r"(.+)@([0-9a-f]{8,64})")
+_PINNED = re.compile(r"(.+)@([0-9a-fA-F]{8,64})")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.t7")
 
 
@@ -68,22 +68,32 @@ def resolve_all(names: Mapping[str, str]) -> dict[str, Path]:
 
 
 def unpinned(name: str | Path) -> tuple[str, str | None]:
-    """A path, and the hash that it is given with."""
-    match = _PINNED.fullmatch(str(name))
-    return (match[1], match[2]) if match else (str(name), None)
+    """A path, and the hash that it is given with. A folder of the whole name is that folder."""
+    match = None if Path(name).exists() else _PINNED.fullmatch(str(name))
+    return (match[1], match[2].lower()) if match else (str(name), None)
 
 
 def check_source(folder: Path, digest: str) -> None:
     """InputError unless the folder was converted from a file whose hash begins so."""
-    made_of = read_json(folder / SOURCE) if (folder / SOURCE).is_file() else {}
-    hashes = [str(made_of[kind]) for kind in ("sha256", "md5") if kind in made_of]
-    if any(known.startswith(digest) for known in hashes):
+    hashes = source_hashes(folder)
+    if any(known.startswith(digest) for known in hashes.values()):
         return
-    before = f"was converted from another file ({hashes[0]})" if hashes else f"has no {SOURCE}"
+    if not hashes:
+        before = "does not say what it was converted from"
+    elif len(hashes) == 1:
+        before = "was converted by an earlier version, which kept no MD5, or from another file"
+    else:
+        before = f"was converted from another file (SHA-256 {hashes['sha256']})"
     raise InputError(
         f"{folder} {before}, wanted is {digest}: convert that file, or leave @{digest} out of the"
-        " path to take this one"
+        " path to take this folder"
     )
+
+
+def source_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 and MD5 of the file that a folder was converted from, as far as the folder says."""
+    made_of = read_json(folder / SOURCE) if (folder / SOURCE).is_file() else {}
+    return {kind: str(made_of[kind]) for kind in ("sha256", "md5") if kind in made_of}
 
 
 def trained_on_of(folder: Path) -> str | None:

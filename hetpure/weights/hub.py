@@ -12,10 +12,7 @@ WEIGHTS = ("model", "diffusion_pytorch_model", "unet/diffusion_pytorch_model")  
 
 def fetch(name: str) -> Path:
     """The folder of `hf://owner/name[@revision]`: that of the cache, else it is downloaded."""
-    match = re.fullmatch(rf"{HUB}([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", name)
-    if match is None or ".." in name:
-        raise InputError(f"{name} is no hf://owner/name or hf://owner/name@revision")
-    repository, revision = match.groups()
+    repository, revision = _parts(name)
     try:
         return _snapshot(repository, revision, download=False)
     except Exception:  # not in the cache, whatever the library says of that
@@ -29,6 +26,25 @@ def fetch(name: str) -> Path:
             f" ({' '.join(str(error).split())[:200]}): run `hf download {repository}{at}` where"
             " there is a network and bring the cache (HF_HOME), or give the folder's path"
         ) from None
+
+
+def is_cached(name: str) -> bool:
+    """Whether the folder of `hf://owner/name[@revision]` is in the cache."""
+    try:
+        _snapshot(*_parts(name), download=False)
+    except InputError:
+        raise
+    except Exception:  # whatever the library says of that
+        return False
+    return True
+
+
+def _parts(name: str) -> tuple[str, str | None]:
+    match = re.fullmatch(rf"{HUB}([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", name)
+    if match is None or ".." in name:
+        raise InputError(f"{name} is no hf://owner/name or hf://owner/name@revision")
+    repository, revision = match.groups()
+    return repository, revision
 
 
 def _snapshot(repository: str, revision: str | None, *, download: bool) -> Path:

@@ -3,7 +3,8 @@
 Hashes are those that public texts give: none was compared with a file here. Where no text gives
 one, any file is taken."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -19,6 +20,7 @@ class PublishedFile:
         size: in bytes.
         sha256: of its content.
         md5: of its content.
+        agreed: several texts give the hash; where one alone does, no file is refused for it.
         folder: any diffusers folder of that kind will do.
     """
 
@@ -29,6 +31,7 @@ class PublishedFile:
     size: int | None = None
     sha256: str | None = None
     md5: str | None = None
+    agreed: bool = True
     folder: bool = False
 
     @property
@@ -36,7 +39,15 @@ class PublishedFile:
         """In words."""
         kinds = {"SHA-256": self.sha256, "MD5": self.md5}
         known = [f"{kind} {digest}" for kind, digest in kinds.items() if digest]
-        return known[0] if known else "no published hash is known"
+        if not known:
+            return "no published hash is known"
+        return known[0] if self.agreed else f"{known[0]}, which one text alone gives"
+
+    def matches(self, hashes: Mapping[str, str]) -> bool | None:
+        """Whether a file of these hashes, by kind, is this one; None where that cannot be told."""
+        kinds = {"sha256": self.sha256, "md5": self.md5}
+        both = {k: d for k, d in kinds.items() if d is not None and k in hashes}
+        return all(hashes[k].startswith(d) for k, d in both.items()) if both else None
 
     def how(self, folder: Path) -> str:
         """What makes the folder."""
@@ -56,17 +67,17 @@ _SCORE_SDE = PublishedFile(
     "Apache-2.0",
     size=1_707_310_559,
     md5="db26ca82b7ea36b75199abf6ed94339d",
+    agreed=False,
 )
 _SVHN = "trained by the authors of ml-postech's and HetPure's code, no link is known"
 
 FILES = {
-    "cifar10_ddpmpp_table": PublishedFile(**{**vars(_SCORE_SDE), "options": "--pairing table"}),
-    "cifar10_ddpmpp_diffpure": PublishedFile(
-        **{**vars(_SCORE_SDE), "options": "--pairing diffpure"}
-    ),
+    "cifar10_ddpmpp_table": replace(_SCORE_SDE, options="--pairing table"),
+    "cifar10_ddpmpp_diffpure": replace(_SCORE_SDE, options="--pairing diffpure"),
     "cifar10_ddpm_ema": PublishedFile(
         "model-790000.ckpt",
-        "https://heibox.uni-heidelberg.de/f/2e4f01e2d9ee49bab1d5/?dl=1",
+        "https://heibox.uni-heidelberg.de/f/2e4f01e2d9ee49bab1d5/?dl=1; Diff-Pruning's"
+        " ddpm_ema_cifar10.zip, a diffusers folder made of it, does as well without the hash",
         "MIT",
         size=143_046_049,
         md5="1fa350b952534ae442b1d5235cce5cd3",
@@ -75,7 +86,7 @@ FILES = {
         "what `hetpure train --config paper/addt_cifar10` made", "no link is known", folder=True
     ),
     "cifar100_ddpm": PublishedFile(
-        "a diffusers folder, a DDPM of CIFAR-100,", "no link is known", folder=True
+        "a DDPM of CIFAR-100 in diffusers' layout", "no link is known", folder=True
     ),
     "cifar100_addt": PublishedFile(
         "what `hetpure train --config paper/addt_cifar100` made", "no link is known", folder=True
@@ -95,21 +106,24 @@ FILES = {
         "MIT",
         "--mean 0 0 0 --std 1 1 1",
         sha256="6ed1c75dad63e8ebdbef365020dd1a7eee5e79cf8a1438bd3bdc3b9c7aab3d44",
+        agreed=False,
     ),
     "cifar10_wrn_70_16_dropout": PublishedFile(
-        "weights.pt",
+        "wrn-70-16-dropout/weights.pt",
         _DRIVE_FOLDER.format("1istqcnPNXJ-TQFdxRqNJuInzOtlYOG1b"),
         _NVIDIA,
         "--mean .4914 .4822 .4465 --std .2471 .2435 .2616",
         1_067_654_334,
         md5="8b9579d9a1bdeb809aee2289993b00a8",
+        agreed=False,
     ),
     "cifar10_wrn_70_16_diffpure": PublishedFile(
-        "weights-best.pt",
+        "wresnet-76-10/weights-best.pt",
         _DRIVE_FOLDER.format("1OeuFx2r26xeHncs8bGuqgY6ns_N77Avi"),
         _NVIDIA,
         size=2_134_963_836,
         md5="255712cf64b271ea6d63b564c7d4e396",
+        agreed=False,
     ),
     "cifar10_wrn_28_10_gowal": PublishedFile(
         "Gowal2021Improving_28_10_ddpm_100m.pt",
@@ -127,7 +141,7 @@ FILES = {
     "cifar100_wrn_28_10_addt": PublishedFile(
         "wide-resnet-28x10-cifar100.t7", "ADDT's authors have it, no link is known"
     ),
-    "svhn_wrn_28_10": PublishedFile("model.pt7", _SVHN, options="--mean .5 .5 .5 --std .5 .5 .5"),
+    "svhn_wrn_28_10": PublishedFile("model.pt7", _SVHN, options="--mean 0 0 0 --std 1 1 1"),
     "imagenet_resnet50": PublishedFile(
         "resnet50-0676ba61.pth",
         _TORCHVISION.format("resnet50-0676ba61.pth"),

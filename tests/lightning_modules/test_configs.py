@@ -35,6 +35,19 @@ def test_every_shipped_config_parses(
 
 
 VARIANTS: dict[str, dict[str, Any]] = {  # by dotted key, what is not the base's
+    "ball_8": {
+        "perturbation": {
+            "class_path": "hetpure.addt_variants.Ball",
+            "init_args": {
+                "epsilon": "8/255",
+                "step_size": "4/255",
+                "snr_cap": 10.0,
+                "steps": 5,
+                "eot_samples": 1,
+                "objective": "classification",
+            },
+        }
+    },
     "clean": {"perturbation": None},
     "image_ranks": {"perturbation.init_args.ranks": "image"},
     "label_free": {"perturbation.init_args.objective": "denoising"},
