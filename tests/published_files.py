@@ -1,5 +1,5 @@
 """The files that recipes want, with random weights: small networks or those of the published
-size, in the layouts in which they are published."""
+size, in layouts in which such files are published."""
 
 import shlex
 from math import prod

@@ -14,6 +14,7 @@ from datamodules.cifar import CIFAR, CIFAR10, CIFAR100
 from hetpure.__main__ import main
 from hetpure.errors import InputError
 from hetpure.program import run
+from hetpure.weights import load_denoiser
 from hetpure.weights.folders import resolve, unpinned
 from hetpure.weights.published import FILES
 from lightning_modules.doctor import networks_of
@@ -235,3 +236,24 @@ def test_a_recipe_plans_and_evaluates_two_images(
     results = json.loads(Path("runs/evaluate/one/results.json").read_text())
     assert results["samples"] == 2 and not results["struck"] and not results["missing"]
     assert "network calls" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", TRAININGS, ids=lambda path: path.stem)
+def test_a_training_recipe_makes_an_update(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load(path.read_text())
+    DATA[config["data"]["class_path"].rpartition(".")[2]](tmp_path / "data", monkeypatch)
+    told = []
+    for key in ("diffusion", "guide"):
+        name = Path(unpinned(config["model"]["init_args"][key])[0]).name
+        write_and_convert(name, tmp_path / "published", Path("weights") / name)
+        told.append(f"--model.{key}=weights/{name}")
+    told += ["--data.validation=100", "--data.batch_size=4", "--trainer.max_steps=1"]
+    told += ["--trainer.accelerator=cpu", "--trainer.default_root_dir=run"]
+    told += ["--trainer.callbacks=lightning_modules.callbacks.ExportWeights"]
+    main(["train", "--config", f"paper/{path.stem}", *told])
+    (trained,) = Path("run").rglob("diffusion")
+    assert load_denoiser(trained).network is not None
