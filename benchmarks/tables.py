@@ -49,7 +49,7 @@ from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.results import FRESH
 from hetpure.program import run
 from hetpure.report.comparison import sheets
-from hetpure.report.report import state
+from hetpure.report.lines import state
 from hetpure.report.sheet import Sheet
 from hetpure.report.table import attacks_sheet, audit_sheet, defenses_sheet, interval
 

@@ -18,6 +18,7 @@ def run_record(run: Run) -> dict[str, Any]:
     facts = {
         "run": {
             "data": run.images.description,
+            "class_names": list(run.images.class_names),
             "attack": config.attack.describe(),
             "attacks": {name: other.attack.describe() for name, other in config.attacks.items()},
             "report_draws": config.protocol.report_draws,

@@ -87,6 +87,23 @@ def of_threat(attacks: Mapping[str, Sequence[Record]]) -> dict[str, Sequence[Rec
     }
 
 
+def having(attacks: Mapping[str, Sequence[Record]], count: int) -> dict[str, Sequence[Record]]:
+    """The attacks that have so many samples."""
+    return {name: rows for name, rows in attacks.items() if len(rows) == count}
+
+
+def robust_records(records: Sequence[Record]) -> list[Record]:
+    """Of one defence's records those that its `robust` is counted on."""
+    attacks = by_attack(records)
+    count = len(attacks[CLEAN])
+    white_box = {
+        name: rows
+        for name, rows in attacks.items()
+        if name not in (CLEAN, NULL) and not name.startswith(AUDIT)
+    }
+    return worst(having(of_threat(white_box), count))
+
+
 def summarise(records: Sequence[Record], baseline: str | None = None) -> dict[str, dict[str, Any]]:
     """By defence: `clean`, `null_attack`, `attacks.<name>`, `robust` and what was spent.
 
@@ -105,7 +122,7 @@ def summarise(records: Sequence[Record], baseline: str | None = None) -> dict[st
         null = attacks.pop(NULL, None)
         audited = {key: attacks.pop(key) for key in list(attacks) if key.startswith(AUDIT)}
         inside = of_threat(attacks)
-        whole = {key: rows for key, rows in inside.items() if len(rows) == len(clean)}
+        whole = having(inside, len(clean))
         chosen = worst(whole)
         summary[name] = {
             "samples": len(clean),

@@ -29,7 +29,7 @@ from hetpure.saved_images import (
 
 SCHEMA = 4
 RUN, CONFIG, LOCK, MEASURED = "run.json", "config.yaml", "lock", "measured.json"
-RECORDS, RESULTS, REPORT = "records.jsonl", "results.json", "report.md"
+RECORDS, RESULTS, REPORT, PAGE = "records.jsonl", "results.json", "report.md", "report.html"
 CHECKS, STRUCK = "gradient_checks", "struck"
 EARLIER = "records*.jsonl", "trials.jsonl"  # what runs and searches of earlier versions left
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)

@@ -1,4 +1,4 @@
-"""The end of a run: what is measured once, results, report and figure."""
+"""The end of a run: what is measured once, results, pages and pictures."""
 
 import textwrap
 from collections.abc import Sequence
@@ -9,19 +9,21 @@ import torch
 from hetpure.errors import only_warned
 from hetpure.evaluation.description import Run
 from hetpure.evaluation.provenance import peak_memory
-from hetpure.evaluation.run_results import write_results
+from hetpure.evaluation.run_results import Contents, write_results
 from hetpure.evaluation.stopwatch import Stopwatch
 from hetpure.evaluation.store import Store
 from hetpure.noise import Noise, Stream
 from hetpure.report.figure import Panel, draw
-from hetpure.report.report import FIGURE, report, write_page
+from hetpure.report.finding import by_defense
+from hetpure.report.gallery import choose, measure
+from hetpure.report.report import FIGURE, report, write_markdown
 
 ROWS = 6  # of the figure
 
 
 def finish(run: Run, store: Store) -> dict[str, Any]:
-    """Measures latency and memory, writes results and report, draws the figure, and shows them. The
-    results."""
+    """Measures latency and memory, writes results and pages, draws the pictures, and shows the
+    tables. The results."""
     first = run.read(0).images[:1]
     rows = {name: row for name, row in run.rows.items() if store.struck(name) is None}
     store.put_measured(
@@ -34,10 +36,13 @@ def finish(run: Run, store: Store) -> dict[str, Any]:
         }
     )
     results = write_results(store)
-    write_page(store.path, results)  # before the picture, which may fail
+    write_markdown(store.path, results)  # before the pictures, which may fail
     if rows:
         with only_warned(FIGURE):
             draw(_outcome_panels(run, store, list(rows)), store.path / FIGURE)
+    with only_warned("the gallery"):
+        records = Contents.read(store).records(complete=True)
+        measure(run, store, choose(by_defense(records)))
     report(store.path, results)
     return results
 

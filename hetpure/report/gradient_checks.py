@@ -26,7 +26,7 @@ def gradient_checks_sheet(gradient_checks: Checks, title: str = "") -> Sheet:
         title,
         heads,
         [[row[head] for head in heads] for row in rows],
-        note if any("approximation" in row[""] for row in rows) else "",
+        note if any("approximation" in row["verdict"] for row in rows) else "",
         left=len(heads),
     )
 
@@ -60,5 +60,5 @@ def _cells(name: str, check: Mapping[str, Any]) -> dict[str, str]:
         "cosine of what attacks follow in its place": (
             ", ".join(f"{name} {cosine:.3f}" for name, cosine in substitutes) or "-"
         ),
-        "": passed if check["passed"] else "FAIL",
+        "verdict": passed if check["passed"] else "FAIL",
     }

@@ -144,6 +144,34 @@ def audit_sheet(results: Mapping[str, Any], *, every: bool = True) -> Sheet:
     return Sheet("Audit", ("defence", "check", "verdict", "finding"), rows, note, left=4)
 
 
+def costs_sheet(results: Mapping[str, Any]) -> Sheet:
+    """A row a defence: what was spent on it, and what one image costs."""
+    rows = []
+    for name, defense in results["defenses"].items():
+        cost = defense["cost"]
+        latency = cost["latency_seconds"]  # a run may be stopped before that is measured
+        rows.append(
+            (
+                name,
+                str(defense["purification_calls"]),
+                f"{cost['network_calls']:,}",
+                f"{cost['audit_calls']:,}",
+                f"{cost['saved_calls']:,}",
+                f"{cost['seconds']:.1f}",
+                "-" if latency is None else f"{1000 * latency:.1f}",
+            )
+        )
+    heads = (
+        "defence", "calls of one purification", "network calls", "of them for the audit",
+        "saved by the cascade", "seconds", "ms an image",
+    )  # fmt: skip
+    note = (
+        "Network calls: forward calls of the diffusion network. ms an image: purification and"
+        " classification, timed once at the end of the run on one image."
+    )
+    return Sheet("Cost", heads, rows, note)
+
+
 def note(results: Mapping[str, Any]) -> str:
     """What the numbers are."""
     run = results["run"]

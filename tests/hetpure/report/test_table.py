@@ -11,7 +11,8 @@ from rich.console import Console
 
 from hetpure.evaluation.run_results import write_results
 from hetpure.evaluation.statistics import Difference
-from hetpure.report.report import page, state
+from hetpure.report.lines import state
+from hetpure.report.report import page
 from hetpure.report.table import attacks_sheet, defenses_sheet, note, protocol_sheets
 from tests.hetpure.run_records import DRAWS, Line, defended, lines, stored
 
