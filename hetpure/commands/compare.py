@@ -4,12 +4,14 @@ import sys
 from pathlib import Path
 
 from hetpure.commands.parsing import call, parser_of
+from hetpure.disk import write_whole
 from hetpure.errors import InputError
 from hetpure.evaluation import compare as comparing
 from hetpure.evaluation.protocol import CLEAN
 from hetpure.evaluation.results import Counting
 from hetpure.program import FAILED
 from hetpure.report import comparison
+from hetpure.report.leaderboard import compare_page
 from hetpure.report.sheet import wide_console
 
 
@@ -21,6 +23,7 @@ def compare(
     tolerance: float = 0.0,
     csv: str | None = None,
     latex: str | None = None,
+    html: str | None = None,
 ) -> None:
     """Compares every defence of these runs with one of them, on the samples that both have.
 
@@ -39,17 +42,19 @@ def compare(
         tolerance: drop in points that is allowed.
         csv: file to write every number to.
         latex: file to write a tabular to; it needs the package booktabs.
+        html: file to write a page to: a leaderboard of all defences, whole in one file.
     """
     if not 0 <= tolerance <= 100:
         raise InputError(f"--tolerance must be in [0, 100] points, got {tolerance:g}")
-    for name, target in (("csv", csv), ("latex", latex)):
+    for name, target in (("csv", csv), ("latex", latex), ("html", html)):
         if target is not None and (Path(target).is_dir() or not Path(target).parent.is_dir()):
             raise InputError(f"--{name} {target}: a file in a folder that exists is needed")
     read = comparing.read_runs(runs)
     columns, absent = comparing.read_columns(read, attack, protocol)
     reference = comparing.find_baseline(columns, baseline)
     compared = comparing.compare(columns, reference, attack, protocol)
-    for line in comparison.cautions(read, columns, absent, reference, protocol):
+    cautions = list(comparison.cautions(read, columns, absent, reference, protocol))
+    for line in cautions:
         print(f"warning: {line}", file=sys.stderr)
     remarks = comparison.notes(compared, reference, protocol)
     _, clean = comparison.verdict(compared, reference, CLEAN, tolerance)
@@ -63,6 +68,11 @@ def compare(
         comparison.write_csv(compared, reference, protocol, Path(csv))
     if latex is not None:
         Path(latex).write_text(comparison.latex(sheets, remarks), "utf-8")
+    if html is not None:
+        folders = {run.name: Path(path) for run, path in zip(read, runs, strict=True)}
+        notes = (*remarks, clean, attacked)
+        page = compare_page(compared, protocol, folders, cautions, notes, Path(html))
+        write_whole(Path(html), page.encode())
     if not passed:
         sys.exit(FAILED)
 

@@ -9,7 +9,7 @@ from typing import Any
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.results import summarise
-from hetpure.evaluation.run_results import Contents
+from hetpure.evaluation.run_results import Contents, run_results
 from hetpure.evaluation.store import RECORDS, RESULTS, RUN, Store
 
 FIELDS = {field.name for field in fields(Record)}
@@ -111,6 +111,17 @@ def earlier_results(path: Path) -> dict[str, Any]:
         "notes": before.get("notes", []),
         "weaker_than_full": before.get("weaker_than_full", []),
     }
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What `results.json` says of a run. It is computed, and not written, where the run is not
+    finished or the file is not there; of an earlier version from its records."""
+    if not (path / RUN).exists():
+        return earlier_results(path)
+    store = Store(path)
+    contents = Contents.read(store)
+    recorded = {} if contents.missing else _earlier_results(path)
+    return recorded or run_results(store, contents)
 
 
 def _earlier_results(path: Path) -> dict[str, Any]:

@@ -79,9 +79,9 @@ def doubts(results: Mapping[str, Any]) -> list[str]:
             else f"The interval is {100 * width:.0f} points wide: 1 image is no finding."
         )
     if weaker := len(results["weaker_than_full"]):
+        points = counted(weaker, "point")
         lines.append(
-            f"The run is weaker than the full protocol in {counted(weaker, 'point')}: accuracy may be"
-            " lower under the full one."
+            f"The run is weaker than the full protocol in {points}: accuracy may be lower there."
         )
     if len(ordered) > 1:
         lines.append("The highest of several numbers flatters: confirm it on other images.")

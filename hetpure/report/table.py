@@ -46,7 +46,7 @@ def defenses_sheet(results: Mapping[str, Any]) -> Sheet:
         "robust single": [interval(defense["robust"]["single"]) for defense in defenses],
         "robust vote": [interval(defense["robust"]["vote"]) for defense in defenses],
         "attended": [_coverage(defense["mask_coverage"]) for defense in defenses],
-        "audit": [_tally(defense["audit"], results["run"]) for defense in defenses],
+        "audit": [audit_tally(defense["audit"], results["run"]) for defense in defenses],
     }
     if any(defense["robust_by_all"] for defense in defenses):
         columns["robust, all attacks"] = [_by_all(defense) for defense in defenses]
@@ -205,7 +205,7 @@ def _by_all(defense: Mapping[str, Any]) -> str:
     return f"{interval(single)}, n = {single['n']}"
 
 
-def _tally(audit: Sequence[Mapping[str, Any]] | None, run: Mapping[str, Any]) -> str:
+def audit_tally(audit: Sequence[Mapping[str, Any]] | None, run: Mapping[str, Any]) -> str:
     """The worst verdict, and how many have it where it is not the best."""
     if not audit:
         return "-"
