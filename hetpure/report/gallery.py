@@ -102,8 +102,10 @@ def measure(run: Run, store: Store, chosen: Mapping[str, Sequence[Chosen]]) -> N
         mask = defense.mask(images, samples.to(run.device))
         query = Query(images, samples.to(run.device), mask, [noise])
         pieces = [
-            _outcome(defense, *piece)
-            for _, *piece in query.pieces(defense.execution.micro_batch or len(images))
+            _outcome(defense, part, numbers, masked)
+            for _, part, numbers, masked in query.pieces(
+                defense.execution.micro_batch or len(images)
+            )
         ]
         tensors = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
         content = save({"samples": samples, **tensors}, {"row": name})

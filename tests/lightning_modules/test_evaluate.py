@@ -28,7 +28,7 @@ from tests.lightning_modules.runs import (
 ATTACKS = {"plain": ["pgd_linf", "square"], "masked": ["pgd_linf", "square", "dw both"]}
 WRITTEN = {
     *("run.json", "config.yaml", "lock", "measured.json", "blocks", "gradient_checks"),
-    *("records.jsonl", "results.json", "report.md", "figure.png"),
+    *("records.jsonl", "results.json", "report.html", "report.md", "figure.png", "gallery"),
 }
 
 
@@ -101,7 +101,7 @@ def test_a_finished_run_computes_nothing_more(
     """Whatever memory, blocks and paths the next command names: the same weights are the same run.
     Results and report are written anew."""
     before = times(copied)
-    for name in ("records.jsonl", "results.json", "report.md", "figure.png"):
+    for name in ("records.jsonl", "results.json", "report.html", "report.md", "figure.png"):
         (copied / name).unlink()
     (copied / "figure.png").mkdir()  # as where a picture cannot be drawn: it takes nothing with it
     weights = shutil.copytree(world / "classifier", copied.parent / "elsewhere")
@@ -112,6 +112,7 @@ def test_a_finished_run_computes_nothing_more(
     assert "warning: figure.png could not be drawn: " in capsys.readouterr().err
     page = (copied / "report.md").read_text()
     assert "masked" in page and "](figure.png)" not in page
+    assert "purified, first draw" in (copied / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

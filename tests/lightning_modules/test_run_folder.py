@@ -118,6 +118,13 @@ def test_the_run_and_its_other_files(finished: Finished) -> None:
             assert all(f"`{key}`" in TABLES["blocks"]["iterations"] for key in entry)
 
 
+def test_the_gallery(finished: Finished) -> None:
+    for path in (finished.folder / "gallery").iterdir():
+        with safe_open(path, "pt") as file:
+            assert set(file.metadata()) == {"row"}
+            check(dict.fromkeys(file.keys()), TABLES["gallery"])
+
+
 def test_a_struck_row(tmp_path: Path) -> None:
     Store(tmp_path).strike("a row", "its gradient is zero")
     (path,) = (tmp_path / "struck").iterdir()
