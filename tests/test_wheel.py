@@ -60,5 +60,6 @@ def test_it_evaluates_and_reports_in_an_empty_folder(site: Path, tmp_path: Path)
     options = ("--config=plain_classifier", "--model.attack=hetpure_linf", *SMALLEST)
     assert "run folder: runs/evaluate/one" in hetpure(site, tmp_path, "evaluate", *options)
     assert "standard single" in hetpure(site, tmp_path, "report", "runs/evaluate/one")
+    assert "</html>" in (tmp_path / "runs/evaluate/one/report.html").read_text()
     saved = (tmp_path / "runs/evaluate/one/run.json").read_text()
     assert str(ROOT) not in saved

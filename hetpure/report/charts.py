@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hetpure.evaluation.statistics import Estimate
 from hetpure.report.table import interval
 
 
@@ -48,16 +47,9 @@ class Strip:
         return f"{self.name}: accuracy in percent with 95% intervals: {numbers}"
 
 
-def strip(name: str, clean: Estimate | Mapping[str, Any], robust: Any, known: str) -> Strip:
-    """Clean accuracy above, accuracy under attack below; `known` names the latter."""
-    pairs = (("clean", "clean", clean), ("robust", known, robust))
-    return Strip(
-        name,
-        [
-            Dot.of(kind, called, e.as_dict() if isinstance(e, Estimate) else e)
-            for kind, called, e in pairs
-        ],
-    )
+def strip(name: str, clean: Mapping[str, Any], robust: Mapping[str, Any], attack: str) -> Strip:
+    """Clean accuracy above, accuracy under `attack` below; both are `Estimate`s as dictionaries."""
+    return Strip(name, [Dot.of("clean", "clean", clean), Dot.of("robust", attack, robust)])
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ def choose(robust: Mapping[str, Sequence[Record]]) -> dict[str, list[Chosen]]:
     chosen = {}
     for name in shown:
         records = sorted(robust[name], key=lambda record: record.sample)
-        extreme = each // 4 if any(len(set(r.predictions)) > 1 for r in records) else 0
+        drawn = any(len(set(record.predictions)) > 1 for record in records)
+        extreme = (each + 1) // 4 if drawn else 0
         picked = [Chosen(record, "one of the first") for record in records[: each - 2 * extreme]]
         rest = records[len(picked) :]
         rest.sort(key=sureness)

@@ -211,5 +211,5 @@ def test_compare_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Exit code 0: under attack no defence is significantly worse" in help_text
     assert "RUN [RUN ...]" in help_text
     assert "Args:" not in help_text
-    for option in ("baseline", "attack", "protocol", "tolerance", "csv", "latex"):
+    for option in ("baseline", "attack", "protocol", "tolerance", "csv", "latex", "html"):
         assert f"--{option}" in help_text

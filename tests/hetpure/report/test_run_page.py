@@ -4,6 +4,7 @@ import ast
 import base64
 import io
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,19 @@ def test_the_gallery_shows_what_the_networks_make_of_an_image(real: tuple[Run, S
     page = run_page(store, write_results(store))
     assert "noised: image" in page and "zero" in page  # a class's name
     check_page(page)
+
+
+def test_a_page_of_256_images_is_quick_and_small(tmp_path: Path) -> None:
+    """Five defences; what 24 images of pictures take at most is above. In seconds
+    of the processor, which other programs do not lengthen."""
+    right = (RIGHT_A * 7)[:256]
+    records = [line for name in ("a", "b", "c", "d", "e") for line in with_null(name, right)]
+    store, results = run_of(tmp_path / "run", records, images=256)
+    start = time.process_time()
+    page = run_page(store, results)
+    assert time.process_time() - start < 3
+    assert len(page.encode()) < 0.5e6
+    assert len(check_page(page).all("img")) == 3 * 20  # four images of five defences
 
 
 def test_a_damaged_gallery_is_one_line(
