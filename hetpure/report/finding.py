@@ -28,19 +28,21 @@ def finding(results: Mapping[str, Any], robust: Robust) -> str:
     best, *others = ordered
     about = results["defenses"][best]
     single, clean = about["robust"]["single"], about["clean"]["single"]
-    numbers = (
-        f"{_percent(single)} of {counted(single['n'], 'image')}, without attack {_percent(clean)}"
-    )
+    attacked = f"{_percent(single)} of {counted(single['n'], 'image')}"
+    unattacked = f"without attack on {_percent(clean)}"
     if not others:
-        return f"Under attack {best} is right on {numbers}."
-    sentence = f"Of {len(ordered)} defences {best} is right most often under attack: on {numbers}"
+        return f"Under attack {best} is right on {attacked}, {unattacked}."
+    sentence = (
+        f"Of {len(ordered)} defences {best} is right most often under attack: on {attacked}"
+        f" ({unattacked})"
+    )
     second = others[0]
     if not {r.sample for r in robust[best]} & {r.sample for r in robust[second]}:
         return f"{sentence}; it has no image in common with {second}, the next one."
     difference = paired(robust[best], robust[second]).as_dict()
-    points = f"{in_points(difference)} points"
+    points = f"{in_points(difference)} points under attack"
     if difference["low"] > 0:
-        return f"{sentence}, {points} above {second}, the next one."
+        return f"{sentence}; that is {points} above {second}, the next one."
     return f"{sentence}; {second}, the next one, cannot be told from it ({points})."
 
 

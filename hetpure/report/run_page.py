@@ -30,13 +30,23 @@ MOST_CLASSES = 200  # lines of the table of classes
 
 
 @dataclass(frozen=True)
+class Remark:
+    """A check that did not pass: its verdict, what was found, and what to do."""
+
+    check: str
+    verdict: str
+    said: str
+    advice: str
+
+
+@dataclass(frozen=True)
 class Audited:
-    """The audit of one defence in words: how many checks got each verdict, those that did not pass
-    with what to do, and those that did."""
+    """The audit of one defence in words: how many checks got each verdict, those that did not pass,
+    and those that did."""
 
     name: str
     tally: str
-    open: Sheet
+    remarks: Sequence[Remark]
     passed: Sheet
 
 
@@ -80,19 +90,19 @@ def audited(results: Mapping[str, Any]) -> list[Audited]:
         if not checks:
             continue
         counts = [(sum(c["verdict"] == verdict for c in checks), verdict) for verdict in ORDER]
-        heads = ("check", "verdict", "finding", "what to do")
-        rows = [
-            (c["name"], c["verdict"], c["said"], advice(c["name"], c["verdict"])) for c in checks
+        remarks = [
+            Remark(c["name"], verdict, c["said"], advice(c["name"], verdict))
+            for verdict in ORDER
+            for c in checks
+            if c["verdict"] == verdict != "PASS"
         ]
-        rows.sort(key=lambda row: ORDER.index(row[1]))
-        still_open = [row for row in rows if row[1] != "PASS"]
-        passed = [row[:3] for row in rows if row[1] == "PASS"]
+        passed = [(c["name"], c["said"]) for c in checks if c["verdict"] == "PASS"]
         found.append(
             Audited(
                 name,
                 ", ".join(f"{count} {verdict}" for count, verdict in counts if count),
-                Sheet(f"{name}: checks that did not pass", heads, still_open, left=4),
-                Sheet(f"{name}: checks that passed", heads[:3], passed, left=3),
+                remarks,
+                Sheet(f"{name}: checks that passed", ("check", "finding"), passed, left=2),
             )
         )
     return found
