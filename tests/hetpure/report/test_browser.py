@@ -95,6 +95,20 @@ def test_a_page_is_quiet_accessible_and_fits(
     context.close()
 
 
+@pytest.mark.parametrize("name", ["run", "board"])
+def test_a_printed_page_is_light_and_loses_nothing(
+    name: str, browser: Any, pages: dict[str, Path]
+) -> None:
+    """On A4 with its margins, printed from a dark screen: no table is wider than the paper."""
+    context = browser.new_context(viewport={"width": 720, "height": 1000}, color_scheme="dark")
+    view = context.new_page()
+    view.emulate_media(media="print")
+    view.goto(pages[name].as_uri())
+    assert view.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert view.evaluate("document.documentElement.scrollWidth") <= 720
+    context.close()
+
+
 def test_a_table_is_sorted_by_the_keyboard(browser: Any, pages: dict[str, Path]) -> None:
     """By tabs to the button and Enter; numbers as numbers, and back again."""
     view = browser.new_page()
