@@ -15,7 +15,8 @@ from hetpure.evaluation.store import Store
 from hetpure.noise import Noise, Stream
 from hetpure.report.figure import Panel, draw
 from hetpure.report.finding import by_defense
-from hetpure.report.gallery import choose, measure
+from hetpure.report.gallery import choose
+from hetpure.report.measured import measure
 from hetpure.report.report import FIGURE, report, write_markdown
 
 ROWS = 6  # of the figure

@@ -1,28 +1,19 @@
-"""The images that a page shows, at most 24: which ones, what the networks make of them, and how
-they are read again from the run's folder."""
+"""The images that a page shows, at most 24: which ones, and how they are read from the folder."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
-from hetpure.defense import Defense
-from hetpure.denoiser import to_pixels
-from hetpure.disk import write_whole
 from hetpure.errors import InputError
-from hetpure.evaluation.description import Run
 from hetpure.evaluation.protocol import AUDIT, CLEAN, Record
 from hetpure.evaluation.run_results import Contents
 from hetpure.evaluation.store import Job, Store
-from hetpure.expectation import Query
-from hetpure.noise import BatchNoise, Noise, Stream
 from hetpure.numbers import counted
-from hetpure.purifiers import HeterogeneousPurifier, heterogeneous_state
 from hetpure.saved_images import file_stem
 
 MOST = 24  # images of a page, over all its defences
@@ -85,59 +76,6 @@ def choose(robust: Mapping[str, Sequence[Record]]) -> dict[str, list[Chosen]]:
 def sureness(record: Record) -> float:
     """The share of report draws that give the commonest answer."""
     return max(Counter(record.predictions).values()) / len(record.predictions)
-
-
-@torch.no_grad()
-def measure(run: Run, store: Store, chosen: Mapping[str, Sequence[Chosen]]) -> None:
-    """Writes what the networks make of the chosen images: of each defence the classifier's answer
-    without it, and where it purifies the noised and the purified image on the first report draw,
-    the answer to it, and the mask where there is one. Pictures have 8 bits a value."""
-    sources = Sources(Contents.read(store), store)
-    for name, of_row in chosen.items():
-        if not of_row:
-            continue
-        images = torch.stack([sources.image(name, one.record) for one in of_row]).to(run.device)
-        samples = torch.tensor([one.record.sample for one in of_row])
-        noise = Noise.of(run.config.seed, Stream.REPORT)
-        defense = run.rows[name].defense
-        mask = defense.mask(images, samples.to(run.device))
-        query = Query(images, samples.to(run.device), mask, [noise])
-        pieces = [
-            _outcome(defense, part, numbers, masked)
-            for _, part, numbers, masked in query.pieces(
-                defense.execution.micro_batch or len(images)
-            )
-        ]
-        tensors = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
-        content = save({"samples": samples, **tensors}, {"row": name})
-        write_whole(_path(store.path, name), content)
-
-
-def _outcome(
-    defense: Defense, images: Tensor, noise: BatchNoise, mask: Tensor | None
-) -> dict[str, Tensor]:
-    """What is kept of a piece: classes (R,) int64 and pictures (R, C, H, W) uint8."""
-    tensors = {"undefended": defense.classifier(images).argmax(1)}
-    purifier, denoiser = defense.purifier, defense.denoiser
-    if purifier is None or denoiser is None:
-        return _on_cpu(tensors)
-    known = defense.resized(images)
-    if isinstance(purifier, HeterogeneousPurifier) and mask is not None:
-        large, small = (denoiser.schedule.index(s) for s in (purifier.t_large, purifier.t_small))
-        noised = heterogeneous_state(denoiser, known, mask, noise, large, small)
-    else:
-        noised = purifier.start(denoiser, known, noise)
-    purified = defense.purify(images, noise, mask)
-    tensors["answer"] = defense.classifier(purified).argmax(1)
-    pictures = {"noised": to_pixels(noised), "purified": purified}
-    if mask is not None:
-        pictures["mask"] = mask
-    tensors |= {key: (255 * p.clamp(0, 1)).round().byte() for key, p in pictures.items()}
-    return _on_cpu(tensors)
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.cpu().contiguous() for key, value in tensors.items()}
 
 
 class Sources:
@@ -226,14 +164,15 @@ def class_name(class_names: Sequence[str], label: int) -> str:
     return class_names[label] if 0 <= label < len(class_names) else str(label)
 
 
-def _path(folder: Path, row: str) -> Path:
+def gallery_path(folder: Path, row: str) -> Path:
+    """Where the pictures of a row lie that `measure` makes."""
     return folder / FOLDER / f"{file_stem(row)}.safetensors"
 
 
 def _measured(folder: Path, row: str) -> dict[int, dict[str, Tensor]]:
     """By sample what `measure` left of a row; nothing where it was not run. InputError where its
     file is damaged."""
-    path = _path(folder, row)
+    path = gallery_path(folder, row)
     if not path.exists():
         return {}
     try:

@@ -30,8 +30,9 @@ from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
 from hetpure.report.advice import ADVICE, UNDECIDED, advice
 from hetpure.report.charts import curves
 from hetpure.report.finding import by_defense, doubts, finding
-from hetpure.report.gallery import MOST, choose, exhibits, measure
+from hetpure.report.gallery import MOST, choose, exhibits
 from hetpure.report.html import LONGEST, picture
+from hetpure.report.measured import measure
 from hetpure.report.run_page import audited, classes_sheet, run_page
 from hetpure.report.table import interval
 from tests.hetpure.evaluation.runs import CONFIG, begin, small
