@@ -242,7 +242,7 @@ def exchangeable(
     draws, total = claimed.shape[1], claimed.shape[1] + counted.shape[1]
     right, samples = np.unique(claimed.sum(1) + counted.sum(1), return_counts=True)
     answers = claimed.size
-    spectrum = np.ones(answers // 2 + 1, dtype=np.complex128)
+    spectrum = np.ones((answers + 1) // 2 + 1, dtype=np.complex128)
     for count, repeats in zip(right, samples, strict=True):
         chances = scipy.stats.hypergeom(total, count, draws).pmf(np.arange(draws + 1))
         spectrum *= np.fft.rfft(chances, answers + 1) ** repeats

@@ -364,5 +364,7 @@ def test_honest_claims_are_mostly_inside_and_a_lie_is_not() -> None:
 
 
 def test_draws_that_agree_leave_one_claim() -> None:
-    right = np.array([[1, 1, 1], [0, 0, 0]], dtype=bool)
-    assert exchangeable(right, right, 0.95) == (0.5, 0.5)
+    """Of an even and of an odd number of answers."""
+    right = np.array([[1, 1, 1], [0, 0, 0], [1, 1, 1]], dtype=bool)
+    assert exchangeable(right[:2], right[:2], 0.95) == (0.5, 0.5)
+    assert exchangeable(right, right, 0.95) == (2 / 3, 2 / 3)
