@@ -16,6 +16,7 @@ from lightning_modules.evaluation_log import EvaluationLog, gallery
 from lightning_modules.loggers import log_histogram, log_image
 from lightning_modules.progress import EvaluationProgress
 from tests.hetpure.evaluation.runs import begin, small
+from tests.lightning_modules.runs import ALONE, PLAIN, command
 
 IMAGE = np.zeros((2, 3, 3), dtype=np.uint8)
 
@@ -95,3 +96,10 @@ def test_an_evaluation_is_logged_while_it_runs(
     assert any(f"plain/{attack}/right_draws/50%" in numbers for numbers, _ in plain.numbers)
     told = capfd.readouterr().err
     assert "warning: " in told and "100% of the run" in told and "left" in told
+
+
+def test_logger_true_writes_beside_the_results(place: Path) -> None:
+    (logger,) = command("--trainer.logger=true", *ALONE, PLAIN).trainer.loggers
+    assert isinstance(logger, TensorBoardLogger)
+    assert Path(logger.log_dir) == Path("runs/one")
+    assert command(*ALONE, PLAIN).trainer.loggers == []
