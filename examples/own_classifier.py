@@ -22,7 +22,8 @@ from hetpure.weights import load_denoiser
 
 
 class NearestMean(nn.Module):
-    """Logits (B, classes): minus the squared distance to the mean image of each class."""
+    """Logits (B, classes): minus the mean squared distance to the mean image of each
+    class."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         super().__init__()
@@ -30,7 +31,7 @@ class NearestMean(nn.Module):
         self.register_buffer("means", torch.stack(means).flatten(1))
 
     def forward(self, images: Tensor) -> Tensor:
-        return -((images.flatten(1)[:, None] - self.means) ** 2).sum(2)
+        return -((images.flatten(1)[:, None] - self.means) ** 2).mean(2)
 
 
 def main(images: int = 16) -> dict[str, float]:

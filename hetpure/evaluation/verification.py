@@ -125,7 +125,7 @@ def misreported(store: Store) -> list[str]:
         raise InputError(f"{path} is damaged ({error}): delete it") from None
     computed = dict(_accuracies(summarise(records)))
     return [
-        f"{RESULTS}, {name}: it says {written.get(name)}, the records {value}"
+        f"{RESULTS}, {name}: it says {_percent(written.get(name))}, the records {_percent(value)}"
         for name, value in computed.items()
         if written.get(name) != value
     ]
@@ -203,3 +203,7 @@ def _accuracies(defenses: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str
             for protocol, estimate in protocols.items():
                 if isinstance(estimate, Mapping) and "accuracy" in estimate:
                     yield f"{row}, {attack}, {protocol}", estimate["accuracy"]
+
+
+def _percent(share: float | None) -> str:
+    return "nothing" if share is None else f"{100 * share:.1f}%"

@@ -7,6 +7,7 @@ from hetpure.evaluation.verification import Claim
 from hetpure.numbers import counted
 from hetpure.report.sheet import Sheet
 
+MOST = 5  # numbers that are told one by one
 HEADS = ("defence", "attack", "n", "claimed", "replayed", "claims that agree", "verdict")
 NOTE = (
     "Mean accuracy in %. The replay asks the same saved images on draws that the run has not seen."
@@ -22,13 +23,16 @@ def verification_sheet(claims: Sequence[Claim], title: str) -> Sheet:
 
 def verdict(claims: Sequence[Claim], misreported: Sequence[str]) -> list[str]:
     """What was found, in a few lines: the finding first."""
-    outside = [claim for claim in claims if not claim.holds]
-    lines = [f"{claim.row}, {claim.attack}: {claim.problem}" for claim in claims if claim.problem]
-    lines += misreported
-    if outside or misreported:
-        wrong = counted(len(outside), "claim")
-        return [f"NOT verified: {wrong} of {len(claims)} do not hold", *lines]
-    return [f"verified: all {len(claims)} claims agree with the replay"]
+    outside = sum(not claim.holds for claim in claims)
+    lines = [f"verified: all {len(claims)} claims agree with the replay"]
+    if outside:
+        lines = [f"NOT verified: {outside} of {counted(len(claims), 'claim')} do not hold"]
+    lines += [f"{claim.row}, {claim.attack}: {claim.problem}" for claim in claims if claim.problem]
+    if misreported:
+        lines += ["NOT verified: the results are not those of the records", *misreported[:MOST]]
+    if len(misreported) > MOST:
+        lines.append(f"and {len(misreported) - MOST} numbers more")
+    return lines
 
 
 def _line(claim: Claim) -> tuple[str, ...]:
