@@ -36,7 +36,7 @@ def test_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_classifier_of_ones_own() -> None:
     found = example("own_classifier").main(images=8)
     assert found["bare, clean"] >= 0.5  # a class's mean is far better than chance, 0.1
-    assert found["bare, pgd_linf"] < found["bare, clean"]
+    assert found["bare, pgd_linf"] <= found["bare, clean"]
     assert len(found) == 4
 
 
