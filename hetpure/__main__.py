@@ -20,6 +20,10 @@ COMMANDS = {
     "purify": ("look at one purification", "hetpure.commands.purify:main"),
     "convert": ("make a folder of a published file of weights", "hetpure.commands.convert:main"),
     "compare": ("compare the defences of several runs", "hetpure.commands.compare:main"),
+    "verify": (
+        "replay a run's images: does what it claims hold?",
+        "lightning_modules.verification:main",
+    ),
     "report": ("write and print a run's results", "hetpure.commands.report:main"),
     "configs": ("list the packaged configs, or print one", "hetpure.commands.configs:main"),
     "doctor": ("what of a config is missing on this machine", "lightning_modules.doctor:main"),

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from diffusers.utils import make_image_grid, numpy_to_pil
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageOps
 
 from datamodules.fashion_mnist import FashionMNIST
@@ -20,6 +19,7 @@ from hetpure.noise import Noise, Stream
 from hetpure.sampling import draw_images
 from hetpure.weights.folders import SOURCE
 from lightning_modules.diffusion import DiffusionTraining
+from lightning_modules.loggers import log_image
 from lightning_modules.processes import run_folder
 from lightning_modules.training import Training
 
@@ -90,7 +90,8 @@ class EveryUpdates(Callback, ABC):
 
 
 class SampleGrid(EveryUpdates):
-    """Draws images from the averaged weights, to TensorBoard and to `<run>/samples.png`.
+    """Draws images from the averaged weights, to `<run>/samples.png` and to loggers that show
+    images.
 
     Args:
         every_n_steps: updates between two grids; one more is drawn when training ends.
@@ -128,7 +129,4 @@ class SampleGrid(EveryUpdates):
         run.mkdir(parents=True, exist_ok=True)
         ImageOps.scale(grid, 2, Image.Resampling.NEAREST).save(run / "samples.png")
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(
-                    "samples", np.asarray(grid), trainer.global_step, dataformats="HWC"
-                )
+            log_image(logger, "samples", np.asarray(grid), trainer.global_step)

@@ -15,7 +15,8 @@ from hetpure.errors import InputError
 from hetpure.evaluation.description import Evaluation, Networks, Run
 from hetpure.evaluation.rows import DefenseConfig
 from hetpure.evaluation.store import Store
-from hetpure.evaluation.worker import evaluate
+from hetpure.evaluation.worker import Watch, Watches, evaluate
+from lightning_modules.evaluation_log import EvaluationLog
 from lightning_modules.progress import EvaluationProgress
 from lightning_modules.queue import SILENCE, Queue, common_store
 from lightning_modules.sweep import Sweep
@@ -81,7 +82,10 @@ class RobustnessEvaluation(L.LightningModule):
             run = self.described or self._join()
             progress = EvaluationProgress(run, queue)
             with progress.bar:
-                evaluate(run, self.store, queue.claim, progress, trainer.world_size)
+                watches: list[Watch] = [progress]
+                if trainer.is_global_zero and trainer.loggers:
+                    watches.append(EvaluationLog(trainer.loggers, run, self.store))
+                evaluate(run, self.store, queue.claim, Watches(*watches), trainer.world_size)
                 queue.leave()
                 if trainer.is_global_zero and not queue.wait(progress.look, self.silence):
                     evaluate(run, self.store)  # what a dead process had claimed

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.text import Text
 
@@ -100,6 +101,10 @@ class EvaluationCLI(CLI):
         if trainer.is_global_zero:
             with naming_options(self.config):
                 model.store = self._store(model.store, model.describe)
+                if (
+                    self.config.trainer.logger is True
+                ):  # beside the results, not in a folder of its own
+                    trainer.loggers = [TensorBoardLogger(model.store.path, name="", version="")]
                 model.described = model.describe(model.store)
 
     def _store(self, store: Store, describe: Describe) -> Store:

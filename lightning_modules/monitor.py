@@ -6,7 +6,6 @@ import time
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -25,6 +24,7 @@ from hetpure.weights import load_classifier
 from lightning_modules.batches import block_of
 from lightning_modules.callbacks import EveryUpdates
 from lightning_modules.diffusion import DiffusionTraining, Update
+from lightning_modules.loggers import log_histogram
 
 BUCKETS = 4
 CHUNK = 128  # images at once
@@ -37,7 +37,7 @@ class TrainingMonitor(Callback):
     the schedule; `train/objective_before`, `train/objective_after`: what CGPO raises, under the
     perturbation that it began with and the one that it found, on the same noise; `train/lambda`,
     `train/gradient_norm` (before clipping), `train/ema_decay`, `train/images_per_second` (of
-    training alone); and a histogram of the perturbations.
+    training alone); and how the perturbations are distributed.
     """
 
     def __init__(self) -> None:
@@ -79,9 +79,8 @@ class TrainingMonitor(Callback):
         self._images, self._seconds, self._objective = 0, 0.0, None
         log(trainer, pl_module, values, shown="train/images_per_second")
         for logger in trainer.loggers:
-            if update.perturbation is not None and isinstance(logger, TensorBoardLogger):
-                histogram = update.perturbation.float()
-                logger.experiment.add_histogram("perturbation", histogram, trainer.global_step)
+            if update.perturbation is not None:
+                log_histogram(logger, "perturbation", update.perturbation, trainer.global_step)
 
 
 def log(

@@ -225,3 +225,28 @@ def _pairs(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, in
     counts = (first & second, first & ~second, ~first & second, ~first & ~second)
     a, b, c, d = (int(count.sum()) for count in counts)
     return a, b, c, d
+
+
+def exchangeable(
+    claimed: NDArray[np.bool_], counted: NDArray[np.bool_], level: float
+) -> tuple[float, float]:
+    """The lowest and the highest mean of `claimed` (n, R) that agree with `counted` (n, S), draws
+    of the same n samples, at a level as 0.95.
+
+    Were the draws of both alike, each split of a sample's R + S answers would be equally likely, so
+    that its right answers among the R are hypergeometric given how many of all are right. The sum
+    over samples is a convolution. A claim outside the central interval of that sum has a
+    probability of at most 1 - level. It is the exact test of Cochran, Mantel and Haenszel, each
+    sample a stratum, and McNemar's where R = S = 1. Which samples are hard plays no part.
+    """
+    draws, total = claimed.shape[1], claimed.shape[1] + counted.shape[1]
+    right, samples = np.unique(claimed.sum(1) + counted.sum(1), return_counts=True)
+    answers = claimed.size
+    spectrum = np.ones((answers + 1) // 2 + 1, dtype=np.complex128)
+    for count, repeats in zip(right, samples, strict=True):
+        chances = scipy.stats.hypergeom(total, count, draws).pmf(np.arange(draws + 1))
+        spectrum *= np.fft.rfft(chances, answers + 1) ** repeats
+    below = np.fft.irfft(spectrum, answers + 1).clip(min=0).cumsum()
+    tail = (1 - level) / 2
+    low, high = np.searchsorted(below, tail, "right"), np.searchsorted(below, 1 - tail, "left")
+    return float(low) / answers, min(float(high), answers) / answers

@@ -1,7 +1,7 @@
 """The work of a run: tasks in order, each done once, each result kept as it comes."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -49,11 +49,50 @@ class Watch:
     def advance(self, work: int) -> None:
         """So much more was done, in forward passes of networks."""
 
+    def skip(self, row: str, work: int) -> None:
+        """So much of a row's work need not be done: it is there already, or not worth it. Below 0
+        where other work takes its place."""
+        self.advance(work)
+
+    def iteration(self, row: str, attack: str, number: int, values: Mapping[str, float]) -> None:
+        """An iteration of an attack ended: what it told, as its loss, in means over the block."""
+
     def finish(self, row: str, attack: str, records: Sequence[Record]) -> None:
         """A job ended."""
 
     def strike(self, row: str, reason: str) -> None:
         """A row is not evaluated any more."""
+
+
+class Watches(Watch):
+    """Tells several watches what it hears."""
+
+    def __init__(self, *watches: Watch) -> None:
+        self.watches = watches
+
+    def begin(self, row: str, attack: str) -> None:
+        for watch in self.watches:
+            watch.begin(row, attack)
+
+    def advance(self, work: int) -> None:
+        for watch in self.watches:
+            watch.advance(work)
+
+    def skip(self, row: str, work: int) -> None:
+        for watch in self.watches:
+            watch.skip(row, work)
+
+    def iteration(self, row: str, attack: str, number: int, values: Mapping[str, float]) -> None:
+        for watch in self.watches:
+            watch.iteration(row, attack, number, values)
+
+    def finish(self, row: str, attack: str, records: Sequence[Record]) -> None:
+        for watch in self.watches:
+            watch.finish(row, attack, records)
+
+    def strike(self, row: str, reason: str) -> None:
+        for watch in self.watches:
+            watch.strike(row, reason)
 
 
 def evaluate(
@@ -123,7 +162,7 @@ def work(run: Run, store: Store, task: Task, watch: Watch) -> None:
     """Does a task. A row whose gradients are none is struck out, and the others go on."""
     row = run.rows[task.row]
     if store.struck(row.name) is not None:
-        watch.advance(task_work(run, task))
+        watch.skip(row.name, task_work(run, task))
         return
     try:
         if task.audit:
@@ -159,10 +198,10 @@ def _compute(
     """One job, if it is not done."""
     cost = cell_cost(row, cell, run.config.protocol)
     if store.has(job):
-        watch.advance(len(positions) * cost.work)
+        watch.skip(row.name, len(positions) * cost.work)
         return
     watch.begin(row.name, cell.name)
-    monitor = CellMonitor(watch, cost)
+    monitor = CellMonitor(watch, cost, row.name, cell.name)
     start = time.perf_counter()
     block, before = run.images.read(positions), None
     left = torch.arange(len(positions))
@@ -194,7 +233,7 @@ def _compute(
     seconds = time.perf_counter() - start
     finished = Finished(outcome.records, monitor.iterations, seconds, commit())
     store.put(job, finished, outcome.adversarial)
-    watch.advance(len(positions) * cost.work - monitor.work)  # a cost is an upper bound
+    watch.skip(row.name, len(positions) * cost.work - monitor.work)  # a cost is an upper bound
     watch.finish(row.name, cell.name, outcome.records)
 
 
@@ -226,7 +265,9 @@ def _audit(run: Run, store: Store, row: Row, watch: Watch) -> None:
         _compute(run, store, row, job, cells[name], [order[place] for place in places], watch)
         left -= len(places) * cell_cost(row, cells[name], config.protocol).work
         course.add(name, places, store.get(job).records)
-    watch.advance(left)  # of slices that did not grow; below 0 where one grew in another's place
+    watch.skip(
+        row.name, left
+    )  # of slices that did not grow; below 0 where one grew in another's place
 
 
 def _records(
@@ -240,11 +281,13 @@ def _records(
 
 
 class CellMonitor(Monitor):
-    """Tells the watch how much of a cell is done, and keeps what its iterations say."""
+    """Tells the watch how much of a row's cell is done and what its iterations say, and keeps
+    that."""
 
-    def __init__(self, watch: Watch, cost: CellCost) -> None:
+    def __init__(self, watch: Watch, cost: CellCost, row: str, attack: str) -> None:
         self.watch = watch
         self.cost = cost
+        self.row, self.attack = row, attack
         self.work = 0
         self.iterations: list[dict[str, float]] = []
 
@@ -260,6 +303,7 @@ class CellMonitor(Monitor):
 
     def iteration(self, number: int, **values: float) -> None:
         self.iterations.append({"iteration": number, **values})
+        self.watch.iteration(self.row, self.attack, number, values)
 
 
 def _check(run: Run, store: Store, row: Row, watch: Watch) -> None:

@@ -11,7 +11,9 @@ runs that package's code, so such a folder needs the trust that the package has.
 import importlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "WideResNet": WideResNet,
 }
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_ours_alone = ContextVar("ours_alone", default=False)
 KEYS = ("architecture", "network", "mean", "std", "num_classes", "in_channels", "attention_blocks")
 
 
@@ -63,12 +66,28 @@ def load_classifier(name: str | Path) -> Classifier:
     return classifier.eval().requires_grad_(False)
 
 
+@contextmanager
+def only_our_networks() -> Iterator[None]:
+    """Within it no code is imported for a network: InputError where a folder names any that is not
+    one of `ARCHITECTURES`."""
+    before = _ours_alone.set(True)
+    try:
+        yield
+    finally:
+        _ours_alone.reset(before)
+
+
 def find_architecture(name: str) -> Callable[..., nn.Module]:
     """What builds the network of a registered name, of another library's ("timm:NAME"), or of a
     dotted import path; nothing is called.
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
+    if _ours_alone.get():
+        raise InputError(
+            f"{name!r} is not hetpure's, and its code would run here: read that code, and give"
+            " --trust if you trust it"
+        )
     library, colon, model = name.partition(":")
     module, _, attribute = name.rpartition(".")
     if library not in ADAPTERS if colon else not module:

@@ -2,7 +2,7 @@
 promise: coverage."""
 
 from collections.abc import Callable
-from itertools import product
+from itertools import combinations, product
 from math import comb, prod
 
 import numpy as np
@@ -14,6 +14,7 @@ from hetpure.evaluation.statistics import (
     BETS,
     attack_success,
     evidence,
+    exchangeable,
     holm,
     in_points,
     mcnemar,
@@ -321,3 +322,49 @@ def test_holm_asks_less_of_each_next_claim() -> None:
     assert holm({"a": 21.0, "b": 19.0, "c": 19.0}, 0.1, half) == {"a"}
     assert holm({"a": 21.0, "b": 21.0, "c": 11.0}, 0.1, half) == {"a", "b", "c"}
     assert holm({"a": 19.0, "b": 39.0, "c": 39.0}, 0.1, half) == set()
+
+
+def test_the_range_of_claims_is_the_permutations() -> None:
+    """Every way to deal each sample's answers to claim and replay, counted one by one."""
+    claimed = np.array([[1, 0], [1, 1], [0, 0]], dtype=bool)
+    counted = np.array([[0, 1], [1, 0], [0, 1]], dtype=bool)
+    sums = []
+    pools = [[*first, *second] for first, second in zip(claimed, counted, strict=True)]
+    for hands in product(*(combinations(pool, 2) for pool in pools)):
+        sums.append(sum(sum(hand) for hand in hands))
+    ordered = np.sort(sums)
+    level = 0.8
+    low, high = exchangeable(claimed, counted, level)
+    assert np.mean(ordered < round(6 * low)) <= 0.1 < np.mean(ordered <= round(6 * low))
+    assert np.mean(ordered > round(6 * high)) <= 0.1 < np.mean(ordered >= round(6 * high))
+
+
+def test_one_draw_each_is_mcnemars_test() -> None:
+    """Nine samples that only the claim has right: p = 2 / 512, inside at 99.7% and not at 99%."""
+    claimed = np.ones((20, 1), dtype=bool)
+    counted = claimed.copy()
+    counted[:9] = False
+    p_value = mcnemar(claimed[:, 0], counted[:, 0]).p_value
+    assert p_value == pytest.approx(2 / 512)
+    assert exchangeable(claimed, counted, 1 - p_value * 1.01)[1] < 1
+    assert exchangeable(claimed, counted, 1 - p_value * 0.99)[1] == 1
+
+
+def test_honest_claims_are_mostly_inside_and_a_lie_is_not() -> None:
+    generator = np.random.default_rng(0)
+    rates = generator.beta(0.5, 0.3, size=(100, 1))
+    outside = 0
+    for _ in range(100):
+        first, second = (generator.random((100, 20)) < rates for _ in range(2))
+        low, high = exchangeable(first, second, 0.95)
+        outside += not low <= first.mean() <= high
+        lie = first | (generator.random((100, 20)) < 0.2)  # about 7 points more
+        assert lie.mean() > exchangeable(lie, second, 0.95)[1]
+    assert outside <= 10  # of 100: at most 5% are expected
+
+
+def test_draws_that_agree_leave_one_claim() -> None:
+    """Of an even and of an odd number of answers."""
+    right = np.array([[1, 1, 1], [0, 0, 0], [1, 1, 1]], dtype=bool)
+    assert exchangeable(right[:2], right[:2], 0.95) == (0.5, 0.5)
+    assert exchangeable(right, right, 0.95) == (2 / 3, 2 / 3)
