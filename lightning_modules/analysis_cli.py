@@ -35,7 +35,7 @@ class Request:
     their cost is to be said."""
 
     analyses: list[Analysis]
-    images: int
+    images: int | None
     rows: list[str] | None
     plan: bool
 
@@ -51,9 +51,10 @@ class AnalysisCLI(EvaluationCLI):
         )
         parser.add_argument(
             "--images",
-            type=int,
-            default=IMAGES,
-            help="so many of the first images; means to publish need 64 or more",
+            type=int | None,
+            default=None,
+            help=f"so many of the first images; by default {IMAGES}, or all where there are fewer;"
+            " means to publish need 64 or more",
         )
         parser.add_argument(
             "--rows", nargs="+", default=None, help="rows of the table; by default all"
@@ -70,7 +71,7 @@ class AnalysisCLI(EvaluationCLI):
         ):
             if unknown := [name for name in given if name not in known]:
                 raise InputError(f"--{option} {unknown[0]!r} is none of: {', '.join(known)}")
-        if config.images < 1:
+        if config.images is not None and config.images < 1:
             raise InputError(f"--images must be >= 1, got {config.images}")
         if self.trainer.world_size > 1:
             raise InputError("analyze takes one device: give --trainer.devices=1")
@@ -88,23 +89,22 @@ class AnalysisCLI(EvaluationCLI):
         """Does what is asked for in the run's folder. Exit code 1 where a row was left out."""
         run, console = self.model.described, wide_console()
         assert run is not None
-        if request.images > len(run.images):
-            raise InputError(
-                f"--images {request.images}: the data have {len(run.images)}; give a larger"
-                " --data.limit"
-            )
+        there = len(run.images)
+        count = min(IMAGES, there) if request.images is None else request.images
+        if count > there:
+            raise InputError(f"--images {count}: the data have {there}; give a larger --data.limit")
         subjects = subjects_of(run, request.rows)
         for analysis in request.analyses:
             for subject in subjects.values():
                 analysis.check(subject)
         store = AnalysisStore(self.model.store.path)
-        console.print(_costs(run, request, subjects, store).terminal())
+        console.print(_costs(run, request.analyses, count, subjects, store).terminal())
         if request.plan:
             return
         whole = True
         with self._begun():
             for analysis in request.analyses:
-                whole &= _look(analysis, subjects, run, request.images, store, console)
+                whole &= _look(analysis, subjects, run, count, store, console)
         if not whole:
             sys.exit(FAILED)
 
@@ -120,21 +120,25 @@ def subjects_of(run: Run, names: Sequence[str] | None) -> dict[str, Subject]:
 
 
 def _costs(
-    run: Run, request: Request, subjects: Mapping[str, Subject], store: AnalysisStore
+    run: Run,
+    analyses: Sequence[Analysis],
+    count: int,
+    subjects: Mapping[str, Subject],
+    store: AnalysisStore,
 ) -> Sheet:
     """Network calls and predicted seconds of what is still to be done."""
     images = run.read(0).images
     clocks = {name: Stopwatch(subject.defense, images, 1) for name, subject in subjects.items()}
     costs = []
-    for analysis in request.analyses:
+    for analysis in analyses:
         for name, subject in subjects.items():
-            parts = parts_of(analysis, name, request.images)
+            parts = parts_of(analysis, name, count)
             left = sum(part.stop - part.start for part in parts if not store.has(part))
             work = analysis.work(subject)
             costs.append(
                 (analysis.name, name, left * work.calls, left * work.seconds(clocks[name]))
             )
-    return cost_sheet(costs, request.images)
+    return cost_sheet(costs, count)
 
 
 def _look(

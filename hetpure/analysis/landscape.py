@@ -107,8 +107,8 @@ class Landscape(Analysis):
             lines = {name: mean_line(Place(row, name), values) for name, values in found.items()}
             summary.lines.extend(lines.values())
             summary.finding.append(
-                f"{row}: {CURVATURE} {in_words(lines[CURVATURE])}, {RISE} {in_words(lines[RISE])}"
-                f" (n = {len(of_row)})"
+                f"{row}: {CURVATURE} {in_words(lines[CURVATURE], digits=None)},"
+                f" {RISE} {in_words(lines[RISE], digits=None)} (n = {len(of_row)})"
             )
             if row != first:
                 theirs = np.array([record[CURVATURE] for record in records[first]])

@@ -90,9 +90,11 @@ def csv_text(lines: Iterable[Line]) -> str:
     return text.getvalue()
 
 
-def in_words(line: Line, scale: float = 1.0, digits: int = 2) -> str:
-    """A number with its interval, as 0.25 [0.10, 0.40]."""
-    value = f"{scale * line.value:.{digits}f}"
+def in_words(line: Line, scale: float = 1.0, digits: int | None = 2) -> str:
+    """A number with its interval, as 0.25 [0.10, 0.40]; without `digits` behind the point three
+    that count, for numbers of any size."""
+    form = ".3g" if digits is None else f".{digits}f"
+    value = f"{scale * line.value:{form}}"
     if line.low is None or line.high is None:
         return value
-    return f"{value} [{scale * line.low:.{digits}f}, {scale * line.high:.{digits}f}]"
+    return f"{value} [{scale * line.low:{form}}, {scale * line.high:{form}}]"

@@ -82,13 +82,15 @@ class Trajectories(Analysis):
                 directions = torch.stack([path.directions[:, i].flatten(1) for path in paths])
                 ends = torch.stack([path.iterates[-1, i] - path.iterates[0, i] for path in paths])
                 within, between = step_cosines(directions)
-                to_known = _mean(_cosines(directions, known[:, i].flatten(1)[None]).mean((0, 1)))
                 record["within"][kind] = within.tolist()
-                record["cosines"][kind] = {WITHIN: _mean(within), TO_KNOWN: to_known}
+                record["cosines"][kind] = {WITHIN: _mean(within)}
                 if between is not None:
                     record["between"][kind] = between.tolist()
                     record["cosines"][kind][BETWEEN] = _mean(between)
                     record["cosines"][kind][ENDS] = _between_ends(ends.flatten(1))
+                if kind != KNOWN:
+                    to_known = _cosines(directions, known[:, i].flatten(1)[None]).mean((0, 1))
+                    record["cosines"][kind][TO_KNOWN] = _mean(to_known)
             if record["sample"] == subject.first:
                 record["picture"] = self._picture(subject, block.take(torch.tensor([i])), walked, i)
         return found

@@ -26,6 +26,8 @@ def draw_convergence(summary: Summary) -> Figure:
             for number, row in enumerate(summary.rows()):
                 _curve(axis, summary.of(row, quantity, varied), number, row, scale)
             axis.set(xlabel=varied, ylabel=name)
+            if varied != RADIUS:
+                axis.locator_params(axis="x", integer=True)
             if quantity == ACCURACY:
                 axis.set_ylim(-3, 103)
     by_class, masks = axes[0][4], axes[1][4]
@@ -36,6 +38,8 @@ def draw_convergence(summary: Summary) -> Figure:
     masks.set(xlabel=STEPS, ylabel=MASK, ylim=(-0.03, 1.03))
     if not masks.lines:
         titled(masks, "no row has a mask", 8)
+    for axis in (by_class, masks):
+        axis.locator_params(axis="x", integer=True)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()

@@ -40,7 +40,10 @@ def draw_gap(summary: Summary) -> Figure:
                     elinewidth=0.8,
                     label=f"{stage}, {pair}",
                 )
-            axis.set(xlabel="noise level (fraction of T)", ylabel="L2 distance", ylim=(0, None))
+            axis.set(xlabel="noise level (fraction of T)", ylabel="L2 distance")
+            axis.set_yscale("log", nonpositive="clip")
+            if not summary.of(row, f"{NOISED}, {ADVERSARIAL}", space):
+                axis.set(xlabel="no purifier", xticks=[])
             titled(axis, f"{wrapped(row, 40)}: {space}", 8)
             axis.grid(alpha=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()

@@ -38,7 +38,7 @@ def draw_knowledge(summary: Summary) -> Figure:
                 lines = summary.of(row, setting, sampler)
                 values, bars = spread(lines, 100)
                 calls = [line.at or 0.0 for line in lines]
-                shift = 0.015 * (max(calls) - min(calls) or 1.0) * (number - 2)
+                shift = 0.02 * (max(calls) - min(calls) or 1.0) * (number - 2)
                 axis.errorbar(
                     [at + shift for at in calls],
                     values,
@@ -50,6 +50,8 @@ def draw_knowledge(summary: Summary) -> Figure:
                     color=COLORS[number],
                     label=setting,
                 )
+            if len(set(calls)) == 1:
+                axis.set_xlim(calls[0] - 0.5, calls[0] + 0.5)
             axis.set_xticks(calls, [f"{at:g}" for at in calls])
             axis.set(xlabel="network calls of one purification", ylim=(-3, 103))
             titled(axis, f"{wrapped(row, 40)}\n{sampler}", 8)

@@ -31,7 +31,7 @@ def draw_landscape(summary: Summary) -> Figure:
         image = axis.pcolormesh(axis_values, axis_values, losses[row].T, shading="nearest", **scale)
         axis.plot(0, 0, marker="+", color="white", markersize=9)
         axis.set(xlabel="DW direction", ylabel="rest of the white box's", aspect="equal")
-        titled(axis, f"{wrapped(row, 28)}\n{CURVATURE}: {in_words(line)}", 8)
+        titled(axis, f"{wrapped(row, 28)}\n{CURVATURE}: {in_words(line, digits=None)}", 8)
         maps.append(axis)
         surface: Any = figure.add_subplot(2, len(rows), len(rows) + number, projection="3d")
         surface.plot_surface(along, across, losses[row], linewidth=0, **scale)
@@ -40,6 +40,7 @@ def draw_landscape(summary: Summary) -> Figure:
         surface.set_ylabel("rest", fontsize=7)
         surface.set_zlabel("expected loss", fontsize=7)
         surface.tick_params(labelsize=6)
+        surface.locator_params(nbins=5)
     figure.colorbar(image, ax=maps, shrink=0.8, label="expected loss")
     counts = sorted({line.n for line in summary.lines})
     intervals = "no intervals" if counts[-1] == 1 else "[...]: 95% intervals"

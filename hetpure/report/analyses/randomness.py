@@ -17,10 +17,13 @@ from hetpure.report.analyses.style import (
     wrapped,
 )
 
+LEGIBLE = 6  # points that a number needs
+
 
 def draw_randomness(summary: Summary) -> Figure:
-    """From below: what is left under DW-both, report noise, gradient noise. A mark with its
-    interval stands at each accuracy; a share below 0 is drawn beside the bar, not in it."""
+    """From below: what is left under DW-both, report noise, gradient noise. Right of the bar the
+    accuracies that they are differences of. A share below 0, or too small for its number, is a
+    line of text above the bar."""
     rows = summary.rows()
     figure = Figure(figsize=(max(5.0, 1.6 * len(rows) + 1.5), 5.0), layout="constrained")
     axis = figure.subplots()
@@ -28,7 +31,7 @@ def draw_randomness(summary: Summary) -> Figure:
         name: [summary.of(row, name)[0] for row in rows] for name in (CLEAN, WHITE, MORE, BOTH)
     }
     shares = {name: [summary.of(row, name)[0] for row in rows] for name in (GRADIENT, REPORT)}
-    bottom = [0.0] * len(rows)
+    bottom, above = [0.0] * len(rows), ["" for _ in rows]
     parts = (
         ("left", accuracies[BOTH], BLUE),
         (REPORT, shares[REPORT], SKY),
@@ -39,9 +42,14 @@ def draw_randomness(summary: Summary) -> Figure:
         axis.bar(range(len(rows)), heights, 0.55, bottom=bottom, color=color, label=name)
         for place, (line, base, height) in enumerate(zip(lines, bottom, heights, strict=True)):
             words = in_words(line, 100, 0)
-            if height >= 6:
-                axis.text(place, base + height / 2, words, ha="center", va="center", fontsize=7)
+            if height < LEGIBLE:
+                above[place] += f"{name} {words}\n"
+                continue
+            ink, middle = ("white" if color == BLUE else "black"), base + height / 2
+            axis.text(place, middle, words, ha="center", va="center", fontsize=7, color=ink)
         bottom = [base + height for base, height in zip(bottom, heights, strict=True)]
+    for place, (words, top) in enumerate(zip(above, bottom, strict=True)):
+        axis.text(place, top + 1, words.rstrip(), ha="center", va="bottom", fontsize=7)
     for shift, name, marker in zip((-0.36, 0.36, 0.42, 0.48), accuracies, "o^sD", strict=True):
         values, bars = spread(accuracies[name], 100)
         axis.errorbar(

@@ -44,7 +44,15 @@ def draw_trajectories(summary: Summary) -> Figure:
             if kind not in drawn[matrices]:
                 axis.set_axis_off()
                 continue
-            image = axis.imshow(drawn[matrices][kind], vmin=-1, vmax=1, cmap="RdBu_r")
+            end = len(drawn[matrices][kind]) + 0.5
+            image = axis.imshow(
+                drawn[matrices][kind],
+                vmin=-1,
+                vmax=1,
+                cmap="RdBu_r",
+                extent=(0.5, end, end, 0.5),
+            )
+            axis.locator_params(integer=True, nbins=5)
             words = "within a path" if matrices == "within" else "between paths"
             titled(axis, f"{kind}\n{words}", 7)
             axis.set_xlabel("step", fontsize=7)
@@ -89,6 +97,7 @@ def _paths(axis: Any, picture: Mapping[str, Any]) -> None:
             width, label = (2.0 if kind == KNOWN else 0.8), (kind if number == 0 else None)
             axis.plot(*path.T, color=COLORS[kind], linewidth=width, alpha=0.8, label=label)
             axis.scatter(*path[-1:].T, color=COLORS[kind], s=8)
+    axis.set_box_aspect(None, zoom=0.85)  # room for the last axis' label
     share = f"{100 * picture['explained']:.0f}% of the variance"
     axis.set_xlabel("component 1", fontsize=6)
     axis.set_ylabel("component 2", fontsize=6)

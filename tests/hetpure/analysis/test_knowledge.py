@@ -31,7 +31,7 @@ def test_variants_of_sampler_and_grid(
     purifier = UniformPurifier(strength=0.1, steps=20, sampler=DDIM(eta=0.5))
     defense = Defense(classifier, purifier, denoiser, policy="tape")
     row = subject(defense, pgd(steps=1, eot_samples=1), protocol=Protocol(2, 1))
-    analysis = Knowledge(steps=(10, 20))
+    analysis = Knowledge(steps=(10,))
     variants = {(name, v.defense.network_calls): v for name, v in analysis.variants(row)}
     names = ("DDIM, eta 0.5", "DDPM", "DDIM")
     assert list(variants) == [(name, calls) for name in names for calls in (1, 2)]
