@@ -97,7 +97,7 @@ class Landscape(Analysis):
 
     def summarise(self, records: Mapping[str, Sequence[Record]]) -> Summary:
         """With several rows, also each row's curvature less the first one's, paired by image."""
-        summary = Summary([], [], remarks(records), {"axis": self.axis.tolist()})
+        summary = Summary([], [], remarks(records), {"axis": self.axis.tolist(), "losses": {}})
         first, *_ = records
         for row, of_row in records.items():
             found = {
@@ -114,7 +114,8 @@ class Landscape(Analysis):
                 theirs = np.array([record[CURVATURE] for record in records[first]])
                 place = Place(row, f"{CURVATURE}, less that of {first}")
                 summary.lines.append(mean_line(place, found[CURVATURE] - theirs))
-            summary.drawn[row] = np.mean([record["losses"] for record in of_row], 0).tolist()
+            mean = np.mean([record["losses"] for record in of_row], 0)
+            summary.drawn["losses"][row] = mean.tolist()
         return summary
 
 

@@ -14,7 +14,7 @@ from hetpure.report.analyses.style import titled, wrapped
 def draw_landscape(summary: Summary) -> Figure:
     """A column a row of the table: the mean map over all images, and the same as a surface."""
     rows, axis_values = summary.rows(), np.array(summary.drawn["axis"])
-    losses = {row: np.array(summary.drawn[row]) for row in rows}
+    losses = {row: np.array(summary.drawn["losses"][row]) for row in rows}
     low = min(float(of_row.min()) for of_row in losses.values())
     high = max(float(of_row.max()) for of_row in losses.values())
     scale: dict[str, Any] = {
