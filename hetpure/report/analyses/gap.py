@@ -41,9 +41,13 @@ def draw_gap(summary: Summary) -> Figure:
                     label=f"{stage}, {pair}",
                 )
             axis.set(xlabel="noise level (fraction of T)", ylabel="L2 distance")
-            axis.set_yscale("log", nonpositive="clip")
-            if not summary.of(row, f"{NOISED}, {ADVERSARIAL}", space):
-                axis.set(xlabel="no purifier", xticks=[])
+            if summary.of(row, f"{NOISED}, {ADVERSARIAL}", space):
+                axis.set_yscale("log", nonpositive="clip")
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_minor_formatter("{x:g}")
+                axis.tick_params(which="minor", labelsize=6)
+            else:
+                axis.set(xlabel="no purifier", xticks=[], ylim=(0, None))
             titled(axis, f"{wrapped(row, 40)}: {space}", 8)
             axis.grid(alpha=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()

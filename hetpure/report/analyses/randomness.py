@@ -25,7 +25,7 @@ def draw_randomness(summary: Summary) -> Figure:
     accuracies that they are differences of. A share below 0, or too small for its number, is a
     line of text above the bar."""
     rows = summary.rows()
-    figure = Figure(figsize=(max(5.0, 1.6 * len(rows) + 1.5), 5.0), layout="constrained")
+    figure = Figure(figsize=(max(6.6, 1.6 * len(rows) + 1.5), 5.0), layout="constrained")
     axis = figure.subplots()
     accuracies = {
         name: [summary.of(row, name)[0] for row in rows] for name in (CLEAN, WHITE, MORE, BOTH)
@@ -64,7 +64,7 @@ def draw_randomness(summary: Summary) -> Figure:
         )
     axis.set_xticks(range(len(rows)), [wrapped(row) for row in rows], fontsize=8)
     axis.set(ylabel="accuracy (%)", ylim=(0, 105))
-    titled(axis, f"What of the white box's robustness is noise; {counted_images(summary.lines)}")
+    titled(axis, f"What of the white box's robustness is noise\n{counted_images(summary.lines)}")
     axis.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     return figure
