@@ -56,9 +56,7 @@ def test_a_linear_classifier_falls_at_the_radius_of_its_margin() -> None:
     assert summary.of("row", MASK, STEPS) == []
 
 
-def test_more_draws_of_the_coin_find_less(
-    denoiser: Denoiser, classifier: Classifier, images: Tensor
-) -> None:
+def test_more_draws_of_the_coin_find_less() -> None:
     """A single draw moves one half and breaks the defence where that half is looked at."""
     row, block = halves()
     row = subject(row.defense, pgd(norm="l2", epsilon=1.0, step_size=1.0, steps=1, eot_samples=64))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import hetpure.analysis.store as storing
 from hetpure.analysis import ANALYSES, Gap, Randomness
@@ -143,4 +142,3 @@ def test_attacks_that_cannot_be_varied_are_refused() -> None:
 
 def test_work_adds_up() -> None:
     assert Work(1, 2) + Work(10, 20) == Work(11, 22)
-    assert torch.is_grad_enabled()
