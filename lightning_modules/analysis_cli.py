@@ -12,7 +12,7 @@ from rich.text import Text
 
 from hetpure.analysis import ANALYSES, Analysis
 from hetpure.analysis.store import PICTURE, AnalysisStore, examine, parts_of, summarise
-from hetpure.analysis.subject import Subject, subject_of
+from hetpure.analysis.subject import Subject, Work, subject_of
 from hetpure.commands.options import naming_options
 from hetpure.errors import InputError, only_warned
 from hetpure.evaluation.description import Run
@@ -133,11 +133,12 @@ def _costs(
     for analysis in analyses:
         for name, subject in subjects.items():
             parts = parts_of(analysis, name, count)
-            left = sum(part.stop - part.start for part in parts if not store.has(part))
-            work = analysis.work(subject)
-            costs.append(
-                (analysis.name, name, left * work.calls, left * work.seconds(clocks[name]))
-            )
+            left = [part for part in parts if not store.has(part)]
+            works = [analysis.work(subject)] * sum(part.stop - part.start for part in left)
+            if left and left[0].start == 0:
+                works.append(analysis.first_work(subject))
+            work = sum(works, Work())
+            costs.append((analysis.name, name, work.calls, work.seconds(clocks[name])))
     return cost_sheet(costs, count)
 
 

@@ -56,6 +56,10 @@ class Analysis(ABC):
     def work(self, subject: Subject) -> Work:
         """Network calls for one image, at most."""
 
+    def first_work(self, subject: Subject) -> Work:
+        """What the run's first image costs beside that, for pictures of one image."""
+        return Work()
+
     @abstractmethod
     def examine(self, subject: Subject, block: Block) -> list[Record]:
         """A record for each image of the block."""

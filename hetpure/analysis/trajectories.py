@@ -55,10 +55,14 @@ class Trajectories(Analysis):
             raise InputError("trajectories compare steps of paths: give --model.attack.steps >= 2")
 
     def work(self, subject: Subject) -> Work:
-        """The picture's heights belong to one image of all, and are not counted."""
         eot = subject.attack.eot_samples if subject.defense.stochastic else 1
         paths = 1 + self.count(subject) * (eot + 1)
         return subject.work_of(gradients=subject.attack.steps * paths)
+
+    def first_work(self, subject: Subject) -> Work:
+        """Of the heights of all its iterates."""
+        iterates = (1 + 2 * self.count(subject)) * (subject.attack.steps + 1)
+        return subject.work_of(answers=iterates * len(subject.probes(self.height_draws)))
 
     def walked(self, subject: Subject, block: Block) -> dict[str, list[AttackPath]]:
         """The paths of each kind."""

@@ -84,6 +84,10 @@ def test_a_path_is_the_one_of_the_attack(
     with count_network_calls(defense) as calls:
         analysis.examine(row, block)
     assert sum(calls) == analysis.work(row).calls
+    first = subject(defense, row.attack)  # whose picture is drawn
+    with count_network_calls(defense) as calls:
+        analysis.examine(first, block)
+    assert sum(calls) == analysis.work(first).calls + analysis.first_work(first).calls
 
 
 def block_parts(block: Block) -> tuple[Tensor, Tensor]:
