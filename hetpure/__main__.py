@@ -16,6 +16,10 @@ COMMANDS = {
         "are an evaluation's gradients the gradients?",
         "lightning_modules.evaluation_cli:gradcheck",
     ),
+    "analyze": (
+        "look at a defence's randomness: knowledge, paths, landscapes",
+        "lightning_modules.analysis_cli:main",
+    ),
     "tune": ("search a defence's settings on validation images", "lightning_modules.tuning:main"),
     "purify": ("look at one purification", "hetpure.commands.purify:main"),
     "convert": ("make a folder of a published file of weights", "hetpure.commands.convert:main"),

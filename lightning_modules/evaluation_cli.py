@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from filelock import FileLock
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -155,14 +156,19 @@ class EvaluationCLI(CLI):
         if not whole:
             sys.exit(FAILED)
 
+    def saved_config(self) -> Namespace:
+        """What the folder is to hold of the config."""
+        config: Namespace = self.config.clone()
+        config.resume = "same"  # it is about this start alone
+        return config
+
     @contextmanager
     def _begun(self) -> Iterator[None]:
         model = self.model
         assert model.described is not None
         with model.store.locked():
             model.store.begin(run_record(model.described))
-            config = self.config.clone()
-            config.resume = "same"  # it is about this start alone
+            config = self.saved_config()
             config.model.run = model.store.path.name
             config.model.acceleration.precision = model.described.config.acceleration.precision
             config.model.execution = {

@@ -7,15 +7,15 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from hetpure.attacks import PGD, Attack
 from hetpure.attacks.gradient import unfolded
-from hetpure.classifiers import Classifier
+from hetpure.classifiers import LastFeatures
 from hetpure.compatibility import check_answers, check_defense
 from hetpure.defense import Defense
-from hetpure.errors import FieldError, InputError, check_at_least
+from hetpure.errors import FieldError, check_at_least
 from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_cell
 from hetpure.noise import Noise, Stream, check_seed
 from hetpure.purifiers import Purifier, UniformPurifier
@@ -247,25 +247,6 @@ class FeatureFID(EveryUpdates):
             distance.update(images, real=True)
             distance.update(drawn, real=False)
         return float(distance.compute())
-
-
-class LastFeatures(nn.Module):
-    """What a classifier's last linear layer reads, for images in pixel [0, 1]: (B, features)."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier.eval()
-        linear = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
-        if not linear:
-            raise InputError("FID's features are those of a last linear layer: there is none")
-        self.last = linear[-1]
-        self.num_features = self.last.in_features
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: list[Tensor] = []
-        with self.last.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0])):
-            self.classifier(images)
-        return features[0].flatten(1)
 
 
 def first_images(trainer: L.Trainer, count: int) -> Block:

@@ -41,7 +41,7 @@ FLOORS = (
         "hetpure.compatibility",
     ),
     ("hetpure.attacks", "hetpure.presets"),
-    ("hetpure", "hetpure.evaluation", "hetpure.report"),
+    ("hetpure", "hetpure.evaluation", "hetpure.analysis", "hetpure.report"),
     ("hetpure.commands",),
     ("lightning_modules", "datamodules"),
     ("train", "evaluate", "hetpure.__main__"),

@@ -56,7 +56,7 @@ COMMANDS = [
     for program, command in PROGRAMS.items()
     if re.match(program, line)
 ]
-CONFIGURED = ("evaluate", "plan", "gradcheck", "train", "tune")
+CONFIGURED = ("evaluate", "analyze", "plan", "gradcheck", "train", "tune")
 SMALL = [
     "--model.attack.steps=1",
     "--model.attack.eot_samples=1",

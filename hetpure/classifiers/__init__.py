@@ -2,6 +2,7 @@
 
 from hetpure.classifiers.classifier import Classifier
 from hetpure.classifiers.deepmind_wide_resnet import DeepMindWideResNet
+from hetpure.classifiers.features import LastFeatures
 from hetpure.classifiers.meliketoy_wide_resnet import MeliketoyWideResNet
 from hetpure.classifiers.resnet import ResNet
 from hetpure.classifiers.vision_transformer import VisionTransformer
@@ -10,6 +11,7 @@ from hetpure.classifiers.wide_resnet import WideResNet
 __all__ = [
     "Classifier",
     "DeepMindWideResNet",
+    "LastFeatures",
     "MeliketoyWideResNet",
     "ResNet",
     "VisionTransformer",

@@ -17,7 +17,7 @@ from hetpure.addt import Batch, RankGaussian
 from hetpure.addt_variants import RandomOrder
 from hetpure.attacks import PGD
 from hetpure.attacks.gradient import MaskPolicy
-from hetpure.classifiers import Classifier
+from hetpure.classifiers import Classifier, LastFeatures
 from hetpure.defense import Defense
 from hetpure.evaluation.protocol import Block, Cell, Protocol, evaluate_cell
 from hetpure.noise import Noise, Stream, noise_for
@@ -29,7 +29,6 @@ from lightning_modules.callbacks import SampleGrid
 from lightning_modules.diffusion import DiffusionTraining, Update
 from lightning_modules.monitor import (
     FeatureFID,
-    LastFeatures,
     RobustProbe,
     TrainingMonitor,
     described,

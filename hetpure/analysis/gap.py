@@ -1,0 +1,189 @@
+"""How far adversarial images are from clean ones: before the noise, after it, and purified."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hetpure.analysis.analysis import Analysis, Record, Summary, entries, remarks
+from hetpure.analysis.lines import Place, in_words, mean_line
+from hetpure.analysis.subject import Subject, Work
+from hetpure.classifiers import LastFeatures
+from hetpure.defense import Defense
+from hetpure.denoiser import to_pixels
+from hetpure.errors import FieldError, InputError, check_at_least
+from hetpure.evaluation.protocol import Block, Cell
+from hetpure.noise import BatchNoise, Noise, unsigned
+from hetpure.purifiers import Purifier
+
+BEFORE, NOISED, PURIFIED = "before noise", "after noise", "after purification"
+STAGES = (BEFORE, NOISED, PURIFIED)
+PIXELS, FEATURES = "pixels", "features"
+ADVERSARIAL, DRAWS = "adversarial", "two draws"
+LEVELS = ("strength", "t_large", "t_small", "through")  # fields of purifiers, fractions of T
+
+
+@dataclass(frozen=True)
+class Gap(Analysis):
+    """The distribution gap between clean and adversarial images, which a purifier is to close.
+
+    A distance is L2, in pixel units or in what the classifier's last linear layer reads. It is
+    taken between an image and its adversarial one on the same draw (`adversarial`), and between
+    two draws of the clean image (`two draws`): what noise alone does. Where the first is far below
+    the second, the noise hides the attack. The attack is the one on the row as it is.
+
+    Args:
+        scales: noise levels, as multiples of the row's own.
+        draws: fresh draws of each distance, an even number.
+    """
+
+    name: ClassVar[str] = "gap"
+
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5)
+    draws: int = 4
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 2, "draws")
+        if self.draws % 2:
+            raise FieldError(self, "draws", f"must be even, for pairs of draws, got {self.draws}")
+        if not self.scales or not all(scale > 0 for scale in self.scales):
+            raise FieldError(self, "scales", f"must be some numbers > 0, got {self.scales}")
+
+    def variants(self, subject: Subject) -> list[tuple[float, Subject]]:
+        """The row with its noise scaled, by the strength where that begins; a purifier whose level
+        is none of `LEVELS` is taken as it is. Empty without a purifier."""
+        purifier = subject.defense.purifier
+        if purifier is None:
+            return []
+        varied = [subject]
+        if levels_of(purifier):
+            varied = [
+                subject.purified_by(scaled(purifier, scale, subject.name)) for scale in self.scales
+            ]
+        return [(strength(other.defense), other) for other in varied]
+
+    def check(self, subject: Subject) -> None:
+        self.variants(subject)
+        LastFeatures(subject.defense.classifier)
+
+    @staticmethod
+    def cell(subject: Subject) -> Cell:
+        """What makes the adversarial images."""
+        return Cell(subject.attack.name, subject.attack)
+
+    def work(self, subject: Subject) -> Work:
+        asked = (
+            other.work_of(answers=2 * len(other.probes(self.draws)))
+            for _, other in self.variants(subject)
+        )
+        return sum(asked, subject.work([self.cell(subject)]))
+
+    @torch.no_grad()
+    def examine(self, subject: Subject, block: Block) -> list[Record]:
+        """`gaps`: each with its `space`, `pair`, `stage`, `level` and `distance`."""
+        with torch.enable_grad():
+            outcomes = subject.outcomes(block, {ADVERSARIAL: self.cell(subject)})
+        adversarial = outcomes[ADVERSARIAL].adversarial
+        features = LastFeatures(subject.defense.classifier)
+        found = entries(subject, block)
+        for record in found:
+            record["gaps"] = []
+
+        def keep(stage: str, level: float | None, clean: Tensor, attacked: Tensor) -> None:
+            for space, pair, values in distances(clean, attacked, features):
+                place = {"space": space, "pair": pair, "stage": stage, "level": level}
+                for record, value in zip(found, values.tolist(), strict=True):
+                    record["gaps"].append(place | {"distance": value})
+
+        keep(BEFORE, None, block.images[None], adversarial[None])
+        for level, other in self.variants(subject):
+            noises = other.probes(self.draws)
+            for stage, see in ((NOISED, noised), (PURIFIED, purified)):
+                clean, attacked = (
+                    torch.stack([see(other.defense, images, block.samples, n) for n in noises])
+                    for images in (block.images, adversarial)
+                )
+                keep(stage, level, clean, attacked)
+        return found
+
+    def summarise(self, records: Mapping[str, Sequence[Record]]) -> Summary:
+        summary = Summary([], [], remarks(records))
+        for row, of_row in records.items():
+            for number, gap in enumerate(of_row[0]["gaps"]):
+                place = Place(row, f"{gap['stage']}, {gap['pair']}", gap["space"], gap["level"])
+                values = [record["gaps"][number]["distance"] for record in of_row]
+                summary.lines.append(mean_line(place, values))
+            words = []
+            for space in (PIXELS, FEATURES):
+                told = [
+                    f"{stage} {in_words(line)}"
+                    + ("" if line.at is None else f" at strength {line.at:g}")
+                    for stage in STAGES
+                    for line in summary.of(row, f"{stage}, {ADVERSARIAL}", space)
+                ]
+                words.append(f"{space}: {', '.join(told)}")
+            summary.finding.append(
+                f"{row}, distance of adversarial images, {'; '.join(words)} (n = {len(of_row)})"
+            )
+            if of_row[0]["gaps"][-1]["stage"] == BEFORE:
+                summary.notes.append(f"{row}: it has no purifier, so there is one stage")
+        return summary
+
+
+def distances(
+    clean: Tensor, adversarial: Tensor, features: LastFeatures
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Mean L2 distances (B,) over draws, by space and pair, of images (N, B, C, H, W) on the same N
+    draws. Pairs of draws are the first with the second, the third with the fourth."""
+    draws, count = clean.shape[:2]
+    for space in (PIXELS, FEATURES):
+        ours, theirs = (
+            (
+                images.flatten(2)
+                if space == PIXELS
+                else features(images.flatten(0, 1)).reshape(draws, count, -1)
+            ).double()
+            for images in (clean, adversarial)
+        )
+        yield space, ADVERSARIAL, (ours - theirs).norm(dim=2).mean(0)
+        if draws > 1:
+            yield space, DRAWS, (ours[::2] - ours[1::2]).norm(dim=2).mean(0)
+
+
+def noised(defense: Defense, images: Tensor, samples: Tensor, noise: Noise) -> Tensor:
+    """Images (B, C, H, W) with the noise that a purification starts with, in pixel units and not
+    cut to [0, 1]."""
+    purifier, denoiser = defense.purifier, defense.denoiser
+    assert purifier is not None and denoiser is not None
+    numbers: BatchNoise = noise.on(samples)
+    state: Any = purifier.start(denoiser, defense.resized(images), unsigned(numbers))
+    return to_pixels(state)
+
+
+def purified(defense: Defense, images: Tensor, samples: Tensor, noise: Noise) -> Tensor:
+    """Images (B, C, H, W) purified, each with its own mask."""
+    return defense.purify(images, noise.on(samples), defense.mask(images, samples))
+
+
+def strength(defense: Defense) -> float:
+    """The noise level that a purification starts from, as a fraction of T."""
+    assert defense.denoiser is not None
+    return defense.plan[0].via / len(defense.denoiser.schedule)
+
+
+def levels_of(purifier: Purifier) -> dict[str, float]:
+    """The purifier's fields that are noise levels, and what they are."""
+    names = [f.name for f in fields(purifier) if f.name in LEVELS]
+    return {name: value for name in names if (value := getattr(purifier, name)) is not None}
+
+
+def scaled(purifier: Purifier, scale: float, row: str) -> Purifier:
+    """The purifier with its noise levels so many times as high. InputError where one is above 1."""
+    levels = {name: scale * value for name, value in levels_of(purifier).items()}
+    if max(levels.values()) > 1:
+        raise InputError(
+            f"{row}: its noise level times {scale:g} is above 1: give smaller --gap.scales"
+        )
+    return replace(purifier, **levels)

@@ -1,0 +1,91 @@
+"""Budgets, radii, classes and masks."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from hetpure.analysis import Convergence
+from hetpure.analysis.convergence import (
+    ACCURACY,
+    CLASS,
+    EOT,
+    LOSS,
+    MASK,
+    RADIUS,
+    RESTARTS,
+    STEPS,
+    marks,
+    overlap,
+)
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense, count_network_calls
+from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError
+from hetpure.evaluation.protocol import Block, Protocol
+from hetpure.purifiers import HeterogeneousPurifier
+from tests.hetpure.analysis.subjects import SAMPLES, halves, pgd, subject
+from tests.hetpure.attacks.defenses import LABELS, linear
+
+
+def test_a_linear_classifier_falls_at_the_radius_of_its_margin() -> None:
+    """All 64 pixels count alike, and images are 0.1 in each pixel from the boundary: a radius below
+    breaks none, one above breaks all, in as many steps as it takes."""
+    weight = torch.zeros(2, 64, dtype=torch.float64)
+    weight[0], weight[1] = 0.5, -0.5
+    classifier = linear(weight, torch.tensor([-16.0, 16.0], dtype=torch.float64))
+    block = Block(
+        torch.full((4, 1, 8, 8), 0.6, dtype=torch.float64),
+        torch.zeros(4, dtype=torch.int64),
+        SAMPLES,
+    )
+    attack = pgd(loss="margin", epsilon=0.16, step_size=0.04, steps=4)
+    row = subject(Defense(classifier), attack)
+    analysis = Convergence(restarts=(1,), radii=(0.5, 1.0), draws=1)
+    summary = analysis.summarise({"row": analysis.examine(row, block)})
+
+    def curve(quantity: str, varied: str) -> dict[float | None, float]:
+        return {line.at: line.value for line in summary.of("row", quantity, varied)}
+
+    assert curve(ACCURACY, STEPS) == {0: 1, 1: 1, 2: 1, 4: 0}
+    expected = {step: 6.4 * (-1 + 0.4 * step) for step in (0, 1, 2, 4)}
+    assert curve(LOSS, STEPS) == pytest.approx(expected)
+    assert curve(ACCURACY, RADIUS) == {0.08: 1, 0.16: 0}
+    assert curve(ACCURACY, EOT) == {}, "it draws no noise"
+    assert curve(ACCURACY, RESTARTS) == {1: 0}
+    assert [line.value for line in summary.of("row", CLASS)] == [0]
+    assert summary.of("row", MASK, STEPS) == []
+
+
+def test_more_draws_of_the_coin_find_less() -> None:
+    """A single draw moves one half and breaks the defence where that half is looked at."""
+    row, block = halves()
+    row = subject(row.defense, pgd(norm="l2", epsilon=1.0, step_size=1.0, steps=1, eot_samples=64))
+    analysis = Convergence(eot=(0, 4), restarts=(), radii=(), draws=64)
+    summary = analysis.summarise({"row": analysis.examine(row, block)})
+    single, many = summary.of("row", ACCURACY, EOT)
+    assert (single.at, many.at) == (1, 256)
+    assert single.value < many.value == 1
+
+
+def test_masks_and_network_calls_of_a_masked_row(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    purifier = HeterogeneousPurifier(t_large=0.1, t_small=0.05, steps=20)
+    defense = Defense(classifier, purifier, denoiser, policy="tape")
+    row = subject(defense, pgd(steps=2, eot_samples=1), protocol=Protocol(1, 1))
+    analysis = Convergence(eot=(1,), restarts=(), radii=(1.0,), draws=1)
+    with count_network_calls(defense) as calls:
+        (record,) = analysis.examine(row, Block(images[:1], LABELS[:1], SAMPLES[:1]))
+    assert sum(calls) <= analysis.work(row).calls
+    assert record["iou"][0] == 1 and len(record["iou"]) == 3
+    assert all(0 <= value <= 1 for value in record["iou"])
+
+
+def test_marks_overlap_and_what_is_refused() -> None:
+    assert marks(10) == [0, 1, 2, 4, 8, 10]
+    assert marks(1) == [0, 1]
+    a, b = torch.zeros(2, 1, 2, 2), torch.zeros(2, 1, 2, 2)
+    a[0, 0, 0], b[0, 0, :, 0] = 1, 1
+    assert overlap(a, b).tolist() == pytest.approx([1 / 3, 1])
+    with pytest.raises(InputError, match="restarts"):
+        Convergence(restarts=(0,))

@@ -1,0 +1,112 @@
+"""Paths of attacks, and cosines between their steps."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from hetpure.analysis import Trajectories
+from hetpure.analysis.paths import attack_path
+from hetpure.analysis.trajectories import (
+    BETWEEN,
+    ENDS,
+    EOT,
+    KNOWN,
+    SINGLE,
+    TO_KNOWN,
+    WITHIN,
+    principal_plane,
+    step_cosines,
+)
+from hetpure.attacks import Addresses, Target
+from hetpure.classifiers import Classifier
+from hetpure.defense import Defense, count_network_calls
+from hetpure.denoiser import Denoiser
+from hetpure.errors import InputError
+from hetpure.evaluation.protocol import Block
+from hetpure.noise import Noise, Stream
+from hetpure.purifiers import UniformPurifier
+from hetpure.samplers import DDPM
+from tests.hetpure.analysis.subjects import SAMPLES, halves, pgd, subject
+from tests.hetpure.attacks.defenses import LABELS
+
+
+def test_paths_on_a_linear_classifier_are_one(
+    linear_classifier: Classifier, images: Tensor
+) -> None:
+    analysis = Trajectories(paths=3, height_draws=1)
+    row = subject(Defense(linear_classifier), pgd(step_size=0.04))
+    records = analysis.examine(row, Block(images, LABELS, SAMPLES))
+    for record in records:
+        for kind in (EOT, SINGLE):
+            for quantity in (WITHIN, BETWEEN, TO_KNOWN, ENDS):
+                assert record["cosines"][kind][quantity] == pytest.approx(1)
+        assert record["cosines"][KNOWN] == pytest.approx({WITHIN: 1})
+    assert [record["sample"] for record in records if "picture" in record] == [31]
+    assert records[0]["picture"]["explained"] == pytest.approx(1)
+    summary = analysis.summarise({"row": records})
+    assert any("all paths coincide" in note for note in summary.notes)
+
+
+def test_a_coin_makes_paths_differ_and_its_knowledge_makes_them_straight() -> None:
+    """Without EOT every step sees one half: cosines are 1 or 0, and 1/2 in the mean."""
+    row, block = halves()
+    row = subject(row.defense, pgd(norm="l2", epsilon=1.0, step_size=0.2, steps=16, eot_samples=64))
+    analysis = Trajectories(paths=8, height_draws=2)
+    records = analysis.examine(row, block)
+    cosines = [record["cosines"] for record in records]
+    for found in cosines:
+        assert found[KNOWN][WITHIN] == pytest.approx(1)
+        for quantity in (WITHIN, BETWEEN):
+            assert found[SINGLE][quantity] == pytest.approx(0.5, abs=0.12)
+            assert found[EOT][quantity] > 0.95
+    summary = analysis.summarise({"row": records})
+    line = summary.of("row", BETWEEN, EOT)[0]
+    assert line.low is not None and line.low <= line.value and line.n == 4
+
+
+def test_a_path_is_the_one_of_the_attack(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    """Its last iterate is PGD's, bit for bit; network calls are those that were said."""
+    purifier = UniformPurifier(strength=0.1, steps=20, sampler=DDPM())
+    defense = Defense(classifier, purifier, denoiser, policy="tape")
+    block = Block(images[:1], LABELS[:1], SAMPLES[:1])
+    row = subject(defense, pgd(steps=2, step_size=0.04), first=-1)
+    target = Target(
+        defense, *block_parts(block), Addresses(block.samples, Noise.of(7, Stream.DW_BOX))
+    )
+    path = attack_path(row, row.attack, block)
+    assert torch.equal(path.iterates[-1], row.attack(target)[0])
+    assert torch.equal(path.iterates[0], block.images)
+    other = attack_path(row, row.attack, block, number=1)
+    assert not torch.equal(path.directions, other.directions)
+    analysis = Trajectories(paths=2)
+    with count_network_calls(defense) as calls:
+        analysis.examine(row, block)
+    assert sum(calls) == analysis.work(row).calls
+    first = subject(defense, row.attack)  # whose picture is drawn
+    with count_network_calls(defense) as calls:
+        analysis.examine(first, block)
+    assert sum(calls) == analysis.work(first).calls + analysis.first_work(first).calls
+
+
+def block_parts(block: Block) -> tuple[Tensor, Tensor]:
+    return block.images, block.labels
+
+
+def test_cosines_and_planes_by_hand() -> None:
+    directions = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [-1.0, 0.0]]])
+    within, between = step_cosines(directions)
+    torch.testing.assert_close(within, torch.tensor([[1.0, -0.5], [-0.5, 1.0]]).double())
+    assert between is not None
+    torch.testing.assert_close(between, torch.tensor([[1.0, -0.5], [-0.5, 0.0]]).double())
+    assert step_cosines(directions[:1])[1] is None
+    points = torch.tensor([[0.0, 0, 0], [4, 0, 0], [0, 1, 0], [4, 1, 0]]).double()
+    places, explained = principal_plane(points)
+    assert explained == pytest.approx(1)
+    torch.testing.assert_close(places, points[:, :2])
+
+
+def test_one_step_is_no_path(linear_classifier: Classifier) -> None:
+    with pytest.raises(InputError, match="steps >= 2"):
+        Trajectories().check(subject(Defense(linear_classifier), pgd(steps=1)))
