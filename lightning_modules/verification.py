@@ -80,7 +80,7 @@ def only_our_code() -> Iterator[None]:
     """Within it neither the parser nor a folder of weights imports what is not hetpure's. Whatever
     names a class in a config, in whatever form, comes to one function of jsonargparse, before
     anything is imported."""
-    allowed: Callable[..., Any] = _typehints.import_object
+    allowed: Callable[..., Any] = _typehints.import_object  # type: ignore[attr-defined]
 
     def checked(name: Any, **settings: Any) -> Any:
         if isinstance(name, str) and not name.startswith(OURS) and name not in BASES:
