@@ -275,6 +275,7 @@ class ObjectMask(Mask):
 
     def __post_init__(self) -> None:
         check_choice(self, "shape", Literal["garment", "box"])
+        check_seed(self, "clutter_seed")
 
     def check(self, images: Tensor, samples: Tensor) -> None:
         if not torch.equal((255 * images).round().to(torch.uint8).cpu(), self._of(samples).make()):

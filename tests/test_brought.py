@@ -208,7 +208,7 @@ def test_a_hugging_face_id_is_fine_tuned() -> None:
     words = command(4, 1)
     assert words[:3] == ["hetpure", "train", "--config"]
     config = yaml.safe_load((ROOT / "configs" / "train" / f"{words[3]}.yaml").read_text())
-    assert config["data"]["init_args"] == {"batch_size": 256}
+    assert config["data"]["init_args"] == {"data_dir": "data", "batch_size": 256}
     config["trainer"] |= {"max_steps": 2, "enable_progress_bar": False, "accelerator": "cpu"}
     config["trainer"]["log_every_n_steps"] = 1
     options = {

@@ -17,9 +17,11 @@ from lightning import Callback
 import evaluate
 import train
 from datamodules.base import ImageDataModule
+from datamodules.cluttered import ClutteredFashionMNIST  # noqa: F401 (a family has its members)
 from hetpure.addt import Perturbation
 from hetpure.adversarial_training import AdversarialTraining
 from hetpure.attacks import Attack
+from hetpure.attention import Mask
 from hetpure.errors import InputError
 from hetpure.evaluation.description import Evaluation
 from hetpure.gradients import Execution
@@ -34,7 +36,17 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "reference" / "config.md").read_text()
 PACKAGES = ("hetpure.", "lightning_modules.", "datamodules.")
 REQUIRED = "*required*"
-FAMILIES = (Attack, Purifier, Sampler, Perturbation, Levels, ImageDataModule, Training, Callback)
+FAMILIES = (
+    Attack,
+    Mask,
+    Purifier,
+    Sampler,
+    Perturbation,
+    Levels,
+    ImageDataModule,
+    Training,
+    Callback,
+)
 # Which the program itself builds.
 NO_CONFIG = {"NullAttack", "EightBit", "Reference", "CIFAR", "KeepConfig", "TrainingProgress"}
 Owner = Callable[..., Any]
