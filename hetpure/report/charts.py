@@ -48,7 +48,7 @@ class Strip:
 
 
 def strip(name: str, clean: Mapping[str, Any], robust: Mapping[str, Any], attack: str) -> Strip:
-    """Clean accuracy above, accuracy under `attack` below; both are `Estimate`s as dictionaries."""
+    """Clean accuracy above, accuracy under `attack` below; both are estimates as dictionaries."""
     return Strip(name, [Dot.of("clean", "clean", clean), Dot.of("robust", attack, robust)])
 
 
