@@ -265,9 +265,8 @@ def _audit(run: Run, store: Store, row: Row, watch: Watch) -> None:
         _compute(run, store, row, job, cells[name], [order[place] for place in places], watch)
         left -= len(places) * cell_cost(row, cells[name], config.protocol).work
         course.add(name, places, store.get(job).records)
-    watch.skip(
-        row.name, left
-    )  # of slices that did not grow; below 0 where one grew in another's place
+    # Of slices that did not grow; below 0 where one grew in another's place.
+    watch.skip(row.name, left)
 
 
 def _records(
