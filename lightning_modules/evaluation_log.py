@@ -14,7 +14,7 @@ from hetpure.evaluation.description import Run
 from hetpure.evaluation.protocol import AUDIT, CLEAN, Record
 from hetpure.evaluation.store import Job, Store
 from hetpure.evaluation.worker import Watch
-from lightning_modules.loggers import log_histogram, log_image
+from lightning_modules.loggers import log_histogram, log_image, log_numbers
 
 IMAGES = 8  # of a gallery
 TENFOLD = 10.0
@@ -56,14 +56,13 @@ class EvaluationLog(Watch):
             with only_warned(f"{row}, {attack}"):
                 log_histogram(logger, f"{row}/{attack}/right_draws", torch.tensor(shares), step)
         if first and attack != CLEAN and not attack.startswith(AUDIT):
-            with only_warned(f"{row}, {attack}"):
-                self._gallery(row, attack, records[0].sample)
+            self._gallery(row, attack, records[0].sample)
 
     def _numbers(self, values: dict[str, float]) -> None:
         step = next(self.steps)
         for logger in self.loggers:
             with only_warned("numbers"):
-                logger.log_metrics(values, step=step)
+                log_numbers(logger, values, step)
 
     def _gallery(self, row: str, attack: str, sample: int) -> None:
         block = self.run.images.samples.tolist().index(sample) // self.run.block
@@ -72,7 +71,8 @@ class EvaluationLog(Watch):
         picture = gallery(clean[: len(adversarial)], adversarial)
         step = next(self.steps)
         for logger in self.loggers:
-            log_image(logger, f"{row}/{attack}", picture, step)
+            with only_warned(f"{row}, {attack}"):
+                log_image(logger, f"{row}/{attack}", picture, step)
 
 
 def gallery(clean: Tensor, adversarial: Tensor) -> NDArray[np.uint8]:

@@ -1,5 +1,7 @@
 """What loggers can show. Numbers: all of them. Images and histograms: each in its own way."""
 
+import re
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -9,6 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 QUANTILES = (0.05, 0.5, 0.95)
+
+
+def log_numbers(logger: Logger, values: Mapping[str, float], step: int) -> None:
+    """Tells the logger numbers by name."""
+    logger.log_metrics({_name(logger, name): value for name, value in values.items()}, step=step)
 
 
 def log_image(logger: Logger, name: str, image: NDArray[np.uint8], step: int) -> None:
@@ -21,7 +28,7 @@ def log_image(logger: Logger, name: str, image: NDArray[np.uint8], step: int) ->
     elif hasattr(experiment, "add_image"):
         experiment.add_image(name, image, step, dataformats="HWC")
     elif isinstance(logger, MLFlowLogger):
-        experiment.log_image(logger.run_id, image, key=name, step=step)
+        experiment.log_image(logger.run_id, image, key=_name(logger, name), step=step)
     elif hasattr(experiment, "log_image"):
         experiment.log_image(image, name=name, step=step)
 
@@ -38,5 +45,11 @@ def log_histogram(logger: Logger, name: str, values: Tensor, step: int) -> None:
         logger.log_metrics({name: histogram}, step=step)
     else:
         at = np.quantile(flat.numpy(), QUANTILES)
-        numbers = {f"{name}/{share:.0%}": float(v) for share, v in zip(QUANTILES, at, strict=True)}
-        logger.log_metrics(numbers, step=step)
+        shares = dict(zip(QUANTILES, at, strict=True))
+        log_numbers(logger, {f"{name}/quantile {q}": float(v) for q, v in shares.items()}, step)
+
+
+def _name(logger: Logger, name: str) -> str:
+    """The name as the logger allows it: MLflow refuses pictures, and Lightning warns of numbers,
+    where one holds other signs, as that of a row `t=200` does."""
+    return re.sub("[^a-zA-Z0-9_/. -]", "", name) if isinstance(logger, MLFlowLogger) else name

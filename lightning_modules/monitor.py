@@ -24,7 +24,7 @@ from hetpure.weights import load_classifier
 from lightning_modules.batches import block_of
 from lightning_modules.callbacks import EveryUpdates
 from lightning_modules.diffusion import DiffusionTraining, Update
-from lightning_modules.loggers import log_histogram
+from lightning_modules.loggers import log_histogram, log_numbers
 
 BUCKETS = 4
 CHUNK = 128  # images at once
@@ -89,7 +89,7 @@ def log(
     """To the loggers at this very update, and to whoever reads `callback_metrics`; one of the
     values is shown in the progress bar."""
     for logger in trainer.loggers:
-        logger.log_metrics(values, step=trainer.global_step)
+        log_numbers(logger, values, trainer.global_step)
     for name, value in values.items():
         module.log(name, value, logger=False, prog_bar=name == shown)
 
@@ -170,7 +170,7 @@ class RobustProbe(EveryUpdates):
             # Not to `callback_metrics`: what is logged here counts for the whole epoch.
             values = self.measure(trainer, pl_module)
             for logger in trainer.loggers:
-                logger.log_metrics(values, step=trainer.global_step)
+                log_numbers(logger, values, trainer.global_step)
 
     def look(self, trainer: L.Trainer, module: DiffusionTraining) -> None:
         log(trainer, module, self.measure(trainer, module), shown="probe/robust")

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hetpure.evaluation.run_results import Contents
 from hetpure.evaluation.worker import Watches, evaluate
 from lightning_modules.evaluation_log import EvaluationLog, gallery
-from lightning_modules.loggers import log_histogram, log_image
+from lightning_modules.loggers import log_histogram, log_image, log_numbers
 from lightning_modules.progress import EvaluationProgress
 from tests.hetpure.evaluation.runs import begin, small
 from tests.lightning_modules.runs import ALONE, PLAIN, command
@@ -53,10 +53,37 @@ def test_images_go_the_loggers_own_way(tmp_path: Path) -> None:
     assert len(calls) == 3 and calls[0][2] == 5
 
 
+class MLflow(MLFlowLogger):
+    """Lightning's, without the package: what MLflow's client and `log_metrics` are told."""
+
+    run_id = "run"  # type: ignore[assignment]
+    experiment: Any = None
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.experiment = SimpleNamespace(log_image=lambda *given, **named: self.told.append(named))
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.told.append(metrics)
+
+
+def test_mlflow_gets_the_names_that_it_allows() -> None:
+    """It refuses a picture named `t=200`; found with mlflow-skinny 3.17."""
+    logger = MLflow()
+    log_image(logger, "uniform t=200/null", IMAGE, 1)
+    log_numbers(logger, {"heterogeneous + ADDT/loss": 2.0}, 1)
+    log_histogram(logger, "100%", torch.zeros(2), 1)
+    assert logger.told[0] == {"key": "uniform t200/null", "step": 1}
+    assert logger.told[1] == {"heterogeneous  ADDT/loss": 2.0}
+    assert next(iter(logger.told[2])) == "100/quantile 0.05"
+
+
 def test_a_logger_without_histograms_gets_quantiles() -> None:
     plain = Told()
     log_histogram(plain, "x", torch.arange(101.0), 3)
-    assert plain.numbers == [({"x/5%": 5.0, "x/50%": 50.0, "x/95%": 95.0}, 3)]
+    assert plain.numbers == [
+        ({"x/quantile 0.05": 5.0, "x/quantile 0.5": 50.0, "x/quantile 0.95": 95.0}, 3)
+    ]
 
 
 def test_a_gallery_is_clean_adversarial_and_ten_times_the_difference() -> None:
@@ -93,7 +120,8 @@ def test_an_evaluation_is_logged_while_it_runs(
     assert -1 <= events.Scalars(f"purified/{attack}/agreement")[0].value <= 1
     assert len(events.Scalars("plain/clean/accuracy")) == 2
     assert f"plain/{attack}/right_draws" in tags["histograms"]
-    assert any(f"plain/{attack}/right_draws/50%" in numbers for numbers, _ in plain.numbers)
+    median = f"plain/{attack}/right_draws/quantile 0.5"
+    assert any(median in numbers for numbers, _ in plain.numbers)
     told = capfd.readouterr().err
     assert "warning: " in told and "100% of the run" in told and "left" in told
 
