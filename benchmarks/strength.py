@@ -254,7 +254,8 @@ def recommendation(runs: Mapping[str, RecordedRun]) -> Recommended:
     budget = BUDGETS[enough.budget]
     (pgd,) = (c for c in cells if (c.attack, c.budget) == ("pgd", enough.budget))
     gradients = round(budget.steps * budget.eot_samples * enough.calls / pgd.calls)
-    return Recommended(enough.attack, *budget, gradients)
+    tried = max(BUDGETS[name].steps * BUDGETS[name].eot_samples for name in runs)
+    return Recommended(enough.attack, *budget, gradients, tried)
 
 
 def table(runs: Mapping[str, RecordedRun]) -> str:

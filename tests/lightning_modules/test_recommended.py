@@ -12,7 +12,7 @@ from tests.lightning_modules.runs import command, main
 def test_a_plan_says_what_could_be_saved(
     gradients: int, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    enough = Recommended("apgd", 1, 1, gradients)
+    enough = Recommended("apgd", 1, 1, gradients, tried=20_000)
     monkeypatch.setattr("hetpure.report.recommended.RECOMMENDED", enough)
     main("--plan")
     printed = " ".join(capsys.readouterr().out.split())

@@ -5,7 +5,7 @@ import pytest
 from hetpure.attacks import APGD, BPDA, PGD, Attack, DiffHammer, Square
 from hetpure.report.recommended import Recommended, saving
 
-ENOUGH = Recommended("apgd", 20, 4, 80)
+ENOUGH = Recommended("apgd", 20, 4, gradients=80, tried=2_000)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,7 @@ def test_a_dearer_attack_is_told_what_it_could_save(attack: Attack, share: str) 
     "attack",
     [
         PGD(steps=20, eot_samples=4),
+        PGD(steps=100, eot_samples=21),
         APGD(steps=5, eot_samples=1),
         BPDA(steps=200, eot_samples=20),
         DiffHammer(steps=200, eot_samples=20),
@@ -36,5 +37,6 @@ def test_a_dearer_attack_is_told_what_it_could_save(attack: Attack, share: str) 
     ],
     ids=lambda attack: attack.name,
 )
-def test_nothing_is_said_of_a_cheaper_one_and_of_other_attacks(attack: Attack) -> None:
+def test_nothing_is_said_of_others(attack: Attack) -> None:
+    """Of cheaper ones, of those dearer than what was tried, and of other classes."""
     assert saving(attack, ENOUGH) is None
