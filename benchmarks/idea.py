@@ -31,7 +31,7 @@ from hetpure.purifiers import HeterogeneousPurifier, heterogeneous_state
 
 RUN, SAMPLE = "full_fashion_mnist", 61
 ROWS = ("uniform t=200", "heterogeneous 200/100", "heterogeneous + ADDT")
-TENFOLD = 10.0
+EIGHTFOLD = 8.0  # 16/255 is then half of the range
 GREY, INK = "#777777", "#222222"
 LEVELS = {
     "no attack": "#0072b2",
@@ -49,12 +49,9 @@ def way_of(sample: int) -> list[tuple[str, Tensor, str]]:
     assert isinstance(purifier, HeterogeneousPurifier) and denoiser is not None
     test = read_packaged("test")
     place = test.samples.tolist().index(sample)
-    block = Block(
-        test.images[[place]].float() / 255, test.labels[[place]], test.samples[[place]]
-    )
-    attack = PGD(
-        epsilon=Number("16/255"), steps=20, step_size=Number("2/255"), eot_samples=4
-    )
+    one = test.take(slice(place, place + 1))
+    block = Block(one.images.float() / 255, one.labels, one.samples)
+    attack = PGD(epsilon=Number("16/255"), steps=20, step_size=Number("2/255"), eot_samples=4)
     protocol = Protocol(report_draws=1, selection_draws=3)
     adversarial = evaluate_block("", defense, attack, block, protocol, seed=0).adversarial
     assert adversarial is not None
@@ -68,10 +65,10 @@ def way_of(sample: int) -> list[tuple[str, Tensor, str]]:
     def answer(pixels: Tensor) -> str:
         return FASHION_MNIST_CLASSES[int(defense.classifier(pixels).argmax(1))]
 
-    difference = 0.5 + TENFOLD * (adversarial - block.images)
+    difference = 0.5 + EIGHTFOLD * (adversarial - block.images)
     return [
         ("image", block.images[0], answer(block.images)),
-        ("perturbation, tenfold", difference[0], "at most 16/255"),
+        ("perturbation, eightfold", difference[0], "at most 16/255"),
         ("adversarial image", adversarial[0], f"classifier: {answer(adversarial)}"),
         ("where it looks", mask[0], f"{mask.mean():.0%} of the pixels"),
         ("strong noise there", to_pixels(noisy)[0], "weak noise elsewhere"),
@@ -121,7 +118,8 @@ def draw_levels(axis: Axes, results: Mapping[str, Any]) -> None:
 def draw(way: list[tuple[str, Tensor, str]], results: Mapping[str, Any], path: Path) -> None:
     """Writes the figure as a PNG."""
     figure = Figure(figsize=(9.6, 5.0), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.35))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1, 1.35))
+    above, below = parts
     draw_way(list(above.subplots(1, len(way))), way)
     axis = below.subplots()
     draw_levels(axis, results)
