@@ -48,9 +48,8 @@ def way_of(sample: int) -> list[tuple[str, Tensor, str]]:
     purifier, denoiser = defense.purifier, defense.denoiser
     assert isinstance(purifier, HeterogeneousPurifier) and denoiser is not None
     test = read_packaged("test")
-    place = test.samples.tolist().index(sample)
-    one = test.take(slice(place, place + 1))
-    block = Block(one.images.float() / 255, one.labels, one.samples)
+    item = test[test.samples.tolist().index(sample)]
+    block = Block(item["image"][None], item["label"][None], item["sample"][None])
     attack = PGD(epsilon=Number("16/255"), steps=20, step_size=Number("2/255"), eot_samples=4)
     protocol = Protocol(report_draws=1, selection_draws=3)
     adversarial = evaluate_block("", defense, attack, block, protocol, seed=0).adversarial
