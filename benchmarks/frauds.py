@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from datamodules.fashion_mnist import read_packaged
 from hetpure.acceleration import Acceleration, accelerate
-from hetpure.attacks import PGD, Attack
+from hetpure.attacks import PGD
 from hetpure.attacks.gradient import Ascent
 from hetpure.attention import AttentionMask
 from hetpure.classifiers import Classifier
@@ -76,7 +76,8 @@ class World:
             differentiated twice, and does not pass its check in bfloat16.
         steps: grid points of the purifiers.
         attack: the main attack.
-        audit: of every row.
+        audit: of the rows whose attack is a fraud. It takes a whole audit to convict them.
+        short_audit: of all other rows.
         protocol: of every row.
         acceleration: of the diffusion network's calls.
     """
@@ -90,6 +91,7 @@ class World:
     steps: int
     attack: PGD
     audit: Audit
+    short_audit: Audit
     protocol: Protocol
     acceleration: Acceleration = field(default_factory=Acceleration)
 
@@ -136,22 +138,39 @@ class World:
             "a smaller ball": InASmallerBall(**settings),
         }
 
-    def rows(self) -> dict[str, tuple[Defense, PGD, Defense | None]]:
-        """Every row by name: a defence, its attack, and what stands in for it."""
-        rows: dict[str, tuple[Defense, PGD, Defense | None]] = {
-            name: (defense, self.attack, None) for name, defense in self.honest().items()
+    def rows(self) -> dict[str, "Case"]:
+        """Every row by name."""
+        rows = {
+            name: Case(defense, self.attack, self.short_audit)
+            for name, defense in self.honest().items()
         }
         rows |= {
-            described(fraud): (self.defense(kind=fraud), self.attack, None)
+            described(fraud): Case(self.defense(kind=fraud), self.attack, self.short_audit)
             for fraud in FRAUDULENT_DEFENSES
         }
         rows |= {
-            f"attack: {name}": (self.defense(), attack, None)
+            f"attack: {name}": Case(self.defense(), attack, self.audit)
             for name, attack in self.fraudulent_attacks().items()
         }
         surrogate = Defense(blind(self.classifier))
-        rows["attack: on a network that is blind"] = self.defense(), self.attack, surrogate
+        rows["attack: on a network that is blind"] = Case(
+            self.defense(), self.attack, self.audit, surrogate
+        )
         return rows
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is audited.
+
+    Args:
+        surrogate: what stands in for the defence in the attack.
+    """
+
+    defense: Defense
+    attack: PGD
+    audit: Audit
+    surrogate: Defense | None = None
 
 
 class NoiseForAttackers(Defense):
@@ -387,6 +406,7 @@ def tiny() -> World:
         steps=20,
         attack=PGD(epsilon=Number(0.1), steps=12, step_size=Number(0.02), eot_samples=4),
         audit=Audit(queries=20),
+        short_audit=Audit(queries=20),
         protocol=Protocol(report_draws=8, selection_draws=6),
     )
 
@@ -405,36 +425,33 @@ def packaged() -> World:
         denoiser,
         steps=20,
         attack=PGD(epsilon=Number("16/255"), steps=10, step_size=Number("4/255"), eot_samples=2),
-        audit=Audit(queries=20, purifications=12_000),
+        audit=Audit(queries=20),
+        short_audit=Audit(queries=20, purifications=12_000),
         protocol=Protocol(report_draws=5, selection_draws=5),
         acceleration=acceleration,
     )
 
 
-def audited(
-    place: Path,
-    world: World,
-    defense: Defense,
-    attack: Attack,
-    surrogate: Defense | None = None,
-    seed: int = 0,
-) -> dict[str, str]:
+def audited(place: Path, world: World, case: Case, seed: int = 0) -> dict[str, str]:
     """Verdicts of an evaluation's audit and their reasons by name; of a row that was struck out,
     the reason as `struck`. What is done is kept in the folder `place`."""
     config = Evaluation(
         classifier="-",
         denoisers={},
         defenses={ROW: DefenseConfig()},
-        attack=attack,
+        attack=case.attack,
         protocol=world.protocol,
-        audit=world.audit,
+        audit=case.audit,
         acceleration=world.acceleration,
         seed=seed,
     )
     ids = torch.arange(len(world.images)) + FIRST
     names = tuple(f"class {k}" for k in range(world.classifier.num_classes))
     data = Images.of(world.images, world.labels, names, ids)
-    networks, store = Networks({ROW: Row(ROW, defense, surrogate)}, {}), Store(place)
+    networks, store = (
+        Networks({ROW: Row(ROW, case.defense, case.surrogate)}, {}),
+        Store(place),
+    )
     run = describe(config, networks, data, store, device=torch.device("cpu"), largest=len(data))
     store.begin(run_record(run))
     evaluate(run, store)
@@ -455,11 +472,11 @@ def failures(verdicts: Mapping[str, str]) -> list[str]:
 def audit_all(world: World, folder: Path, seeds: range) -> dict[str, list[list[str]]]:
     """By row, for each seed, which checks failed. A row that is there is not audited again."""
     failed: dict[str, list[list[str]]] = {}
-    for name, (defense, attack, surrogate) in world.rows().items():
+    for name, case in world.rows().items():
         failed[name] = []
         for seed in seeds:
             place = folder / f"{file_stem(name)}-{seed}"
-            failed[name].append(failures(audited(place, world, defense, attack, surrogate, seed)))
+            failed[name].append(failures(audited(place, world, case, seed)))
             print(f"{name}, seed {seed}: {', '.join(failed[name][-1]) or 'no FAIL'}", flush=True)
     return failed
 

@@ -128,7 +128,9 @@ def test_what_is_recommended_is_told_in_gradients(
     benchmark: ModuleType, runs: dict[str, Any]
 ) -> None:
     """180 calls, where the 80 gradients of PGD take 200."""
-    assert benchmark.recommendation(runs) == Recommended("diffhammer", 20, 4, gradients=72, tried=80)
+    assert benchmark.recommendation(runs) == Recommended(
+        "diffhammer", 20, 4, gradients=72, tried=80
+    )
 
 
 def test_the_plan_recommends_what_the_committed_records_say(benchmark: ModuleType) -> None:

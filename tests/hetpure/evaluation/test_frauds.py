@@ -5,8 +5,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+from hetpure.defense import Defense
 
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "frauds.py"
 
@@ -32,10 +35,17 @@ HALF = replace(TINY, audit=replace(TINY.audit, purifications=25_600))
 every_seed = pytest.mark.parametrize("seed", frauds.SEEDS)
 
 
+def audited(place: Path, world: Any, defense: Defense, seed: int) -> dict[str, str]:
+    """The verdicts on a defence under the world's own attack."""
+    case = frauds.Case(defense, world.attack, world.audit)
+    verdicts: dict[str, str] = frauds.audited(place, world, case, seed)
+    return verdicts
+
+
 @every_seed
 @pytest.mark.parametrize("name", HONEST)
 def test_no_honest_defence_fails(name: str, seed: int, tmp_path: Path) -> None:
-    verdicts = frauds.audited(tmp_path, HALF, HONEST[name], HALF.attack, seed=seed)
+    verdicts = audited(tmp_path, HALF, HONEST[name], seed)
     assert "reference attack" in verdicts, verdicts
     assert frauds.failures(verdicts) == [], verdicts
 
@@ -44,8 +54,7 @@ def test_no_honest_defence_fails(name: str, seed: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("fraud", frauds.FRAUDULENT_DEFENSES)
 def test_a_fraudulent_defence_fails_by_name(fraud: type, seed: int, tmp_path: Path) -> None:
     name, words = frauds.FRAUDULENT_DEFENSES[fraud]
-    defense = SHORT.defense(kind=fraud)
-    verdicts = frauds.audited(tmp_path, SHORT, defense, SHORT.attack, seed=seed)
+    verdicts = audited(tmp_path, SHORT, SHORT.defense(kind=fraud), seed)
     assert name in frauds.failures(verdicts), verdicts
     assert words in verdicts[name], verdicts[name]
 
@@ -53,12 +62,13 @@ def test_a_fraudulent_defence_fails_by_name(fraud: type, seed: int, tmp_path: Pa
 @every_seed
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_weak_attack_fails(name: str, seed: int, tmp_path: Path) -> None:
-    verdicts = frauds.audited(tmp_path, TINY, TINY.defense(), ATTACKS[name], seed=seed)
+    case = TINY.rows()[f"attack: {name}"]
+    verdicts = frauds.audited(tmp_path, TINY, case, seed)
     assert "reference attack" in frauds.failures(verdicts), verdicts
 
 
 @every_seed
 def test_an_attack_on_a_blind_network_fails(seed: int, tmp_path: Path) -> None:
-    defense, attack, surrogate = TINY.rows()["attack: on a network that is blind"]
-    verdicts = frauds.audited(tmp_path, TINY, defense, attack, surrogate, seed)
+    case = TINY.rows()["attack: on a network that is blind"]
+    verdicts = frauds.audited(tmp_path, TINY, case, seed)
     assert "reference attack" in frauds.failures(verdicts), verdicts
