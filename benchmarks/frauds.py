@@ -72,8 +72,9 @@ class World:
         classifier: of all defences but one.
         robust: the adversarially trained one.
         denoiser: of all purifiers but one.
-        float32: the same denoiser without acceleration, of likelihood maximisation: its gradient is
-            differentiated twice, and does not pass its check in bfloat16.
+        float32: the same denoiser without acceleration, of those purifiers whose gradient does not
+            pass its check in bfloat16: likelihood maximisation, which is differentiated twice, and
+            EDM.
         steps: grid points of the purifiers.
         attack: the main attack.
         audit: of the rows whose attack is a fraud. It takes a whole audit to convict them.
@@ -98,8 +99,8 @@ class World:
     def defense(self, purifier: Purifier | None = None, kind: type[Defense] = Defense) -> Defense:
         """A purifier, uniform by default, before the classifier."""
         mask = AttentionMask(threshold=0.5)
-        twice = isinstance(purifier, LikelihoodPurifier)
-        denoiser = self.float32 if twice else self.denoiser
+        exact = isinstance(purifier, LikelihoodPurifier | EDMPurifier)
+        denoiser = self.float32 if exact else self.denoiser
         defense = kind(self.classifier, purifier or self.uniform, denoiser, mask)
         if isinstance(defense, KnowsItsImages):
             defense.images, defense.first = self.images, FIRST

@@ -8,10 +8,12 @@ from hetpure.disk import write_whole
 from hetpure.errors import InputError
 from hetpure.evaluation import compare as comparing
 from hetpure.evaluation.protocol import CLEAN
+from hetpure.evaluation.reading import read_results
 from hetpure.evaluation.results import Counting
+from hetpure.evaluation.store import CONFIG, PAGE
 from hetpure.program import FAILED
 from hetpure.report import comparison
-from hetpure.report.leaderboard import compare_page
+from hetpure.report.leaderboard import Contribution, address, compare_page
 from hetpure.report.sheet import wide_console
 
 
@@ -70,8 +72,18 @@ def compare(
         Path(latex).write_text(comparison.latex(sheets, remarks), "utf-8")
     if html is not None:
         folders = {run.name: Path(path) for run, path in zip(read, runs, strict=True)}
+        results = {name: read_results(folder) for name, folder in folders.items()}
+        listed = [
+            Contribution.of(
+                name,
+                results[name],
+                config=address(folder / CONFIG, Path(html)),
+                page=address(folder / PAGE, Path(html)),
+            )
+            for name, folder in folders.items()
+        ]
         notes = (*remarks, clean, attacked)
-        page = compare_page(compared, protocol, folders, cautions, notes, Path(html))
+        page = compare_page(compared, protocol, results, listed, cautions, notes)
         write_whole(Path(html), page.encode())
     if not passed:
         sys.exit(FAILED)

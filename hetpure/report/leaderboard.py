@@ -9,10 +9,8 @@ from urllib.parse import quote
 
 from hetpure.evaluation.compare import Comparison
 from hetpure.evaluation.protocol import CLEAN, NULL
-from hetpure.evaluation.reading import read_results
 from hetpure.evaluation.results import Counting
 from hetpure.evaluation.statistics import in_points
-from hetpure.evaluation.store import CONFIG, PAGE
 from hetpure.numbers import counted
 from hetpure.report.charts import strip
 from hetpure.report.comparison import sheets
@@ -35,26 +33,46 @@ class Contribution:
     config: str | None
     page: str | None
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        results: Mapping[str, Any],
+        config: str | None = None,
+        page: str | None = None,
+    ) -> "Contribution":
+        """A run by its `results.json`."""
+        missing = results["missing"]
+        return cls(
+            name,
+            results["run"].get("data", ""),
+            results["run"].get("attack", ""),
+            results["samples"],
+            f"not finished: {counted(missing, 'part')} missing" if missing else "finished",
+            len(results["weaker_than_full"]),
+            config,
+            page,
+        )
+
 
 def compare_page(
     comparisons: Sequence[Comparison],
     counting: Counting,
-    folders: Mapping[str, Path],
+    results: Mapping[str, Mapping[str, Any]],
+    contributions: Sequence[Contribution],
     cautions: Sequence[str],
     notes: Sequence[str],
-    target: Path,
 ) -> str:
-    """The page, whole in one file, for `target`.
+    """The page, whole in one file.
 
     Args:
         comparisons: of every defence with the baseline, on clean and on attacked images.
         counting: what counts as right in them.
-        folders: of the runs, by their names.
+        results: `results.json` of the runs, by their names.
+        contributions: the runs.
         cautions: what differs beyond the defences.
         notes: what the numbers are, and the verdicts.
-        target: where the page will lie.
     """
-    results = {name: read_results(folder) for name, folder in folders.items()}
     attacked = _attacked(comparisons)
     clean = {c.column.name: c for c in comparisons if c.kind == CLEAN}
     return render(
@@ -70,9 +88,7 @@ def compare_page(
         ],
         standings=standings(attacked, clean, results, counting),
         sheets=sheets(comparisons),
-        contributions=[
-            _contribution(name, results[name], folder, target) for name, folder in folders.items()
-        ],
+        contributions=contributions,
     )
 
 
@@ -147,25 +163,8 @@ def _counted(about: Mapping[str, Any] | None, counting: Counting) -> str:
     return interval(about[counting]) if counting in about else "-"
 
 
-def _contribution(
-    name: str, results: Mapping[str, Any], folder: Path, target: Path
-) -> Contribution:
-    run = results["run"]
-    missing = results["missing"]
-    return Contribution(
-        name,
-        run.get("data", ""),
-        run.get("attack", ""),
-        results["samples"],
-        f"not finished: {counted(missing, 'part')} missing" if missing else "finished",
-        len(results["weaker_than_full"]),
-        _address(folder / CONFIG, target),
-        _address(folder / PAGE, target),
-    )
-
-
-def _address(path: Path, target: Path) -> str | None:
-    """Where a file lies, seen from the page."""
+def address(path: Path, target: Path) -> str | None:
+    """Where a file lies, seen from the page at `target`; None where there is no such file."""
     if not path.is_file():
         return None
     return "./" + quote(os.path.relpath(path.resolve(), target.resolve().parent))

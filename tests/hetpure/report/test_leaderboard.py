@@ -72,12 +72,14 @@ def test_a_leaderboard_has_the_numbers_of_the_comparison(
     assert "bad:" + HOSTILE in root.text
 
 
-def test_what_does_not_compare_is_said_at_the_top_and_recipes_are_linked(
+def test_what_does_not_compare_is_announced_at_the_top_and_recipes_are_linked(
     folders: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "pages").mkdir()
     root = check_page(page_of(tmp_path / "pages/board.html", *folders))
-    assert "earlier does not say what its data and attacks are" in root.all("header")[0].text
+    assert "These numbers may not compare" in root.all("header")[0].text
+    (different,) = [s for s in root.all("section") if s.attributes["id"] == "cautions"]
+    assert "earlier does not say what its data and attacks are" in different.text
     links = [a.attributes["href"] for a in root.all("a") if a.attributes["href"][0] != "#"]
     assert links == ["./../bad/config.yaml", "./../good/config.yaml"]
     assert all((tmp_path / "pages" / link).is_file() for link in links)
