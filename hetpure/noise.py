@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cache
 from typing import Literal, Protocol
 
 import torch
@@ -24,6 +25,7 @@ from hetpure.errors import FieldError, InputError
 
 Group = Literal["forward", "reverse"]
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
+Address = tuple[int, Tensor, Tensor, int, int]  # seed, sample ids, draws, place, repeat
 
 
 class Stream(IntEnum):
@@ -88,6 +90,37 @@ def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
         )
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1, c2, c3
+
+
+def words_at(
+    seed: int, samples: Tensor, draws: Tensor, place: int, repeat: int, count: int
+) -> Tensor:
+    """(N, count) int64 random words in [0, 2^32) for the entries of a `BatchNoise`; the place is
+    purpose and step, packed as in the key."""
+    stream, draw = draws[:, :1], draws[:, 1:2]
+    key = (torch.full_like(stream, seed), stream << 24 | place)
+    block = torch.arange(-(-count // 4), device=samples.device)[None, :]
+    counter = (block, samples[:, None], draw & _MASK, repeat << 16 | draw >> 32)
+    return torch.stack(philox(counter, key), dim=-1).flatten(1)[:, :count]
+
+
+def normals_at(
+    seed: int, samples: Tensor, draws: Tensor, place: int, repeat: int, count: int
+) -> Tensor:
+    """(N, count) float64 standard normal numbers at an address, by Box-Muller: see `words_at`."""
+    words = words_at(seed, samples, draws, place, repeat, count + count % 2)
+    radius = (-2 * _to_unit(words[:, 0::2]).log()).sqrt()
+    angle = 2 * math.pi * _to_unit(words[:, 1::2])
+    pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
+    return (pairs * draws[:, 2:, None]).flatten(1)[:, :count]
+
+
+@cache
+def one_kernel() -> Callable[..., Tensor]:
+    """`normals_at`, compiled. Written as it is, it is some 180 small kernels, each of which an
+    accelerator waits for. Numbers are arguments of the kernel: it is compiled once, not at each
+    step."""
+    return torch.compile(normals_at, fullgraph=True, dynamic=True)
 
 
 @dataclass(frozen=True)
@@ -236,14 +269,13 @@ class BatchNoise:
 
     def words(self, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
         """(N, count) int64 random words in [0, 2^32)."""
+        return words_at(*self.address(purpose, step, repeat), count)
+
+    def address(self, purpose: Purpose, step: int, repeat: int) -> Address:
+        """Of all entries, as `words_at` takes it; InputError where a number is out of its field."""
         _check("step", step, 20)
         _check("repeat", repeat, 16)
-        draws = self._draws(purpose)
-        stream, draw = draws[:, :1], draws[:, 1:2]
-        key = (torch.full_like(stream, self.seed), stream << 24 | int(purpose) << 20 | step)
-        block = torch.arange(-(-count // 4), device=self.samples.device)[None, :]
-        counter = (block, self.samples[:, None], draw & _MASK, repeat << 16 | draw >> 32)
-        return torch.stack(philox(counter, key), dim=-1).flatten(1)[:, :count]
+        return self.seed, self.samples, self._draws(purpose), int(purpose) << 20 | step, repeat
 
     def uniform(self, purpose: Purpose, like: Tensor, *, step: int = 0, repeat: int = 0) -> Tensor:
         """Uniform on the open interval (0, 1), with the shape (N, ...) and dtype of `like`.
@@ -258,13 +290,9 @@ class BatchNoise:
         """Standard normal with the shape (N, ...) and dtype of `like`, by Box-Muller in float64."""
         if len(like) != len(self):
             raise ValueError(f"noise for {len(self)} entries asked for a batch of {len(like)}")
-        count = math.prod(like.shape[1:])
-        words = self.words(purpose, step, repeat, count + count % 2)
-        radius = (-2 * _to_unit(words[:, 0::2]).log()).sqrt()
-        angle = 2 * math.pi * _to_unit(words[:, 1::2])
-        pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
-        pairs = pairs * self._draws(purpose)[:, 2:, None]
-        return pairs.flatten(1)[:, :count].reshape(like.shape).to(like.dtype)
+        normals = one_kernel() if self.samples.is_cuda else normals_at
+        values = normals(*self.address(purpose, step, repeat), math.prod(like.shape[1:]))
+        return values.reshape(like.shape).to(like.dtype)
 
     def integers(self, purpose: Purpose, high: int, *, step: int = 0, repeat: int = 0) -> Tensor:
         """(N,) int64 in [0, high); the bias of the multiply-shift map is below high / 2^32."""

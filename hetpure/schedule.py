@@ -3,6 +3,7 @@
 import bisect
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import torch
@@ -37,6 +38,14 @@ class Level:
         return Level(self.signal[index], self.spread[index], self.time[index])
 
 
+@cache
+def _on(device: torch.device, numbers: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+    """The numbers on a device, copied there once. Not as an inference tensor: a training would use
+    it next."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=dtype, device=device)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """`alphas_cumprod[t]` is the signal's share of the variance at index t = 0..T-1, where
@@ -65,15 +74,19 @@ class Schedule:
 
     def level(self, timesteps: Tensor, like: Tensor) -> Level:
         """(B,) indices to the level of each image, in the dtype of `like` (B, ...); its times are
-        float32, or the indices."""
-        if bool((timesteps < 0).any() or (timesteps >= len(self)).any()):
+        float32, or the indices. On an accelerator nothing here waits for it: there a wrong index
+        ends the program later, by a failed assertion."""
+        within = ((timesteps >= 0) & (timesteps < len(self))).all()
+        if not within.is_cpu:
+            torch._assert_async(within)
+        elif not within:
             span = f"{int(timesteps.min())} to {int(timesteps.max())}"
             raise InputError(f"timesteps {span} are not in the schedule's 0 to {len(self) - 1}")
-        table = torch.tensor(self.alphas_cumprod, dtype=torch.float64, device=like.device)
+        table = _on(like.device, self.alphas_cumprod, torch.float64)
         alpha = table[timesteps].reshape(-1, *[1] * (like.dim() - 1))
         times = timesteps
         if self.times is not None:
-            times = torch.tensor(self.times, dtype=torch.float32, device=like.device)[timesteps]
+            times = _on(like.device, self.times, torch.float32)[timesteps]
         return Level(alpha.sqrt().to(like.dtype), (1 - alpha).sqrt().to(like.dtype), times)
 
     def sigma(self, timestep: int) -> float:

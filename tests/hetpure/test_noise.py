@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from hetpure.noise import (
     FORWARD_GROUP,
@@ -22,7 +23,10 @@ from hetpure.noise import (
     Purpose,
     Stream,
     attack_draw,
+    normals_at,
+    one_kernel,
     philox,
+    words_at,
 )
 
 MASK = 0xFFFFFFFF
@@ -201,7 +205,7 @@ def test_no_word_gives_an_infinite_normal_or_a_uniform_outside_the_interval(
     """A word of 0 is one in 2^32: a logarithm of zero would end a long run, and no test of random
     words would see it."""
     corners = torch.tensor([[0, 0, 0, MASK, MASK, 0, MASK, MASK]])
-    monkeypatch.setattr(BatchNoise, "words", lambda *_: corners)
+    monkeypatch.setattr("hetpure.noise.words_at", lambda *_: corners)
     like = torch.empty(1, 8, 1, 1).double()
     normals = noise_of(1).normal(Purpose.FORWARD, like)
     assert normals.isfinite().all()
@@ -210,8 +214,39 @@ def test_no_word_gives_an_infinite_normal_or_a_uniform_outside_the_interval(
     uniforms = noise_of(1).uniform(Purpose.FORWARD, like)
     assert 0 < uniforms.min() < uniforms.max() < 1
     assert noise_of(1).uniform(Purpose.FORWARD, like.float()).min() > 0
-    monkeypatch.setattr(BatchNoise, "words", lambda *_: torch.tensor([[0], [MASK]]))
+    monkeypatch.setattr("hetpure.noise.words_at", lambda *_: torch.tensor([[0], [MASK]]))
     assert noise_of(2).integers(Purpose.TIMESTEP, 1000).tolist() == [0, 999]
+
+
+def test_compiled_into_one_kernel_the_numbers_are_the_same() -> None:
+    """As accelerators draw them, here with the compiler's code for CPUs. Other steps, repeats and
+    purposes do not compile again: a plan has a hundred."""
+    seed, samples = MASK, torch.tensor([0, 5, 2**31 + 7])
+    noise = BatchNoise.stack(
+        [
+            Noise.of(seed, Stream.ATTACK, 2**47 + 5),
+            Noise(seed, Draw(Stream.REPORT, 7, negated=True), Draw(Stream.DW_BOX, 8)),
+        ],
+        samples,
+    )
+    words = torch.compile(words_at, fullgraph=True, dynamic=True)
+    kernels = counters["stats"]["unique_graphs"]
+    for place, (purpose, step, repeat) in enumerate(
+        [
+            (Purpose.FORWARD, 0, 0),
+            (Purpose.RESAMPLE, 1, 1),
+            (Purpose.REVERSE, 2, 2),
+            (Purpose.REVERSE, 999, 2**16 - 1),
+        ]
+    ):
+        address = noise.address(purpose, step, repeat)
+        for count in (784, 75):
+            assert torch.equal(words(*address, count), words_at(*address, count))
+            ours, exact = one_kernel()(*address, count), normals_at(*address, count)
+            torch.testing.assert_close(ours, exact, rtol=0, atol=1e-12)
+        if place == 1:  # zeros and ones are compiled for themselves
+            kernels = counters["stats"]["unique_graphs"]
+    assert counters["stats"]["unique_graphs"] == kernels
 
 
 def sequences(draw_normal: bool) -> dict[str, Tensor]:

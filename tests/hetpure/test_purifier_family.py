@@ -2,12 +2,14 @@
 its cost, noise that an attacker can know, and results that follow the sample and not the batch."""
 
 from dataclasses import fields
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
@@ -15,6 +17,7 @@ from hetpure.denoiser import Denoiser, to_pixels
 from hetpure.gradients import Execution, Policy, input_gradient
 from hetpure.noise import (
     FORWARD_GROUP,
+    Address,
     BatchNoise,
     Group,
     Noise,
@@ -35,10 +38,11 @@ from hetpure.purifiers import (
 )
 from hetpure.samplers import DDIM, DDPM, VPODE, VPSDE, Sampler
 from hetpure.schedule import NO_NOISE, linear_schedule
-from tests.hetpure.networks import states
+from tests.hetpure.networks import seeded_unet, states
 
 SCHEDULE = linear_schedule()
 LABELS, IDS = torch.tensor([0, 1, 2, 3]), torch.tensor([11, 3, 40, 7])
+META = torch.device("meta")  # tensors without values
 REPORT = Noise.of(7, Stream.REPORT)
 DRAW = attack_draw(0, 1, 2, 3)
 ANCESTRAL = DDPM(clip_x0=False)
@@ -117,14 +121,42 @@ def loss(defense: Defense, images: Tensor, mask: Tensor, policy: Policy | Execut
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """The addresses of all noise that is drawn, in order."""
     found: Asked = []
-    words = BatchNoise.words
+    address = BatchNoise.address
 
-    def record(self: BatchNoise, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
+    def record(self: BatchNoise, purpose: Purpose, step: int, repeat: int) -> Address:
         found.append((purpose, step, repeat))
-        return words(self, purpose, step, repeat, count)
+        return address(self, purpose, step, repeat)
 
-    monkeypatch.setattr(BatchNoise, "words", record)
+    monkeypatch.setattr(BatchNoise, "address", record)
     return found
+
+
+class NothingIsWaitedFor(TorchDispatchMode):
+    """Refuses what makes a program wait for its accelerator: reading a value of a tensor (which
+    tensors without values refuse themselves), and copying numbers to it."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), named: Any = None
+    ) -> Any:
+        copied = [t for t in tree_leaves(arguments) if isinstance(t, Tensor) and t.device != META]
+        assert not any(tensor.dim() for tensor in copied), function
+        return function(*arguments, **(named or {}))
+
+
+@every_purifier
+def test_no_step_waits_for_the_device(purifier: Purifier) -> None:
+    """Start, steps and their gradients run on tensors that have no values."""
+    denoiser = Denoiser(seeded_unet(), SCHEDULE).to(META).requires_grad_(False)
+    images = torch.empty(2, 3, 8, 8, device=META)
+    mask = torch.empty(2, 1, 8, 8, device=META) if purifier.needs_mask else None
+    noise = REPORT.on(IDS[:2].to(META))
+    with NothingIsWaitedFor():
+        state = purifier.start(denoiser, images, noise)
+        for step in purifier.plan(SCHEDULE):
+            point = state.detach().requires_grad_()
+            state = purifier.advance(denoiser, step, point, images, mask, noise)
+            torch.autograd.grad(state.sum(), point)
+        purifier.finish(state)
 
 
 @every_purifier
