@@ -16,7 +16,7 @@ from hetpure.evaluation.extent import thinned, thinned_plan
 from hetpure.evaluation.protocol import Block
 from hetpure.gradient_check import float64_device, in_float64
 from hetpure.gradients import EXACT, Execution
-from hetpure.noise import BatchNoise, Draw, Noise, Purpose, Stream, attack_draw
+from hetpure.noise import Address, BatchNoise, Draw, Noise, Purpose, Stream, attack_draw
 
 IMAGES, STEPS = 2, 8  # in float64, of a batch and of a plan
 DISGUISES = 8  # addresses that are shown in place of the true one
@@ -32,11 +32,8 @@ class Disguised(BatchNoise):
 
     numbers: BatchNoise
 
-    def words(self, purpose: Purpose, step: int, repeat: int, count: int) -> Tensor:
-        return self.numbers.words(purpose, step, repeat, count)
-
-    def _draws(self, purpose: Purpose) -> Tensor:
-        return self.numbers._draws(purpose)
+    def address(self, purpose: Purpose, step: int, repeat: int) -> Address:
+        return self.numbers.address(purpose, step, repeat)
 
 
 def sameness(defense: Defense, block: Block, seed: int, precision: Asked) -> list[Check]:
