@@ -47,6 +47,15 @@ def mean(values: NDArray[np.float64]) -> dict[str, float]:
     return {**found, "low": float(low), "high": float(high)}
 
 
+def oracle_of(data: ClutteredFashionMNIST) -> ObjectMask:
+    """The garments of these images."""
+    split: Any = data.test_split  # it knows that it has their garments
+    source: Any = data.source
+    return ObjectMask(
+        clutter_seed=data.clutter_seed, test_split=split, data_dir=data.data_dir, source=source
+    )
+
+
 def overlaps(run: Path) -> dict[str, Any]:
     """Of every row with a mask, by row and by kind of image."""
     cli = evaluation_cli([f"--config={run / 'config.yaml'}", "--trainer.accelerator=cpu"])
@@ -54,7 +63,7 @@ def overlaps(run: Path) -> dict[str, Any]:
     described, store = cli.model.described, Store(run)
     assert described is not None and isinstance(cli.datamodule, ClutteredFashionMNIST)
     data = cli.datamodule
-    oracle = ObjectMask(data.clutter_seed, data.test_split, data.data_dir, data.source)  # type: ignore[arg-type]
+    oracle = oracle_of(data)
     block = described.images.read(range(len(described.images)))
     found: dict[str, Any] = {}
     for name, row in described.rows.items():

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from datamodules.imagenet import CLASSES, COUNTS  # noqa: E402
 from hetpure.disk import write_whole  # noqa: E402
 from hetpure.evaluation.provenance import provenance  # noqa: E402
 from hetpure.memory import gigabytes  # noqa: E402
+from hetpure.program import FAILED  # noqa: E402
 from hetpure.weights.published import FILES  # noqa: E402
 from tests.published_files import write_published  # noqa: E402
 
@@ -192,12 +193,16 @@ def main() -> None:
     parser.add_argument("what", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/paper_size.json"))
     options = parser.parse_args()
+    parts: list[Measured] = []
     with tempfile.TemporaryDirectory() as name:
-        parts = [part for what in options.what for part in PARTS[what](Path(name))]
-    content = {"parts": [part._asdict() for part in parts]}
-    content["provenance"] = provenance(torch.device("cpu"))
-    write_whole(options.out, json.dumps(content).encode())
+        for what in options.what:
+            parts += PARTS[what](Path(name))
+            content: dict[str, Any] = {"parts": [part._asdict() for part in parts]}
+            content["provenance"] = provenance(torch.device("cpu"))
+            write_whole(options.out, json.dumps(content).encode())
     print(table(parts))
+    if any(part.code for part in parts):
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

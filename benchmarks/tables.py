@@ -146,15 +146,18 @@ KINDS: dict[str, Callable[..., str]] = {
     "strength": lambda names: strength.table(strength.recorded(names.split("+"))),
     "agreements": lambda name: addt_experiment.agreements(saved_results(name)),
     "benchmark": benchmark,
-    "recipes": lambda name: recipes.table(json.loads(unpacked(f"{name}.json"))),
+    "recipes": lambda name: recipes.table(
+        json.loads(unpacked(f"{name}.json")) if has_records(name) else {}
+    ),
     "files": lambda _: recipes.files_table(),
     "workers": lambda _: scaling.table(scaling.committed().extended(10_000)),
 }
 
 
 def missing(name: str) -> list[str]:
-    """The runs of a marker that have no records; of files nothing is recorded."""
-    if name.split()[1] == "files":
+    """The runs of a marker that have no records. Of files nothing is recorded, and recipes are
+    listed without their costs."""
+    if name.split()[1] in ("files", "recipes"):
         return []
     return [part for part in name.split()[0].split("+") if not has_records(part)]
 

@@ -3,7 +3,7 @@
 python examples/one_image.py docs/example.png purified.png
 """
 
-import sys
+import argparse
 
 import hetpure
 from hetpure.presets import FASHION_MNIST_CLASSES
@@ -29,4 +29,7 @@ def main(source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", help="an image")
+    parser.add_argument("target", help="where the purified image goes")
+    main(**vars(parser.parse_args()))

@@ -1,4 +1,4 @@
-"""An attack of one's own: momentum on the sign of the gradient (Dong et al. 2018, section 3.1).
+"""An attack of one's own: steps along the sign of the gradient that shrink.
 
 Expectation over noise, masks, restarts and the check of its candidates come with `BallAttack`.
 
@@ -7,7 +7,6 @@ Expectation over noise, masks, restarts and the check of its candidates come wit
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 import hetpure
@@ -19,32 +18,28 @@ from hetpure.numbers import Number
 
 
 @dataclass(frozen=True, kw_only=True)
-class Momentum(BallAttack):
-    """Steps along the sign of all gradients so far, each at L1 norm 1.
-
-    Args:
-        decay: what a step keeps of the direction before it.
-    """
-
-    decay: float = 1.0
+class Shrinking(BallAttack):
+    """Steps along the sign of the gradient, each shorter than the one before: from half of the
+    radius down to nothing."""
 
     def ascend(self, run: Ascent) -> list[Tensor]:
         images = run.target.images
 
-        def step(state: tuple[Tensor, Tensor], gradient: Tensor) -> tuple[Tensor, Tensor]:
-            adversarial, total = state
-            total = self.decay * total + gradient / gradient.abs().sum((1, 2, 3), keepdim=True)
-            moved = adversarial + self.epsilon / self.steps * total.sign()
-            return project(moved, images, self.epsilon, self.norm), total
+        def step(state: tuple[Tensor, int], gradient: Tensor) -> tuple[Tensor, int]:
+            adversarial, taken = state
+            size = self.epsilon / 2 * (1 - taken / self.steps)
+            return project(
+                adversarial + size * gradient.sign(), images, self.epsilon, self.norm
+            ), taken + 1
 
-        return self.climb(run, (images, torch.zeros_like(images)), step, lambda state: state[0])
+        return self.climb(run, (images, 0), step, lambda state: state[0])
 
 
 def main(images: int = 4, steps: int = 5) -> tuple[int, int]:
     """How many report draws are right on the clean and on the adversarial images."""
     test = read_packaged("test")
     block = Block(test.images[:images].float() / 255, test.labels[:images], test.samples[:images])
-    attack = Momentum(epsilon=Number("16/255"), steps=steps, eot_samples=2)
+    attack = Shrinking(epsilon=Number("16/255"), steps=steps, eot_samples=2)
     protocol = Protocol(report_draws=5, selection_draws=2)
     defense = hetpure.load_defense("fashion_mnist")
     records = evaluate_block("mine", defense, attack, block, protocol, seed=0).records

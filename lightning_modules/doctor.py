@@ -47,7 +47,8 @@ def doctor(config: str) -> None:
         if lacking:
             print(f"{lacking} of {len(findings)} are missing")
         else:
-            print(f"everything is there; next: hetpure {NEXT[kind]} --config {config}")
+            name = config.removeprefix(f"{kind}/")
+            print(f"everything is there; next: hetpure {NEXT[kind]} --config {name}")
     if missing:
         sys.exit(FAILED)
 
@@ -100,8 +101,7 @@ def _texts(named: Any, where: str) -> Iterator[str]:
 def _network(name: str) -> tuple[bool, str]:
     """Whether weights are there, and what is known of them or what to do."""
     if name.startswith(HUB):
-        cached = is_cached(name)
-        return cached, f"{name}: {'in the cache' if cached else 'an evaluation downloads it'}"
+        return True, f"{name}: {'in the cache' if is_cached(name) else 'a run downloads it'}"
     try:
         folder = resolve(name)
     except InputError as error:

@@ -52,4 +52,4 @@ def log_histogram(logger: Logger, name: str, values: Tensor, step: int) -> None:
 def _name(logger: Logger, name: str) -> str:
     """The name as the logger allows it: MLflow refuses pictures, and Lightning warns of numbers,
     where one holds other signs, as that of a row `t=200` does."""
-    return re.sub("[^a-zA-Z0-9_/. -]", "", name) if isinstance(logger, MLFlowLogger) else name
+    return re.sub("[^a-zA-Z0-9_/. -]", "_", name) if isinstance(logger, MLFlowLogger) else name

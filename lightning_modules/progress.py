@@ -100,7 +100,7 @@ class EvaluationProgress(Watch):
         """How fast it goes and what is left, as far as that is known."""
         known = []
         if pace := self.left.pace(self._row) if self._row else None:
-            known.append(f"{1 / pace:.0f} passes/s")
+            known.append(f"{pace:.1f} s/pass" if pace > 1 else f"{1 / pace:.0f} passes/s")
         if (seconds := self._seconds()) is not None:
             known.append(f"{duration(seconds)} left")
         return ", ".join(known)

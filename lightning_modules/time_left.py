@@ -4,11 +4,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-ENOUGH = 0.1  # of a row's work: from then on its own speed says how long the rest takes
+ENOUGH = 0.1  # of a row's work here: from then on its own speed says how long the rest takes
 
 
 class TimeLeft:
-    """Seconds that are left, learned row by row: a forward pass of one row is not as dear as
+    """Seconds that are left, learned row by row: a forward pass of one row can take longer than
     another's. A row without enough work of its own goes as fast as the rows of its kind, with or
     without a purifier; a kind without any as all others. The checks of gradients, which are no part
     of the work, take the mean of those that are done.
@@ -60,7 +60,7 @@ class TimeLeft:
     def pace(self, row: str) -> float | None:
         """Seconds of a forward pass of a row; None where nothing was done yet."""
         kind = [name for name in self.total if (name in self.purified) == (row in self.purified)]
-        enough = self.done[row] > ENOUGH * self.total[row]
+        enough = self.done[row] > ENOUGH * (self.done[row] + self.left[row])
         for rows in ([row] if enough else [], kind, list(self.total)):
             if done := sum(self.done[name] for name in rows):
                 return sum(self.seconds[name] for name in rows) / done

@@ -170,7 +170,7 @@ def test_a_block_is_evaluated_without_lightning() -> None:
 def test_a_purifier_and_an_attack_of_ones_own_on_data_of_ones_own() -> None:
     executed("make_images.py")
     configs = ["--config=quick", "--config=my_data.yaml", "--config=my_row.yaml"]
-    attack = ["--model.attack=my_attack.Momentum", "--model.attack.epsilon=16/255"]
+    attack = ["--model.attack=my_attack.Shrinking", "--model.attack.epsilon=16/255"]
     main(["evaluate", *configs, *attack, *SMALL])
     assert results()["samples"] == 3
     row = results()["defenses"]["repeated"]

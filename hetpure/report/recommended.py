@@ -1,4 +1,4 @@
-"""The budget of an attack that was found to be enough, and what it would save."""
+"""The cheapest budget near the strongest attack that was tried, and what it would save."""
 
 from dataclasses import dataclass
 
@@ -46,5 +46,6 @@ def saving(attack: Attack, recommended: Recommended | None = None) -> str | None
     return (
         f"{enough.attack} with {enough.steps} steps of {enough.eot_samples} draws would save"
         f" {1 - enough.gradients / gradients:.0%} of the calls of {attack.name}; on one purifier it"
-        " came within 4 points of the strongest attack (docs/experiments/attacks.md)"
+        f" came within 4 points of the strongest of the attacks tried, of at most {enough.tried}"
+        " gradients; each larger budget still found more (docs/experiments/attacks.md)"
     )

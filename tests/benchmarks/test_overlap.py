@@ -6,6 +6,9 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from datamodules.cluttered import ClutteredFashionMNIST
+from hetpure.weights import load_classifier
+
 
 def test_measures_of_known_masks(script: Callable[[str], ModuleType]) -> None:
     overlap = script("overlap")
@@ -19,6 +22,19 @@ def test_measures_of_known_masks(script: Callable[[str], ModuleType]) -> None:
     assert found["overlap"].tolist() == [1, 0, 0.5, 0]
     assert found["of the object"].tolist() == [1, 0, 1, 0]
     assert found["of the image"].tolist() == [0.5, 0.5, 1, 0]
+
+
+def test_the_oracle_is_that_of_the_images(script: Callable[[str], ModuleType]) -> None:
+    """Arguments in their places: it takes the seed, the split and the source of the data."""
+    data = ClutteredFashionMNIST(
+        source="packaged", test_split="validation", clutter_seed=3, limit=2
+    )
+    oracle = script("overlap").oracle_of(data)
+    assert (oracle.shape, oracle.clutter_seed, oracle.test_split) == ("garment", 3, "validation")
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    covered = oracle(load_classifier("fashion_mnist_wrn"), batch["image"], batch["sample"])
+    assert covered.shape == (2, 1, 32, 32) and 0 < covered.mean() < 0.7
 
 
 def test_means_have_intervals(script: Callable[[str], ModuleType]) -> None:

@@ -73,9 +73,9 @@ def test_mlflow_gets_the_names_that_it_allows() -> None:
     log_image(logger, "uniform t=200/null", IMAGE, 1)
     log_numbers(logger, {"heterogeneous + ADDT/loss": 2.0}, 1)
     log_histogram(logger, "100%", torch.zeros(2), 1)
-    assert logger.told[0] == {"key": "uniform t200/null", "step": 1}
-    assert logger.told[1] == {"heterogeneous  ADDT/loss": 2.0}
-    assert next(iter(logger.told[2])) == "100/quantile 0.05"
+    assert logger.told[0] == {"key": "uniform t_200/null", "step": 1}
+    assert logger.told[1] == {"heterogeneous _ ADDT/loss": 2.0}
+    assert next(iter(logger.told[2])) == "100_/quantile 0.05"
 
 
 def test_a_logger_without_histograms_gets_quantiles() -> None:

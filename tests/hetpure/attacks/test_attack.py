@@ -78,7 +78,7 @@ IN_A_BALL: dict[str, Attack] = {
     "auto_eot": AutoEOT(**FEW, square_steps=2, targets=2, check_draws=3),
     "standard": AutoAttack(epsilon=0.1, steps=2, targets=2, square_queries=5),
     "rand": AutoAttack(**FEW, version="rand"),
-    "documented": DOCUMENTED["Momentum"](**FEW),
+    "documented": DOCUMENTED["Shrinking"](**FEW),
 }
 ATTACKS = {
     **IN_A_BALL,
@@ -354,7 +354,7 @@ def test_evaluate_runs_the_attack_of_the_page(
     (tmp_path / "rows.yaml").write_text("model: {defenses: {plain: {}}, attacks: {}}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    options = "--model.attack my_attack.Momentum --model.attack.epsilon 16/255 --model.run own"
+    options = "--model.attack my_attack.Shrinking --model.attack.epsilon 16/255 --model.run own"
     audit = "--model.audit {images: 1, queries: 1, purifications: 999}"
     budget = f"--model.attack.steps 1 --data.limit 2 {audit}"
     quick = ROOT / "configs" / "evaluate" / "quick.yaml"
