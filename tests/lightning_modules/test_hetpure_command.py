@@ -93,7 +93,7 @@ def test_purify_refuses_in_one_line(picture: Path, tmp_path: Path, refused: Refu
     assert "is the image itself" in refused("purify", str(picture), str(picture))
     assert "'mnist'" in refused("purify", str(picture), out, "--defense=mnist")
     assert "required" in refused("purify", str(picture))
-    assert "purify, convert, compare" in refused("purfy")
+    assert "purify, benchmark, convert" in refused("purfy")
 
 
 def test_configs_and_the_version_are_told(
