@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gradients import Clock, denoiser_of, images_of
 from torch import Tensor
 
 from hetpure.addt import Batch, RankGaussian, denoising_loss, mix_noise, rank_gaussian
+from hetpure.benchmark.clock import Clock
+from hetpure.benchmark.networks import denoiser_of, images_of
 from hetpure.denoiser import to_model, to_pixels
 from hetpure.evaluation.provenance import provenance
 from hetpure.noise import Noise, Purpose, Stream

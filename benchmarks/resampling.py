@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cost import peak_bytes
 from torch import Tensor
 
 from datamodules.fashion_mnist import read_packaged
 from hetpure.attacks import PGD
 from hetpure.attention import AttentionMask
+from hetpure.benchmark.clock import peak_bytes
 from hetpure.defense import Defense, count_network_calls
 from hetpure.evaluation.protocol import Block, Protocol, Record, evaluate_block
 from hetpure.evaluation.provenance import provenance

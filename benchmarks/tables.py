@@ -43,6 +43,7 @@ from committed import (
     unpacked,
 )
 
+from hetpure.benchmark.benchmark import tables as device_tables
 from hetpure.errors import InputError
 from hetpure.evaluation.compare import ROBUST, compare, find_baseline, read_columns
 from hetpure.evaluation.protocol import Record
@@ -126,6 +127,8 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "addt_update": addt.table,
     "addt_update_bfloat16": addt.table,
     "antithetic": antithetic.tables,
+    "device_cpu": device_tables,
+    "device_gpu": device_tables,
     "frauds": frauds.table,
     "gradients": gradients.tables,
     "gradients_cifar10": gradients.tables,

@@ -21,7 +21,11 @@ COMMANDS = {
         "lightning_modules.analysis_cli:main",
     ),
     "tune": ("search a defence's settings on validation images", "lightning_modules.tuning:main"),
-    "purify": ("look at one purification", "hetpure.commands.purify:main"),
+    "purify": ("purify images, or look at one purification", "hetpure.commands.purify:main"),
+    "benchmark": (
+        "how fast is this machine, and how fast could it be?",
+        "hetpure.commands.benchmark:main",
+    ),
     "convert": ("make a folder of a published file of weights", "hetpure.commands.convert:main"),
     "compare": ("compare the defences of several runs", "hetpure.commands.compare:main"),
     "verify": (

@@ -156,6 +156,12 @@ def test_one_image_is_purified() -> None:
     assert read_image("purified.png", (1, 28, 28)).std() > 0.05
 
 
+def test_many_images_are_purified_at_once() -> None:
+    purified = executed("many_images.py")["purified"]
+    assert purified.shape == (2, 1, 28, 28) and not purified.requires_grad
+    assert (purified[0] - purified[1]).abs().max() > 0.05, "each has noise of its own"
+
+
 def test_parts_make_a_defence() -> None:
     logits = executed("parts.py")["logits"]
     assert logits.shape == (2, 10)

@@ -60,13 +60,40 @@ def test_purify_writes_what_the_library_gives(
     assert out.is_file()
 
 
+def test_purify_takes_a_folder(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    """Each image as it is purified alone, in batches that do not divide their number."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    for number, name in enumerate(("a.png", "b.PNG", "c.jpeg")):
+        pixels = read_image(picture, (1, 28, 28)).roll(3 * number, 2)
+        (source / name).parent.mkdir(exist_ok=True)
+        with (source / name).open("wb") as file:
+            image = Image.fromarray((pixels[0, 0] * 255).round().byte().numpy())
+            image.save(file, "JPEG" if name.endswith("jpeg") else "PNG")
+    (source / "notes.txt").write_text("no image")
+    monkeypatch.setattr("hetpure.commands.purify.AT_ONCE", 2)
+    main(["purify", str(source), str(target), "--seed=3"])
+    assert sorted(path.name for path in target.iterdir()) == ["a.png", "b.png", "c.png"]
+    for number, path in enumerate(sorted(source.glob("[abc].*"))):
+        alone = tmp_path / f"{number}.png"
+        main(["purify", str(path), str(alone), "--seed=3"])
+        together = read_image(target / f"{path.stem}.png", (1, 28, 28))
+        assert (together - read_image(alone, (1, 28, 28))).abs().max() <= 1.01 / 255
+    (source / "a.jpg").write_bytes((source / "c.jpeg").read_bytes())
+    assert "rename one" in refused("purify", str(source), str(target))
+    assert "not a folder" in refused("purify", str(target), str(tmp_path / "x"), "--figure=f.png")
+    (tmp_path / "none").mkdir()
+    assert "holds no image" in refused("purify", str(tmp_path / "none"), str(target))
+
+
 def test_purify_refuses_in_one_line(picture: Path, tmp_path: Path, refused: Refused) -> None:
     out = str(tmp_path / "out.png")
     assert "missing.png" in refused("purify", "missing.png", out)
     assert "is the image itself" in refused("purify", str(picture), str(picture))
     assert "'mnist'" in refused("purify", str(picture), out, "--defense=mnist")
     assert "required" in refused("purify", str(picture))
-    assert "purify, convert, compare" in refused("purfy")
+    assert "purify, benchmark, convert" in refused("purfy")
 
 
 def test_configs_and_the_version_are_told(

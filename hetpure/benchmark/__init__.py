@@ -1,0 +1,1 @@
+"""How far from its own limit a machine computes purifications and their gradients."""
