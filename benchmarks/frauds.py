@@ -59,6 +59,7 @@ FIRST = 7  # sample ids are not positions
 SIDE, CLASSES, COUNT = 8, 4, 112  # of the tiny world
 IMAGES = 96  # of the packaged one
 ROW = "row"
+CONTROL = "uniform"  # what the fraudulent attacks attack: audited as they are
 SEEDS = range(5)
 
 
@@ -77,7 +78,8 @@ class World:
             EDM.
         steps: grid points of the purifiers.
         attack: the main attack.
-        audit: of the rows whose attack is a fraud. It takes a whole audit to convict them.
+        audit: of the rows whose attack is a fraud, and of the honest row that they attack. It takes
+            a whole audit to convict them.
         short_audit: of all other rows.
         protocol: of every row.
         acceleration: of the diffusion network's calls.
@@ -142,7 +144,7 @@ class World:
     def rows(self) -> dict[str, "Case"]:
         """Every row by name."""
         rows = {
-            name: Case(defense, self.attack, self.short_audit)
+            name: Case(defense, self.attack, self.audit if name == CONTROL else self.short_audit)
             for name, defense in self.honest().items()
         }
         rows |= {

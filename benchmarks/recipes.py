@@ -52,6 +52,7 @@ PUBLISHED = {
     "diffpure_imagenet": ("-", "worst of 8: 12.1, vote: 29.7"),
 }
 UNKNOWN = ("-", "-")
+NOT_PLANNED: dict[str, Any] = {"recipes": {}}  # what stands for records where there are none
 REPRODUCED: dict[str, str] = {}  # by recipe, what someone found who ran it
 
 

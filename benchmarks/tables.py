@@ -150,7 +150,7 @@ KINDS: dict[str, Callable[..., str]] = {
     "agreements": lambda name: addt_experiment.agreements(saved_results(name)),
     "benchmark": benchmark,
     "recipes": lambda name: recipes.table(
-        json.loads(unpacked(f"{name}.json")) if has_records(name) else {}
+        json.loads(unpacked(f"{name}.json")) if has_records(name) else recipes.NOT_PLANNED
     ),
     "files": lambda _: recipes.files_table(),
     "workers": lambda _: scaling.table(scaling.committed().extended(10_000)),

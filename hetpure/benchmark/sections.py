@@ -302,7 +302,7 @@ def addt_update(machine: Machine, network: str, steps: int) -> Row:
 
     def learn(training_noise: Tensor) -> None:
         denoiser.requires_grad_(True)
-        denoising_loss(denoiser, x0, level, training_noise).mean().backward()
+        denoising_loss(denoiser, x0, level, training_noise).mean().backward()  # type: ignore[no-untyped-call]
         denoiser.zero_grad()
         denoiser.requires_grad_(False)
 
