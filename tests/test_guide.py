@@ -182,7 +182,7 @@ def test_a_purifier_and_an_attack_of_ones_own_on_data_of_ones_own() -> None:
     row = results()["defenses"]["repeated"]
     assert row["gradient_check"]["passed"]
     assert row["purification_calls"] == 3
-    assert "momentum_linf" in row["attacks"]
+    assert "shrinking_linf" in row["attacks"]
 
 
 def test_data_that_are_not_what_they_say_are_refused(folder: Path) -> None:
