@@ -17,7 +17,7 @@ from hetpure.commands.options import naming_options
 from hetpure.errors import InputError, only_warned
 from hetpure.evaluation.description import Run
 from hetpure.evaluation.stopwatch import Stopwatch
-from hetpure.gradients import GradientError
+from hetpure.numbers import counted
 from hetpure.program import FAILED
 from hetpure.report.analyses import draw
 from hetpure.report.analyses.costs import cost_sheet
@@ -102,9 +102,10 @@ class AnalysisCLI(EvaluationCLI):
         if request.plan:
             return
         whole = True
+        struck = {name: self.model.store.struck(name) for name in subjects}
         with self._begun():
             for analysis in request.analyses:
-                whole &= _look(analysis, subjects, run, count, store, console)
+                whole &= _look(analysis, subjects, run, count, store, console, struck)
         if not whole:
             sys.exit(FAILED)
 
@@ -149,31 +150,45 @@ def _look(
     count: int,
     store: AnalysisStore,
     console: Console,
+    struck: Mapping[str, str | None],
 ) -> bool:
     """One analysis of all rows: computed where it is not yet, written, drawn and said. Whether no
-    row had to be left out for its gradients."""
-    whole, seen = True, dict(subjects)
+    row had to be left out; one that an evaluation struck out is."""
+    seen, out = dict(subjects), []
     with console.status(analysis.name) as status:
         for name, subject in subjects.items():
-            for part in parts_of(analysis, name, count):
-                status.update(Text(f"{analysis.name}: {name}, images from {part.start}"))
-                try:
+            try:
+                if reason := struck[name]:
+                    raise InputError(reason)
+                for part in parts_of(analysis, name, count):
+                    status.update(Text(f"{analysis.name}: {name}, images from {part.start}"))
                     examine(part, subject, run.images, store)
-                except GradientError as error:
-                    print(f"{name} is left out of {analysis.name}: {error}", file=sys.stderr)
-                    whole = False
-                    del seen[name]
-                    break
+            except InputError as error:  # it has no gradient, or draws outside its noise
+                print(f"{name} is left out of {analysis.name}: {error}", file=sys.stderr)
+                out.append(f"{name} is left out: {error}")
+                del seen[name]
+    store.forget(analysis)
     if not seen:
-        return whole
-    summary = summarise(analysis, list(seen), count, store)
+        return False
+    about = [*about_attack(run), *out]
+    summary = summarise(analysis, list(seen), count, store, about)
     folder = store.folder(analysis)
     with only_warned(PICTURE):
         draw(analysis.name, summary, folder / PICTURE)
     for line in (*summary.finding, *summary.notes):
         console.print(line, soft_wrap=True)
     console.print(f"{analysis.name}: {folder}", soft_wrap=True)
-    return whole
+    return not out
+
+
+def about_attack(run: Run) -> list[str]:
+    """The attack that all analyses vary, and in what it is weaker than the full protocol."""
+    attack, protocol = run.config.attack, run.config.protocol
+    masks = "; mask: recomputed here" if getattr(attack, "mask", "") == "all" else ""
+    return [
+        f"attack: {attack.describe()}{masks}; {counted(protocol.report_draws, 'report draw')}",
+        *(f"weaker than full: {line}" for line in attack.weaker_than_full()),
+    ]
 
 
 def main(arguments: list[str]) -> None:

@@ -50,8 +50,9 @@ class Knowledge(Analysis):
             return [(OWN, subject)]
         found: list[tuple[str, Subject]] = []
         for sampler in dict.fromkeys((purifier.sampler, DDPM(), DDIM())):
-            try:
+            try:  # a guided purifier, and the adjoint, have samplers of their own
                 grids = [replace(purifier, sampler=sampler)]
+                subject.purified_by(grids[0])
             except InputError:
                 continue
             grids += [

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from hetpure.analysis.analysis import Analysis, Record, Summary, entries, remarks
-from hetpure.analysis.lines import Place, accuracy_line, difference_line, in_words
+from hetpure.analysis.lines import Line, Place, accuracy_line, difference_line, in_words
 from hetpure.analysis.subject import Subject, Work, right
 from hetpure.errors import check_at_least
 from hetpure.evaluation.protocol import CLEAN, Block, Cell
@@ -24,7 +24,8 @@ class Randomness(Analysis):
         left           = accuracy(DW-both)
 
     The three add up to the accuracy under the white box. A share can be negative: then the stronger
-    attacker found less.
+    attacker found less. More draws still leave some gradient noise, and that is counted as report
+    noise: the first share is at least so large, the second at most.
 
     Args:
         more_eot: so many times the attack's draws of each gradient.
@@ -69,15 +70,27 @@ class Randomness(Analysis):
                 for name in (CLEAN, WHITE, MORE, BOTH)
             }
             lines = [accuracy_line(Place(row, name), of_all) for name, of_all in found.items()]
-            shares = [
-                difference_line(Place(row, GRADIENT), found[WHITE], found[MORE]),
-                difference_line(Place(row, REPORT), found[MORE], found[BOTH]),
-            ]
+            pairs = {GRADIENT: (WHITE, MORE), REPORT: (MORE, BOTH)}
+            if of_row[0]["stochastic"]:
+                shares = [
+                    difference_line(Place(row, name), found[more], found[less])
+                    for name, (more, less) in pairs.items()
+                ]
+            else:  # one attack, so nothing is uncertain
+                shares = [Place(row, name).line(0.0, 0.0, 0.0, len(of_row)) for name in pairs]
             summary.lines.extend([*lines, *shares])
-            gradient, report = (in_words(share, 100, 1) for share in shares)
+            gradient, report = map(_told, shares)
             white, left = (in_words(lines[k], 100, 1) for k in (1, 3))
             summary.finding.append(
-                f"{row}: of {white}% under the white box, {gradient} points are gradient noise,"
-                f" {report} are report noise, {left}% are left (n = {len(of_row)})"
+                f"{row}: of {white}% under the white box, {gradient} points are gradient noise or"
+                f" more, {report} are report noise or less, {left}% are left (n = {len(of_row)})"
             )
         return summary
+
+
+def _told(share: Line) -> str:
+    """A share in points, and whether it can be told from 0."""
+    words = in_words(share, 100, 1)
+    if share.low is None or share.high is None or not share.low <= 0 <= share.high:
+        return words
+    return words if share.low == share.high else f"{words} (cannot be told from 0)"

@@ -80,6 +80,11 @@ class AnalysisStore:
         }
         write_whole(self._path(part), json_bytes(content))
 
+    def forget(self, analysis: Analysis) -> None:
+        """Takes away what was said of records, and leaves the records."""
+        for name in (NUMBERS, TABLE, PICTURE):
+            (self.folder(analysis) / name).unlink(missing_ok=True)
+
     def get(self, part: Part) -> dict[str, Any]:
         """What a finished part left. InputError where its file is damaged."""
         path = self._path(part)
@@ -119,14 +124,21 @@ def examine(part: Part, subject: Subject, images: Images, store: AnalysisStore) 
     store.put(part, records, sum(calls), time.perf_counter() - start)
 
 
-def summarise(analysis: Analysis, rows: Sequence[str], count: int, store: AnalysisStore) -> Summary:
-    """What an analysis says of these rows on the first `count` images, from what the store has; it
-    is written there too."""
+def summarise(
+    analysis: Analysis,
+    rows: Sequence[str],
+    count: int,
+    store: AnalysisStore,
+    notes: Sequence[str] = (),
+) -> Summary:
+    """What an analysis says of these rows on the first `count` images, from what the store has,
+    with these notes beside its own; it is written there too."""
     parts = {row: parts_of(analysis, row, count) for row in rows}
     records: dict[str, list[Record]] = {
         row: [record for part in of_row for record in store.get(part)["records"]]
         for row, of_row in parts.items()
     }
     summary = analysis.summarise(records)
+    summary.notes.extend(notes)
     store.write(analysis, summary, [part for of_row in parts.values() for part in of_row])
     return summary

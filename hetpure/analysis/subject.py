@@ -141,11 +141,14 @@ def right(outcome: Outcome) -> list[list[bool]]:
 
 def subject_of(row: Row, attack: Attack, protocol: Protocol, seed: int, first: int) -> Subject:
     """The row as analyses look at it. InputError where its attack is not one that they can vary."""
-    if not isinstance(attack, PGD):
+    if type(attack) is not PGD:
         raise InputError(
             f"analyze varies steps, draws and restarts of a PGD, and the attack is a"
             f" {type(attack).__name__}: give --model.attack=PGD"
         )
+    for name in ("momentum", "neighbours"):
+        if getattr(attack, name):
+            raise InputError(f"analyze walks PGD's plain steps: give --model.attack.{name}=0")
     if attack.targets:
         raise InputError("analyze looks at untargeted attacks: give --model.attack.targets=0")
     if attack.epsilon <= 0:

@@ -53,6 +53,11 @@ class Trajectories(Analysis):
     def check(self, subject: Subject) -> None:
         if subject.attack.steps < 2:
             raise InputError("trajectories compare steps of paths: give --model.attack.steps >= 2")
+        if subject.defense.stochastic and subject.attack.eot_samples < 2:
+            raise InputError(
+                f"trajectories compare paths with and without EOT, and {subject.name} takes one"
+                " draw: give --model.attack.eot_samples >= 2"
+            )
 
     def work(self, subject: Subject) -> Work:
         eot = subject.attack.eot_samples if subject.defense.stochastic else 1
@@ -86,14 +91,14 @@ class Trajectories(Analysis):
                 directions = torch.stack([path.directions[:, i].flatten(1) for path in paths])
                 ends = torch.stack([path.iterates[-1, i] - path.iterates[0, i] for path in paths])
                 within, between = step_cosines(directions)
-                record["within"][kind] = within.tolist()
+                record["within"][kind] = within.nan_to_num().tolist()
                 record["cosines"][kind] = {WITHIN: _mean(within)}
                 if between is not None:
-                    record["between"][kind] = between.tolist()
+                    record["between"][kind] = between.nan_to_num().tolist()
                     record["cosines"][kind][BETWEEN] = _mean(between)
                     record["cosines"][kind][ENDS] = _between_ends(ends.flatten(1))
                 if kind != KNOWN:
-                    to_known = _cosines(directions, known[:, i].flatten(1)[None]).mean((0, 1))
+                    to_known = _cosines(directions, known[:, i].flatten(1)[None]).nanmean((0, 1))
                     record["cosines"][kind][TO_KNOWN] = _mean(to_known)
             if record["sample"] == subject.first:
                 record["picture"] = self._picture(subject, block.take(torch.tensor([i])), walked, i)
@@ -156,8 +161,8 @@ def step_cosines(directions: Tensor) -> tuple[Tensor, Tensor | None]:
     count = len(directions)
     cosines = _cosines(directions, directions)
     same = torch.eye(count, dtype=torch.bool, device=directions.device)
-    within = cosines[same].mean(0)
-    return within, cosines[~same].mean(0) if count > 1 else None
+    within = cosines[same].nanmean(0)
+    return within, cosines[~same].nanmean(0) if count > 1 else None
 
 
 def principal_plane(points: Tensor) -> tuple[Tensor, float]:
@@ -177,15 +182,15 @@ def principal_plane(points: Tensor) -> tuple[Tensor, float]:
 
 
 def _cosines(first: Tensor, second: Tensor) -> Tensor:
-    """(P, Q, S, S) between the steps (P, S, D) and (Q, S, D)."""
-    a, b = (torch.nn.functional.normalize(part.double(), dim=-1) for part in (first, second))
+    """(P, Q, S, S) between the steps (P, S, D) and (Q, S, D); NaN where one has no direction."""
+    a, b = (part.double() / part.double().norm(dim=-1, keepdim=True) for part in (first, second))
     return torch.einsum("psd,qtd->pqst", a, b)
 
 
 def _mean(matrix: Tensor) -> float:
-    """Mean of a square matrix off its diagonal."""
+    """Mean of a square matrix off its diagonal, of the entries that there are; of none 0."""
     different = ~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)
-    return float(matrix[different].mean())
+    return float(matrix[different].nanmean().nan_to_num())
 
 
 def _between_ends(ends: Tensor) -> float:

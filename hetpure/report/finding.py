@@ -69,6 +69,11 @@ def doubts(results: Mapping[str, Any]) -> list[str]:
     ):
         if count := verdicts.count(verdict):
             lines.append(f"The audit of {best} has {count} {verdict}: {meaning}.")
+    if count := verdicts.count("undecided"):
+        checks = counted(len(verdicts), "check")
+        lines.append(
+            f"{count} of {checks} of {best} are undecided: more images would have to tell."
+        )
     if not verdicts:
         lines.append(f"{best} was not audited: nothing says that the attack works.")
     single = about["robust"]["single"]
@@ -83,7 +88,8 @@ def doubts(results: Mapping[str, Any]) -> list[str]:
     if weaker := len(results["weaker_than_full"]):
         points = counted(weaker, "point")
         lines.append(
-            f"The run is weaker than the full protocol in {points}: accuracy may be lower there."
+            f"The run is weaker than the full protocol in {points}: a full attack may leave less"
+            " accuracy."
         )
     if len(ordered) > 1:
         lines.append("The highest of several numbers flatters: confirm it on other images.")

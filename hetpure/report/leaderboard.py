@@ -111,7 +111,10 @@ def finding(attacked: Sequence[Comparison]) -> str:
         return f"{sentence}; it is the baseline."
     points = in_points(best.difference.as_dict())
     told = "" if best.difference.low > 0 else ", which does not tell them apart"
-    return f"{sentence}, {points} points from the baseline{told}."
+    return (
+        f"{sentence}, {points} points from the baseline{told}. The highest of several numbers"
+        " flatters: confirm it on other images."
+    )
 
 
 def standings(
@@ -147,8 +150,8 @@ def standings(
     costs = ("calls of one purification", "network calls", "audit")
     note = (
         f"Accuracy in % by {counting}, with 95% intervals. The columns of single attacks are over"
-        " all images that the run has under them; where noise was known they are DW-box. - says"
-        " that it was not run, or not counted so. Network calls: all of the run's, audit included."
+        " all images that the run has under them; where noise was known they are DW-box. A dash:"
+        " not run, or not counted this way. Network calls: all of the run's, audit included."
     )
     return Sheet(
         "Defences, the most accurate first", (*heads, *attacks, *costs), rows, note, left=2

@@ -84,7 +84,7 @@ def _means(axis: Axes, summary: Summary, row: str) -> None:
             )
     axis.axhline(0, color="black", linewidth=0.6)
     axis.set_xticks(range(3), ["within\na path", "between\npaths", "to\nDW-both"], fontsize=7)
-    axis.set(ylabel="mean cosine", ylim=(-0.15, 1.05))
+    axis.set(ylabel="mean cosine", ylim=(-1.05, 1.05))
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize=6)
     titled(axis, wrapped(row, 30), 8)

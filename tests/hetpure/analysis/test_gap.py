@@ -13,16 +13,18 @@ from hetpure.analysis.gap import (
     NOISED,
     PIXELS,
     PURIFIED,
+    SHIFT,
     distances,
     levels_of,
     scaled,
+    strength,
 )
 from hetpure.classifiers import Classifier, LastFeatures
 from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Block, Protocol
-from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
+from hetpure.purifiers import HeterogeneousPurifier, LikelihoodPurifier, UniformPurifier
 from hetpure.schedule import linear_schedule
 from tests.hetpure.analysis.subjects import SAMPLES, pgd, subject
 from tests.hetpure.attacks.defenses import LABELS, linear
@@ -54,6 +56,9 @@ def test_a_planted_gap_is_found_at_every_stage(images: Tensor) -> None:
     alphas = [schedule.alpha_cumprod(index) for index in (100, 200)]
     assert mean(NOISED, PIXELS) == pytest.approx([0.8 * alpha**0.5 for alpha in alphas])
     assert [line.at for line in summary.of("row", f"{NOISED}, {DRAWS}", PIXELS)] == [0.1, 0.2]
+    # Of x = sqrt(a) x0 + sqrt(1 - a) n in model units, which are twice the pixel's.
+    shifts = [2 * 0.8 * (alpha / (1 - alpha)) ** 0.5 for alpha in alphas]
+    assert mean(NOISED, SHIFT) == pytest.approx(shifts)
     left = [a * 0.25**2 / (a * 0.25**2 + 1 - a) for a in alphas]
     assert mean(PURIFIED, PIXELS) == pytest.approx([0.8 * share for share in left], rel=1e-6)
 
@@ -108,3 +113,13 @@ def test_levels_are_scaled_together_and_stay_below_one() -> None:
         scaled(purifier, 3, "row")
     with pytest.raises(InputError, match="even"):
         Gap(draws=3)
+
+
+def test_the_level_is_where_the_purification_starts(classifier: Classifier) -> None:
+    """A fused jump of the published order goes up first; a likelihood begins with the image."""
+    schedule = linear_schedule()
+    denoiser = Denoiser(Optimal(schedule), schedule)
+    published = HeterogeneousPurifier(steps=20, resampling="fused", known="departure")
+    assert published.plan(schedule)[0].via > 200
+    assert strength(Defense(classifier, published, denoiser)) == 0.2
+    assert strength(Defense(classifier, LikelihoodPurifier(steps=1), denoiser)) == 0

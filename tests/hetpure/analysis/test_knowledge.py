@@ -11,7 +11,7 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Block, Protocol
 from hetpure.purifiers import UniformPurifier
-from hetpure.samplers import DDIM, DDPM
+from hetpure.samplers import DDIM, DDPM, VPSDE
 from tests.hetpure.analysis.subjects import SAMPLES, halves, pgd, subject
 from tests.hetpure.attacks.defenses import LABELS
 
@@ -53,3 +53,9 @@ def test_what_it_refuses_and_how_samplers_are_called() -> None:
     with pytest.raises(InputError, match="steps"):
         Knowledge(steps=(0,))
     assert sampler_name(DDPM(variance="fixed_small")) == "DDPM, variance fixed_small"
+
+
+def test_an_adjoint_has_its_own_sampler_alone(denoiser: Denoiser, classifier: Classifier) -> None:
+    purifier = UniformPurifier(strength=0.1, steps=20, sampler=VPSDE())
+    row = subject(Defense(classifier, purifier, denoiser, policy="adjoint"))
+    assert {name for name, _ in Knowledge(steps=(10,)).variants(row)} == {"VPSDE"}

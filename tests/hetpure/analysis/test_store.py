@@ -19,8 +19,8 @@ from hetpure.analysis.store import (
     parts_of,
     summarise,
 )
-from hetpure.analysis.subject import Subject, Work, subject_of
-from hetpure.attacks import PGD, Square
+from hetpure.analysis.subject import Subject, subject_of
+from hetpure.attacks import PGD, LowFrequency, Square
 from hetpure.defense import count_network_calls
 from hetpure.errors import InputError
 from hetpure.evaluation.description import Images
@@ -41,7 +41,7 @@ QUICK = {
 def subjects() -> tuple[dict[str, Subject], Images]:
     """The plain row and the purified one of the small evaluation, under a small attack."""
     networks, images = small()
-    attack = pgd(steps=2, eot_samples=1)
+    attack = pgd(steps=2, eot_samples=2)
     first = int(images.samples[0])
     return {
         name: subject_of(row, attack, CONFIG.protocol, 0, first)
@@ -133,12 +133,11 @@ def test_attacks_that_cannot_be_varied_are_refused() -> None:
         (Square(), "attack is a Square: give --model.attack=PGD"),
         (PGD(targets=2), "targets=0"),
         (PGD(epsilon=0), "radius above 0"),
+        (LowFrequency(), "attack is a LowFrequency"),
+        (PGD(momentum=1.0), "momentum=0"),
+        (PGD(neighbours=2), "neighbours=0"),
     ):
         with pytest.raises(InputError, match=said):
             subject_of(networks.rows["plain"], attack, CONFIG.protocol, 0, 0)
     attack = subject_of(networks.rows["plain"], PGD(), CONFIG.protocol, 0, 0).attack
     assert attack.mask == "recomputed"
-
-
-def test_work_adds_up() -> None:
-    assert Work(1, 2) + Work(10, 20) == Work(11, 22)

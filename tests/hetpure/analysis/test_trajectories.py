@@ -14,6 +14,7 @@ from hetpure.analysis.trajectories import (
     SINGLE,
     TO_KNOWN,
     WITHIN,
+    _mean,
     principal_plane,
     step_cosines,
 )
@@ -110,3 +111,11 @@ def test_cosines_and_planes_by_hand() -> None:
 def test_one_step_is_no_path(linear_classifier: Classifier) -> None:
     with pytest.raises(InputError, match="steps >= 2"):
         Trajectories().check(subject(Defense(linear_classifier), pgd(steps=1)))
+
+
+def test_a_step_without_a_direction_is_left_out_of_means() -> None:
+    """Three equal steps and one of zero length: those that have a direction agree wholly."""
+    steps = torch.ones(1, 4, 5)
+    steps[0, 2] = 0
+    within, _ = step_cosines(steps)
+    assert _mean(within) == pytest.approx(1.0)
