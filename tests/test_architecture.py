@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 # A file may import from its own floor and from those below; first match wins.
 FLOORS = (
     ("hetpure.errors", "hetpure.numbers", "hetpure.images", "hetpure.disk", "hetpure.pickles"),
+    ("hetpure.trust",),
     ("hetpure.program", "hetpure.packaged_configs"),
     ("hetpure.noise", "hetpure.schedule", "hetpure.saved_images"),
     (

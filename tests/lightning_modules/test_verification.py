@@ -1,5 +1,6 @@
 """`hetpure verify`: honest runs are verified; every lie, and all foreign code, is found."""
 
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -17,6 +18,14 @@ from lightning_modules.verification import main
 from tests.lightning_modules.runs import refused
 
 RUN = "runs/one"
+
+
+@pytest.fixture(autouse=True)
+def _parser_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command forbids the parser holds for its process, which here runs other tests."""
+    settings = importlib.import_module("jsonargparse._common").parsing_settings
+    for name in ("import_path_verdicts", "import_paths_enforced"):
+        monkeypatch.setitem(settings, name, settings[name])
 
 
 def verified(*options: str) -> bool:
