@@ -64,8 +64,8 @@ class Contents:
                 if block * size < about["images"]
             ]
         except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"{store.path / RUN} is damaged ({reason}): restore it") from None
+            why = f"{type(error).__name__}: {error}"
+            raise InputError(f"{store.path / RUN} is damaged ({why}): restore it") from None
         finished = {job: store.get(job) for job in jobs if store.has(job)}
         for name in rows:
             for job in _audit_jobs(store, run, name, jobs, finished):

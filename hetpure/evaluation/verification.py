@@ -173,7 +173,9 @@ def replay(run: Run, store: Store, seed: int, begin: Begin = lambda *_: None) ->
     for row in rows:
         for cell in row.cells:
             begin(row.name, cell.name)
-            problem, claimed, counted = None, [], []
+            problem: str | None = None
+            claimed: list[Record] = []
+            counted: list[Record] = []
             for saved in _saved(run, store, row, cell):
                 problem = problem or _problem(run, row, cell, saved)
                 claimed += saved.records
