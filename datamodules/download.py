@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from hetpure.errors import InputError
+from hetpure.trust import check_download
 
 PIECE = 2**18  # bytes
 TIMEOUT = 30.0  # seconds without an answer
@@ -46,6 +47,7 @@ def fetch(remote: Remote, folder: Path) -> Path:
     part = folder / f"{remote.name}.part"
 
     def download(url: str, output_file: str, _: Any) -> None:
+        check_download(remote.name)
         _complete(url, part, remote)
         part.replace(output_file)  # pooch compares the hash, then gives it its name
 

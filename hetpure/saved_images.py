@@ -50,6 +50,19 @@ def save_images(
     return path
 
 
+def read_block(path: Path) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) float32 and sample ids (N,) of one block. InputError where the file
+    cannot be read, or lacks them."""
+    try:
+        tensors = load_file(path)
+        images, samples = tensors["images"], tensors["samples"]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise InputError(f"{path} holds no block ({error}): restore it or delete it") from None
+    if images.ndim != 4 or samples.shape != images.shape[:1]:
+        raise InputError(f"{path} holds no block: its images or ids have another shape: delete it")
+    return images, samples
+
+
 def read_header(path: Path) -> dict[str, str]:
     """What a file says beside its images. InputError where it cannot be read."""
     try:
@@ -80,9 +93,8 @@ def saved_images(
             f"row {row!r} under {attack!r}" for row, attack in sorted({*names.values()})
         )
         raise InputError(f"{folder}: name the row and the attack of one of these: {held}")
-    blocks = [load_file(path) for path, pair in names.items() if pair in wanted]
-    images, samples = ([block[key] for block in blocks] for key in ("images", "samples"))
-    return torch.cat(images), torch.cat(samples)
+    blocks = [read_block(path) for path, pair in names.items() if pair in wanted]
+    return torch.cat([images for images, _ in blocks]), torch.cat([ids for _, ids in blocks])
 
 
 def _names(folder: Path, pattern: str) -> dict[Path, tuple[str, str]]:

@@ -20,6 +20,7 @@ from hetpure.defense import Defense
 from hetpure.errors import FieldError, InputError, check_at_least, check_positive
 from hetpure.noise import Group
 from hetpure.numbers import Number
+from hetpure.trust import check_download, import_named
 
 FEATURES = "features"  # the distance in the features of the attacked classifier
 LPIPS = "hetpure.attacks.filters.lpips"
@@ -109,6 +110,7 @@ def lpips(images: Tensor, originals: Tensor) -> Tensor:
 @cache
 def lpips_network() -> Any:
     """The network of the package lpips; InputError where it or its weights are missing."""
+    check_download("LPIPS with its weights")
     try:
         network = import_module("lpips").LPIPS(net="alex", verbose=False)
     except Exception as error:  # of whatever kind: it imports and downloads
@@ -189,9 +191,10 @@ class FilterAttack(GradientAttack):
         """What `distance` names; None for the classifier's features."""
         if self.distance == FEATURES:
             return None
-        module, _, name = self.distance.rpartition(".")
         try:
-            function = getattr(import_module(module), name)
+            function = import_named(self.distance)
+        except InputError as error:
+            raise FieldError(self, "distance", str(error)) from None
         except (ImportError, AttributeError, ValueError) as error:
             problem = f"is {self.distance!r}, which cannot be imported ({error})"
             allowed = f"give {FEATURES} or module.function"

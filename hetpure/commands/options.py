@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from hetpure import packaged_configs
 from hetpure.commands.config_keys import UnknownClass, meant
 from hetpure.errors import FieldError, InputError, causes
+from hetpure.trust import may_run
 
 # What jsonargparse's errors say, from the outermost to the innermost.
 KEY = re.compile(r'Parser key "([^"]+)":')
@@ -76,7 +77,7 @@ def parsing(parser: ArgumentParser) -> Iterator[None]:
                 dashes = "--" if name.startswith("-") else ""
                 message = dashes + _no_option(name.lstrip("-"), parser)
         elif unknown := NO_OPTION.match(message):
-            if classes and isclass(innermost := locate(classes[-1])):
+            if classes and may_run(classes[-1]) and isclass(innermost := locate(classes[-1])):
                 parser = ArgumentParser(exit_on_error=False)
                 parser.add_class_arguments(innermost, fail_untyped=False)
             name = ".".join(filter(None, unknown.groups()))

@@ -1,6 +1,8 @@
 """From a block of images to records: attack, choose on selection draws, report on fresh draws."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,6 +143,28 @@ class Record:
     def kept(self) -> int:
         """Selection draws on which the chosen candidate was still right."""
         return self.selection[self.chosen]
+
+
+def parsed(line: Mapping[str, Any]) -> Record:
+    """A record that was read. TypeError or ValueError where a field is missing, unknown, or of
+    another kind."""
+    record = Record(**line)
+    means = [m for m in (record.mean_logit, record.mean_probability) if m is not None]
+    lists = (record.predictions, record.selection, record.known)
+    if not all(isinstance(each, list) for each in lists) or not record.predictions:
+        raise ValueError("predictions, selection or known is no list")
+    whole = [record.sample, record.label, record.chosen, record.network_calls, *means]
+    if not all(type(n) is int for n in [*whole, *record.predictions, *record.selection]):
+        raise ValueError("a class, a count or a sample is no whole number")
+    if not 0 <= record.chosen < len(record.selection):
+        raise ValueError("it lacks its selection draws")
+    real = [record.linf, record.l2, *([] if record.coverage is None else [record.coverage])]
+    if not all(type(n) in (int, float) for n in real):
+        raise ValueError("a distance or the coverage is no number")
+    names = [record.defense, record.attack, *([] if record.threat is None else [record.threat])]
+    if not all(isinstance(name, str) for name in [*names, *record.known]):
+        raise ValueError("a name is no text")
+    return record
 
 
 @dataclass(frozen=True)

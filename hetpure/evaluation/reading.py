@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hetpure.errors import InputError
-from hetpure.evaluation.protocol import Record
+from hetpure.evaluation.protocol import Record, parsed
 from hetpure.evaluation.results import summarise
 from hetpure.evaluation.run_results import Contents, run_results
 from hetpure.evaluation.store import RECORDS, RESULTS, RUN, Store
@@ -68,9 +68,7 @@ def parse_records(files: Mapping[str, str]) -> list[Record]:
         for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
             try:
                 content = DEFAULTS | {k: v for k, v in json.loads(line).items() if k in FIELDS}
-                record = Record(**content)
-                if record.chosen >= len(record.selection):
-                    raise ValueError("it lacks its selection draws")
+                record = parsed(content)
             except (ValueError, TypeError, AttributeError) as error:
                 raise InputError(f"{name}, line {number}, is no record: {error}") from None
             key = record.defense, record.attack, record.sample

@@ -18,6 +18,7 @@ from hetpure.evaluation.store import (
     CONFIG,
     RECORDS,
     RESULTS,
+    RUN,
     SCHEMA,
     Finished,
     Job,
@@ -53,14 +54,18 @@ class Contents:
         run = store.read_run()
         if run is None or "facts" not in run:  # it is taken by something else
             raise InputError(f"{store.path} holds no evaluation")
-        facts, size, rows = run["facts"], run["block"], run["facts"]["rows"]
-        jobs = [
-            Job(name, cell, block)
-            for block in range(ceil(facts["images"] / size))
-            for name, row in rows.items()
-            for cell, about in row["cells"].items()
-            if block * size < about["images"]
-        ]
+        try:
+            facts, size, rows = run["facts"], run["block"], run["facts"]["rows"]
+            jobs = [
+                Job(name, cell, block)
+                for block in range(ceil(facts["images"] / size))
+                for name, row in rows.items()
+                for cell, about in row["cells"].items()
+                if block * size < about["images"]
+            ]
+        except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise InputError(f"{store.path / RUN} is damaged ({why}): restore it") from None
         finished = {job: store.get(job) for job in jobs if store.has(job)}
         for name in rows:
             for job in _audit_jobs(store, run, name, jobs, finished):

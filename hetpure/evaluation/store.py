@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file
 from torch import Tensor
 
 from hetpure.disk import make_folder, write_whole
 from hetpure.errors import InputError
 from hetpure.evaluation.identity import differences
-from hetpure.evaluation.protocol import Record
+from hetpure.evaluation.protocol import Record, parsed
 from hetpure.saved_images import (
     BLOCKS,
     block_path,
     file_stem,
+    read_block,
     read_header,
     save_images,
     saved_images,
@@ -104,7 +104,11 @@ class Store:
                 f"{self.path} holds a run of schema {run['schema']}, this version writes {SCHEMA}:"
                 " give a run another name"
             )
-        return _read_json(path, "identity", "block", "execution", advice="restore it")
+        run = _read_json(path, "identity", "block", "execution", advice="restore it") or {}
+        for key, kind in {"identity": dict, "block": int, "execution": dict}.items():
+            if not isinstance(run[key], kind):
+                raise InputError(f"{path} is damaged ({key} is no {kind.__name__}): restore it")
+        return run
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -149,7 +153,10 @@ class Store:
             raise InputError(f"{path} is no file of this block: delete it, and it is computed anew")
         try:
             left = {field.name: json.loads(header[field.name]) for field in fields(Finished)}
-            return Finished(**left | {"records": [Record(**line) for line in left["records"]]})
+            finished = Finished(**left | {"records": [parsed(line) for line in left["records"]]})
+            if any((r.defense, r.attack) != here[:2] for r in finished.records):
+                raise ValueError("its records are of another row or attack")
+            return finished
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path} is no block of this version ({error}): delete it, and it is computed anew"
@@ -161,8 +168,11 @@ class Store:
 
     def block_images(self, job: Job) -> Tensor:
         """The adversarial images (N, C, H, W) of a finished job."""
-        path = block_path(self.path, job.row, job.attack, job.block)
-        return load_file(path)["images"]
+        return self.saved_block(job)[0]
+
+    def saved_block(self, job: Job) -> tuple[Tensor, Tensor]:
+        """The adversarial images (N, C, H, W) of a finished job, and their sample ids (N,)."""
+        return read_block(block_path(self.path, job.row, job.attack, job.block))
 
     def put_check(self, row: str, check: Mapping[str, Any]) -> None:
         """Keeps what the check of a row's gradients gave."""

@@ -1,47 +1,68 @@
 """The table of a verified run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hetpure.evaluation.statistics import Estimate
-from hetpure.evaluation.verification import Claim
+from hetpure.evaluation.verification import Claim, Replay
 from hetpure.numbers import counted
 from hetpure.report.sheet import Sheet
 
 MOST = 5  # numbers that are told one by one
-HEADS = ("defence", "attack", "n", "claimed", "replayed", "claims that agree", "verdict")
+MEANS = ("single", "dw_box")  # countings that always have their line
+HEADS = (
+    *("defence", "attack", "counted", "n", "claimed", "replayed"),
+    *("expected, were the draws alike", "verdict"),
+)
 NOTE = (
-    "Mean accuracy in %. The replay asks the same saved images on draws that the run has not seen."
-    " All intervals of claims that agree hold together with 95%. How strong an attack is, is no"
-    " part of this."
+    "Accuracy in %. The replay asks the same saved images on draws that the run has not seen. All"
+    " expected intervals hold together with 95%. The other countings are tested too, and have a"
+    " line where the claim is outside. How strong an attack is, is no part of this."
 )
 
 
-def verification_sheet(claims: Sequence[Claim], title: str) -> Sheet:
-    """A line a claim."""
-    return Sheet(title, HEADS, [_line(claim) for claim in claims], NOTE, left=2)
+def verification_sheet(replay: Replay, title: str) -> Sheet:
+    """A line for each mean over draws, and for each other claim that is outside."""
+    shown = [c for c in replay.claims if c.counting in MEANS or not c.within_chance]
+    return Sheet(title, HEADS, [_line(claim) for claim in shown], NOTE, left=3)
 
 
-def verdict(claims: Sequence[Claim], misreported: Sequence[str]) -> list[str]:
-    """What was found, in a few lines: the finding first."""
-    outside = sum(not claim.holds for claim in claims)
-    lines = [f"verified: all {len(claims)} claims agree with the replay"]
-    if outside:
-        lines = [f"NOT verified: {outside} of {counted(len(claims), 'claim')} do not hold"]
-    lines += [f"{claim.row}, {claim.attack}: {claim.problem}" for claim in claims if claim.problem]
+def verdict(
+    replay: Replay, misreported: Sequence[str], missing: int, struck: Mapping[str, str]
+) -> list[str]:
+    """What was found, in a few lines: the finding first. `missing` are the run's jobs that are not
+    done, `struck` the rows that are not evaluated any more."""
+    lines = []
+    if missing:
+        lines.append(f"UNFINISHED: {counted(missing, 'job')} missing; what is verified is a part")
+    if replay.outside:
+        total = counted(len(replay.claims), "claim")
+        lines.append(f"NOT verified: {len(replay.outside)} of {total} not within chance")
+    elif replay.claims and not replay.problems:
+        every = "" if missing else "all "
+        lines.append(f"verified: {every}{counted(len(replay.claims), 'claim')} within chance")
+    for problem in replay.problems:
+        lines.append(f"NOT verified: {problem.row}, {problem.attack}: {problem.said}")
     if misreported:
         lines += ["NOT verified: the results are not those of the records", *misreported[:MOST]]
     if len(misreported) > MOST:
-        lines.append(f"and {len(misreported) - MOST} numbers more")
-    return lines
+        lines.append(f"and {len(misreported) - MOST} lines more")
+    return lines + [f"not verified, struck out: {row} ({why})" for row, why in struck.items()]
 
 
 def _line(claim: Claim) -> tuple[str, ...]:
-    claimed = f"{100 * claim.claimed.accuracy:.1f}"
-    start = (claim.row, claim.attack, str(claim.claimed.n), claimed)
-    if claim.problem is not None:
-        return (*start, "-", "-", "not replayed")
-    agree = f"[{100 * claim.low:.1f}, {100 * claim.high:.1f}]"
-    return (*start, _percent(claim.counted), agree, "inside" if claim.holds else "OUTSIDE")
+    expected = f"[{100 * claim.low:.1f}, {100 * claim.high:.1f}]"
+    if claim.otherwise is not None:
+        expected = f"the same; {claim.otherwise} of {claim.claimed.n} images answer otherwise"
+    return (
+        claim.row,
+        claim.attack,
+        claim.counting.replace("_", " "),
+        str(claim.claimed.n),
+        f"{100 * claim.claimed.accuracy:.1f}",
+        _percent(claim.counted),
+        expected,
+        "within chance" if claim.within_chance else "OUTSIDE",
+    )
 
 
 def _percent(estimate: Estimate) -> str:

@@ -8,12 +8,9 @@ beside it; otherwise they come from `network` and from the class. Other keys are
 runs that package's code, so such a folder needs the trust that the package has.
 """
 
-import importlib
 import inspect
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,7 @@ from hetpure.classifiers import (
 )
 from hetpure.classifiers.adapters import ADAPTERS, advice
 from hetpure.errors import InputError
+from hetpure.trust import check_ours, import_named
 from hetpure.weights.folders import (
     check_numbers,
     in_one_line,
@@ -47,7 +45,6 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "WideResNet": WideResNet,
 }
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_ours_alone = ContextVar("ours_alone", default=False)
 KEYS = ("architecture", "network", "mean", "std", "num_classes", "in_channels", "attention_blocks")
 
 
@@ -66,30 +63,15 @@ def load_classifier(name: str | Path) -> Classifier:
     return classifier.eval().requires_grad_(False)
 
 
-@contextmanager
-def only_our_networks() -> Iterator[None]:
-    """Within it no code is imported for a network: InputError where a folder names any that is not
-    one of `ARCHITECTURES`."""
-    before = _ours_alone.set(True)
-    try:
-        yield
-    finally:
-        _ours_alone.reset(before)
-
-
 def find_architecture(name: str) -> Callable[..., nn.Module]:
     """What builds the network of a registered name, of another library's ("timm:NAME"), or of a
     dotted import path; nothing is called.
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
-    if _ours_alone.get():
-        raise InputError(
-            f"{name!r} is not hetpure's, and its code would run here: read that code, and give"
-            " --trust if you trust it"
-        )
+    check_ours(name)
     library, colon, model = name.partition(":")
-    module, _, attribute = name.rpartition(".")
+    module, _, _ = name.rpartition(".")
     if library not in ADAPTERS if colon else not module:
         raise InputError(
             f"architecture {name!r} is unknown: give one of {', '.join(ARCHITECTURES)}, a network "
@@ -99,7 +81,7 @@ def find_architecture(name: str) -> Callable[..., nn.Module]:
     try:
         if colon:
             return ADAPTERS[library](model)
-        network_class = getattr(importlib.import_module(module), attribute)
+        network_class = import_named(name)
     except InputError:
         raise
     # A foreign module runs while it is imported: it can raise anything, or exit.

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from hetpure.errors import InputError
+from hetpure.trust import check_download
 
 HUB = "hf://"
 CONFIGS = ("*.json", "unet/*.json", "scheduler/*.json")
@@ -16,6 +17,7 @@ def fetch(name: str) -> Path:
     try:
         return _snapshot(repository, revision, download=False)
     except Exception:  # not in the cache, whatever the library says of that
+        check_download(name)
         print(f"{name}: downloading its weights and configs", flush=True)
     try:
         return _snapshot(repository, revision, download=True)
