@@ -238,5 +238,5 @@ def test_imagenets_config_is_that_of_guided_diffusion(capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     assert printed.count("purified_size: 256") == 2
     assert "data_dir: IMAGENET" in printed
-    torch.save(ResNet(depth=18).state_dict(), "resnet50-11ad3fa6.pth")
+    torch.save(ResNet(depth=18).state_dict(), "resnet50-0676ba61.pth")
     converted(1)

@@ -301,7 +301,7 @@ def test_names_that_records_hold() -> None:
         "pgd_linf", "pgd_l2", "low_frequency_linf", "low_frequency_l2", "diffattack_linf",
         "bpda_linf", "apgd_ce_linf", "apgd_margin_l2_targeted", "square_linf", "square_l2",
         "auto_eot_linf", "autoattack_standard_linf", "autoattack_rand_linf", "stadv", "null",
-        "momentum_linf", "diffhammer_linf", "diffhammer_l2", "filter",
+        "shrinking_linf", "diffhammer_linf", "diffhammer_l2", "filter",
     }  # fmt: skip
 
 
@@ -362,5 +362,5 @@ def test_evaluate_runs_the_attack_of_the_page(
     evaluate.main([f"--config={quick}", "--config=rows.yaml", *words])
     results = json.loads((tmp_path / "runs" / "evaluate" / "own" / "results.json").read_text())
     (row,) = results["defenses"].values()
-    assert "momentum_linf" in row["attacks"]
+    assert "shrinking_linf" in row["attacks"]
     assert {"more steps", "larger radius"} <= {check["name"] for check in row["audit"]}

@@ -26,7 +26,7 @@ from hetpure.denoiser import Denoiser
 from hetpure.errors import FieldError
 from hetpure.expectation import Answer, Average, Query, expected_gradient, expected_loss
 from hetpure.gradients import Execution
-from hetpure.noise import BatchNoise, Noise, Purpose, Stream, attack_draw
+from hetpure.noise import Address, BatchNoise, Noise, Purpose, Stream, attack_draw
 from hetpure.purifiers import (
     EDMPurifier,
     GuidedPurifier,
@@ -363,9 +363,9 @@ def test_groups_are_those_that_a_purification_asks_for(
     asked: set[str] = set()
 
     class Watched(BatchNoise):
-        def words(self, purpose: Purpose, *rest: Any) -> Tensor:
+        def address(self, purpose: Purpose, step: int, repeat: int) -> Address:
             asked.add("reverse" if purpose == Purpose.REVERSE else "forward")
-            return super().words(purpose, *rest)
+            return super().address(purpose, step, repeat)
 
     noise = Noise.of(7, Stream.PROBE).on(SAMPLES)
     with torch.no_grad():
