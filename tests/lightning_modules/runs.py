@@ -4,6 +4,7 @@ import functools
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -230,6 +231,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 def _evaluate(
     place: Path, options: tuple[str, ...], environment: dict[str, str], output: Any
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit it ignored
     torch.set_num_threads(1)
     os.environ.update(environment)
     os.chdir(place)

@@ -99,7 +99,7 @@ def test_twenty_kills_lose_nothing(place: Path, finished: Finished) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_stopped_run_just_ends(number: int, place: Path) -> None:
     """Ctrl-C says how to go on; a scheduler's SIGTERM ends it on the spot."""
-    program = Program(place, "--model.attack.steps=300")  # it does not end before
+    program = Program(place)
     wait_for(lambda: len(blocks(place)) > 1)
     program.signal(number)
     code, printed = program.ended(30)
@@ -187,7 +187,7 @@ def test_a_folder_that_not_all_processes_see_is_refused(place: Path) -> None:
 def test_a_full_disk_is_one_line_and_loses_nothing(place: Path, finished: Finished) -> None:
     """From the first finished block on the system lets no file grow beyond some bytes."""
     program = Program(place)
-    wait_for(lambda: len(blocks(place)) > 1)
+    wait_for(lambda: blocks(place))
     assert program.process.pid is not None
     resource.prlimit(program.process.pid, resource.RLIMIT_FSIZE, (100, 100))
     code, printed = program.ended()
