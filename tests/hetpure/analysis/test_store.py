@@ -96,21 +96,29 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
         store.get(part)
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", ANALYSES)
-def test_every_analysis_of_every_row_is_drawn(name: str, tmp_path: Path) -> None:
+def test_every_analysis_of_every_row_is_drawn(name: str, count: int, tmp_path: Path) -> None:
     """Of a row without noise too, and of a single image."""
     rows, images = subjects()
     analysis, store = ANALYSES[name](**QUICK[name]), AnalysisStore(tmp_path)
     for row, subject in rows.items():
         analysis.check(subject)
-        (part,) = parts_of(analysis, row, 1)
+        (part,) = parts_of(analysis, row, count)
         examine(part, subject, images, store)
-    summary = summarise(analysis, list(rows), 1, store)
+    summary = summarise(analysis, list(rows), count, store)
     assert summary.rows() == list(rows)
-    assert {(line.low, line.high) for line in summary.lines} == {(None, None)}
+    if count == 1:
+        assert {(line.low, line.high) for line in summary.lines} == {(None, None)}
+        assert "n = 1: there are no intervals" in summary.notes
+    for line in summary.lines:  # of two images most have an interval, and none has half of one
+        assert (line.low is None) == (line.high is None)
+        if line.low is not None and line.high is not None:
+            assert line.low <= line.value <= line.high
+    assert count == 1 or any(line.low is not None for line in summary.lines)
     assert any(note.startswith("plain: it draws no noise") for note in summary.notes)
-    assert "n = 1: there are no intervals" in summary.notes
-    assert len(summary.finding) >= 2 and all("(n = 1)" in line for line in summary.finding)
+    assert len(summary.finding) >= 2
+    assert all(f"(n = {count})" in line for line in summary.finding)
     draw(name, summary, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert list(PICTURES) == list(ANALYSES)
@@ -122,6 +130,11 @@ def test_intervals_of_means_are_students() -> None:
     half = 3.182446305 * np.std(values, ddof=1) / 2
     assert (line.value, line.low, line.high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
     assert in_words(line, digits=1) == "2.5 [0.4, 4.6]"
+    cut = mean_line(Place("row", "what"), values, 0.5, 4.0)
+    assert (cut.low, cut.high) == (0.5, 4.0), "no value can be outside"
+    equal = mean_line(Place("row", "what"), [2.0, 2.0, 2.0])
+    assert (equal.value, equal.low, equal.high, equal.n) == (2, None, None, 3)
+    assert in_words(equal, digits=1) == "2.0 (all equal)"
     alone = mean_line(Place("row", "what"), [3.0])
     assert (alone.value, alone.low, alone.high, alone.n) == (3, None, None, 1)
     assert accuracy_line(Place("row", "what"), [[True, False]]).low is None
