@@ -78,6 +78,13 @@ class Convergence(Analysis):
             },
         }
 
+    def check(self, subject: Subject) -> None:
+        try:
+            self.attacks(subject)
+        except FieldError as error:  # of an attack that nobody wrote
+            name = "eot" if error.field == "eot_samples" else "restarts"
+            raise FieldError(self, name, f"is too large: {error.field} {error.problem}") from None
+
     def different(self, subject: Subject) -> list[PGD]:
         """The attacks that are run, the row's own first, each once."""
         varied = (a for of_kind in self.attacks(subject).values() for a in of_kind.values())

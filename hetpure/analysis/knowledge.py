@@ -65,7 +65,10 @@ class Knowledge(Analysis):
         return found
 
     def check(self, subject: Subject) -> None:
-        self.variants(subject)
+        try:
+            self.variants(subject)
+        except FieldError as error:  # of a purifier that nobody wrote
+            raise FieldError(self, "steps", error.problem) from None
 
     def work(self, subject: Subject) -> Work:
         return sum(
