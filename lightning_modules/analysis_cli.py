@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hetpure.analysis import ANALYSES, Analysis
-from hetpure.analysis.store import PICTURE, AnalysisStore, examine, parts_of, summarise
+from hetpure.analysis.store import PICTURE, AnalysisStore, examine, summarise
 from hetpure.analysis.subject import Subject, Work, subject_of
 from hetpure.commands.options import naming_options
 from hetpure.errors import InputError, only_warned
@@ -94,18 +94,26 @@ class AnalysisCLI(EvaluationCLI):
         if count > there:
             raise InputError(f"--images {count}: the data have {there}; give a larger --data.limit")
         subjects = subjects_of(run, request.rows)
-        for analysis in request.analyses:
-            for subject in subjects.values():
-                analysis.check(subject)
-        store = AnalysisStore(self.model.store.path)
+        with naming_options(self.config):
+            for analysis in request.analyses:
+                for subject in subjects.values():
+                    analysis.check(subject)
+        store = AnalysisStore(self.model.store.path, run.block)
         console.print(_costs(run, request.analyses, count, subjects, store).terminal())
         if request.plan:
             return
         whole = True
-        struck = {name: self.model.store.struck(name) for name in subjects}
+        kept = self.model.store
+        struck = {name: reason for name in subjects if (reason := kept.struck(name)) is not None}
+        about = about_attack(run)
+        about += [
+            f"{name}: its gradient was not checked; `hetpure evaluate` does that"
+            for name in subjects
+            if name not in struck and kept.get_check(name) is None
+        ]
         with self._begun():
             for analysis in request.analyses:
-                whole &= _look(analysis, subjects, run, count, store, console, struck)
+                whole &= _look(analysis, subjects, run, count, store, console, struck, about)
         if not whole:
             sys.exit(FAILED)
 
@@ -133,7 +141,7 @@ def _costs(
     costs = []
     for analysis in analyses:
         for name, subject in subjects.items():
-            parts = parts_of(analysis, name, count)
+            parts = store.parts(analysis, name, count)
             left = [part for part in parts if not store.has(part)]
             works = [analysis.work(subject)] * sum(part.stop - part.start for part in left)
             if left and left[0].start == 0:
@@ -150,17 +158,18 @@ def _look(
     count: int,
     store: AnalysisStore,
     console: Console,
-    struck: Mapping[str, str | None],
+    struck: Mapping[str, str],
+    about: Sequence[str],
 ) -> bool:
-    """One analysis of all rows: computed where it is not yet, written, drawn and said. Whether no
-    row had to be left out; one that an evaluation struck out is."""
+    """One analysis of all rows: computed where it is not yet, written with what it is about, drawn
+    and said. Whether no row had to be left out; one that an evaluation struck out is."""
     seen, out = dict(subjects), []
     with console.status(analysis.name) as status:
         for name, subject in subjects.items():
             try:
-                if reason := struck[name]:
-                    raise InputError(reason)
-                for part in parts_of(analysis, name, count):
+                if name in struck:
+                    raise InputError(struck[name])
+                for part in store.parts(analysis, name, count):
                     status.update(Text(f"{analysis.name}: {name}, images from {part.start}"))
                     examine(part, subject, run.images, store)
             except InputError as error:  # it has no gradient, or draws outside its noise
@@ -170,11 +179,10 @@ def _look(
     store.forget(analysis)
     if not seen:
         return False
-    about = [*about_attack(run), *out]
-    summary = summarise(analysis, list(seen), count, store, about)
+    summary = summarise(analysis, list(seen), count, store, [*about, *out])
     folder = store.folder(analysis)
     with only_warned(PICTURE):
-        draw(analysis.name, summary, folder / PICTURE)
+        draw(analysis.name, summary, folder / PICTURE, about[0])
     for line in (*summary.finding, *summary.notes):
         console.print(line, soft_wrap=True)
     console.print(f"{analysis.name}: {folder}", soft_wrap=True)
@@ -182,7 +190,7 @@ def _look(
 
 
 def about_attack(run: Run) -> list[str]:
-    """The attack that all analyses vary, and in what it is weaker than the full protocol."""
+    """The attack that all analyses vary, then in what it is weaker than the full protocol."""
     attack, protocol = run.config.attack, run.config.protocol
     masks = "; mask: recomputed here" if getattr(attack, "mask", "") == "all" else ""
     return [

@@ -8,23 +8,25 @@ import torch
 from torch import Tensor
 
 from hetpure.analysis.analysis import Analysis, Record, Summary, entries, remarks
-from hetpure.analysis.lines import Place, accuracy_line, in_words, mean_line
+from hetpure.analysis.lines import Place, accuracy_line, difference_line, in_words, mean_line
 from hetpure.analysis.paths import attack_path
 from hetpure.analysis.subject import Subject, Work, right
 from hetpure.attacks import PGD
 from hetpure.errors import FieldError
-from hetpure.evaluation.protocol import CLEAN, Block, Cell
+from hetpure.evaluation.protocol import Block, Cell
 
 STEPS, EOT, RESTARTS, RADIUS = "steps", "EOT draws", "restarts", "radius"
 ACCURACY, LOSS, CLASS, MASK = "accuracy", "loss", "accuracy by class", "IoU of the mask"
+LOST = "accuracy, first less last"
 
 
 @dataclass(frozen=True)
 class Convergence(Analysis):
     """The white box with one thing of its budget changed at a time, and in other balls.
 
-    Accuracies and losses are taken on report draws and on fresh draws, never on the attack's. Those
-    by `steps` are of one path's iterates, the others of the image that an evaluation would report.
+    Accuracies use report draws. Losses, and the accuracy by `steps`, use fresh draws. None are the
+    attack's. Those by `steps` are of one path's iterates, the others of the image that an
+    evaluation would report. `accuracy, first less last` pairs both ends of a curve by image.
     `accuracy by class` is that of the attack as it is. `IoU of the mask` says how much of an
     iterate's attention mask is in the clean image's: intersection over union, 1 where it has not
     moved.
@@ -76,6 +78,13 @@ class Convergence(Analysis):
             },
         }
 
+    def check(self, subject: Subject) -> None:
+        try:
+            self.attacks(subject)
+        except FieldError as error:  # of an attack that nobody wrote
+            name = "eot" if error.field == "eot_samples" else "restarts"
+            raise FieldError(self, name, f"is too large: {error.field} {error.problem}") from None
+
     def different(self, subject: Subject) -> list[PGD]:
         """The attacks that are run, the row's own first, each once."""
         varied = (a for of_kind in self.attacks(subject).values() for a in of_kind.values())
@@ -98,11 +107,7 @@ class Convergence(Analysis):
         outcomes = subject.outcomes(block, cells)
         found = entries(subject, block)
         for i, record in enumerate(found):
-            record |= {
-                "curves": {STEPS: []},
-                CLEAN: right(outcomes[CLEAN])[i],
-                "own": right(outcomes["0"])[i],
-            }
+            record |= {"curves": {STEPS: []}, "own": right(outcomes["0"])[i]}
         losses = {
             name: subject.expected_loss(outcomes[name].adversarial, block, self.draws).tolist()
             for name in cells
@@ -148,18 +153,30 @@ class Convergence(Analysis):
                     summary.lines.append(accuracy_line(accuracy, [p["right"] for p in of_all]))
                     loss = Place(row, LOSS, varied, point["at"])
                     summary.lines.append(mean_line(loss, [p["loss"] for p in of_all]))
+                if len(points) > 1:
+                    first, last = (
+                        [record["curves"][varied][end]["right"] for record in of_row]
+                        for end in (0, -1)
+                    )
+                    summary.lines.append(difference_line(Place(row, LOST, varied), first, last))
+            if len(of_row[0]["curves"].get(RADIUS, ())) < len(set(self.radii)):
+                summary.notes.append(f"{row}: radii above 1 are left out")
             for label in sorted({record["label"] for record in of_row}):
                 of_class = [record["own"] for record in of_row if record["label"] == label]
                 summary.lines.append(accuracy_line(Place(row, CLASS, at=label), of_class))
             for step in range(len(of_row[0].get("iou", ()))):
                 values = [record["iou"][step] for record in of_row]
-                summary.lines.append(mean_line(Place(row, MASK, STEPS, step), values))
-            words = [
-                f"{varied} {lines[0].at:g} to {lines[-1].at:g}:"
-                f" {in_words(lines[0], 100, 1)}% to {in_words(lines[-1], 100, 1)}%"
-                for varied in of_row[0]["curves"]
-                if (lines := summary.of(row, ACCURACY, varied))
-            ]
+                summary.lines.append(mean_line(Place(row, MASK, STEPS, step), values, 0, 1))
+            words = []
+            for varied in of_row[0]["curves"]:
+                lines = summary.of(row, ACCURACY, varied)
+                told = (
+                    f"{varied} {lines[0].at:g} to {lines[-1].at:g}:"
+                    f" {in_words(lines[0], 100, 1)}% to {in_words(lines[-1], 100, 1)}%"
+                )
+                for lost in summary.of(row, LOST, varied):
+                    told += f", {in_words(lost, 100, 1)} points lost"
+                words.append(told)
             summary.finding.append(f"{row}, accuracy, {'; '.join(words)} (n = {len(of_row)})")
         return summary
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 from hetpure.analysis.analysis import Analysis, Record, Summary, entries, remarks
-from hetpure.analysis.lines import Line, Place, accuracy_line, in_words
+from hetpure.analysis.lines import Line, Place, accuracy_line, difference_line, in_words
 from hetpure.analysis.subject import Subject, Work, right
 from hetpure.defense import Defense
 from hetpure.errors import FieldError, InputError
@@ -14,11 +14,12 @@ from hetpure.noise import Group
 from hetpure.purifiers.purifier import GridPurifier
 from hetpure.samplers import DDIM, DDPM, Sampler
 
+WHITE, BOTH = "white box", "DW-both"
 KNOWN: dict[str, tuple[Group, ...]] = {
-    "white box": (),
+    WHITE: (),
     "DW-forward": ("forward",),
     "DW-reverse": ("reverse",),
-    "DW-both": ("forward", "reverse"),
+    BOTH: ("forward", "reverse"),
 }
 OWN = "as it is"
 
@@ -64,7 +65,10 @@ class Knowledge(Analysis):
         return found
 
     def check(self, subject: Subject) -> None:
-        self.variants(subject)
+        try:
+            self.variants(subject)
+        except FieldError as error:  # of a purifier that nobody wrote
+            raise FieldError(self, "steps", error.problem) from None
 
     def work(self, subject: Subject) -> Work:
         return sum(
@@ -72,8 +76,9 @@ class Knowledge(Analysis):
         )
 
     def examine(self, subject: Subject, block: Block) -> list[Record]:
-        """`variants`: of each its `sampler`, its network `calls`, and `right`, by what was known:
-        on which report draws an image was classified as its label."""
+        """`variants`: of each its `sampler`, its network `calls`, the `groups` of noise that it
+        draws, and `right`, by what was known: on which report draws an image was classified as its
+        label."""
         found = entries(subject, block)
         for record in found:
             record["variants"] = []
@@ -88,29 +93,48 @@ class Knowledge(Analysis):
                     {
                         "sampler": name,
                         "calls": other.defense.network_calls,
+                        "groups": sorted(other.defense.groups),
                         "right": {setting: of_all[i] for setting, of_all in by_setting.items()},
                     }
                 )
         return found
 
     def summarise(self, records: Mapping[str, Sequence[Record]]) -> Summary:
+        """Also what each attacker finds beyond the white box, paired by image; of one who knows
+        nothing that is drawn, and so is the white box, nothing is said."""
         summary = Summary([], [], remarks(records))
         for row, of_row in records.items():
             for number, variant in enumerate(of_row[0]["variants"]):
                 lines: dict[str, Line] = {}
-                for setting in (CLEAN, *KNOWN):
-                    found = [record["variants"][number]["right"][setting] for record in of_row]
-                    place = Place(row, setting, variant["sampler"], variant["calls"])
-                    lines[setting] = accuracy_line(place, found)
-                summary.lines.extend(lines.values())
+                found = {
+                    setting: [record["variants"][number]["right"][setting] for record in of_row]
+                    for setting in (CLEAN, *KNOWN)
+                }
+                at = (variant["sampler"], variant["calls"])
+                drawn = set(variant.get("groups", KNOWN[BOTH]))  # earlier records do not say
+                for setting, of_all in found.items():
+                    lines[setting] = accuracy_line(Place(row, setting, *at), of_all)
+                beyond = [
+                    difference_line(Place(row, less_than_white(setting), *at), found[WHITE], of_all)
+                    for setting, of_all in found.items()
+                    if drawn.intersection(KNOWN.get(setting, ()))
+                ]
+                summary.lines.extend([*lines.values(), *beyond])
                 words = ", ".join(
                     f"{setting} {in_words(line, 100, 1)}%" for setting, line in lines.items()
                 )
+                for line in beyond[-1:]:
+                    words += f"; {line.quantity} {in_words(line, 100, 1)} points"
                 summary.finding.append(
                     f"{row}, {variant['sampler']}, {variant['calls']} network calls: {words}"
                     f" (n = {len(of_row)})"
                 )
         return summary
+
+
+def less_than_white(setting: str) -> str:
+    """What the accuracy under the white box less the one in another setting is called."""
+    return f"{WHITE} less {setting}"
 
 
 def known_of(defense: Defense, groups: tuple[Group, ...]) -> tuple[Group, ...]:

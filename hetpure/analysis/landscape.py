@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hetpure.analysis.analysis import Analysis, Record, Summary, entries, remarks
@@ -18,6 +19,7 @@ from hetpure.evaluation.protocol import Block
 from hetpure.numbers import Number
 
 CURVATURE, OTHER, RISE = "curvature along DW", "curvature along the rest", "rise along DW"
+BEND = "bend along DW"
 VANISHING = 1e-6  # of the white box's offset: a smaller rest is rounding
 
 
@@ -29,8 +31,10 @@ class Landscape(Analysis):
     L2). So all images and all rows share axes and unit. Points are not cut to [0, 1].
 
     `curvature` is the mean second difference of the loss along a line through x, in loss by unit
-    squared: 0 where the loss is linear. `rise` is loss(a = 1) - loss(0), or at the extent where it
-    is below 1.
+    squared: 0 where the loss is linear. The inner differences fall out of it: it says by how much
+    the slopes at both ends differ. `bend` is the mean size of the second differences: bends to both
+    sides add up in it. `rise` is loss(a) - loss(0), at the point a that is nearest to 1. Losses use
+    fresh draws.
 
     Args:
         points: of each axis, an odd number.
@@ -55,6 +59,16 @@ class Landscape(Analysis):
     def axis(self) -> Tensor:
         """(points,) float64."""
         return torch.linspace(-self.extent, self.extent, self.points, dtype=torch.float64)
+
+    @property
+    def step(self) -> float:
+        """Between points of an axis, in units."""
+        return float(self.axis[1] - self.axis[0])
+
+    @property
+    def one(self) -> int:
+        """The point that is nearest to 1."""
+        return int((self.axis - 1).abs().argmin())
 
     def work(self, subject: Subject) -> Work:
         attack = subject.attack
@@ -82,8 +96,7 @@ class Landscape(Analysis):
                 for b in axis
             ]
         ).reshape(self.points, self.points, -1)
-        middle, step = self.points // 2, float(self.axis[1] - self.axis[0])
-        one = int((self.axis - 1).abs().argmin())
+        middle, step, one = self.points // 2, self.step, self.one
         found = entries(subject, block)
         for i, record in enumerate(found):
             of_image = losses[..., i]
@@ -96,27 +109,45 @@ class Landscape(Analysis):
         return found
 
     def summarise(self, records: Mapping[str, Sequence[Record]]) -> Summary:
-        """With several rows, also each row's curvature less the first one's, paired by image."""
+        """With several rows, also each row's curvature and bend less those of the first one, paired
+        by image."""
         summary = Summary([], [], remarks(records), {"axis": self.axis.tolist(), "losses": {}})
         first, *_ = records
+        values = {row: self._values(of_row) for row, of_row in records.items()}
+        reached = float(self.axis[self.one])
         for row, of_row in records.items():
-            found = {
-                name: np.array([record[name] for record in of_row])
-                for name in (CURVATURE, OTHER, RISE)
+            lines = {
+                name: mean_line(Place(row, name, at=reached if name == RISE else None), of_all)
+                for name, of_all in values[row].items()
             }
-            lines = {name: mean_line(Place(row, name), values) for name, values in found.items()}
             summary.lines.extend(lines.values())
-            summary.finding.append(
-                f"{row}: {CURVATURE} {in_words(lines[CURVATURE], digits=None)},"
-                f" {RISE} {in_words(lines[RISE], digits=None)} (n = {len(of_row)})"
-            )
+            told = [
+                f"{name} {in_words(lines[name], digits=None)}" for name in (CURVATURE, BEND, RISE)
+            ]
             if row != first:
-                theirs = np.array([record[CURVATURE] for record in records[first]])
-                place = Place(row, f"{CURVATURE}, less that of {first}")
-                summary.lines.append(mean_line(place, found[CURVATURE] - theirs))
+                for name in (CURVATURE, BEND):
+                    place = Place(row, f"{name}, less that of {first}")
+                    line = mean_line(place, values[row][name] - values[first][name])
+                    summary.lines.append(line)
+                    told.append(f"{line.quantity} {in_words(line, digits=None)}")
+            summary.finding.append(f"{row}: {', '.join(told)} (n = {len(of_row)})")
             mean = np.mean([record["losses"] for record in of_row], 0)
             summary.drawn["losses"][row] = mean.tolist()
+        if reached != 1:
+            summary.notes.append(f"{RISE} is at {reached:g}: no point is at 1")
         return summary
+
+    def _values(self, records: Sequence[Record]) -> dict[str, NDArray[np.float64]]:
+        """One value (n,) an image, by what it is."""
+        values = {
+            name: np.array([record[name] for record in records])
+            for name in (CURVATURE, OTHER, RISE)
+        }
+        middle = self.points // 2
+        along = [
+            torch.tensor(record["losses"], dtype=torch.float64)[:, middle] for record in records
+        ]
+        return values | {BEND: np.array([bend(losses, self.step) for losses in along])}
 
 
 def axes_of(known: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,4 +164,15 @@ def axes_of(known: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
 
 def curvature(losses: Tensor, step: float) -> float:
     """Mean second difference of losses (N,) at points a step apart."""
-    return float((losses[2:] - 2 * losses[1:-1] + losses[:-2]).mean() / step**2)
+    return float(_second_differences(losses).mean() / step**2)
+
+
+def bend(losses: Tensor, step: float) -> float:
+    """Mean size of the second differences of losses (N,) at points a step apart: 0 only where they
+    lie on a line."""
+    return float(_second_differences(losses).abs().mean() / step**2)
+
+
+def _second_differences(losses: Tensor) -> Tensor:
+    """(N - 2,) of losses (N,)."""
+    return losses[2:] - 2 * losses[1:-1] + losses[:-2]

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from math import sqrt
+from math import inf, sqrt
 
 import numpy as np
 import scipy
@@ -23,7 +23,7 @@ class Line:
         quantity: what it is.
         at: where on the horizontal axis it stands, if there is one.
         value: the number.
-        low: end of its 95% interval; None where n = 1.
+        low: end of its 95% interval; None where n = 1, and of a mean where all values are equal.
         high: the other end.
         n: images behind it.
     """
@@ -69,15 +69,22 @@ def difference_line(
     return place.line(found.difference, found.low, found.high, found.n)
 
 
-def mean_line(place: Place, values: Sequence[float] | NDArray[np.float64]) -> Line:
+def mean_line(
+    place: Place,
+    values: Sequence[float] | NDArray[np.float64],
+    least: float = -inf,
+    most: float = inf,
+) -> Line:
     """The mean of one value an image, with Student's interval: few images are the usual case, and
-    there a bootstrap's intervals are too short."""
+    there a bootstrap's intervals are too short. The interval is cut to what a value can be, `least`
+    to `most`. Values that are all equal do not say how far others would lie from them: there is no
+    interval."""
     found = np.asarray(values, dtype=np.float64)
     n, mean = len(found), float(found.mean())
-    if n < 2:
+    if n < 2 or (found == found[0]).all():
         return place.line(mean, None, None, n)
     half = float(scipy.stats.t.ppf(TAILS[1], n - 1) * found.std(ddof=1) / sqrt(n))
-    return place.line(mean, mean - half, mean + half, n)
+    return place.line(mean, max(mean - half, least), min(mean + half, most), n)
 
 
 def csv_text(lines: Iterable[Line]) -> str:
@@ -91,10 +98,10 @@ def csv_text(lines: Iterable[Line]) -> str:
 
 
 def in_words(line: Line, scale: float = 1.0, digits: int | None = 2) -> str:
-    """A number with its interval, as 0.25 [0.10, 0.40]; without `digits` behind the point three
-    that count, for numbers of any size."""
+    """A number with its interval, as 0.25 [0.10, 0.40], or that all images have it; without
+    `digits` behind the point three that count, for numbers of any size."""
     form = ".3g" if digits is None else f".{digits}f"
     value = f"{scale * line.value:{form}}"
     if line.low is None or line.high is None:
-        return value
+        return value if line.n == 1 else f"{value} (all equal)"
     return f"{value} [{scale * line.low:{form}}, {scale * line.high:{form}}]"

@@ -8,7 +8,7 @@ from typing import ClassVar
 from hetpure.analysis.analysis import Analysis, Record, Summary, entries, remarks
 from hetpure.analysis.lines import Line, Place, accuracy_line, difference_line, in_words
 from hetpure.analysis.subject import Subject, Work, right
-from hetpure.errors import check_at_least
+from hetpure.errors import FieldError, check_at_least
 from hetpure.evaluation.protocol import CLEAN, Block, Cell
 
 WHITE, MORE, BOTH = "white box", "white box, more EOT", "DW-both"
@@ -47,6 +47,13 @@ class Randomness(Analysis):
             cells[MORE] = Cell(MORE, more)
             cells[BOTH] = Cell(BOTH, attack, ("forward", "reverse"))
         return cells
+
+    def check(self, subject: Subject) -> None:
+        try:
+            self.cells(subject)
+        except FieldError as error:  # of an attack that nobody wrote
+            problem = f"times eot_samples {subject.attack.eot_samples}: {error.problem}"
+            raise FieldError(self, "more_eot", problem) from None
 
     def work(self, subject: Subject) -> Work:
         return subject.work(self.cells(subject).values())

@@ -3,7 +3,7 @@ file that was renamed when it was whole: it exists, so it is done."""
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from hetpure.saved_images import file_stem
 
 FOLDER, BLOCKS = "analysis", "blocks"
 NUMBERS, TABLE, PICTURE = "summary.json", "lines.csv", "picture.png"
-BLOCK = 8  # images of a block: more images later need no earlier ones again
+BLOCK = 8  # images of a block at most: whole blocks are kept where more images are asked for later
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,24 @@ class Part:
     stop: int
 
 
-def parts_of(analysis: Analysis, row: str, count: int) -> list[Part]:
-    """A row's parts on the first `count` images."""
-    return [
-        Part(analysis, row, start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)
-    ]
-
-
 class AnalysisStore:
     """The folder of a run's analyses.
 
     Args:
         run: the run's folder, whose config all analyses share.
+        block: images that the run computes at once; an analysis takes no more.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, block: int = BLOCK) -> None:
         self.path = run / FOLDER
+        self.block = min(BLOCK, block)
+
+    def parts(self, analysis: Analysis, row: str, count: int) -> list[Part]:
+        """A row's parts on the first `count` images."""
+        return [
+            Part(analysis, row, start, min(start + self.block, count))
+            for start in range(0, count, self.block)
+        ]
 
     def folder(self, analysis: Analysis) -> Path:
         """Where an analysis lies."""
@@ -98,9 +100,10 @@ class AnalysisStore:
             ) from None
         return content
 
-    def write(self, analysis: Analysis, summary: Summary, parts: Sequence[Part]) -> None:
-        """The summary as JSON and as CSV."""
-        done = [self.get(part) for part in parts]
+    def write(
+        self, analysis: Analysis, summary: Summary, done: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """The summary as JSON and as CSV, with what its parts cost."""
         content = {
             "analysis": analysis.name,
             "settings": plain(analysis),
@@ -133,12 +136,12 @@ def summarise(
 ) -> Summary:
     """What an analysis says of these rows on the first `count` images, from what the store has,
     with these notes beside its own; it is written there too."""
-    parts = {row: parts_of(analysis, row, count) for row in rows}
+    done = {row: [store.get(part) for part in store.parts(analysis, row, count)] for row in rows}
     records: dict[str, list[Record]] = {
-        row: [record for part in of_row for record in store.get(part)["records"]]
-        for row, of_row in parts.items()
+        row: [record for part in of_row for record in part["records"]]
+        for row, of_row in done.items()
     }
     summary = analysis.summarise(records)
     summary.notes.extend(notes)
-    store.write(analysis, summary, [part for of_row in parts.values() for part in of_row])
+    store.write(analysis, summary, [part for of_row in done.values() for part in of_row])
     return summary

@@ -121,7 +121,7 @@ class Subject:
 
     def loss_of(self, logits: Tensor, block: Block) -> Tensor:
         """The attack's expected loss (B,) of answers (N, B, classes) for a block's images."""
-        return expected_loss(logits, criterion(self.attack.loss, block.labels), "gradients")
+        return expected_loss(logits, criterion(self.attack.loss, block.labels), self.attack.average)
 
     @torch.no_grad()
     def answers(self, images: Tensor, block: Block, draws: int) -> Tensor:

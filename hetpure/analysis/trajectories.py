@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isnan
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,9 +16,11 @@ from hetpure.analysis.subject import Subject, Work
 from hetpure.errors import InputError, check_at_least, check_at_most
 from hetpure.evaluation.protocol import Block
 from hetpure.noise import MOST_RUNS, Group
+from hetpure.numbers import counted
 
 KNOWN, EOT, SINGLE = "DW-both", "with EOT", "without EOT"
 WITHIN, BETWEEN, TO_KNOWN, ENDS = "within a path", "between paths", "to DW-both", "between ends"
+Matrix = list[list[float | None]]
 BOTH_GROUPS: tuple[Group, ...] = ("forward", "reverse")
 
 
@@ -28,7 +32,8 @@ class Trajectories(Analysis):
     What they have in common is told by cosines between the directions of steps i and j != i:
     `within a path`, `between paths` of one kind, and `to DW-both`, to the path that knows the
     noise. The same steps are compared in all three, so they can be held against each other.
-    `between ends` is the cosine of what two paths add to the image in all.
+    `between ends` is the cosine of what two paths add to the image in all. A step, or an end, that
+    is zero has no direction and no cosine: means are over the others.
 
     Args:
         paths: with EOT, and as many without.
@@ -81,7 +86,8 @@ class Trajectories(Analysis):
 
     def examine(self, subject: Subject, block: Block) -> list[Record]:
         """`cosines`: by kind the four means; `within` and `between`: by kind the matrix (S, S) of
-        mean cosines of steps; and of the run's first image `picture`, where its paths lie."""
+        mean cosines of steps, to four digits; and of the run's first image `picture`, where its
+        paths lie. None where nothing has a direction."""
         walked = self.walked(subject, block)
         known = walked[KNOWN][0].directions
         found = entries(subject, block)
@@ -91,10 +97,10 @@ class Trajectories(Analysis):
                 directions = torch.stack([path.directions[:, i].flatten(1) for path in paths])
                 ends = torch.stack([path.iterates[-1, i] - path.iterates[0, i] for path in paths])
                 within, between = step_cosines(directions)
-                record["within"][kind] = within.nan_to_num().tolist()
+                record["within"][kind] = _rounded(within)
                 record["cosines"][kind] = {WITHIN: _mean(within)}
                 if between is not None:
-                    record["between"][kind] = between.nan_to_num().tolist()
+                    record["between"][kind] = _rounded(between)
                     record["cosines"][kind][BETWEEN] = _mean(between)
                     record["cosines"][kind][ENDS] = _between_ends(ends.flatten(1))
                 if kind != KNOWN:
@@ -137,8 +143,16 @@ class Trajectories(Analysis):
             words = []
             for kind in (KNOWN, EOT, SINGLE):
                 for quantity in of_row[0]["cosines"][kind]:
-                    values = [record["cosines"][kind][quantity] for record in of_row]
-                    line = mean_line(Place(row, quantity, kind), values)
+                    found = [record["cosines"][kind][quantity] for record in of_row]
+                    values = [value for value in found if value is not None]
+                    if still := len(found) - len(values):
+                        summary.notes.append(
+                            f"{row}, {kind}, {quantity}: {counted(still, 'image')} without a"
+                            " direction left out"
+                        )
+                    if not values:
+                        continue
+                    line = mean_line(Place(row, quantity, kind), values, -1, 1)
                     summary.lines.append(line)
                     if quantity in (WITHIN, BETWEEN):
                         words.append(f"{kind}, {quantity}: {in_words(line)}")
@@ -147,7 +161,7 @@ class Trajectories(Analysis):
             )
             summary.drawn[row] = {
                 matrices: {
-                    kind: torch.tensor([r[matrices][kind] for r in of_row]).mean(0).tolist()
+                    kind: _mean_matrix([record[matrices][kind] for record in of_row])
                     for kind in of_row[0][matrices]
                 }
                 for matrices in ("within", "between")
@@ -187,13 +201,26 @@ def _cosines(first: Tensor, second: Tensor) -> Tensor:
     return torch.einsum("psd,qtd->pqst", a, b)
 
 
-def _mean(matrix: Tensor) -> float:
-    """Mean of a square matrix off its diagonal, of the entries that there are; of none 0."""
+def _mean(matrix: Tensor) -> float | None:
+    """Mean of a square matrix off its diagonal, of the entries that are not NaN; None without."""
     different = ~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)
-    return float(matrix[different].nanmean().nan_to_num())
+    mean = float(matrix[different].nanmean())
+    return None if isnan(mean) else mean
 
 
-def _between_ends(ends: Tensor) -> float:
-    """Mean cosine of different offsets (P, D)."""
-    unit = torch.nn.functional.normalize(ends.double(), dim=1)
-    return _mean(unit @ unit.T)
+def _between_ends(ends: Tensor) -> float | None:
+    """Mean cosine of different offsets (P, D) that are not zero."""
+    return _mean(_cosines(ends[None], ends[None])[0, 0])
+
+
+def _rounded(matrix: Tensor) -> Matrix:
+    """As JSON holds it: None for NaN."""
+    return [[None if isnan(entry) else round(entry, 4) for entry in row] for row in matrix.tolist()]
+
+
+def _mean_matrix(matrices: Sequence[Matrix]) -> Matrix:
+    """Entry by entry the mean of those that there are."""
+    entries = np.array(matrices, dtype=np.float64)  # NaN for None
+    count = (~np.isnan(entries)).sum(0)
+    mean = np.nansum(entries, 0) / np.where(count, count, np.nan)
+    return _rounded(torch.from_numpy(mean))

@@ -17,7 +17,8 @@ def cost_sheet(costs: Sequence[tuple[str, str, int, float]], images: int) -> She
     rows.append(("total", "", f"{calls:,}", duration(seconds)))
     note = (
         "network calls: forward calls of all images together, recomputed ones included, at most;"
-        " what is already there counts as none. time: of these calls alone, timed here just now."
+        " what is already there counts as none. time: of these calls alone, timed here just now, so"
+        " it takes at least that; a dash: there are none, as without a purifier."
     )
     heads = ("analysis", "defence", "network calls", "time")
     return Sheet(f"{counted(images, 'image')} of each defence", heads, rows, note, left=2)

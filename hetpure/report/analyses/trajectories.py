@@ -46,7 +46,7 @@ def draw_trajectories(summary: Summary) -> Figure:
                 continue
             end = len(drawn[matrices][kind]) + 0.5
             image = axis.imshow(
-                drawn[matrices][kind],
+                np.array(drawn[matrices][kind], dtype=np.float64),  # NaN, and white, for None
                 vmin=-1,
                 vmax=1,
                 cmap="RdBu_r",

@@ -1,5 +1,7 @@
 """Budgets, radii, classes and masks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from hetpure.analysis.convergence import (
     CLASS,
     EOT,
     LOSS,
+    LOST,
     MASK,
     RADIUS,
     RESTARTS,
@@ -52,6 +55,7 @@ def test_a_linear_classifier_falls_at_the_radius_of_its_margin() -> None:
     assert curve(ACCURACY, RADIUS) == {0.08: 1, 0.16: 0}
     assert curve(ACCURACY, EOT) == {}, "it draws no noise"
     assert curve(ACCURACY, RESTARTS) == {1: 0}
+    assert [line.value for line in summary.of("row", LOST, STEPS)] == [1]
     assert [line.value for line in summary.of("row", CLASS)] == [0]
     assert summary.of("row", MASK, STEPS) == []
 
@@ -79,6 +83,21 @@ def test_masks_and_network_calls_of_a_masked_row(
     assert sum(calls) <= analysis.work(row).calls
     assert record["iou"][0] == 1 and len(record["iou"]) == 3
     assert all(0 <= value <= 1 for value in record["iou"])
+
+
+def test_losses_are_the_attacks_and_radii_that_are_none_are_said() -> None:
+    """Of mean logits where the attack takes the loss of these; no Linf ball is above 1."""
+    row, block = halves()
+    of_logits = replace(row, attack=pgd(average="logits"))
+    logits = torch.tensor([[[9.0, 0]] * 4, [[0, 3.0]] * 4])  # (draws, images, classes)
+    expected = torch.nn.functional.cross_entropy(logits.mean(0), block.labels, reduction="none")
+    assert of_logits.loss_of(logits, block) == pytest.approx(expected)
+    assert of_logits.loss_of(logits, block) != pytest.approx(row.loss_of(logits, block))
+    analysis = Convergence(eot=(), restarts=(), radii=(1.0, 20.0), draws=1)
+    row = subject(row.defense, pgd(steps=1))
+    summary = analysis.summarise({"row": analysis.examine(row, block)})
+    assert [line.at for line in summary.of("row", ACCURACY, RADIUS)] == [0.1]
+    assert "row: radii above 1 are left out" in summary.notes
 
 
 def test_marks_overlap_and_what_is_refused() -> None:

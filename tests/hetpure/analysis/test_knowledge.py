@@ -21,7 +21,10 @@ def test_knowledge_of_the_noise_that_is_drawn_counts_and_no_other() -> None:
     analysis = Knowledge()
     summary = analysis.summarise({"row": analysis.examine(*halves())})
     values = {line.quantity: line.value for line in summary.lines}
-    assert values == {"clean": 1, "white box": 1, "DW-forward": 1, "DW-reverse": 0, "DW-both": 0}
+    lost = {"white box less DW-reverse": 1, "white box less DW-both": 1}
+    known = {"clean": 1, "white box": 1, "DW-forward": 1, "DW-reverse": 0, "DW-both": 0}
+    assert values == known | lost
+    assert "; white box less DW-both 100.0 [" in summary.finding[0]
     assert {line.series for line in summary.lines} == {"as it is"}
 
 
@@ -45,7 +48,14 @@ def test_variants_of_sampler_and_grid(
     assert of_ddim["DW-forward"] == of_ddim["DW-both"] and len(of_ddim["DW-both"]) == 1
     assert len(of_ddim["white box"]) == 2
     summary = analysis.summarise({"row": [record]})
-    assert len(summary.lines) == len(variants) * (1 + len(KNOWN))
+    settings = ("clean", *KNOWN)
+    for name, _ in variants:
+        assert all(len(summary.of("row", setting, name)) == 2 for setting in settings)
+    for name, less in (("DDPM", ["forward", "reverse", "both"]), ("DDIM", ["forward", "both"])):
+        lines = [line for line in summary.lines if (line.series, line.at) == (name, 2)]
+        assert [line.quantity for line in lines[len(settings) :]] == [
+            f"white box less DW-{setting}" for setting in less
+        ], "of reverse noise DDIM draws none"
     assert [line.at for line in summary.of("row", "white box", "DDPM")] == [1, 2]
 
 

@@ -14,6 +14,7 @@ from hetpure.analysis.trajectories import (
     SINGLE,
     TO_KNOWN,
     WITHIN,
+    _between_ends,
     _mean,
     principal_plane,
     step_cosines,
@@ -119,3 +120,28 @@ def test_a_step_without_a_direction_is_left_out_of_means() -> None:
     steps[0, 2] = 0
     within, _ = step_cosines(steps)
     assert _mean(within) == pytest.approx(1.0)
+    ends = torch.ones(3, 5)
+    ends[1] = 0
+    assert _between_ends(ends) == pytest.approx(1.0)
+    assert _between_ends(torch.zeros(2, 5)) is None
+
+
+def test_means_are_over_what_has_a_direction() -> None:
+    """Of two images one has no cosine: it is left out, said, and in no matrix a 0."""
+    cosines = {WITHIN: 0.5, BETWEEN: 0.25, ENDS: 0.5, TO_KNOWN: 0.5}
+    kinds = (KNOWN, EOT, SINGLE)
+    some, none = (
+        {
+            "stochastic": True,
+            "cosines": {kind: {name: value and c for name, c in cosines.items()} for kind in kinds},
+            "within": {kind: [[1.0, value], [value, 1.0]] for kind in kinds},
+            "between": {kind: [[None, value], [value, None]] for kind in kinds},
+        }
+        for value in (0.5, None)
+    )
+    summary = Trajectories().summarise({"row": [some, none]})
+    (line,) = summary.of("row", BETWEEN, EOT)
+    assert (line.value, line.n) == (0.25, 1)
+    assert f"row, {EOT}, {BETWEEN}: 1 image without a direction left out" in summary.notes
+    assert summary.drawn["row"]["within"][EOT] == [[1.0, 0.5], [0.5, 1.0]]
+    assert summary.drawn["row"]["between"][EOT] == [[None, 0.5], [0.5, None]]
