@@ -111,12 +111,6 @@ def unaccelerated(defense: Defense) -> Defense:
     return defense.copy(_with_network(denoiser, denoiser.network.plain))
 
 
-def compiled(defense: Defense) -> bool:
-    """Whether the defence calls its diffusion network by code that was compiled for a shape."""
-    network = None if defense.denoiser is None else defense.denoiser.network
-    return isinstance(network, FastNetwork) and network.compiled
-
-
 def _with_network(denoiser: Denoiser, network: nn.Module) -> Denoiser:
     return Denoiser(network, denoiser.schedule, denoiser.prediction_type, denoiser.sigma_data)
 

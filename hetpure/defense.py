@@ -80,6 +80,12 @@ class Defense(nn.Module):
         return bool(self.groups)
 
     @property
+    def compiled(self) -> bool:
+        """Whether the diffusion network is code that was compiled for one shape: batches are filled
+        up to it."""
+        return getattr(self.denoiser and self.denoiser.network, "compiled", False)
+
+    @property
     def masked(self) -> bool:
         """Whether the purifier looks at an attention mask."""
         return self.purifier is not None and self.purifier.needs_mask

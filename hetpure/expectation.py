@@ -31,15 +31,22 @@ class Query:
     mask: Tensor | None
     noises: Sequence[Noise]
 
-    def pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor, BatchNoise, Tensor | None]]:
-        """At most `size` entries at a time, noise-major: the position of each entry's image (R,),
-        the images, their noise, their masks."""
-        device, count = self.images.device, len(self.images)
-        noise = BatchNoise.stack(self.noises, self.samples)
-        for entries in torch.split(torch.arange(len(noise), device=device), size):
+    def entries(self) -> BatchNoise:
+        """The noise of every pair (image, draw), noise-major: entry e belongs to image e % B."""
+        return BatchNoise.stack(self.noises, self.samples)
+
+    def pieces(
+        self, size: int, full: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor, BatchNoise, Tensor | None]]:
+        """At most `size` entries at a time: their positions (R,) among all of them, the images,
+        their noise, their masks. Where pieces must be `full`, the last goes on with the first
+        entries, whose answers are there already."""
+        device, count, noise = self.images.device, len(self.images), self.entries()
+        places = -(-len(noise) // size) * size if full else len(noise)
+        for entries in torch.split(torch.arange(places, device=device) % len(noise), size):
             index = entries % count
             mask = None if self.mask is None else self.mask[index]
-            yield index, self.images[index], noise.take(entries), mask
+            yield entries, self.images[index], noise.take(entries), mask
 
 
 @dataclass(frozen=True)
@@ -98,33 +105,35 @@ def expected_gradient(
     def share(logits: Tensor, index: Tensor) -> Tensor:  # of some entries in the mean
         return criterion(logits, index) / draws
 
+    total = left = draws * count
     known = None
-    if average != "gradients" and size < draws * count:
+    if average != "gradients" and size < total:
         known = _cotangent(_ask(defense, query, size), criterion, average)
     of_images, of_masks, logits = [], [], []
-    for place, (index, images, noise, mask) in enumerate(query.pieces(size)):
+    for entries, images, noise, mask in query.pieces(size, defense.compiled):
         point = images.detach().requires_grad_()
         through = mask.detach().requires_grad_(mask.requires_grad) if mask is not None else None
         with torch.enable_grad():
             answer = defense(point, noise, through, execution)
         logits.append(answer.detach())
         if average == "gradients":
-            cotangent = _derivative(partial(share, index=index), logits[-1])
-        elif known is None:  # all entries are here
-            whole = logits[-1].reshape(draws, count, -1)
-            cotangent = _cotangent(whole, criterion, average).flatten(0, 1)
+            cotangent = _derivative(partial(share, index=entries % count), logits[-1])
         else:
-            cotangent = known.flatten(0, 1)[place * size :][: len(index)]
+            if known is None:  # all entries are here
+                whole = logits[-1][:total].reshape(draws, count, -1)
+                known = _cotangent(whole, criterion, average)
+            cotangent = known.flatten(0, 1)[entries]
         inputs = [t for t in (point, through) if t is not None and t.requires_grad]
         of_image, *of_mask = differentiate(answer, inputs, cotangent)
         of_images.append(of_image)
         of_masks += of_mask
-        progress(len(index))
-    answers = torch.cat(logits).reshape(draws, count, -1)
+        progress(min(len(entries), left))
+        left -= len(entries)
+    answers = torch.cat(logits)[:total].reshape(draws, count, -1)
     # Summed over draws in order: adding entries by index would be in any order on an accelerator.
-    halves = _halves(torch.cat(of_images).reshape(draws, *query.images.shape))
+    halves = _halves(torch.cat(of_images)[:total].reshape(draws, *query.images.shape))
     if of_masks and query.mask is not None:
-        masks = _halves(torch.cat(of_masks).reshape(draws, *query.mask.shape))
+        masks = _halves(torch.cat(of_masks)[:total].reshape(draws, *query.mask.shape))
         for half, cotangent in zip(halves, masks, strict=True):
             half += torch.autograd.grad(query.mask, query.images, cotangent, retain_graph=True)[0]
     agreement = None
@@ -150,11 +159,14 @@ def _ask(
     defense: Defense, query: Query, size: int, progress: Progress = lambda entries: None
 ) -> Tensor:
     """Logits (N, B, classes), in pieces of at most `size` entries."""
+    draws, count = len(query.noises), len(query.images)
+    total = left = draws * count
     logits = []
-    for index, images, noise, mask in query.pieces(size):
+    for entries, images, noise, mask in query.pieces(size, defense.compiled):
         logits.append(defense(images, noise, mask))
-        progress(len(index))
-    return torch.cat(logits).reshape(len(query.noises), len(query.images), -1)
+        progress(min(len(entries), left))
+        left -= len(entries)
+    return torch.cat(logits)[:total].reshape(draws, count, -1)
 
 
 def _derivative(losses: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:

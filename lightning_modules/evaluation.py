@@ -81,7 +81,7 @@ class RobustnessEvaluation(L.LightningModule):
         try:
             run = self.described or self._join()
             progress = EvaluationProgress(run, queue)
-            with progress.bar:
+            with progress.bar, progress.compiling(run):
                 watches: list[Watch] = [progress]
                 if trainer.is_global_zero and trainer.loggers:
                     watches.append(EvaluationLog(trainer.loggers, run, self.store))

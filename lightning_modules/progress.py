@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
 import numpy as np
@@ -16,6 +17,7 @@ from hetpure.evaluation.protocol import Record
 from hetpure.evaluation.worker import Watch, task_work, tasks_of
 from hetpure.program import say
 from hetpure.report.plan import duration
+from lightning_modules.compiling import compiling
 from lightning_modules.queue import LOOK_EVERY, Queue
 from lightning_modules.time_left import TimeLeft
 
@@ -40,7 +42,8 @@ class EvaluationProgress(Watch):
         }
         self.correct: dict[tuple[str, str], list[float]] = {}
         self._looked = 0.0
-        self._row = ""
+        self._row = self._attack = ""
+        self.compiled = 0.0  # seconds that torch compiled
         console = Console(stderr=True)
         first, shows = queue.process == 0, can_show(console)
         self.logs = first and not shows
@@ -62,7 +65,7 @@ class EvaluationProgress(Watch):
         self.task = self.bar.add_task("gradient checks", total=work.total(), pace="")
 
     def begin(self, row: str, attack: str) -> None:
-        self._row = row
+        self._row, self._attack = row, attack
         self.left.begin(row, check=(row, attack) not in self.images)
         self.bar.update(self.task, description=self._so_far(row, attack))
 
@@ -87,6 +90,26 @@ class EvaluationProgress(Watch):
     def strike(self, row: str, reason: str) -> None:
         line = f"{row} is struck out: {reason}"
         self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def compiling(self, run: Run) -> AbstractContextManager[None]:
+        """Inside, the bar says when torch compiles for this run, if it does."""
+        if run.config.acceleration.compile == "off":
+            return nullcontext()
+        return compiling(self.begin_compiling, self.end_compiling)
+
+    def begin_compiling(self) -> None:
+        """torch compiles now: nothing else is done meanwhile."""
+        spent = f", {duration(self.compiled)} so far" if self.compiled else ""
+        self.bar.update(self.task, description=f"{self._row}: torch compiles{spent}")
+        self.bar.refresh()
+
+    def end_compiling(self, seconds: float) -> None:
+        """torch has compiled for so long, which counts for no row's pace."""
+        self.compiled += seconds
+        self.left.waited(seconds)
+        if self.logs and seconds > 1:
+            say(f"torch compiled for {duration(seconds)}\n")
+        self.bar.update(self.task, description=self._so_far(self._row, self._attack))
 
     def look(self) -> None:
         """Shows what all processes did. InputError where one of them failed."""

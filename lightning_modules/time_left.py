@@ -53,6 +53,10 @@ class TimeLeft:
         self.left[row] -= work
         self._mark = now
 
+    def waited(self, seconds: float) -> None:
+        """So long nothing of a row's work could be done, once: it says nothing of what is left."""
+        self._mark += seconds
+
     def skipped(self, row: str, work: int) -> None:
         """So much need not be done."""
         self.left[row] -= work

@@ -1,7 +1,7 @@
 """DiffHammer (Wang et al., NeurIPS 2024): a selective attack. Noise draws that one perturbation can
 break together are attacked, and the others do not pull it elsewhere."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -170,10 +170,8 @@ class Pairs(Query):
 
     noise: BatchNoise
 
-    def pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor, BatchNoise, Tensor | None]]:
-        for index in torch.split(torch.arange(len(self.images), device=self.images.device), size):
-            mask = None if self.mask is None else self.mask[index]
-            yield index, self.images[index], self.noise.take(index), mask
+    def entries(self) -> BatchNoise:
+        return self.noise
 
 
 class Purified(DefenseView):

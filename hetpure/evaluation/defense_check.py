@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from hetpure.acceleration import compiled, unaccelerated
+from hetpure.acceleration import unaccelerated
 from hetpure.attacks import Attack
 from hetpure.attacks.gradient import GradientAttack
 from hetpure.defense import Defense
@@ -80,11 +80,8 @@ def check_defense_gradient(
     mask = exactly.mask(block, of_block)
 
     def query(asked: Defense) -> Query:
-        # Two draws, so that a batch is more than the images; one where all steps are dear. Code
-        # that is compiled for a shape gets full micro-batches.
+        # Two draws, so that a batch is more than the images; one where all steps are dear.
         draws = DRAWS if asked.plan == plan else 1
-        if compiled(attacked):
-            draws = max(draws, -(-(attacked.execution.micro_batch or 1) // extent.block))
         noises = [Noise.of(seed, Stream.PROBE, draw) for draw in range(draws)]
         return Query(block, of_block, mask, noises)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hetpure.acceleration import Asked, compiled, unaccelerated
+from hetpure.acceleration import Asked, unaccelerated
 from hetpure.defense import Defense
 from hetpure.evaluation.audit import Check
 from hetpure.evaluation.extent import thinned, thinned_plan
@@ -54,7 +54,7 @@ def sameness(defense: Defense, block: Block, seed: int, precision: Asked) -> lis
     images, samples = block.images[:IMAGES].to(device).double(), block.samples[:IMAGES].to(device)
     with sdpa_kernel(SDPBackend.MATH):
         bits = _answers(exact, images, samples, block.samples, seed)
-    size = defense.execution.micro_batch or IMAGES if compiled(defense) else IMAGES
+    size = defense.execution.micro_batch or IMAGES if defense.compiled else IMAGES
     first = torch.arange(size, device=block.images.device) % len(block.images[:IMAGES])
     rounded = _answers(defense, block.images[first], block.samples[first], block.samples, seed)
     checks = []

@@ -37,10 +37,12 @@ def measure(run: Run, store: Store, chosen: Mapping[str, Sequence[Chosen]]) -> N
         pieces = [
             _outcome(defense, part, numbers, masked)
             for _, part, numbers, masked in query.pieces(
-                defense.execution.micro_batch or len(images)
+                defense.execution.micro_batch or len(images), defense.compiled
             )
         ]
-        tensors = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+        tensors = {
+            key: torch.cat([piece[key] for piece in pieces])[: len(images)] for key in pieces[0]
+        }
         content = save({"samples": samples, **tensors}, {"row": name})
         write_whole(gallery_path(store.path, name), content)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
-from hetpure.expectation import Criterion, Query, answers, expected_gradient
+from hetpure.expectation import Average, Criterion, Query, answers, expected_gradient
 from hetpure.gradients import Execution, GradientError
 from hetpure.noise import Noise, Stream
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
@@ -60,9 +60,16 @@ def cut(defense: Defense, size: int | None) -> None:
     defense.execution = replace(defense.execution, micro_batch=size)
 
 
+@pytest.fixture(params=[False, True], ids=["any shape", "one shape"])
+def one_shape(request: pytest.FixtureRequest, denoiser: Denoiser) -> bool:
+    """Whether the network says that it is compiled, so that all batches must have one size."""
+    denoiser.network.compiled = request.param
+    return bool(request.param)
+
+
 @every_size
 def test_gradient_is_that_of_a_loop_by_hand(
-    size: int | None, defense: Defense, query: Query, sizes: list[int]
+    size: int | None, defense: Defense, query: Query, sizes: list[int], one_shape: bool
 ) -> None:
     by_hand = torch.zeros_like(query.images)
     for noise in NOISES:
@@ -76,19 +83,21 @@ def test_gradient_is_that_of_a_loop_by_hand(
     told: list[int] = []
     found = expected_gradient(defense, query, cross_entropy, told.append).gradient
     torch.testing.assert_close(found, by_hand, rtol=1e-10, atol=1e-12)
-    assert sum(told) == ROWS and told == sizes and max(sizes) <= (size or ROWS)
+    assert sum(told) == ROWS and max(sizes) <= (size or ROWS)
     assert len(sizes) == -(-ROWS // (size or ROWS))
+    assert sizes == [size or ROWS] * len(sizes) if one_shape else sizes == told
 
 
 @every_size
 def test_every_answer_is_that_of_its_image_noise_and_mask(
-    size: int | None, defense: Defense, query: Query, sizes: list[int]
+    size: int | None, defense: Defense, query: Query, sizes: list[int], one_shape: bool
 ) -> None:
     cut(defense, size)
     told: list[int] = []
     found = answers(defense, query, told.append)
     assert found.shape == (2, 3, 4)
-    assert sum(told) == ROWS and told == sizes and max(sizes) <= (size or 3)
+    assert sum(told) == ROWS and max(sizes) <= (size or 3)
+    assert sizes == [size or 3] * len(sizes) if one_shape else sizes == told
     for draw, noise in enumerate(NOISES):
         for i in range(3):
             row = slice(i, i + 1)
@@ -170,3 +179,21 @@ def test_logits_that_are_not_finite_are_an_error(size: int | None, bad: float) -
     images[1, 0, 1, 0] = bad
     with pytest.raises(GradientError, match="answers holds NaN or infinite.*bfloat16"):
         answers(defense, Query(images, SAMPLES, None, NOISES))
+
+
+@every_size
+@pytest.mark.parametrize("average", ["logits", "probabilities"])
+def test_batches_of_one_shape_change_no_gradient_of_a_mean(
+    average: Average, size: int | None, defense: Defense, query: Query, denoiser: Denoiser
+) -> None:
+    """Nor does a mask through which the image is differentiated too."""
+    images = query.images.requires_grad_()
+    through = replace(query, mask=(images.mean(1, keepdim=True) - 0.4).sigmoid())
+    cut(defense, size)
+    ragged = expected_gradient(defense, through, cross_entropy, average=average)
+    denoiser.network.compiled = True  # type: ignore[assignment]
+    filled = expected_gradient(defense, through, cross_entropy, average=average)
+    near = {"rtol": 1e-10, "atol": 1e-12}
+    torch.testing.assert_close(filled.gradient, ragged.gradient, **near)
+    torch.testing.assert_close(filled.loss, ragged.loss, **near)
+    torch.testing.assert_close(filled.logits, ragged.logits, **near)

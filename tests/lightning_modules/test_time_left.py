@@ -74,3 +74,14 @@ def test_one_speed_for_all_would_not_hold() -> None:
     assert left() == pytest.approx(500 * 2)
     clock.now += 10
     assert left() == pytest.approx(500 * 2 - 10)
+
+
+def test_a_wait_is_no_pace() -> None:
+    """As for a compiler, within the first pass."""
+    clock = Clock()
+    left = TimeLeft({"purified": 100}, {"purified"}, clock)
+    left.begin("purified", check=False)
+    clock.now += 60 + 10
+    left.waited(60)
+    left.did("purified", 20)
+    assert left() == pytest.approx(40)

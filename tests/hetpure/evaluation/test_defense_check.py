@@ -177,8 +177,9 @@ def test_what_the_attack_computes_is_checked_and_not_only_the_defence(
     assert check_defense_gradient(defense, images, SAMPLES, seed=7, bound=1e-5).passed
     pieces = Query.pieces
 
-    def wrong(query: Query, size: int) -> Any:
-        for index, rows, noise, mask in pieces(query, size):
+    def wrong(query: Query, size: int, full: bool) -> Any:
+        for entries, rows, noise, mask in pieces(query, size, full):
+            index = entries % len(query.images)
             if len(query.images) == 2:  # the exact gradient of the slice
                 yield index, rows, noise, mask
             elif mistake == "masks" and mask is not None:
