@@ -1,10 +1,13 @@
 """How far masks and objects lie over one another, on the cluttered images of a finished run.
 
     python benchmarks/overlap.py runs/evaluate/cluttered_mask
+    python benchmarks/overlap.py --thresholds cluttered_wrn    # before any run
 
 For each row with a mask, on clean images and on the adversarial ones of the main attack: the
 overlap (intersection over union) of mask and object, the share of the object that the mask covers,
-and the share of the image. Means over images with 95% intervals (bootstrap).
+and the share of the image. Means over images with 95% intervals (bootstrap). With `--thresholds`:
+the same for a classifier's attention masks by threshold, on the first validation images, and the
+share of the image that the objects cover.
 """
 
 import argparse
@@ -20,13 +23,18 @@ from scipy.stats import bootstrap
 from torch import Tensor
 
 from datamodules.cluttered import ClutteredFashionMNIST, ObjectMask
+from hetpure.attention import AttentionMask
 from hetpure.disk import write_whole
 from hetpure.evaluation.provenance import provenance
 from hetpure.evaluation.store import Store
 from hetpure.report.sheet import Sheet
+from hetpure.weights import load_classifier
 from lightning_modules.evaluation_cli import evaluation_cli
 
 MEASURES = ("overlap", "of the object", "of the image")
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+OBJECT = "the object itself"
+VALIDATION = 256  # images
 
 
 def measures(mask: Tensor, objects: Tensor) -> dict[str, NDArray[np.float64]]:
@@ -82,6 +90,23 @@ def overlaps(run: Path) -> dict[str, Any]:
     return found
 
 
+def thresholds(weights: str) -> dict[str, Any]:
+    """Of attention masks on clean validation images, by threshold, and of the objects."""
+    data = ClutteredFashionMNIST(test_split="validation", limit=VALIDATION, batch_size=VALIDATION)
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    classifier = load_classifier(weights)
+    objects = oracle_of(data)(classifier, batch["image"], batch["sample"])
+    masks = {
+        f"threshold {threshold}": AttentionMask(threshold=threshold)(classifier, batch["image"])
+        for threshold in THRESHOLDS
+    }
+    return {
+        name: {"clean": {key: mean(values) for key, values in measures(mask, objects).items()}}
+        for name, mask in ({OBJECT: objects} | masks).items()
+    }
+
+
 def table(result: Mapping[str, Any]) -> str:
     """A row a row of the run; shares in %."""
     rows = []
@@ -99,10 +124,13 @@ def table(result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", type=Path)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("run", nargs="?", type=Path)
+    what.add_argument("--thresholds", metavar="CLASSIFIER", help="weights: a folder or a name")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/overlap.json"))
     options = parser.parse_args()
-    result = {"rows": overlaps(options.run), "provenance": provenance(torch.device("cpu"))}
+    rows = thresholds(options.thresholds) if options.thresholds else overlaps(options.run)
+    result = {"rows": rows, "provenance": provenance(torch.device("cpu"))}
     write_whole(options.out, json.dumps(result).encode())
     print(table(result))
 

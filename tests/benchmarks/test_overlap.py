@@ -4,6 +4,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
+import pytest
 import torch
 
 from datamodules.cluttered import ClutteredFashionMNIST
@@ -48,3 +49,15 @@ def test_means_have_intervals(script: Callable[[str], ModuleType]) -> None:
     cells = dict.fromkeys(overlap.MEASURES, found)
     table = overlap.table({"rows": {"attended": {"clean": cells}}})
     assert "| attended | clean |" in table and "n = 200" in table
+
+
+def test_a_lower_threshold_covers_more(
+    script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overlap = script("overlap")
+    monkeypatch.setattr(overlap, "VALIDATION", 6)
+    found = overlap.thresholds("cluttered_wrn")
+    objects = found.pop(overlap.OBJECT)["clean"]
+    assert objects["overlap"]["mean"] == objects["of the object"]["mean"] == 1
+    covered = [kinds["clean"]["of the image"]["mean"] for kinds in found.values()]
+    assert covered == sorted(covered, reverse=True) and covered[0] > covered[-1] > 0
