@@ -32,7 +32,7 @@ from hetpure.weights import load_classifier
 from lightning_modules.evaluation_cli import evaluation_cli
 
 MEASURES = ("overlap", "of the object", "of the image")
-THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+THRESHOLDS = (0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 OBJECT = "the object itself"
 VALIDATION = 256  # images
 

@@ -132,7 +132,8 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "frauds": frauds.table,
     "gradients": gradients.tables,
     "gradients_cifar10": gradients.tables,
-    "overlap": overlap.table,
+    "cluttered_thresholds": overlap.table,
+    "cluttered_overlap": overlap.table,
     "resampling": resampling.tables,
 }
 KINDS: dict[str, Callable[..., str]] = {

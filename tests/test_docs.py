@@ -50,8 +50,10 @@ def test_tables_were_made_with_the_packaged_weights(document: Path) -> None:
         assert packaged != bool(older), f"{document}: {name} has changed"
 
 
-def test_the_readmes_table_cites_its_weights() -> None:
-    cited = {name for name, _ in re.findall(r"`(\w+)@([0-9a-f]{12})`", README)}
+def test_every_packaged_network_is_behind_some_table() -> None:
+    """README's and those of the experiments name the weights that they were made with."""
+    pages = [README, *(page.read_text() for page in (ROOT / "docs" / "experiments").glob("*.md"))]
+    cited = {name for page in pages for name, _ in re.findall(r"`(\w+)@([0-9a-f]{12})`", page)}
     assert cited == {path.name for path in ASSETS.iterdir() if path.is_dir()}
 
 
