@@ -1,16 +1,18 @@
-"""The network call, faster: low precision, channels last, compiled. Off by default, and held
-against the plain network by the gradient check."""
+"""Networks' calls, faster: the diffusion network in low precision, channels last, compiled; the
+classifier with batch norm folded. Off by default, and held against the plain networks by the
+gradient check."""
 
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from hetpure.classifiers import Classifier, FoldedClassifier
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
 from hetpure.errors import check_choice
@@ -24,20 +26,23 @@ Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
 
 @dataclass(frozen=True)
 class Acceleration:
-    """How the diffusion network is called.
+    """How networks are called.
 
     Args:
-        precision: of its convolutions, products and activations, by autocast; the purifier's own
-            steps stay in float32. auto is for CPUs: bfloat16 where a gradient of every network is
-            faster and as good in it, else float32.
+        precision: of the diffusion network's convolutions, products and activations, by autocast;
+            the purifier's own steps stay in float32. auto is for CPUs: bfloat16 where a gradient of
+            every network is faster and as good in it, else float32.
         channels_last: memory format of its weights and activations.
         compile: mode of torch.compile; `reduce-overhead` and `max-autotune` use CUDA graphs where
             they can. The first calls compile, which takes minutes on a CPU.
+        fold_batch_norm: fold the classifier's batch norm into its convolutions, wherever it follows
+            directly behind one; see `hetpure.classifiers.folding`.
     """
 
     precision: Asked = "float32"
     channels_last: bool = False
     compile: Compile = "off"
+    fold_batch_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.precision != "auto":
@@ -54,14 +59,23 @@ class Acceleration:
         parts: list[str] = [self.precision] if self.precision != "float32" else []
         parts += ["channels last"] if self.channels_last else []
         parts += [f"compiled ({self.compile})"] if self.compile != "off" else []
-        return ", ".join(parts) or "float32"
+        folded = ["the classifier's batch norm folded"] if self.fold_batch_norm else []
+        return ", ".join([*(parts or ["float32"]), *folded])
 
 
 def accelerate(denoiser: Denoiser, acceleration: Acceleration) -> Denoiser:
     """The denoiser with its network called so; the one given stays as it is."""
-    if not acceleration.active:
+    if not replace(acceleration, fold_batch_norm=False).active:
         return denoiser
     return _with_network(denoiser, FastNetwork(denoiser.network, acceleration))
+
+
+def accelerated_classifier(
+    classifier: Classifier, acceleration: Acceleration, kept: Collection[str] = ()
+) -> Classifier:
+    """The classifier called so; the one given stays as it is. What its modules `kept` put out stays
+    the same."""
+    return FoldedClassifier(classifier, kept) if acceleration.fold_batch_norm else classifier
 
 
 def best_precision(
@@ -103,12 +117,14 @@ def _bfloat16_pays(denoiser: Denoiser, acceleration: Acceleration, bound: float)
 
 
 def unaccelerated(defense: Defense) -> Defense:
-    """The defence with its diffusion network as it was before `accelerate`: the defence itself
-    where the network is not accelerated."""
-    denoiser = defense.denoiser
-    if denoiser is None or not isinstance(denoiser.network, FastNetwork):
-        return defense
-    return defense.copy(_with_network(denoiser, denoiser.network.plain))
+    """The defence with its networks as they were before they were accelerated: the defence itself
+    where none is."""
+    denoiser, classifier = defense.denoiser, defense.classifier
+    if denoiser is not None and isinstance(denoiser.network, FastNetwork):
+        defense = defense.copy(_with_network(denoiser, denoiser.network.plain))
+    if isinstance(classifier, FoldedClassifier):
+        defense = defense.copy(classifier=classifier.plain)
+    return defense
 
 
 def _with_network(denoiser: Denoiser, network: nn.Module) -> Denoiser:

@@ -52,12 +52,15 @@ class Defense(nn.Module):
         self._chosen: dict[object, Execution] = {}
         self.eval().requires_grad_(False)
 
-    def copy(self, denoiser: Denoiser | None = None) -> "Defense":
-        """Another defence of the same class, networks, plan and execution; of another denoiser
-        where one is given."""
+    def copy(
+        self, denoiser: Denoiser | None = None, classifier: Classifier | None = None
+    ) -> "Defense":
+        """Another defence of the same class, networks, plan and execution; of another denoiser or
+        classifier where one is given."""
         other = copy(self)
         other._modules, other._chosen = dict(self._modules), {}
         other.denoiser = denoiser or self.denoiser
+        other.classifier = classifier or self.classifier
         return other
 
     @property
@@ -145,7 +148,7 @@ class Defense(nn.Module):
         where it is given and else as `execution` says."""
         purifier, denoiser = self.purifier, self.denoiser
         execution = self.execution if policy is None else _checked(policy, purifier)
-        if purifier is None or denoiser is None:
+        if purifier is None or denoiser is None or execution.policy == "classifier_only":
             return images
         if self.masked and mask is None:
             mask = self.mask(images, noise.samples)
@@ -157,8 +160,6 @@ class Defense(nn.Module):
         def advance(step: Step, state: Tensor, known: Tensor, mask: Tensor | None) -> Tensor:
             return purifier.advance(denoiser, step, state, known, mask, numbers)
 
-        if execution.policy == "classifier_only":
-            return images
         if execution.policy == "bpda":
             with torch.no_grad():
                 purified = self.purify(images, noise, mask)

@@ -54,12 +54,14 @@ class Answer:
     """What one question for a gradient tells: the `gradient` (B, C, H, W) of the expected loss,
     that `loss` (B,) and the `logits` (N, B, classes), all of one forward pass, and the cosine
     between the gradients of the first and of the second half of the draws (B,), `agreement`: near
-    1 the draws are enough, near 0 they are mostly noise. Of a single draw there is none."""
+    1 the draws are enough, near 0 they are mostly noise. Of a single draw there is none. `mask`
+    (B, 1, H, W) is the one that all draws were purified with, where there is one mask an image."""
 
     gradient: Tensor
     loss: Tensor
     logits: Tensor
     agreement: Tensor | None
+    mask: Tensor | None = None
 
 
 def expected_loss(logits: Tensor, criterion: Criterion, average: Average) -> Tensor:
@@ -98,6 +100,8 @@ def expected_gradient(
     defence's. Losses of mean answers need all answers before any of their gradients: where the
     entries do not fit into one piece, they are asked twice.
     """
+    frozen = not any(weight.requires_grad for weight in defense.parameters())
+    assert frozen, "a defence's weights are frozen, or its layers keep what their gradients need"
     execution = execution or defense.execution
     draws, count = len(query.noises), len(query.images)
     size = execution.micro_batch or draws * count
@@ -143,7 +147,9 @@ def expected_gradient(
         )
     loss = expected_loss(answers, criterion, average)
     flat = None if labels is None else (answers.argmax(2) != labels).any(0)
-    return Answer(require_gradient(torch.stack(halves).sum(0), flat), loss, answers, agreement)
+    gradient = require_gradient(torch.stack(halves).sum(0), flat)
+    mask = None if query.mask is None else query.mask.detach()
+    return Answer(gradient, loss, answers, agreement, mask)
 
 
 @torch.no_grad()

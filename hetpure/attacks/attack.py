@@ -116,9 +116,11 @@ class Target:
         """Whether an answer of the defence is always the same: nothing unknown is drawn."""
         return not unknown_groups(self.defense, self.addresses.known)
 
-    def answers(self, noises: Sequence[Noise]) -> Tensor:
-        """Logits (N, B, classes) of these images, with their own masks, on N noises."""
-        mask = self.defense.mask(self.images, self.samples)
+    def answers(self, noises: Sequence[Noise], mask: Tensor | None = None) -> Tensor:
+        """Logits (N, B, classes) of these images, with their own masks, on N noises. Where those
+        masks (B, 1, H, W) are known, the classifier is not asked for them again."""
+        if mask is None:
+            mask = self.defense.mask(self.images, self.samples)
         query = Query(self.images, self.samples, mask, noises)
         return answers(self.defense, query, self.monitor.answered)
 

@@ -90,6 +90,11 @@ class DiffHammer(PGD):
             torch.arange(count, device=adversarial.device).repeat(draws),
         )
         progress = monitor.differentiated
+        shared: Tensor | None = None
+        if self.mask != "soft":  # one mask for all draws
+            asked = Query(adversarial, target.samples, run.mask, noises)
+            shared = self.query(defense, asked).mask
+            run = replace(run, mask=shared)
         if self.grafted:
             execution = Execution("bpda", micro_batch=defense.execution.micro_batch)
             progress = monitor.answered
@@ -111,6 +116,7 @@ class DiffHammer(PGD):
             F.softplus(sharpness * losses).mean(0) / sharpness,
             logits,
             F.cosine_similarity(first.flatten(1).double(), second.flatten(1).double()),
+            shared,
         )
 
     def _graft(self, run: Ascent, every: "Selection", chosen: Tensor, gradient: Tensor) -> Tensor:
@@ -139,7 +145,9 @@ class DiffHammer(PGD):
         positions, samples = selection.positions, run.target.samples
         mask = None if run.mask is None else run.mask[positions]
         once = [run.target.addresses.noise]  # each pair brings its own in place of it
-        query = self.query(defense, Query(selection.images, samples[positions], mask, once))
+        query = Query(selection.images, samples[positions], mask, once)
+        if self.mask == "soft":  # every pair goes back through a mask of its own
+            query = self.query(defense, query)
         return expected_gradient(
             defense,
             Pairs(**vars(query), noise=selection.noise),

@@ -187,7 +187,8 @@ class GradientAttack(Attack):
         towards: list[Tensor | None] = [None]
         if self.targets:
             draws = self._draws(defense, target.addresses.known)
-            logits = target.answers(target.addresses.draws(0, TARGETS_ITERATION, draws))
+            noises = target.addresses.draws(0, TARGETS_ITERATION, draws)
+            logits = target.answers(noises, mask)
             towards = list(likely_targets(logits, labels, self.targets))
         for number, classes in enumerate(self.restarts * towards):
             yield Ascent(target, number, criterion(self.loss, labels, classes), mask)
@@ -275,14 +276,15 @@ class GradientAttack(Attack):
         addresses, labels = target.addresses, target.labels
         if count := self._resubmissions(target.defense, addresses.known):
             noises = addresses.draws(run.number, iteration, self.eot_samples + count)[-count:]
-            logits = replace(target, images=adversarial.detach()).answers(noises)
+            known = None if self.mask == "frozen" else answer.mask
+            logits = replace(target, images=adversarial.detach()).answers(noises, known)
             return (logits.argmax(-1) != labels).sum(0)
         return ((answer.logits.argmax(-1) != labels).all(0) & target.certain).long()
 
     def query(self, defense: Defense, query: Query) -> Query:
         """The same question with the mask that the policy takes, in place of the clean images'."""
         images, samples = query.images, query.samples
-        if self.mask == "frozen":
+        if self.mask == "frozen" or self.approximation == "classifier_only":  # it looks at no mask
             return query
         if self.mask != "soft":
             return replace(query, mask=defense.mask(images, samples))

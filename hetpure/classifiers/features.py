@@ -12,7 +12,9 @@ class LastFeatures(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier.eval()
-        linear = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
+        linear = [
+            module for module in classifier.network.modules() if isinstance(module, nn.Linear)
+        ]
         if not linear:
             raise InputError("features are those of a last linear layer: the classifier has none")
         self.last = linear[-1]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hetpure.acceleration import Acceleration, accelerate, best_precision
 from hetpure.attacks import PGD, Attack
+from hetpure.classifiers import FoldedClassifier
 from hetpure.compatibility import check_all_answers, check_defense
 from hetpure.defense import Defense
 from hetpure.denoiser import Denoiser
@@ -69,7 +70,8 @@ class Evaluation:
             memory.
         execution: by row, how it is computed: policy, taped_steps and micro_batch. What is left
             open is chosen by memory and written here in the run's config.
-        acceleration: precision, memory format and compilation of the diffusion network's call.
+        acceleration: precision, memory format and compilation of the diffusion network's call, and
+            whether the classifier's batch norm is folded.
         cosine_bound: smallest mean cosine of the attack's gradient to the exact one, and of an
             accelerated gradient to the plain one.
         seed: of all noise.
@@ -190,7 +192,9 @@ class Networks:
             load_classifier(config.classifier),
             {name: load_classifier(name) for name in others},
             {key: load_denoiser(config.denoisers[key]) for key in keys},
-            Acceleration() if auto else config.acceleration,
+            Acceleration(fold_batch_norm=config.acceleration.fold_batch_norm)
+            if auto
+            else config.acceleration,
         )
         trained_on = {name: trained_on_of(folder) for name, folder in found.items()}
         hashes = {name: folder_hash(folder) for name, folder in found.items()}
@@ -388,11 +392,16 @@ def check_networks(networks: Networks, images: Images, first: Tensor) -> None:
         num_classes=len(images.class_names), channels=first.shape[1], image_size=first.shape[2:]
     )
     defenses = {name: row.defense for name, row in networks.rows.items()}
+    classifiers = dict.fromkeys(defense.classifier for defense in defenses.values())
     for defense in defenses.values():
         check_defense(defense, kind)
         if defense.masked:
             defense.attention_mask.check(first, images.samples[: len(first)])
     check_all_answers(defenses, first)
+    for classifier in classifiers:
+        if isinstance(classifier, FoldedClassifier):
+            height, width = first.shape[2:]
+            classifier.check_rounding((height, width))
 
 
 def _with_cells(config: Evaluation, row: Row, first: Tensor, store: Store) -> Row:

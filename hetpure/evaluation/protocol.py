@@ -229,16 +229,26 @@ def evaluate_cell(
     ids = samples.roll(1) if cell.exchanged else samples
 
     @torch.no_grad()
-    def ask(images: Tensor, noises: list[Noise]) -> tuple[Tensor, Tensor | None]:
-        """Logits (N, B, classes) and the mask, where there is one: a control mask may know ids."""
-        mask = defense.mask(images, samples)
-        return answers(defense, Query(images, ids, mask, noises), monitor.answered), mask
+    def masks(candidates: Tensor) -> Tensor | None:
+        """Of candidates (C, B, ...), where there are any: a control mask may know ids."""
+        found = [defense.mask(candidate, samples) for candidate in candidates]
+        return torch.stack([mask for mask in found if mask is not None]) if defense.masked else None
 
-    def kept(images: Tensor) -> Tensor:
-        """On how many selection draws the defence is right (B,)."""
+    @torch.no_grad()
+    def ask(candidates: Tensor, mask: Tensor | None, noises: list[Noise]) -> Tensor:
+        """Logits (N, C, B, classes): all candidates (C, B, ...) in one question, so that pieces are
+        full whatever a candidate's own share."""
+        count = len(candidates)
+        flat = None if mask is None else mask.flatten(0, 1)
+        query = Query(candidates.flatten(0, 1), ids.repeat(count), flat, noises)
+        logits = answers(defense, query, monitor.answered)
+        return logits.reshape(len(noises), count, len(ids), -1)
+
+    def kept(candidates: Tensor, mask: Tensor | None) -> Tensor:
+        """On how many selection draws the defence is right (C, B)."""
         draws = range(protocol.selections(defense, known))
         noises = [noise.redraw(Draw(Stream.SELECTION, draw), keep=known) for draw in draws]
-        return (ask(images, noises)[0].argmax(2) == block.labels).sum(0)
+        return (ask(candidates, mask, noises).argmax(3) == block.labels).sum(0)
 
     with count_network_calls(defense) as calls:
         candidates = block.images[None]
@@ -250,14 +260,18 @@ def evaluate_cell(
             adversarial = cell.attack(target).detach()
             check_candidates(adversarial, block.images, samples, cell.attack.threat)
             candidates = torch.cat([adversarial, candidates])
-        right = [kept(candidate) for candidate in candidates[:-1]]
-        right.append(kept(block.images) if clean is None or known else clean)
-        selection = torch.stack(right)
+        mask = masks(candidates)
+        if clean is None or known:
+            selection = kept(candidates, mask)
+        else:
+            others = kept(candidates[:-1], None if mask is None else mask[:-1])
+            selection = torch.cat([others, clean[None]])
         chosen = selection.argmin(0)
-        reported = candidates[chosen, torch.arange(len(chosen), device=chosen.device)]
+        place = chosen, torch.arange(len(chosen), device=chosen.device)
+        reported, mask = candidates[place], None if mask is None else mask[place]
         draws = range(cell.report_from, cell.report_from + protocol.reports(defense, known))
         report = [noise.redraw(cell.report(draw), keep=known) for draw in draws]
-        logits, mask = ask(reported, report)
+        logits = ask(reported[None], None if mask is None else mask[None], report)[:, 0]
     predictions = logits.argmax(2).T
     mean_logit, mean_probability = mean_predictions(logits)
     offset = (reported - block.images).flatten(1)

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from hetpure.acceleration import Acceleration, accelerate
+from hetpure.acceleration import Acceleration, accelerate, accelerated_classifier
 from hetpure.attacks import Attack
 from hetpure.attention import AttentionMask, Mask
 from hetpure.classifiers import Classifier
@@ -137,12 +137,19 @@ def build_rows(
     """Every row by name; rows share the networks, accelerated ones too. `classifiers` are those
     that rows name for themselves."""
     fast = {key: accelerate(denoiser, acceleration) for key, denoiser in denoisers.items()}
+    looked_at = {block for config in configs.values() for block in _blocks(config, acceleration)}
+    called = {
+        name: accelerated_classifier(
+            classifier if name is None else classifiers[name], acceleration, looked_at
+        )
+        for name in {config.classifier for config in configs.values()}
+    }
     rows = {}
     for name, config in configs.items():
         key = config.denoiser
         build = partial(
             Defense,
-            classifier if config.classifier is None else classifiers[config.classifier],
+            called[config.classifier],
             denoiser=None if key is None else fast[key],
             mask=config.mask,
             purified_size=config.purified_size,
@@ -152,6 +159,18 @@ def build_rows(
             surrogate, policy = build(config.surrogate, policy=policy), "auto"
         rows[name] = Row(name, build(config.purifier, policy=policy), surrogate, config.gradient)
     return rows
+
+
+def _blocks(config: DefenseConfig, acceleration: Acceleration) -> tuple[str, ...]:
+    """The modules of the classifier that a row's mask names for itself."""
+    if isinstance(config.mask, AttentionMask):
+        return config.mask.blocks or ()
+    if acceleration.fold_batch_norm and config.purifier is not None and config.purifier.needs_mask:
+        raise InputError(
+            f"a {type(config.mask).__name__} may look at any module of the classifier, and"
+            " acceleration.fold_batch_norm changes what some put out: leave it at false"
+        )
+    return ()
 
 
 def _differing(surrogate: Purifier | None, purifier: Purifier | None) -> str:

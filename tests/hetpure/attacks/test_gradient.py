@@ -69,6 +69,33 @@ def test_each_mask_policy_gives_its_mask(policy: Any, defense: Spy, images: Tens
     assert moved >= 2, "the iterates' masks are not the clean images'"
 
 
+@pytest.mark.parametrize(
+    ("attack", "classified", "masks"),
+    [
+        (PGD(eot_samples=4, resubmissions=3, steps=2, mask="frozen"), 14, 3),
+        (PGD(eot_samples=4, resubmissions=3, steps=2, mask="recomputed"), 14, 3),
+        (PGD(eot_samples=4, resubmissions=3, steps=2, mask="soft"), 14, 3),
+        (APGD(eot_samples=4, resubmissions=3, steps=2, mask="recomputed"), 21, 4),
+        (PGD(eot_samples=4, targets=1, steps=2, mask="recomputed"), 4 + 8, 3),
+        (DiffHammer(eot_samples=4, resubmissions=3, steps=2, mask="recomputed"), 14, 3),
+        (DiffHammer(eot_samples=4, grafted=True, steps=2, mask="recomputed"), 8, 3),
+        (DiffHammer(eot_samples=4, steps=2, mask="soft"), 8, 1 + 8),
+        (PGD(steps=2, mask="all").transferred(), 2, 1),
+    ],
+    ids=repr,
+)
+def test_an_iterates_mask_is_made_once(
+    attack: GradientAttack, classified: int, masks: int, defense: Spy, images: Tensor
+) -> None:
+    """Whatever the draws: one forward pass of the classifier for each iterate's mask and one for
+    the clean images', beside one for each purified image. A transfer attack looks at no mask."""
+    calls: list[int] = []
+    with defense.classifier.register_forward_hook(lambda _, x, logits: calls.append(len(logits))):
+        attack(target_of(defense, images, LABELS))
+    assert sum(len(call.images) for call in defense.calls) == classified * 4
+    assert sum(calls) == (classified + masks) * 4
+
+
 def test_a_soft_mask_is_the_hard_one_with_the_relaxed_ones_derivative(
     defense: Defense, images: Tensor
 ) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from hetpure.acceleration import Acceleration
 from hetpure.attacks import PGD, Square
 from hetpure.classifiers import Classifier, WideResNet
 from hetpure.denoiser import Denoiser
@@ -47,7 +46,7 @@ def small(config: Evaluation = CONFIG) -> tuple[Networks, Images]:
     denoiser = Denoiser(tiny_unet(in_channels=1, out_channels=1), linear_schedule()).eval()
     wide = WideResNet(depth=10, widen_factor=1, num_classes=4, in_channels=1)
     classifier = Classifier(wide, num_classes=4, mean=[0.4], std=[0.3]).eval()
-    rows = build_rows(config.defenses, classifier, {}, {"tiny": denoiser}, Acceleration())
+    rows = build_rows(config.defenses, classifier, {}, {"tiny": denoiser}, config.acceleration)
     images = 0.2 + 0.6 * torch.rand(4, 1, 8, 8)
     labels, samples = torch.tensor([0, 1, 2, 1]), torch.tensor([11, 3, 40, 7])
     names = ("zero", "one", "two", "three")

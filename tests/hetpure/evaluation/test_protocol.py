@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from hetpure.attacks import Attack, Threat
 from hetpure.attacks.attack import Cost, Target
 from hetpure.attacks.null import NullAttack
+from hetpure.attention import AttentionMask
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense
+from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import (
     CLEAN_CELL,
@@ -22,7 +24,9 @@ from hetpure.evaluation.protocol import (
     evaluate_cell,
     mean_predictions,
 )
+from hetpure.gradients import Execution
 from hetpure.noise import BatchNoise, Group, Stream
+from hetpure.purifiers import HeterogeneousPurifier
 
 
 class Scripted(Defense):
@@ -34,6 +38,7 @@ class Scripted(Defense):
         super().__init__(Classifier(network, num_classes=2, mean=[0.0], std=[1.0]))
         self.wrong = wrong
         self.asked: list[tuple[int, int]] = []
+        self.pieces: list[int] = []  # images of each call
 
     @property
     def groups(self) -> frozenset[Group]:
@@ -44,6 +49,7 @@ class Scripted(Defense):
     ) -> Tensor:
         stream, draw = int(noise.reverse[0, 0]), int(noise.reverse[0, 1])
         self.asked.append((stream, draw))
+        self.pieces.append(len(images))
         wrong = self.wrong(stream, draw, images[:, 0, 0, 0])
         return torch.stack([(~wrong).float(), wrong.float()], dim=1)
 
@@ -226,10 +232,47 @@ def test_clean_selection_is_asked_once_for_all_attacks() -> None:
     assert kept.tolist() == [2, 2, 2]
     cell = Cell("brighten", Brighten())
     alone = evaluate_cell("d", defense, cell, block(), Protocol(4, 3), seed=0)
+    assert selected(defense) == 3 * 3 * (1 + 3), "the clean image, then it and two candidates"
     defense.asked.clear()
+    defense.pieces.clear()
     given = evaluate_cell("d", defense, cell, block(), Protocol(4, 3), seed=0, clean=kept)
     assert given.records == alone.records
-    assert sum(stream == Stream.SELECTION for stream, _ in defense.asked) == 2 * 3
+    assert selected(defense) == 3 * 3 * 2
+
+
+def selected(defense: Scripted) -> int:
+    """How many images it was asked about on selection draws."""
+    asked = zip(defense.asked, defense.pieces, strict=True)
+    return sum(count for (stream, _), count in asked if stream == Stream.SELECTION)
+
+
+@pytest.mark.parametrize("micro_batch", [4, 7, 64])
+def test_candidates_share_full_pieces(
+    micro_batch: int, denoiser: Denoiser, classifier: Classifier, images: Tensor
+) -> None:
+    """All candidates' selection draws are one question, cut by the micro-batch alone; records are
+    those of candidates that are asked one by one."""
+    purifier = HeterogeneousPurifier(steps=20, t_large=0.1, t_small=0.05)
+    defense = Defense(classifier, purifier, denoiser, AttentionMask(threshold=0.5))
+    defense.execution = Execution("tape", micro_batch=micro_batch)
+    some = Block(images, classifier(images).argmax(1), torch.tensor([5, 0, 9, 2]))
+    protocol, cell = Protocol(2, 3), Cell("brighten", Brighten((0.05, 0.02, -0.1)))
+    calls: list[int] = []
+    with defense.classifier.register_forward_hook(lambda _, x, logits: calls.append(len(logits))):
+        together = evaluate_cell("d", defense, cell, some, protocol, seed=0)
+    full, rest = divmod(4 * 3 * 4, micro_batch)
+    report = [min(micro_batch, 8 - k) for k in range(0, 8, micro_batch)]
+    masks = [4] * 4  # of each candidate once; those reported are not looked at again
+    assert calls == masks + [micro_batch] * full + [rest] * (rest > 0) + report
+    for i, by in enumerate((0.05, 0.02, -0.1)):
+        single = Cell("brighten", Brighten((by,)))
+        alone = evaluate_cell("d", defense, single, some, protocol, seed=0)
+        ours, theirs = together.records, alone.records
+        assert [r.selection[i] for r in ours] == [r.selection[0] for r in theirs]
+        for mine, other in zip(ours, theirs, strict=True):
+            if mine.chosen == i and other.chosen == 0:
+                assert mine.predictions == other.predictions and mine.coverage == other.coverage
+    assert {record.chosen for record in together.records} != {3}, "something was compared"
 
 
 @pytest.mark.parametrize(
