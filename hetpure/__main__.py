@@ -29,7 +29,7 @@ COMMANDS = {
     "convert": ("make a folder of a published file of weights", "hetpure.commands.convert:main"),
     "compare": ("compare the defences of several runs", "hetpure.commands.compare:main"),
     "verify": (
-        "replay a run's images: does what it claims hold?",
+        "ask a run's saved images again: are its accuracies within chance?",
         "lightning_modules.verification:main",
     ),
     "report": ("write and print a run's results", "hetpure.commands.report:main"),

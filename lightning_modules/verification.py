@@ -1,4 +1,4 @@
-"""`hetpure verify`: is what a run claims so?"""
+"""`hetpure verify`: do a run's saved images give its accuracies on fresh draws?"""
 
 import re
 import sys
@@ -35,8 +35,9 @@ QUIET = ("--trainer.logger=false", "--trainer.devices=1", "--trainer.enable_chec
 
 def verify(run: str, seed: int = 0, trust: bool = False) -> None:
     """Replays a run's saved images with fresh report draws, and says of each row and attack whether
-    the accuracy that the run claims is within chance. Exit code 1 where one is not, 2 where the run
-    cannot be replayed.
+    the accuracy that the run claims is within chance. What else results say is compared with the
+    records alone. Exit code 1 where an accuracy is not within chance, or where images, records and
+    results do not agree; 2 where the run cannot be replayed.
 
     Args:
         run: the folder, as hetpure evaluate writes it. The weights and the images that its config

@@ -1,10 +1,12 @@
-"""How far adversarial images are from clean ones: before the noise, after it, and purified."""
+"""How far adversarial images are from clean ones: before noise, at the start, and purified."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hetpure.analysis.analysis import Analysis, Record, Summary, entries, remarks
@@ -18,8 +20,9 @@ from hetpure.evaluation.protocol import Block, Cell
 from hetpure.noise import BatchNoise, Noise, unsigned
 from hetpure.purifiers import Purifier
 
-BEFORE, NOISED, PURIFIED = "before noise", "after noise", "after purification"
-STAGES = (BEFORE, NOISED, PURIFIED)
+BEFORE, START, PURIFIED = "before noise", "start of purification", "after purification"
+STAGES = (BEFORE, START, PURIFIED)
+NEARER = f"{PURIFIED}, less {BEFORE}"
 PIXELS, FEATURES, SHIFT = "pixels", "features", "standard deviations"
 ADVERSARIAL, DRAWS = "adversarial", "two draws"
 LEVELS = ("strength", "t_large", "t_small", "through")  # fields of purifiers, fractions of T
@@ -34,8 +37,12 @@ class Gap(Analysis):
     two draws of the clean image (`two draws`): what noise alone does. On a shared draw the noise
     falls out of the first, and in many pixels the second is large whatever the attack is: neither
     says whether noise hides the attack. That is said by the shift in standard deviations of the
-    noise, after it: at 5 a best observer tells both images apart nearly always. The attack is the
-    one on the row as it is.
+    noise, at the start and at the size that is purified: at 5 a best observer tells both images
+    apart nearly always. `after purification, less before noise` pairs both distances by image. The
+    attack is the one on the row as it is.
+
+    The start is the first state of the purification. A heterogeneous one starts with its stronger
+    noise in all pixels: its stage is no x(t_l, t_s), which is never a state.
 
     Args:
         scales: noise levels, as multiples of the row's own.
@@ -94,39 +101,46 @@ class Gap(Analysis):
         for record in found:
             record["gaps"] = []
 
+        def add(values: Tensor, **place: Any) -> None:
+            for record, value in zip(found, values.tolist(), strict=True):
+                record["gaps"].append(place | {"distance": value})
+
         def keep(stage: str, level: float | None, clean: Tensor, attacked: Tensor) -> None:
             for space, pair, values in distances(clean, attacked, features):
-                place = {"space": space, "pair": pair, "stage": stage, "level": level}
-                for record, value in zip(found, values.tolist(), strict=True):
-                    record["gaps"].append(place | {"distance": value})
+                add(values, space=space, pair=pair, stage=stage, level=level)
 
         keep(BEFORE, None, block.images[None], adversarial[None])
         for level, other in self.variants(subject):
             noises = other.probes(self.draws)
-            for stage, see in ((NOISED, noised), (PURIFIED, purified)):
-                if stage == NOISED and level == 0:
-                    continue  # it begins with the image itself
+            both = (block.images, adversarial)
+            if level > 0:  # else it begins with the image itself
                 clean, attacked = (
-                    torch.stack([see(other.defense, images, block.samples, n) for n in noises])
-                    for images in (block.images, adversarial)
+                    torch.stack([start(other.defense, images, block.samples, n) for n in noises])
+                    for images in both
                 )
-                keep(stage, level, clean, attacked)
-                if stage == NOISED:
-                    shift = (attacked - clean).flatten(2).norm(dim=2).mean(0) / spread(
-                        other.defense
-                    )
-                    place = {"space": SHIFT, "pair": ADVERSARIAL, "stage": stage, "level": level}
-                    for record, value in zip(found, shift.tolist(), strict=True):
-                        record["gaps"].append(place | {"distance": value})
+                keep(START, level, _seen(clean, block.images), _seen(attacked, block.images))
+                shift = (attacked - clean).flatten(2).norm(dim=2).mean(0) / spread(other.defense)
+                add(shift, space=SHIFT, pair=ADVERSARIAL, stage=START, level=level)
+            clean, attacked = (
+                torch.stack([purified(other.defense, images, block.samples, n) for n in noises])
+                for images in both
+            )
+            keep(PURIFIED, level, clean, attacked)
         return found
 
     def summarise(self, records: Mapping[str, Sequence[Record]]) -> Summary:
         summary = Summary([], [], remarks(records))
         for row, of_row in records.items():
+            before: dict[str, NDArray[np.float64]] = {}
             for number, gap in enumerate(of_row[0]["gaps"]):
                 place = Place(row, f"{gap['stage']}, {gap['pair']}", gap["space"], gap["level"])
-                values = [record["gaps"][number]["distance"] for record in of_row]
-                summary.lines.append(mean_line(place, values))
+                values = np.array([record["gaps"][number]["distance"] for record in of_row])
+                summary.lines.append(mean_line(place, values, 0))
+                if gap["stage"] == BEFORE:
+                    before[gap["space"]] = values
+                elif (gap["stage"], gap["pair"]) == (PURIFIED, ADVERSARIAL):
+                    nearer = Place(row, NEARER, gap["space"], gap["level"])
+                    summary.lines.append(mean_line(nearer, values - before[gap["space"]]))
             words = []
             for space in (PIXELS, FEATURES):
                 told = [
@@ -137,9 +151,9 @@ class Gap(Analysis):
                 ]
                 words.append(f"{space}: {', '.join(told)}")
             words += [
-                f"after noise of strength {line.at:g} they are {in_words(line)} standard deviations"
-                " of it away"
-                for line in summary.of(row, f"{NOISED}, {ADVERSARIAL}", SHIFT)
+                f"at a start of strength {line.at:g} they are {in_words(line)} standard deviations"
+                " of its noise away"
+                for line in summary.of(row, f"{START}, {ADVERSARIAL}", SHIFT)
             ]
             summary.finding.append(
                 f"{row}, distance of adversarial images, {'; '.join(words)} (n = {len(of_row)})"
@@ -169,19 +183,24 @@ def distances(
             yield space, DRAWS, (ours[::2] - ours[1::2]).norm(dim=2).mean(0)
 
 
-def noised(defense: Defense, images: Tensor, samples: Tensor, noise: Noise) -> Tensor:
-    """Images (B, C, H, W) with the noise that a purification starts with, in pixel units and not
-    cut to [0, 1]."""
+def start(defense: Defense, images: Tensor, samples: Tensor, noise: Noise) -> Tensor:
+    """The first state (B, C, h, w) of a purification of images (B, C, H, W), in pixel units and not
+    cut to [0, 1], at the size that is purified."""
     purifier, denoiser = defense.purifier, defense.denoiser
     assert purifier is not None and denoiser is not None
     numbers: BatchNoise = noise.on(samples)
-    state: Any = purifier.start(denoiser, defense.resized(images), unsigned(numbers))
-    return resized(to_pixels(state), images.shape[-2:])
+    return to_pixels(purifier.start(denoiser, defense.resized(images), unsigned(numbers)))
 
 
 def purified(defense: Defense, images: Tensor, samples: Tensor, noise: Noise) -> Tensor:
     """Images (B, C, H, W) purified, each with its own mask."""
     return defense.purify(images, noise.on(samples), defense.mask(images, samples))
+
+
+def _seen(states: Tensor, images: Tensor) -> Tensor:
+    """States (N, B, C, h, w) at the size of images (B, C, H, W), which the classifier sees."""
+    sized = resized(states.flatten(0, 1), images.shape[-2:])
+    return sized.unflatten(0, states.shape[:2])
 
 
 def strength(defense: Defense) -> float:
@@ -192,8 +211,8 @@ def strength(defense: Defense) -> float:
 
 
 def spread(defense: Defense) -> float:
-    """Standard deviation of the noise that a purification starts with, in pixel units. Where images
-    are resized it is that of the purified size."""
+    """Standard deviation of the noise that a purification starts with, in pixel units, at the size
+    that is purified."""
     assert defense.denoiser is not None
     return float((1 - defense.denoiser.schedule.alpha_cumprod(defense.plan[0].at)) ** 0.5) / 2
 

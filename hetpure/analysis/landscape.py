@@ -3,6 +3,7 @@ what one finds who does not."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
 import numpy as np
@@ -117,7 +118,11 @@ class Landscape(Analysis):
         reached = float(self.axis[self.one])
         for row, of_row in records.items():
             lines = {
-                name: mean_line(Place(row, name, at=reached if name == RISE else None), of_all)
+                name: mean_line(
+                    Place(row, name, at=reached if name == RISE else None),
+                    of_all,
+                    0 if name == BEND else -inf,  # a mean size
+                )
                 for name, of_all in values[row].items()
             }
             summary.lines.extend(lines.values())

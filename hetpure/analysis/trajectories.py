@@ -20,6 +20,7 @@ from hetpure.numbers import counted
 
 KNOWN, EOT, SINGLE = "DW-both", "with EOT", "without EOT"
 WITHIN, BETWEEN, TO_KNOWN, ENDS = "within a path", "between paths", "to DW-both", "between ends"
+OFF = f"{TO_KNOWN}, less {WITHIN} of {KNOWN}"
 Matrix = list[list[float | None]]
 BOTH_GROUPS: tuple[Group, ...] = ("forward", "reverse")
 
@@ -31,7 +32,9 @@ class Trajectories(Analysis):
 
     What they have in common is told by cosines between the directions of steps i and j != i:
     `within a path`, `between paths` of one kind, and `to DW-both`, to the path that knows the
-    noise. The same steps are compared in all three, so they can be held against each other.
+    noise. The same steps are compared in all three, so they can be held against each other:
+    `to DW-both, less within a path of DW-both`, paired by image, is below 0 where steps find
+    another way than DW-both's.
     `between ends` is the cosine of what two paths add to the image in all. A step, or an end, that
     is zero has no direction and no cosine: means are over the others.
 
@@ -156,6 +159,14 @@ class Trajectories(Analysis):
                     summary.lines.append(line)
                     if quantity in (WITHIN, BETWEEN):
                         words.append(f"{kind}, {quantity}: {in_words(line)}")
+            for kind in (EOT, SINGLE):
+                both = (
+                    (record["cosines"][kind][TO_KNOWN], record["cosines"][KNOWN][WITHIN])
+                    for record in of_row
+                )
+                off = [to - within for to, within in both if to is not None and within is not None]
+                if off:
+                    summary.lines.append(mean_line(Place(row, OFF, kind), off, -2, 2))
             summary.finding.append(
                 f"{row}, mean cosine of steps: {'; '.join(words)} (n = {len(of_row)})"
             )

@@ -73,6 +73,17 @@ def choose(robust: Mapping[str, Sequence[Record]]) -> dict[str, list[Chosen]]:
     return chosen
 
 
+def without_images(names: Sequence[str]) -> str:
+    """Which of these defences `choose` has no image for, as there are too many; else empty."""
+    rest = names[MOST:]
+    if not rest:
+        return ""
+    return (
+        f"A page shows at most {MOST} images, so the first {MOST} of {len(names)} defences have one"
+        f" each. Not shown: {', '.join(rest)}. The images of all are in the folder blocks."
+    )
+
+
 def sureness(record: Record) -> float:
     """The share of report draws that give the commonest answer."""
     return max(Counter(record.predictions).values()) / len(record.predictions)
@@ -106,7 +117,7 @@ def exhibits(
     class_names: Sequence[str],
 ) -> dict[str, list[Exhibit]]:
     """What the folder holds of the chosen images, by defence: clean and adversarial images from the
-    blocks; mask, noised and purified ones where `measure` has left them."""
+    blocks; mask, start or heterogeneous state, and purified ones where `measure` has left them."""
     sources = Sources(contents, store)
     shown = {}
     for name, of_row in chosen.items():
@@ -144,8 +155,12 @@ def _exhibit(
     if "mask" in pictures:
         share = f"{pictures['mask'].mean():.0%} attended"
         panels.append(Panel("mask", pictures["mask"], share))
-    if "noised" in pictures:
-        panels.append(Panel("noised", pictures["noised"]))
+    if "heterogeneous_state" in pictures:
+        both = pictures["heterogeneous_state"]
+        panels.append(Panel("x(t_l, t_s)", both, "noise of both levels"))
+    if "start" in pictures:
+        panels.append(Panel("start", pictures["start"], "the first state"))
+    if "purified" in pictures:
         answer = f"answer: {class_name(class_names, int(measured['answer']))}"
         panels.append(Panel("purified, first draw", pictures["purified"], answer))
     counts = Counter(record.predictions).most_common()

@@ -22,8 +22,10 @@ from hetpure.report.gallery import Chosen, Sources, gallery_path
 @torch.no_grad()
 def measure(run: Run, store: Store, chosen: Mapping[str, Sequence[Chosen]]) -> None:
     """Writes what the networks make of the chosen images: of each defence the classifier's answer
-    without it, and where it purifies the noised and the purified image on the first report draw,
-    the answer to it, and the mask where there is one. Pictures have 8 bits a value."""
+    without it, and where it purifies the start and the purified image on the first report draw,
+    the answer to it, and the mask where there is one. Of a heterogeneous purifier the place of the
+    start takes the heterogeneous state, which shows both its levels. Pictures have 8 bits a value.
+    """
     sources = Sources(Contents.read(store), store)
     for name, of_row in chosen.items():
         if not of_row:
@@ -56,14 +58,15 @@ def _outcome(
     if purifier is None or denoiser is None:
         return _on_cpu(tensors)
     known = defense.resized(images)
-    if isinstance(purifier, HeterogeneousPurifier) and mask is not None:
-        large, small = (denoiser.schedule.index(s) for s in (purifier.t_large, purifier.t_small))
-        noised = heterogeneous_state(denoiser, known, mask, noise, large, small)
-    else:
-        noised = purifier.start(denoiser, known, noise)
     purified = defense.purify(images, noise, mask)
     tensors["answer"] = defense.classifier(purified).argmax(1)
-    pictures = {"noised": to_pixels(noised), "purified": purified}
+    pictures = {"purified": purified}
+    if isinstance(purifier, HeterogeneousPurifier) and mask is not None:
+        large, small = (denoiser.schedule.index(s) for s in (purifier.t_large, purifier.t_small))
+        both = heterogeneous_state(denoiser, known, mask, noise, large, small)
+        pictures["heterogeneous_state"] = to_pixels(both)
+    else:
+        pictures["start"] = to_pixels(purifier.start(denoiser, known, noise))
     if mask is not None:
         pictures["mask"] = mask
     tensors |= {key: (255 * p.clamp(0, 1)).round().byte() for key, p in pictures.items()}

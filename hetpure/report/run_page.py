@@ -12,7 +12,7 @@ from hetpure.numbers import counted
 from hetpure.report.advice import advice
 from hetpure.report.charts import curves, strip
 from hetpure.report.finding import by_defense, doubts, finding
-from hetpure.report.gallery import choose, class_name, exhibits
+from hetpure.report.gallery import choose, class_name, exhibits, without_images
 from hetpure.report.gradient_checks import gradient_checks_sheet
 from hetpure.report.html import render
 from hetpure.report.lines import provenance_lines, state
@@ -74,6 +74,7 @@ def run_page(store: Store, results: Mapping[str, Any]) -> str:
         costs=costs_sheet(results),
         weaker=results["weaker_than_full"],
         gallery=exhibits(store, contents, choose(robust), class_names),
+        gallery_note=without_images(list(robust)),
         curves=curves(results),
         classes=classes_sheet(records, class_names),
         gradient_checks=gradient_checks_sheet(defenses, "Gradient checks"),

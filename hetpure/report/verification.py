@@ -16,7 +16,9 @@ HEADS = (
 NOTE = (
     "Accuracy in %. The replay asks the same saved images on draws that the run has not seen. All"
     " expected intervals hold together with 95%. The other countings are tested too, and have a"
-    " line where the claim is outside. How strong an attack is, is no part of this."
+    " line where the claim is outside. Distances, mask coverage, network calls and the audit are"
+    " not measured again: a results.json is compared with the records alone. How strong an attack"
+    " is, is no part of this."
 )
 
 
@@ -32,14 +34,14 @@ def verdict(
     """What was found, in a few lines: the finding first. `missing` are the run's jobs that are not
     done, `struck` the rows that are not evaluated any more."""
     lines = []
+    total = counted(len(replay.claims), "claim") + " of accuracy"
     if missing:
         lines.append(f"UNFINISHED: {counted(missing, 'job')} missing; what is verified is a part")
     if replay.outside:
-        total = counted(len(replay.claims), "claim")
         lines.append(f"NOT verified: {len(replay.outside)} of {total} not within chance")
     elif replay.claims and not replay.problems:
         every = "" if missing else "all "
-        lines.append(f"verified: {every}{counted(len(replay.claims), 'claim')} within chance")
+        lines.append(f"verified: {every}{total} within chance")
     for problem in replay.problems:
         lines.append(f"NOT verified: {problem.row}, {problem.attack}: {problem.said}")
     if misreported:

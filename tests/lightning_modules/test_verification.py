@@ -56,6 +56,11 @@ def changed(
         store.put(job, replace(finished, records=records), images)
 
 
+def flat(printed: str) -> str:
+    """Without line breaks."""
+    return " ".join(printed.split())
+
+
 def each(**fields: Callable[[Record], Any]) -> Callable[[list[Record], torch.Tensor], Any]:
     """The same images with other fields of their records."""
     return lambda records, images: (
@@ -72,7 +77,8 @@ def test_an_honest_run_is_verified(copied: Path, capsys: pytest.CaptureFixture[s
     assert "verified: all" in printed and "within chance" in printed
     assert "OUTSIDE" not in printed and "UNFINISHED" not in printed
     assert "robust" in printed and "0 of 4 images answer otherwise" in printed
-    assert "audit" not in printed and "dw both" in printed
+    assert "audit:" not in printed and "dw both" in printed
+    assert "claims of accuracy within chance" in printed and "not measured again" in flat(printed)
     after = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     assert before == after
     for path in (copied / "blocks").glob("00001-*"):

@@ -3,12 +3,12 @@
 from matplotlib.figure import Figure
 
 from hetpure.analysis.analysis import Summary
-from hetpure.analysis.gap import ADVERSARIAL, BEFORE, DRAWS, FEATURES, NOISED, PIXELS, PURIFIED
+from hetpure.analysis.gap import ADVERSARIAL, BEFORE, DRAWS, FEATURES, PIXELS, PURIFIED, START
 from hetpure.report.analyses.style import BLUE, GREEN, GREY, counted_images, spread, titled, wrapped
 
 CURVES = (
-    (NOISED, ADVERSARIAL, GREEN, "o", "-"),
-    (NOISED, DRAWS, GREEN, "s", ":"),
+    (START, ADVERSARIAL, GREEN, "o", "-"),
+    (START, DRAWS, GREEN, "s", ":"),
     (PURIFIED, ADVERSARIAL, BLUE, "^", "-"),
     (PURIFIED, DRAWS, BLUE, "D", ":"),
 )
@@ -41,7 +41,7 @@ def draw_gap(summary: Summary) -> Figure:
                     label=f"{stage}, {pair}",
                 )
             axis.set(xlabel="noise level (fraction of T)", ylabel="L2 distance")
-            if summary.of(row, f"{NOISED}, {ADVERSARIAL}", space):
+            if summary.of(row, f"{START}, {ADVERSARIAL}", space):
                 axis.set_yscale("log", nonpositive="clip")
                 axis.yaxis.set_major_formatter("{x:g}")
                 axis.yaxis.set_minor_formatter("{x:g}")

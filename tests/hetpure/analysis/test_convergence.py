@@ -1,6 +1,7 @@
 """Budgets, radii, classes and masks."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,9 +26,10 @@ from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Block, Protocol
+from hetpure.noise import BatchNoise, Noise, Stream
 from hetpure.purifiers import HeterogeneousPurifier
-from tests.hetpure.analysis.subjects import SAMPLES, halves, pgd, subject
-from tests.hetpure.attacks.defenses import LABELS, linear
+from tests.hetpure.analysis.subjects import SAMPLES, first_pixels, halves, pgd, subject
+from tests.hetpure.attacks.defenses import LABELS, Noisy, linear
 
 
 def test_a_linear_classifier_falls_at_the_radius_of_its_margin() -> None:
@@ -98,6 +100,59 @@ def test_losses_are_the_attacks_and_radii_that_are_none_are_said() -> None:
     summary = analysis.summarise({"row": analysis.examine(row, block)})
     assert [line.at for line in summary.of("row", ACCURACY, RADIUS)] == [0.1]
     assert "row: radii above 1 are left out" in summary.notes
+
+
+def test_one_thing_of_the_budget_is_changed_at_a_time() -> None:
+    """A single draw has no antithetic partner; steps are as long as their ball is large."""
+    attack = pgd(epsilon=0.1, step_size=0.04, eot_samples=4, antithetic=True)
+    row = subject(halves()[0].defense, attack)
+    found = Convergence(eot=(0, 1), restarts=(2,), radii=(1.0, 2.0)).attacks(row)
+    assert found[EOT] == {1: replace(attack, eot_samples=1, antithetic=False), 4: attack}
+    assert found[RESTARTS] == {2: replace(attack, restarts=2, random_start=True)}
+    own, wide = found[RADIUS].values()
+    assert own == attack and list(found[RADIUS]) == [0.1, 0.2]
+    assert (wide.epsilon, wide.step_size) == pytest.approx((0.2, 0.08))
+    assert replace(wide, epsilon=attack.epsilon, step_size=attack.step_size) == attack
+
+
+def test_classes_are_those_of_the_attack_as_it_is_and_ends_are_paired() -> None:
+    """The attack as it is breaks both images of class 1. The last point of the curve breaks one of
+    class 0 too: three of four are lost."""
+
+    def point(at: int, right: bool) -> dict[str, Any]:
+        return {"at": at, "right": [right], "loss": 1.0}
+
+    fates = ((0, True, True), (0, True, False), (1, False, False), (1, False, False))
+    records = [
+        {
+            "label": label,
+            "stochastic": True,
+            "own": [own],
+            "curves": {STEPS: [point(0, True), point(4, last)]},
+        }
+        for label, own, last in fates
+    ]
+    summary = Convergence(radii=()).summarise({"row": records})
+    assert [(line.at, line.value, line.n) for line in summary.of("row", CLASS)] == [
+        (0, 1, 2),
+        (1, 0, 2),
+    ]
+    (lost,) = summary.of("row", LOST, STEPS)
+    assert (lost.value, lost.n) == (0.75, 4)
+    assert lost.low is not None and lost.low < 0.75
+
+
+def test_losses_use_fresh_draws_and_accuracies_report_draws(images: Tensor) -> None:
+    """Each fresh draw is asked of the image that is reported and of the iterates 0, 1, 2 and 3: the
+    attack asks it no more often."""
+    defense = Noisy(linear(torch.eye(2, 64, dtype=torch.float64)))
+    row, block = subject(defense), Block(images[:1], LABELS[:1], SAMPLES[:1])
+    Convergence(eot=(1,), restarts=(), radii=(), draws=4).examine(row, block)
+    asked = [number for call in defense.calls for number in first_pixels(call.noise)]
+    fresh = first_pixels(BatchNoise.stack(row.probes(4), SAMPLES[:1]))
+    assert [asked.count(number) for number in fresh] == [5] * 4
+    reported = [Noise.of(7, Stream.REPORT, draw) for draw in range(3)]
+    assert set(first_pixels(BatchNoise.stack(reported, SAMPLES[:1]))) <= set(asked)
 
 
 def test_marks_overlap_and_what_is_refused() -> None:

@@ -10,13 +10,15 @@ from hetpure.analysis.gap import (
     BEFORE,
     DRAWS,
     FEATURES,
-    NOISED,
+    NEARER,
     PIXELS,
     PURIFIED,
     SHIFT,
+    START,
     distances,
     levels_of,
     scaled,
+    start,
     strength,
 )
 from hetpure.classifiers import Classifier, LastFeatures
@@ -24,6 +26,7 @@ from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Block, Protocol
+from hetpure.noise import Noise, Stream
 from hetpure.purifiers import HeterogeneousPurifier, LikelihoodPurifier, UniformPurifier
 from hetpure.schedule import linear_schedule
 from tests.hetpure.analysis.subjects import SAMPLES, pgd, subject
@@ -54,13 +57,16 @@ def test_a_planted_gap_is_found_at_every_stage(images: Tensor) -> None:
     assert mean(BEFORE, PIXELS) == pytest.approx([0.8])
     assert mean(BEFORE, FEATURES) == pytest.approx([0.8]), "a flat image is its own features"
     alphas = [schedule.alpha_cumprod(index) for index in (100, 200)]
-    assert mean(NOISED, PIXELS) == pytest.approx([0.8 * alpha**0.5 for alpha in alphas])
-    assert [line.at for line in summary.of("row", f"{NOISED}, {DRAWS}", PIXELS)] == [0.1, 0.2]
+    assert mean(START, PIXELS) == pytest.approx([0.8 * alpha**0.5 for alpha in alphas])
+    assert [line.at for line in summary.of("row", f"{START}, {DRAWS}", PIXELS)] == [0.1, 0.2]
     # Of x = sqrt(a) x0 + sqrt(1 - a) n in model units, which are twice the pixel's.
     shifts = [2 * 0.8 * (alpha / (1 - alpha)) ** 0.5 for alpha in alphas]
-    assert mean(NOISED, SHIFT) == pytest.approx(shifts)
+    assert mean(START, SHIFT) == pytest.approx(shifts)
     left = [a * 0.25**2 / (a * 0.25**2 + 1 - a) for a in alphas]
     assert mean(PURIFIED, PIXELS) == pytest.approx([0.8 * share for share in left], rel=1e-6)
+    nearer = {line.at: line.value for line in summary.of("row", NEARER, PIXELS)}
+    assert nearer == pytest.approx({0.1: 0.8 * (left[0] - 1), 0.2: 0.8 * (left[1] - 1)}, rel=1e-6)
+    assert len(summary.of("row", NEARER, FEATURES)) == 2
 
 
 def test_two_draws_are_as_far_apart_as_their_noise(
@@ -69,14 +75,14 @@ def test_two_draws_are_as_far_apart_as_their_noise(
     purifier = UniformPurifier(strength=0.1, steps=20)
     defense = Defense(classifier, purifier, denoiser, policy="tape")
     row = subject(defense, pgd(steps=1, eot_samples=1), protocol=Protocol(1, 1))
-    analysis = Gap(scales=(1.0,), draws=2)
+    analysis = Gap(scales=(0.5, 1.0), draws=2)
     with count_network_calls(defense) as calls:
         (record,) = analysis.examine(row, Block(images[:1], LABELS[:1], SAMPLES[:1]))
-    assert sum(calls) <= analysis.work(row).calls
+    assert sum(calls) <= analysis.work(row).calls, "one attack serves all levels"
     (noise,) = (
         gap["distance"]
         for gap in record["gaps"]
-        if (gap["stage"], gap["space"], gap["pair"]) == (NOISED, PIXELS, DRAWS)
+        if (gap["stage"], gap["space"], gap["pair"], gap["level"]) == (START, PIXELS, DRAWS, 0.1)
     )
     spread = (1 - linear_schedule().alpha_cumprod(100)) ** 0.5
     assert noise == pytest.approx(spread * (2 * 64) ** 0.5 / 2, rel=0.35), "half, in pixel units"
@@ -123,3 +129,67 @@ def test_the_level_is_where_the_purification_starts(classifier: Classifier) -> N
     assert published.plan(schedule)[0].via > 200
     assert strength(Defense(classifier, published, denoiser)) == 0.2
     assert strength(Defense(classifier, LikelihoodPurifier(steps=1), denoiser)) == 0
+    row = subject(Defense(classifier, LikelihoodPurifier(steps=1), denoiser))
+    assert Gap().variants(row) == [(0, row)], "no field of it is a level"
+
+
+def test_a_heterogeneous_start_is_the_stronger_noise_in_all_pixels(
+    classifier: Classifier, denoiser: Denoiser, images: Tensor
+) -> None:
+    """And not x(t_l, t_s), which the gallery of a report shows."""
+    noise = Noise.of(7, Stream.PROBE)
+    uneven, even = (
+        start(Defense(classifier, purifier, denoiser), images, SAMPLES, noise)
+        for purifier in (
+            HeterogeneousPurifier(t_large=0.2, t_small=0.1, steps=20),
+            UniformPurifier(strength=0.2, steps=20),
+        )
+    )
+    assert torch.equal(uneven, even)
+
+
+def test_the_shift_is_counted_at_the_size_that_is_purified(images: Tensor) -> None:
+    """A flat difference of 0.1 has twice the norm on 16 x 16 pixels, and their noise is as strong:
+    it is told apart twice as well."""
+    schedule = linear_schedule()
+    denoiser = Denoiser(Optimal(schedule), schedule).double()
+    weight = torch.ones(2, 64, dtype=torch.float64)
+    weight[1] = -1
+    labels, alpha = torch.zeros(4, dtype=torch.int64), schedule.alpha_cumprod(100)
+    defense = Defense(
+        linear(weight),
+        UniformPurifier(strength=0.1, steps=1),
+        denoiser,
+        policy="tape",
+        purified_size=16,
+    )
+    analysis = Gap(scales=(1.0,), draws=2)
+    records = analysis.examine(subject(defense, pgd(steps=1)), Block(images, labels, SAMPLES))
+    summary = analysis.summarise({"row": records})
+    (shift,) = summary.of("row", f"{START}, {ADVERSARIAL}", SHIFT)
+    assert shift.value == pytest.approx(2 * 1.6 * (alpha / (1 - alpha)) ** 0.5)
+    (pixels,) = summary.of("row", f"{START}, {ADVERSARIAL}", PIXELS)
+    assert pixels.value == pytest.approx(0.8 * alpha**0.5), "at the size of the images"
+
+
+def test_distances_are_paired_and_their_intervals_hold_none_below_zero() -> None:
+    """Images differ a lot, and each gets nearer by 1: the paired interval says so, the two
+    distances' own do not."""
+
+    def gap(stage: str, level: float | None, distance: float) -> dict[str, object]:
+        place = {"space": FEATURES, "pair": ADVERSARIAL, "stage": stage, "level": level}
+        return place | {"distance": distance}
+
+    records = [
+        {
+            "stochastic": True,
+            "gaps": [gap(BEFORE, None, far), gap(PURIFIED, 0.1, far - 1 + 0.01 * k)],
+        }
+        for k, far in enumerate((2.0, 1.0, 30.0))
+    ]
+    summary = Gap().summarise({"row": records})
+    (before,) = summary.of("row", f"{BEFORE}, {ADVERSARIAL}", FEATURES)
+    assert (before.value, before.low, before.n) == (11, 0, 3)
+    (nearer,) = summary.of("row", NEARER, FEATURES)
+    assert (nearer.value, nearer.at, nearer.n) == (pytest.approx(-0.99), 0.1, 3)
+    assert nearer.high is not None and nearer.high < -0.9

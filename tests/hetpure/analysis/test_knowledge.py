@@ -10,7 +10,7 @@ from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Block, Protocol
-from hetpure.purifiers import UniformPurifier
+from hetpure.purifiers import GuidedPurifier, UniformPurifier
 from hetpure.samplers import DDIM, DDPM, VPSDE
 from tests.hetpure.analysis.subjects import SAMPLES, halves, pgd, subject
 from tests.hetpure.attacks.defenses import LABELS
@@ -57,12 +57,22 @@ def test_variants_of_sampler_and_grid(
             f"white box less DW-{setting}" for setting in less
         ], "of reverse noise DDIM draws none"
     assert [line.at for line in summary.of("row", "white box", "DDPM")] == [1, 2]
+    again = Knowledge(steps=(20, 10, 20)).variants(row)
+    assert [(name, v.defense.network_calls) for name, v in again] == list(variants), "a plan once"
 
 
 def test_what_it_refuses_and_how_samplers_are_called() -> None:
     with pytest.raises(InputError, match="steps"):
         Knowledge(steps=(0,))
     assert sampler_name(DDPM(variance="fixed_small")) == "DDPM, variance fixed_small"
+
+
+def test_a_guided_purifier_has_its_own_sampler_alone(
+    denoiser: Denoiser, classifier: Classifier
+) -> None:
+    purifier = GuidedPurifier(rounds=1, guidance=0.0, steps=50)
+    row = subject(Defense(classifier, purifier, denoiser, policy="tape"))
+    assert {name for name, _ in Knowledge(steps=(100,)).variants(row)} == {"DDPM"}
 
 
 def test_an_adjoint_has_its_own_sampler_alone(denoiser: Denoiser, classifier: Classifier) -> None:

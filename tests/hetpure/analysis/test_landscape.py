@@ -1,5 +1,7 @@
 """Losses in the plane of two directions, and their curvature."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,11 +13,12 @@ from hetpure.defense import Defense, count_network_calls
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.evaluation.protocol import Block
+from hetpure.noise import BatchNoise, Stream
 from hetpure.numbers import Number
 from hetpure.purifiers import UniformPurifier
 from hetpure.samplers import DDPM
-from tests.hetpure.analysis.subjects import SAMPLES, halves, pgd, subject
-from tests.hetpure.attacks.defenses import LABELS, linear
+from tests.hetpure.analysis.subjects import SAMPLES, first_pixels, halves, pgd, subject
+from tests.hetpure.attacks.defenses import LABELS, Noisy, linear
 
 
 def test_the_margin_of_a_linear_classifier_is_flat(images: Tensor) -> None:
@@ -63,6 +66,57 @@ def test_the_coins_attacker_knows_one_half_and_the_rest_is_the_other() -> None:
     middle = record["losses"][1][1]
     assert record["losses"][2][1] > middle > record["losses"][0][1]
     assert record["losses"][1][2] > middle > record["losses"][1][0]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_unit_is_the_radius_and_points_are_not_cut(norm: str) -> None:
+    """Images are 0.05 from 1, and the attack goes down: the point -1 lies above 1, and a cut there
+    would make the loss bend. In L2 the unit is the radius, in Linf the norm of its corner."""
+    weight = torch.zeros(2, 64, dtype=torch.float64)
+    weight[0], weight[1] = 0.5, -0.5
+    block = Block(
+        torch.full((4, 1, 8, 8), 0.95, dtype=torch.float64),
+        torch.zeros(4, dtype=torch.int64),
+        SAMPLES,
+    )
+    row = subject(Defense(linear(weight)), pgd(loss="margin", norm=norm, epsilon=0.8))
+    for record in Landscape(points=3, draws=1).examine(row, block):
+        unit = 0.8 if norm == "l2" else 0.8 * 8
+        assert record[RISE] == pytest.approx(8 * unit), "the slope's norm is 8"
+        assert record[CURVATURE] == pytest.approx(0, abs=1e-9)
+
+
+def test_rows_are_compared_image_by_image() -> None:
+    """Images differ a lot, and each is flatter by 2 in the second row: paired it is told."""
+
+    def records(less: float) -> list[dict[str, Any]]:
+        found = []
+        for k, curved in enumerate((3.0, 30.0, 300.0)):
+            bent = curved - less * (1 + 0.01 * k)
+            losses = [[bent * a * a / 2] * 3 for a in (-1, 0, 1)]
+            numbers = {CURVATURE: bent, OTHER: 0.0, RISE: bent / 2}
+            found.append({"stochastic": True, "losses": losses} | numbers)
+        return found
+
+    analysis = Landscape(points=3)
+    summary = analysis.summarise({"plain": records(0), "addt": records(2)})
+    for name in (CURVATURE, BEND):
+        (line,) = summary.of("addt", f"{name}, less that of plain")
+        assert (line.value, line.n) == (pytest.approx(-2.02), 3)
+        assert line.high is not None and line.high < -1.9
+        assert not summary.of("plain", f"{name}, less that of plain")
+    (bent,) = summary.of("plain", BEND)
+    assert bent.low == 0, "a mean size is not below 0"
+
+
+def test_losses_use_fresh_draws_that_all_points_share(images: Tensor) -> None:
+    defense = Noisy(linear(torch.eye(2, 64, dtype=torch.float64)))
+    row, block = subject(defense), Block(images[:1], LABELS[:1], SAMPLES[:1])
+    analysis = Landscape(points=3, draws=4)
+    analysis.examine(row, block)
+    asked = [number for call in defense.calls for number in first_pixels(call.noise)]
+    assert asked[-36:] == 9 * first_pixels(BatchNoise.stack(row.probes(4), SAMPLES[:1]))
+    assert {noise.reverse.stream for noise in row.probes(4)} == {Stream.PROBE}
 
 
 def test_axes_are_orthogonal_units() -> None:

@@ -70,6 +70,34 @@ def test_shares_add_up_and_intervals_are_none_of_one_image() -> None:
     json.dumps(records)
 
 
+def test_the_attackers_are_those_that_are_named() -> None:
+    row, _ = halves()
+    found = Randomness(more_eot=3).cells(subject(row.defense, pgd(eot_samples=2)))
+    assert {name: (cell.attack.eot_samples, cell.known) for name, cell in found.items()} == {
+        WHITE: (2, ()),
+        MORE: (6, ()),
+        BOTH: (2, ("forward", "reverse")),
+    }
+
+
+def test_a_share_can_be_negative_and_what_is_0_by_chance_is_said() -> None:
+    """More draws found less on one image of ten; DW-both finds six."""
+    records = [
+        {
+            "stochastic": True,
+            "right": {"clean": [True], WHITE: [k < 8], MORE: [k < 9], BOTH: [k < 3]},
+        }
+        for k in range(10)
+    ]
+    summary = ANALYSIS.summarise({"row": records})
+    values = {line.quantity: line.value for line in summary.lines}
+    assert (values[GRADIENT], values[REPORT]) == pytest.approx((-0.1, 0.6))
+    (said,) = summary.finding
+    gradient, report = said.split("white box, ")[1].split(" points ")[0], said.split("more, ")[1]
+    assert gradient.startswith("-10.0 [") and gradient.endswith("(cannot be told from 0)")
+    assert report.startswith("60.0 [") and "cannot be told" not in report
+
+
 def test_network_calls_are_those_that_were_said(
     denoiser: Denoiser, classifier: Classifier, images: Tensor
 ) -> None:

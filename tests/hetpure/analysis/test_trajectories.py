@@ -1,16 +1,20 @@
 """Paths of attacks, and cosines between their steps."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from hetpure.analysis import Trajectories
+from hetpure.analysis.lines import Line
 from hetpure.analysis.paths import attack_path
 from hetpure.analysis.trajectories import (
     BETWEEN,
     ENDS,
     EOT,
     KNOWN,
+    OFF,
     SINGLE,
     TO_KNOWN,
     WITHIN,
@@ -61,8 +65,22 @@ def test_a_coin_makes_paths_differ_and_its_knowledge_makes_them_straight() -> No
         for quantity in (WITHIN, BETWEEN):
             assert found[SINGLE][quantity] == pytest.approx(0.5, abs=0.12)
             assert found[EOT][quantity] > 0.95
-    summary = analysis.summarise({"row": records})
-    line = summary.of("row", BETWEEN, EOT)[0]
+        # DW-both moves one half, and the mean of many draws moves both alike.
+        assert found[EOT][TO_KNOWN] == pytest.approx(0.5**0.5, abs=0.06)
+        assert found[SINGLE][TO_KNOWN] == pytest.approx(0.5, abs=0.12)
+    (off,) = summary_of(analysis, records, OFF, EOT)
+    assert off.value == pytest.approx(0.5**0.5 - 1, abs=0.05) and off.n == 4
+    picture = records[0]["picture"]
+    assert {kind: len(paths) for kind, paths in picture["paths"].items()} == {
+        KNOWN: 1,
+        EOT: 8,
+        SINGLE: 8,
+    }
+    for path in (path for paths in picture["paths"].values() for path in paths):
+        assert len(path) == 17 and path[0][:2] == [0, 0], "the image is the plane's origin"
+    (height,) = row.expected_loss(block.images[:1], block.take(torch.tensor([0])), 2).tolist()
+    assert picture["paths"][EOT][0][0][2] == pytest.approx(height)
+    (line,) = summary_of(analysis, records, BETWEEN, EOT)
     assert line.low is not None and line.low <= line.value and line.n == 4
 
 
@@ -92,6 +110,12 @@ def test_a_path_is_the_one_of_the_attack(
     assert sum(calls) == analysis.work(first).calls + analysis.first_work(first).calls
 
 
+def summary_of(
+    analysis: Trajectories, records: list[dict[str, Any]], quantity: str, kind: str
+) -> list[Line]:
+    return analysis.summarise({"row": records}).of("row", quantity, kind)
+
+
 def block_parts(block: Block) -> tuple[Tensor, Tensor]:
     return block.images, block.labels
 
@@ -102,6 +126,8 @@ def test_cosines_and_planes_by_hand() -> None:
     torch.testing.assert_close(within, torch.tensor([[1.0, -0.5], [-0.5, 1.0]]).double())
     assert between is not None
     torch.testing.assert_close(between, torch.tensor([[1.0, -0.5], [-0.5, 0.0]]).double())
+    assert _mean(within) == _mean(between) == -0.5, "of different steps alone"
+    assert _between_ends(torch.tensor([[1.0, 0], [0, 2], [3, 0]])) == pytest.approx(1 / 3)
     assert step_cosines(directions[:1])[1] is None
     points = torch.tensor([[0.0, 0, 0], [4, 0, 0], [0, 1, 0], [4, 1, 0]]).double()
     places, explained = principal_plane(points)
@@ -112,6 +138,9 @@ def test_cosines_and_planes_by_hand() -> None:
 def test_one_step_is_no_path(linear_classifier: Classifier) -> None:
     with pytest.raises(InputError, match="steps >= 2"):
         Trajectories().check(subject(Defense(linear_classifier), pgd(steps=1)))
+    with pytest.raises(InputError, match="eot_samples >= 2"):
+        Trajectories().check(subject(halves()[0].defense, pgd(eot_samples=1)))
+    Trajectories().check(subject(Defense(linear_classifier), pgd(eot_samples=1)))
 
 
 def test_a_step_without_a_direction_is_left_out_of_means() -> None:
@@ -142,6 +171,8 @@ def test_means_are_over_what_has_a_direction() -> None:
     summary = Trajectories().summarise({"row": [some, none]})
     (line,) = summary.of("row", BETWEEN, EOT)
     assert (line.value, line.n) == (0.25, 1)
+    (off,) = summary.of("row", OFF, EOT)
+    assert (off.value, off.n) == (0, 1)
     assert f"row, {EOT}, {BETWEEN}: 1 image without a direction left out" in summary.notes
     assert summary.drawn["row"]["within"][EOT] == [[1.0, 0.5], [0.5, 1.0]]
     assert summary.drawn["row"]["between"][EOT] == [[None, 0.5], [0.5, None]]

@@ -22,7 +22,9 @@ VIEWS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="the extra browser is not installed"
+    )
     if CHROMIUM is None:
         pytest.skip("there is no chromium")
     with playwright.sync_playwright() as started:

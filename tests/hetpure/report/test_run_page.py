@@ -17,6 +17,7 @@ from PIL import Image
 from hetpure.__main__ import main
 from hetpure.attacks import PGD
 from hetpure.defense import Defense
+from hetpure.denoiser import to_pixels
 from hetpure.evaluation import audit
 from hetpure.evaluation.description import Run
 from hetpure.evaluation.protocol import Protocol, Record
@@ -27,10 +28,11 @@ from hetpure.evaluation.store import Store
 from hetpure.evaluation.worker import evaluate
 from hetpure.noise import Noise, Stream
 from hetpure.purifiers import HeterogeneousPurifier, UniformPurifier
+from hetpure.purifiers.purifier import diffuse
 from hetpure.report.advice import ADVICE, UNDECIDED, advice
 from hetpure.report.charts import curves
 from hetpure.report.finding import by_defense, doubts, finding
-from hetpure.report.gallery import MOST, choose, exhibits
+from hetpure.report.gallery import MOST, choose, exhibits, without_images
 from hetpure.report.html import LONGEST, picture
 from hetpure.report.measured import measure
 from hetpure.report.run_page import audited, classes_sheet, run_page
@@ -323,7 +325,8 @@ def test_the_gallery_shows_what_the_networks_make_of_an_image(real: tuple[Run, S
     shown = exhibits(store, contents, chosen, run.images.class_names)
     names = {name: [panel.name for panel in of_row[0].panels] for name, of_row in shown.items()}
     assert [len(of_row) for of_row in names.values()] == [3, 5, 6]
-    assert "mask" in names["masked"] and "mask" not in names["uniform"]
+    assert names["uniform"][3:] == ["start", "purified, first draw"]
+    assert names["masked"][3:] == ["mask", "x(t_l, t_s)", "purified, first draw"]
     for name in ("uniform", "masked"):
         defense: Defense = run.rows[name].defense
         for exhibit in shown[name]:
@@ -333,14 +336,42 @@ def test_the_gallery_shows_what_the_networks_make_of_an_image(real: tuple[Run, S
             with torch.no_grad():
                 purified = defense.purify(image, noise)[0]
                 answer = int(defense.classifier(purified[None]).argmax())
+            denoiser = defense.denoiser
+            assert denoiser is not None
+            strong, weak = (
+                to_pixels(diffuse(denoiser, image, noise, denoiser.schedule.index(level)))[0]
+                for level in (0.2, 0.1)
+            )
+            first = weak
+            if name == "masked":  # a mask of 8 bits is exact: it is 0 or 1
+                mask = panels["mask"].image
+                first = mask * strong + (1 - mask) * weak
+            shown_first = panels["x(t_l, t_s)" if name == "masked" else "start"].image
+            assert (shown_first - first.clamp(0, 1)).abs().max() <= 0.5 / 255 + 1e-5
             drawn = panels["purified, first draw"]
             assert (drawn.image - purified).abs().max() <= 0.5 / 255 + 1e-5
             assert drawn.below == f"answer: {run.images.class_names[answer]}"
             tenfold = 0.5 + 10 * (image[0] - panels["clean"].image)
             assert torch.equal(panels["perturbation, tenfold"].image, tenfold)
     page = run_page(store, write_results(store))
-    assert "noised: image" in page and "zero" in page  # a class's name
+    assert "start: image" in page and "x(t_l, t_s): image" in page
+    assert "zero" in page  # a class's name
     check_page(page)
+
+
+def test_a_page_of_many_defences_says_whose_images_it_does_not_show(tmp_path: Path) -> None:
+    names = [f"d{number:02}" for number in range(30)]
+    records = [line for name in names for line in with_null(name, [4, 2])]
+    store, results = run_of(tmp_path / "run", records, images=2)
+    root = check_page(run_page(store, results))
+    assert [row[0] for row in cells(root, "toy: PGD; n = 2")] == names
+    assert len(root.all("img")) == 3 * MOST, "one image each of the first"
+    (said,) = [paragraph.text for paragraph in root.all("p") if "Not shown" in paragraph.text]
+    assert said == (
+        "A page shows at most 24 images, so the first 24 of 30 defences have one each. Not shown:"
+        " d24, d25, d26, d27, d28, d29. The images of all are in the folder blocks."
+    )
+    assert without_images(names[:MOST]) == ""
 
 
 def test_a_page_of_256_images_is_quick_and_small(tmp_path: Path) -> None:
