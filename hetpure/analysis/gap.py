@@ -200,7 +200,7 @@ def purified(defense: Defense, images: Tensor, samples: Tensor, noise: Noise) ->
 def _seen(states: Tensor, images: Tensor) -> Tensor:
     """States (N, B, C, h, w) at the size of images (B, C, H, W), which the classifier sees."""
     sized = resized(states.flatten(0, 1), images.shape[-2:])
-    return sized.unflatten(0, states.shape[:2])
+    return sized.reshape(*states.shape[:2], *sized.shape[1:])
 
 
 def strength(defense: Defense) -> float:
