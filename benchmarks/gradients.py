@@ -52,7 +52,7 @@ def times(network: str, batch: int, calls: int, device: str, repeats: int) -> di
     clock = Clock(device)
     images = images_of(network, batch, device)
     denoiser = denoiser_of(network, device)
-    defense = defense_of(denoiser, calls, images.shape[1])
+    defense = defense_of(denoiser, calls, images)
     results: dict[str, Any] = {}
     for name, execution in executions(calls).items():
         results[name] = policy_times(defense, images, execution, clock, repeats)

@@ -1,5 +1,6 @@
 """One contract for every diffusion network: a noisy image and its level to (x0, noise)."""
 
+import math
 from typing import Literal
 
 import torch
@@ -56,8 +57,10 @@ class Denoiser(nn.Module):
             signal, spread = self._level(at)
             scale = (spread**2 + (self.sigma_data * signal) ** 2) ** 0.5
             x, sigma = x / scale, spread / signal
-            times = torch.full((len(x),), sigma) if isinstance(sigma, float) else sigma.flatten()
-            times = times.to(x).log() / 4
+            if isinstance(sigma, float):
+                times = torch.full((len(x),), math.log(sigma) / 4, dtype=x.dtype, device=x.device)
+            else:
+                times = sigma.flatten().to(x).log() / 4
         elif isinstance(at, int):
             times = torch.full((len(x),), self.schedule.time(at), device=x.device)
         else:

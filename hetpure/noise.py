@@ -20,6 +20,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from hetpure.errors import FieldError, InputError
 
@@ -119,8 +120,15 @@ def normals_at(
 def one_kernel() -> Callable[..., Tensor]:
     """`normals_at`, compiled. Written as it is, it is some 180 small kernels, each of which an
     accelerator waits for. Numbers are arguments of the kernel: it is compiled once, not at each
-    step."""
-    return torch.compile(normals_at, fullgraph=True, dynamic=True)
+    step. What torch will not compile any more, as beyond its limit of variants, runs as written."""
+    return torch.compile(normals_at, dynamic=True)
+
+
+def normals_on(device: torch.device) -> Callable[..., Tensor]:
+    """`normals_at`, as it is fast on a device. Where every operation is watched, as by the gradient
+    check, torch compiles nothing, nor ever after what it was asked for there: it is not asked."""
+    compiles = device.type == "cuda" and _get_current_dispatch_mode() is None
+    return one_kernel() if compiles else normals_at
 
 
 @dataclass(frozen=True)
@@ -290,8 +298,9 @@ class BatchNoise:
         """Standard normal with the shape (N, ...) and dtype of `like`, by Box-Muller in float64."""
         if len(like) != len(self):
             raise ValueError(f"noise for {len(self)} entries asked for a batch of {len(like)}")
-        normals = one_kernel() if self.samples.is_cuda else normals_at
-        values = normals(*self.address(purpose, step, repeat), math.prod(like.shape[1:]))
+        place = self.address(purpose, step, repeat)
+        with torch.no_grad():  # the kernel's variants for other states would be the same numbers
+            values = normals_on(self.samples.device)(*place, math.prod(like.shape[1:]))
         return values.reshape(like.shape).to(like.dtype)
 
     def integers(self, purpose: Purpose, high: int, *, step: int = 0, repeat: int = 0) -> Tensor:

@@ -22,6 +22,7 @@ class Clock:
             run()
             return 1000 * (time.perf_counter() - start)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()  # what was asked for before is no part of it
         begin.record()
         run()
         end.record()

@@ -101,13 +101,13 @@ def rest_milliseconds(
     bookkeeping."""
     assert defense.denoiser is not None
     free = Denoiser(Free(), defense.denoiser.schedule).to(images.device)
-    around = defense_of(free, defense.network_calls, images.shape[1], sampler)
+    around = defense_of(free, defense.network_calls, images, sampler)
     return clock.median(lambda: gradient_of(around, images, Execution("tape")), repeats)
 
 
 def checked_gradient(denoiser: Denoiser, images: Tensor, policy: Execution) -> Tensor:
     """Of a purification of four calls: what an accelerated network's is compared by."""
-    return gradient_of(defense_of(denoiser, CHECKED_CALLS, images.shape[1]), images, policy)
+    return gradient_of(defense_of(denoiser, CHECKED_CALLS, images), images, policy)
 
 
 def acceleration_times(
@@ -145,9 +145,9 @@ def measure_peak(
     what `Footprint` predicts; what would take more than the budget is not run."""
     denoiser = denoiser_of(network, device)
     images = images_of(network, batch, device)
-    small = defense_of(denoiser, 2, images.shape[1])
+    small = defense_of(denoiser, 2, images)
     gradient_of(small, images[:1], Execution("checkpoint"))
-    defense = defense_of(denoiser, calls, images.shape[1])
+    defense = defense_of(denoiser, calls, images)
     taped = calls if policy == "tape" else 0
     predicted = defense.footprint(images).need(batch, calls, taped)
     execution = Execution("hybrid", taped)

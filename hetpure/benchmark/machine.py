@@ -51,17 +51,17 @@ class Machine:
         check_at_least(self, 1, "batch")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise FieldError(self, "device", "is cuda, which torch does not see here: give cpu")
-        if self.device == "cuda" and self.low == "bfloat16" and not torch.cuda.is_bf16_supported():
+        if self.device == "cuda" and self.low == "bfloat16" and not _has_bfloat16():
             raise FieldError(self, "low", "is bfloat16, which this device has not: give float16")
         self._check_memory()
 
     def _check_memory(self) -> None:
         """InputError where not even one gradient of a single call fits at this batch."""
-        footprint, budget = self.footprint(PACKAGED), self.budget
-        if footprint.need(self.batch, 1, 0) <= budget:
+        footprint, budget, batch = self.footprint(PACKAGED), self.budget, self.batch_of(PACKAGED)
+        if footprint.need(batch, 1, 0) <= budget:
             return
-        need = gigabytes(footprint.need(self.batch, 1, 0))
-        fits = next((n for n in range(self.batch, 0, -1) if footprint.need(n, 1, 0) <= budget), 0)
+        need = gigabytes(footprint.need(batch, 1, 0))
+        fits = next((n for n in range(batch, 0, -1) if footprint.need(n, 1, 0) <= budget), 0)
         advice = f"a batch of {fits} fits" if fits else "not even one image fits: free memory"
         raise InputError(
             f"--batch {self.batch}: one gradient of one call needs {need}, {gigabytes(budget)} can"
@@ -141,6 +141,11 @@ class Machine:
         return Execution("hybrid", taped)
 
 
+def _has_bfloat16() -> bool:
+    """In the device itself: torch emulates it on others."""
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 @functools.cache
 def _denoiser(network: str, device: str) -> Denoiser:
     return denoiser_of(network, device)
@@ -149,7 +154,7 @@ def _denoiser(network: str, device: str) -> Denoiser:
 @functools.cache
 def _footprint(network: str, device: str) -> Footprint:
     images = images_of(network, 1, device)
-    return defense_of(_denoiser(network, device), 2, images.shape[1]).footprint(images)
+    return defense_of(_denoiser(network, device), 2, images).footprint(images)
 
 
 @functools.cache

@@ -128,15 +128,16 @@ class FirstPixel(nn.Module):
 
 
 def defense_of(
-    denoiser: Denoiser, calls: int, channels: int, sampler: Sampler | None = None
+    denoiser: Denoiser, calls: int, images: Tensor, sampler: Sampler | None = None
 ) -> Defense:
     """A uniform purifier of exactly `calls` network calls, by DDPM where no sampler is given, with
-    noise in every step; nothing is classified."""
+    noise in every step; nothing is classified. It is for such images, and on their device."""
+    channels = images.shape[1]
     nothing = Classifier(FirstPixel(), num_classes=1, mean=[0.5] * channels, std=[0.5] * channels)
     strength = max(0.2, calls / 1000)
     points = tuple(round(k * 1000 * strength / calls) for k in range(calls + 1))
     purifier = UniformPurifier(strength=strength, timesteps=points, sampler=sampler or DDPM())
-    defense = Defense(nothing, purifier, denoiser)
+    defense = Defense(nothing, purifier, denoiser).to(images.device)
     assert defense.network_calls == calls
     return defense
 

@@ -4,6 +4,7 @@ one."""
 import copy
 import statistics
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -129,7 +130,7 @@ def policies(machine: Machine) -> Iterator[Piece]:
 
             def measure(network: str = network, execution: Execution = execution) -> Row:
                 images = machine.images(network)
-                defense = defense_of(machine.denoiser(network), machine.calls, images.shape[1])
+                defense = defense_of(machine.denoiser(network), machine.calls, images)
                 return policy_times(defense, images, execution, machine.clock, machine.repeats)
 
             turns = 2 * machine.repeats + 1
@@ -157,8 +158,9 @@ def memory(machine: Machine) -> Iterator[Piece]:
                     if machine.device == "cuda" or machine.quick:
                         peak, predicted = measure_peak(*arguments)
                     else:
-                        with get_context("spawn").Pool(1) as pool:
-                            peak, predicted = pool.apply(measure_peak, arguments)
+                        # Unlike a Pool, it says so where the system kills its process.
+                        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                            peak, predicted = pool.submit(measure_peak, *arguments).result()
                     return {"peak_bytes": peak, "predicted_bytes": predicted}
 
                 again = count - taped
@@ -179,8 +181,8 @@ def share(machine: Machine) -> Iterator[Piece]:
 
             def measure(network: str = network, name: str = name) -> Row:
                 images = machine.images(network)
-                sampler, channels = SAMPLERS[name], images.shape[1]
-                defense = defense_of(machine.denoiser(network), machine.calls, channels, sampler)
+                sampler = SAMPLERS[name]
+                defense = defense_of(machine.denoiser(network), machine.calls, images, sampler)
                 execution = machine.fastest(network, len(images), machine.calls)
                 with count_network_calls(defense) as counted:
                     gradient_of(defense, images, execution)

@@ -14,12 +14,15 @@ from hetpure.__main__ import main
 from hetpure.benchmark import machine as machines
 from hetpure.benchmark.benchmark import RESULTS, TABLES, benchmark, tables
 from hetpure.benchmark.machine import Machine
-from hetpure.benchmark.networks import IMAGENET, NETWORKS, PACKAGED
+from hetpure.benchmark.networks import IMAGENET, NETWORKS, PACKAGED, Free, defense_of
 from hetpure.benchmark.sections import SECTIONS, Piece, Section
+from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.memory import Footprint
+from hetpure.noise import noise_for
 from hetpure.presets import load_defense
 from hetpure.program import run
+from hetpure.schedule import linear_schedule
 
 Rows = dict[str, dict[str, Any]]
 
@@ -198,3 +201,11 @@ def test_the_largest_network_is_the_published_architecture() -> None:
     with torch.device("meta"):
         unet = UNet2DModel(**(NETWORKS[IMAGENET].config or {}))
     assert sum(parameter.numel() for parameter in unet.parameters()) == 552_807_171
+
+
+def test_all_of_a_defence_is_on_the_device_of_its_images() -> None:
+    """Its classifier too; here the device of tensors without values stands for an accelerator."""
+    images = torch.empty(2, 3, 8, 8, device="meta")
+    defense = defense_of(Denoiser(Free(), linear_schedule()), 2, images)
+    assert {tensor.device.type for tensor in defense.buffers()} == {"meta"}
+    assert defense(images, noise_for(images)).shape == (2, 1)

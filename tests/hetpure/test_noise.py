@@ -13,6 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hetpure.noise import (
     FORWARD_GROUP,
@@ -24,6 +25,7 @@ from hetpure.noise import (
     Stream,
     attack_draw,
     normals_at,
+    normals_on,
     one_kernel,
     philox,
     words_at,
@@ -247,6 +249,16 @@ def test_compiled_into_one_kernel_the_numbers_are_the_same() -> None:
         if place == 1:  # zeros and ones are compiled for themselves
             kernels = counters["stats"]["unique_graphs"]
     assert counters["stats"]["unique_graphs"] == kernels
+
+
+def test_where_every_operation_is_watched_nothing_is_compiled() -> None:
+    """torch refuses to compile there, and for ever after: the gradient check watches."""
+    cuda = torch.device("cuda")
+    assert normals_on(torch.device("cpu")) is normals_at
+    assert normals_on(cuda) is one_kernel()
+    with TorchDispatchMode():
+        assert normals_on(cuda) is normals_at
+    assert normals_on(cuda) is one_kernel()
 
 
 def sequences(draw_normal: bool) -> dict[str, Tensor]:

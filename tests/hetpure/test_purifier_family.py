@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from hetpure.classifiers import Classifier
 from hetpure.defense import Defense, count_network_calls
-from hetpure.denoiser import Denoiser, to_pixels
+from hetpure.denoiser import Denoiser, PredictionType, to_pixels
 from hetpure.gradients import Execution, Policy, input_gradient
 from hetpure.noise import (
     FORWARD_GROUP,
@@ -143,10 +143,11 @@ class NothingIsWaitedFor(TorchDispatchMode):
         return function(*arguments, **(named or {}))
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "edm"])
 @every_purifier
-def test_no_step_waits_for_the_device(purifier: Purifier) -> None:
+def test_no_step_waits_for_the_device(purifier: Purifier, prediction_type: PredictionType) -> None:
     """Start, steps and their gradients run on tensors that have no values."""
-    denoiser = Denoiser(seeded_unet(), SCHEDULE).to(META).requires_grad_(False)
+    denoiser = Denoiser(seeded_unet(), SCHEDULE, prediction_type).to(META).requires_grad_(False)
     images = torch.empty(2, 3, 8, 8, device=META)
     mask = torch.empty(2, 1, 8, 8, device=META) if purifier.needs_mask else None
     noise = REPORT.on(IDS[:2].to(META))
