@@ -148,12 +148,14 @@ class Defense(nn.Module):
         where it is given and else as `execution` says."""
         purifier, denoiser = self.purifier, self.denoiser
         execution = self.execution if policy is None else _checked(policy, purifier)
-        if purifier is None or denoiser is None or execution.policy == "classifier_only":
+        if purifier is None or denoiser is None:
+            return images
+        if not _differentiated(images, mask):
+            execution = Execution("tape")  # keeps nothing where nothing is differentiated
+        if execution.policy == "classifier_only":
             return images
         if self.masked and mask is None:
             mask = self.mask(images, noise.samples)
-        if not _differentiated(images, mask):
-            execution = Execution("tape")  # keeps nothing where nothing is differentiated
 
         numbers = unsigned(noise)
 

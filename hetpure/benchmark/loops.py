@@ -19,7 +19,8 @@ def looped_gradient(defense: Defense, query: Query, criterion: Criterion, purify
     """Gradient (B, C, H, W) of the expected loss, summed over single (image, draw) purifications:
     that of `expected_gradient` to rounding."""
     total = torch.zeros_like(query.images)
-    for index, image, noise, mask in query.pieces(1):
+    for entry, image, noise, mask in query.pieces(1):
+        index = entry % len(total)
         point = image.detach().requires_grad_()
         logits = defense.classifier(purify(defense, point, noise, mask))
         loss = criterion(logits, index).sum() / len(query.noises)

@@ -19,7 +19,6 @@ from hetpure.benchmark.sections import SECTIONS, Piece, Section
 from hetpure.denoiser import Denoiser
 from hetpure.errors import InputError
 from hetpure.memory import Footprint
-from hetpure.noise import noise_for
 from hetpure.presets import load_defense
 from hetpure.program import run
 from hetpure.schedule import linear_schedule
@@ -208,4 +207,4 @@ def test_all_of_a_defence_is_on_the_device_of_its_images() -> None:
     images = torch.empty(2, 3, 8, 8, device="meta")
     defense = defense_of(Denoiser(Free(), linear_schedule()), 2, images)
     assert {tensor.device.type for tensor in defense.buffers()} == {"meta"}
-    assert defense(images, noise_for(images)).shape == (2, 1)
+    assert defense.classifier(images).shape == (2, 1)
