@@ -34,7 +34,7 @@ class Acceleration:
             every network is faster and as good in it, else float32.
         channels_last: memory format of its weights and activations.
         compile: mode of torch.compile; `reduce-overhead` and `max-autotune` use CUDA graphs where
-            they can. The first calls compile, which takes minutes on a CPU.
+            they can. The first calls compile.
         fold_batch_norm: fold the classifier's batch norm into its convolutions, wherever it follows
             directly behind one; see `hetpure.classifiers.folding`.
     """

@@ -12,6 +12,7 @@ way of cutting a data set into batches.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -117,18 +118,31 @@ def normals_at(
 
 
 @cache
-def one_kernel() -> Callable[..., Tensor]:
+def one_kernel(device: torch.device) -> Callable[..., Tensor]:
     """`normals_at`, compiled. Written as it is, it is some 180 small kernels, each of which an
     accelerator waits for. Numbers are arguments of the kernel: it is compiled once, not at each
-    step. What torch will not compile any more, as beyond its limit of variants, runs as written."""
-    return torch.compile(normals_at, dynamic=True)
+    step. What torch will not compile any more, as beyond its limit of variants, runs as written.
+    So does all noise of a device for which torch compiles nothing, with a warning."""
+    kernel = torch.compile(normals_at, dynamic=True)
+    samples, draws = torch.zeros(2, dtype=torch.int64), torch.ones(2, 3, dtype=torch.int64)
+    try:  # numbers from 2 on: for zeros and ones torch compiles code of their own
+        kernel(2, samples.to(device), draws.to(device), 2, 2, 6)
+    except Exception as error:  # no C compiler, an old device: whatever torch and Triton raise
+        name = type(error).__name__
+        warnings.warn(
+            f"torch cannot compile the noise for {device} ({name}): it is drawn by many small"
+            " kernels, which is slower",
+            stacklevel=2,
+        )
+        return normals_at
+    return kernel
 
 
 def normals_on(device: torch.device) -> Callable[..., Tensor]:
     """`normals_at`, as it is fast on a device. Where every operation is watched, as by the gradient
     check, torch compiles nothing, nor ever after what it was asked for there: it is not asked."""
     compiles = device.type == "cuda" and _get_current_dispatch_mode() is None
-    return one_kernel() if compiles else normals_at
+    return one_kernel(device) if compiles else normals_at
 
 
 @dataclass(frozen=True)

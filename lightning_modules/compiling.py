@@ -10,16 +10,16 @@ def compiling(begin: Callable[[], None], end: Callable[[float], None]) -> Iterat
     """Inside, `begin()` is called where torch starts to compile, as code is asked for first or
     differentiated first, and `end(seconds)` where it is done. What torch's cache holds of an
     earlier start takes less time."""
-    from torch._dynamo.callback import CallbackArgs, callback_handler  # seconds, to import
+    from torch._dynamo.callback import callback_handler  # seconds, to import
 
     began = 0.0
 
-    def start(_: CallbackArgs) -> None:
+    def start(*_: object) -> None:
         nonlocal began
         began = time.monotonic()
         begin()
 
-    def stop(_: CallbackArgs) -> None:
+    def stop(*_: object) -> None:
         end(time.monotonic() - began)
 
     callback_handler.register_start_callback(start)

@@ -92,8 +92,9 @@ class EvaluationProgress(Watch):
         self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def compiling(self, run: Run) -> AbstractContextManager[None]:
-        """Inside, the bar says when torch compiles for this run, if it does."""
-        if run.config.acceleration.compile == "off":
+        """Inside, the bar says when torch compiles for this run, if it does: the network where that
+        is asked for, and on accelerators the noise."""
+        if run.config.acceleration.compile == "off" and run.device.type == "cpu":
             return nullcontext()
         return compiling(self.begin_compiling, self.end_compiling)
 

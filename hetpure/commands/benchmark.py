@@ -21,9 +21,9 @@ def benchmark(
 ) -> None:
     """Measures network calls, gradients, memory and purifications on this machine.
 
-    It takes at most about 8 minutes on a GPU, and up to an hour on a CPU. Every row is kept as soon
-    as it is there; a second start goes on. What is too large for the machine is listed with the
-    reason.
+    No row begins that is predicted to end after 8 minutes in all, on a CPU after an hour. Every row
+    is kept as soon as it is there; a second start goes on. What is too large for the machine is
+    listed with the reason.
 
     Args:
         device: cuda or cpu; by default cuda where there is one.

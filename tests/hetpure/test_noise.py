@@ -231,7 +231,9 @@ def test_compiled_into_one_kernel_the_numbers_are_the_same() -> None:
         ],
         samples,
     )
-    words = torch.compile(words_at, fullgraph=True, dynamic=True)
+    words, normals = (
+        torch.compile(function, fullgraph=True, dynamic=True) for function in (words_at, normals_at)
+    )
     kernels = counters["stats"]["unique_graphs"]
     for place, (purpose, step, repeat) in enumerate(
         [
@@ -244,21 +246,43 @@ def test_compiled_into_one_kernel_the_numbers_are_the_same() -> None:
         address = noise.address(purpose, step, repeat)
         for count in (784, 75):
             assert torch.equal(words(*address, count), words_at(*address, count))
-            ours, exact = one_kernel()(*address, count), normals_at(*address, count)
+            ours, exact = normals(*address, count), normals_at(*address, count)
             torch.testing.assert_close(ours, exact, rtol=0, atol=1e-12)
         if place == 1:  # zeros and ones are compiled for themselves
             kernels = counters["stats"]["unique_graphs"]
     assert counters["stats"]["unique_graphs"] == kernels
 
 
-def test_where_every_operation_is_watched_nothing_is_compiled() -> None:
+def test_where_every_operation_is_watched_nothing_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """torch refuses to compile there, and for ever after: the gradient check watches."""
     cuda = torch.device("cuda")
+    monkeypatch.setattr("hetpure.noise.one_kernel", lambda device: device)
     assert normals_on(torch.device("cpu")) is normals_at
-    assert normals_on(cuda) is one_kernel()
+    assert normals_on(cuda) is cuda
     with TorchDispatchMode():
         assert normals_on(cuda) is normals_at
-    assert normals_on(cuda) is one_kernel()
+    assert normals_on(cuda) is cuda
+
+
+def test_where_torch_compiles_nothing_noise_is_drawn_as_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a machine without a C compiler."""
+
+    def missing(*given: object, **named: object) -> Tensor:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *given, **named: missing)
+    one_kernel.cache_clear()
+    with pytest.warns(UserWarning, match=r"cannot compile the noise for cpu \(RuntimeError\)"):
+        assert one_kernel(torch.device("cpu")) is normals_at
+    one_kernel.cache_clear()
+    address = noise_of(3).address(Purpose.REVERSE, 5, 2)
+    monkeypatch.undo()
+    ours = one_kernel(torch.device("cpu"))(*address, 6)
+    torch.testing.assert_close(ours, normals_at(*address, 6), rtol=0, atol=1e-12)
 
 
 def sequences(draw_normal: bool) -> dict[str, Tensor]:
